@@ -1,0 +1,1 @@
+"""One response in, one RewardBreakdown out: components, weighted sum, group advantages."""

@@ -1,0 +1,28 @@
+"""The repetition penalty: the share of a text's n-grams that have occurred before (formula ours)."""
+
+from __future__ import annotations
+
+import re
+
+# A run of letters and digits is one token per 16 characters, so that a loop without spaces is seen too.
+_TOKEN = re.compile(r"\w{1,16}|[^\w\s]")
+
+
+def repetition_penalty(text: str, n: int = 4) -> float:
+    """Penalty in [-1, 0]: `distinct n-grams / n-grams - 1`; 0 if and only if no n-gram occurs twice.
+
+    Tokens are lower-case words (cut every 16 characters) and single other marks. A text shorter than n
+    tokens has no n-gram and no penalty. A text of m n-grams that are all the same scores `1/m - 1`, so the
+    penalty tends to -1 as a loop goes on. Linear in the text.
+
+    Raises:
+        ValueError: n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    tokens = _TOKEN.findall(text.lower())
+    total = len(tokens) - n + 1
+    if total <= 0:
+        return 0.0
+    distinct = len(set(zip(*(tokens[shift : shift + total] for shift in range(n)), strict=True)))
+    return (distinct - total) / total

@@ -1,0 +1,103 @@
+"""The task reward: how right a parsed answer is, per LaMP task, in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+from tagpr_rl.types import TagprError
+
+EXACT_TASKS = frozenset({"LaMP_1", "LaMP_2", "LaMP_2N"})
+RATING_TASKS = frozenset({"LaMP_3"})
+TEXT_TASKS = frozenset({"LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7"})
+TASK_NAMES = tuple(sorted(EXACT_TASKS | RATING_TASKS | TEXT_TASKS))
+
+MAX_ROUGE_TOKENS = 512
+"""ROUGE-L is quadratic; a reward reads no more than this many ROUGE tokens of each side (ours)."""
+MAX_RATING_CHARS = 64
+"""A longer "number" is no rating."""
+
+
+def task_reward(task: str, answer: str, gold: str) -> float:
+    """Reward of one parsed answer, in [0, 1].
+
+    LaMP_1, 2, 2N: 1 if equal after strip, case-sensitive, as the official metric compares. LaMP_3:
+    `1 - |y_hat - y| / max(|1 - y|, |5 - y|)`, clipped; 0 for what is no finite number. LaMP_4 to 7: mean of
+    the F values of ROUGE-1 and ROUGE-L (`rouge`).
+
+    Raises:
+        TagprError: an unknown task, or a LaMP_3 gold that is no finite number.
+    """
+    check_gold(task, gold)
+    if task in EXACT_TASKS:
+        return float(answer.strip() == gold.strip())
+    if task in RATING_TASKS:
+        return _rating_reward(answer, gold)
+    return sum(rouge(answer, gold)) / 2
+
+
+def check_gold(task: str, gold: str) -> None:
+    """Raise TagprError for an unknown task or a gold that the task cannot use, as `task_reward` would."""
+    if task not in TASK_NAMES:
+        raise TagprError(f"unknown task {task!r}; known: {', '.join(TASK_NAMES)}")
+    if task in RATING_TASKS:
+        _gold_rating(gold)
+
+
+def _gold_rating(gold: str) -> float:
+    value = _finite(gold)
+    if value is None:
+        raise TagprError(f"LaMP_3 gold {gold[:MAX_RATING_CHARS]!r} is no number; expected 1, 2, 3, 4 or 5")
+    return value
+
+
+def _rating_reward(answer: str, gold: str) -> float:
+    y = _gold_rating(gold)
+    y_hat = _finite(answer)
+    if y_hat is None:
+        return 0.0
+    return min(1.0, max(0.0, 1.0 - abs(y_hat - y) / max(abs(1.0 - y), abs(5.0 - y))))
+
+
+def _finite(text: str) -> float | None:
+    """What Python's `float` reads, as the official metric does, but neither infinite nor NaN."""
+    stripped = text.strip()
+    if len(stripped) > MAX_RATING_CHARS:
+        return None
+    try:
+        value = float(stripped)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def rouge(pred: str, gold: str, *, max_tokens: int | None = MAX_ROUGE_TOKENS) -> tuple[float, float]:
+    """F of ROUGE-1 and ROUGE-L by `rouge_score` without stemmer, each in [0, 1].
+
+    Each side is cut after `max_tokens` ROUGE tokens (lower-case runs of a-z and 0-9), so that a runaway
+    answer costs no more than a long one and gains nothing by its tail. `None` cuts nothing: exact, for
+    official numbers. Text without such tokens scores 0.
+    """
+    scorer = _scorer()
+    if max_tokens is not None:
+        # The scorer tokenises again; tokens joined by spaces come back as they are.
+        pred, gold = (_first_tokens(text, max_tokens) for text in (pred, gold))
+    scores = scorer.score(gold, pred)
+    return float(scores["rouge1"].fmeasure), float(scores["rougeL"].fmeasure)
+
+
+def _first_tokens(text: str, limit: int) -> str:
+    if len(text) <= limit:  # a token is at least one character
+        return text
+    from rouge_score.tokenize import tokenize
+
+    return " ".join(tokenize(text, None)[:limit])
+
+
+@cache
+def _scorer() -> Any:
+    """The one scorer; imported on first use, since it takes nltk with it."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=False)

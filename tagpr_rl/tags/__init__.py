@@ -1,0 +1,1 @@
+"""Text <-> tagged trace: the tag schema, the one parser and renderer, and the chain constraints."""
