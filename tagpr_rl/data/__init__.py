@@ -1,0 +1,1 @@
+"""LaMP records: files, tasks, retrieval, prompts, splits and the embedded world."""

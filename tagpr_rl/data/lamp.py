@@ -1,0 +1,323 @@
+"""LaMP's files to records and back: schema-checked loading, official shapes on writing.
+
+Layout: `<folder>/<task>/<split>_questions.json` and `<folder>/<task>/<split>_outputs.json`. Both the user
+split (no `user_id`, no dates) and the time split (`user_id`, a `date` per item) are read. The task facts are
+in `tasks.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tagpr_rl.data.tasks import TASKS, TaskSpec, task_name
+from tagpr_rl.paths import write_json
+from tagpr_rl.types import LampRecord, ProfileItem, TagprError
+
+__all__ = [
+    "SPLITS",
+    "TASKS",
+    "TaskSpec",
+    "load_folder",
+    "load_lamp",
+    "outputs_path",
+    "questions_path",
+    "read_predictions",
+    "splits_present",
+    "task_name",
+    "write_lamp",
+    "write_predictions",
+]
+
+SPLITS = ("train", "dev", "test")
+
+
+def questions_path(folder: Path, task: str, split: str) -> Path:
+    """Where the questions of one task and split stand under `folder`."""
+    return Path(folder) / task_name(task) / f"{split}_questions.json"
+
+
+def outputs_path(folder: Path, task: str, split: str) -> Path:
+    """Where the golds of one task and split stand under `folder`."""
+    return Path(folder) / task_name(task) / f"{split}_outputs.json"
+
+
+def splits_present(folder: Path, task: str) -> tuple[str, ...]:
+    """The splits of `task` with a questions file, in the order train, dev, test."""
+    return tuple(split for split in SPLITS if questions_path(folder, task, split).is_file())
+
+
+def load_folder(folder: Path, tasks: Iterable[str], split: str) -> list[LampRecord]:
+    """All records of one split over `tasks`, in the order given. Golds are None where there is no outputs
+    file.
+    """
+    records: list[LampRecord] = []
+    for task in tasks:
+        questions = questions_path(folder, task, split)
+        if not questions.is_file():
+            present = splits_present(folder, task)
+            raise TagprError(
+                f"{questions}: no such file; splits of {task_name(task)} in {folder}: "
+                f"{', '.join(present) or 'none'}. "
+                f"Download the task's {split} files from LaMP into that folder, or name another split or task"
+            )
+        outputs = outputs_path(folder, task, split)
+        records += load_lamp(questions, outputs if outputs.is_file() else None, split, task=task)
+    return records
+
+
+def load_lamp(
+    questions: Path, outputs: Path | None, split: str, *, task: str | None = None
+) -> list[LampRecord]:
+    """Records of one LaMP file pair, in file order.
+
+    `task` may be left out when the folder or the outputs file names it. Ids and scores may be numbers; they
+    become text. An empty profile is fine. Every other deviation from LaMP's shapes raises TagprError.
+    """
+    questions = Path(questions)
+    if split not in SPLITS:
+        raise TagprError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    rows = _read_json(questions)
+    named, golds = _read_golds(Path(outputs)) if outputs is not None else (None, None)
+    name = _resolve_task(questions, task, named)
+    if named is not None and not _same_task(name, named):
+        raise TagprError(
+            f'{outputs}: "task" is {named!r}, but these are {name} questions ({questions}); '
+            "pair each questions file with its own outputs file"
+        )
+    if not isinstance(rows, list):
+        raise TagprError(f"{questions}: the top level is {_kind(rows)}, not a list of questions{_hint(rows)}")
+    if not rows:
+        raise TagprError(f"{questions}: holds no question; download it again")
+    records: list[LampRecord] = []
+    seen: set[str] = set()
+    for index, row in enumerate(rows):
+        record = _read_question(questions, index, row, TASKS[name], split)
+        if record.id in seen:
+            raise TagprError(
+                f"{questions}: record {index}: id {record.id!r} stands twice; ids must be unique"
+            )
+        seen.add(record.id)
+        records.append(record)
+    if golds is None:
+        return records
+    return _join_golds(records, golds, questions, Path(str(outputs)), TASKS[name])
+
+
+def write_lamp(folder: Path, task: str, split: str, records: Sequence[LampRecord]) -> None:
+    """Write the official pair of files for one task and split, each atomically.
+
+    `user_id` is written where it differs from the question id, a `date` where the item has one. Records
+    without a gold are allowed only if none has one; then there is no outputs file (and an older one is
+    removed).
+    """
+    name = task_name(task)
+    if split not in SPLITS:
+        raise TagprError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+    golds = [record.gold for record in records if record.gold is not None]
+    if golds and len(golds) != len(records):
+        raise TagprError(
+            f"{name} {split}: {len(records) - len(golds)} of {len(records)} records have no gold; all or none"
+        )
+    for record in records:
+        if record.task != name:
+            raise TagprError(
+                f"{name} {split}: record {record.id!r} is of task {record.task}; write each task on its own"
+            )
+    write_json(questions_path(folder, name, split), [_question_row(record) for record in records])
+    if golds:
+        write_predictions(outputs_path(folder, name, split), name, {r.id: str(r.gold) for r in records})
+    else:
+        outputs_path(folder, name, split).unlink(missing_ok=True)
+
+
+def write_predictions(path: Path, task: str, predictions: Mapping[str, str]) -> None:
+    """Write answers in the shape the official evaluation reads: `{"task", "golds": [{"id", "output"}]}`.
+
+    The key is literally "golds" upstream, for predictions too.
+    """
+    golds = [{"id": key, "output": text} for key, text in predictions.items()]
+    write_json(Path(path), {"task": task_name(task), "golds": golds})
+
+
+def read_predictions(path: Path, task: str) -> dict[str, str]:
+    """Read a predictions (or outputs) file of `task`: id -> text. TagprError on another task or shape."""
+    named, golds = _read_golds(Path(path))
+    if not _same_task(task_name(task), named):
+        raise TagprError(f'{path}: "task" is {named!r}, expected {task_name(task)}; name the right file')
+    return golds
+
+
+def _read_json(path: Path) -> Any:
+    """Parsed JSON, or a TagprError that says what the file is instead."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise TagprError(
+            f"{path}: no such file; download LaMP into that folder, or correct the path"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise TagprError(
+            f"{path}: not UTF-8 text (byte {error.start}); unpack or download it again"
+        ) from None
+    except OSError as error:
+        raise TagprError(f"{path}: cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise TagprError(f"{path}: empty file; download it again")
+    if text.lstrip()[:1] == "<":
+        raise TagprError(
+            f"{path}: holds HTML, not JSON (a wrong download address answers with a web page); "
+            "check the address and download it again"
+        )
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TagprError(
+            f"{path}: broken JSON at line {error.lineno} column {error.colno} (character {error.pos} of "
+            f"{len(text)}): {error.msg}; the download may be cut short, download it again"
+        ) from None
+
+
+def _read_golds(path: Path) -> tuple[str, dict[str, str]]:
+    """The task name as written and id -> output."""
+    data = _read_json(path)
+    if not isinstance(data, dict) or "task" not in data or not isinstance(data.get("golds"), list):
+        raise TagprError(f'{path}: {_kind(data)} instead of {{"task", "golds": [{{"id", "output"}}]}}')
+    golds: dict[str, str] = {}
+    for index, row in enumerate(data["golds"]):
+        where = f"{path}: gold {index}"
+        if not isinstance(row, dict):
+            raise TagprError(f'{where}: {_kind(row)} instead of {{"id", "output"}}')
+        for key in ("id", "output"):
+            if key not in row:
+                raise TagprError(f"{where} (id {row.get('id')!r}): lacks {key!r}")
+        key = _text(row["id"], f'{where}: "id"')
+        if key in golds:
+            raise TagprError(f"{where}: id {key!r} stands twice; ids must be unique")
+        golds[key] = _text(row["output"], f'{where} (id {key!r}): "output"')
+    return str(data["task"]), golds
+
+
+def _resolve_task(questions: Path, task: str | None, named: str | None) -> str:
+    """The task by argument, else by the folder's name, else by the outputs file."""
+    if task is not None:
+        return task_name(task)
+    for candidate in (questions.parent.name, named):
+        if candidate is not None and candidate.replace("-", "_") in TASKS:
+            return task_name(candidate)
+    raise TagprError(
+        f"{questions}: which task is this? Put the file in a folder named after it ({', '.join(TASKS)}), "
+        "or name the task"
+    )
+
+
+def _same_task(name: str, written: str) -> bool:
+    """Whether a file's task name means `name`. Old news files call themselves LaMP_2."""
+    spelled = written.replace("-", "_")
+    return spelled == name or (name == "LaMP_2N" and spelled in ("LaMP_2", "LaMP_2_old"))
+
+
+def _read_question(path: Path, index: int, row: Any, spec: TaskSpec, split: str) -> LampRecord:
+    where = f"{path}: record {index}"
+    if not isinstance(row, dict):
+        raise TagprError(f"{where}: {_kind(row)} instead of an object with id, input, profile")
+    missing = [key for key in ("id", "input", "profile") if key not in row]
+    if missing:
+        raise TagprError(
+            f"{where} (id {row.get('id')!r}): lacks {', '.join(missing)}; it has {', '.join(row)}"
+        )
+    key = _text(row["id"], f'{where}: "id"')
+    where = f"{where} (id {key!r})"
+    if not isinstance(row["input"], str) or not row["input"].strip():
+        raise TagprError(f'{where}: "input" is {_kind(row["input"])}; it must be text that is not empty')
+    if not isinstance(row["profile"], list):
+        raise TagprError(f'{where}: "profile" is {_kind(row["profile"])}, not a list of items')
+    user = key if row.get("user_id") is None else _text(row["user_id"], f'{where}: "user_id"')
+    items = tuple(
+        _read_item(f"{where}: profile item {n}", item, spec) for n, item in enumerate(row["profile"])
+    )
+    text = _text(row["input"], f'{where}: "input"')
+    return LampRecord(id=key, task=spec.name, split=split, user_id=user, input=text, profile=items)
+
+
+def _read_item(where: str, row: Any, spec: TaskSpec) -> ProfileItem:
+    if not isinstance(row, dict):
+        raise TagprError(f"{where}: {_kind(row)} instead of an object")
+    expected = {"id", *spec.item_keys}
+    found = set(row) - {"date"}
+    if found != expected:
+        raise TagprError(
+            f"{where}: has the keys {', '.join(sorted(row)) or '(none)'}, but {spec.name} items have "
+            f"{', '.join(('id', *spec.item_keys))} (and date in the time split); is this another task's file?"
+        )
+    fields = {key: _text(row[key], f"{where}: {key!r}") for key in spec.item_keys}
+    date = None if row.get("date") is None else _text(row["date"], f'{where}: "date"')
+    return ProfileItem(id=_text(row["id"], f'{where}: "id"'), fields=fields, date=date)
+
+
+def _join_golds(
+    records: list[LampRecord], golds: dict[str, str], questions: Path, outputs: Path, spec: TaskSpec
+) -> list[LampRecord]:
+    ids = {record.id for record in records}
+    orphans = [key for key in golds if key not in ids]
+    if orphans:
+        raise TagprError(
+            f"{outputs}: {len(orphans)} golds have no question in {questions}, first id {orphans[0]!r}; "
+            "the two files must come from the same split"
+        )
+    bare = [record.id for record in records if record.id not in golds]
+    if bare:
+        raise TagprError(
+            f"{questions}: {len(bare)} questions have no gold in {outputs}, first id {bare[0]!r}; "
+            "the two files must come from the same split"
+        )
+    for key, gold in golds.items():
+        if spec.labels and gold.strip() not in spec.labels:
+            raise TagprError(
+                f"{outputs}: gold of {key!r} is {gold!r}, not one of {spec.name}'s answers: "
+                f"{', '.join(spec.labels)}"
+            )
+    return [
+        LampRecord(r.id, r.task, r.split, r.user_id, r.input, r.profile, gold=golds[r.id]) for r in records
+    ]
+
+
+def _question_row(record: LampRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": record.id}
+    if record.user_id != record.id:
+        row["user_id"] = record.user_id
+    row["input"] = record.input
+    row["profile"] = [
+        {"id": item.id, **item.fields} | ({} if item.date is None else {"date": item.date})
+        for item in record.profile
+    ]
+    return row
+
+
+def _text(value: Any, where: str) -> str:
+    """Text, or a number as text (some releases store scores and ids as numbers)."""
+    if isinstance(value, str):
+        # Half a surrogate pair (an emoji cut in two) is legal JSON, but UTF-8 and tokenizers refuse it.
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise TagprError(f"{where} is {_kind(value)}, not text")
+
+
+def _kind(value: Any) -> str:
+    """A short name of a JSON value for messages."""
+    if isinstance(value, dict):
+        return f"an object with the keys {', '.join(map(str, list(value)[:5])) or '(none)'}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if value is None:
+        return "null"
+    return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
+
+
+def _hint(value: Any) -> str:
+    if isinstance(value, dict) and "golds" in value:
+        return "; this looks like an outputs file"
+    return ""

@@ -1,0 +1,1 @@
+"""Official LaMP metrics, evaluation of responses, controls and baselines."""

@@ -1,0 +1,110 @@
+"""What a score must be compared with: wrong profiles, no profiles, and answers that need no model."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tagpr_rl.data.retrieve import bm25_scores, rank
+from tagpr_rl.data.tasks import TASKS
+from tagpr_rl.eval.lamp_eval import question_key
+from tagpr_rl.types import LampRecord, TagprError
+
+
+def empty_profiles(records: Sequence[LampRecord]) -> list[LampRecord]:
+    """The same questions without any history."""
+    return [replace(record, profile=()) for record in records]
+
+
+def without_leaks(records: Sequence[LampRecord]) -> list[LampRecord]:
+    """Without the generation questions whose gold stands verbatim in the user's own profile.
+
+    LaMP has a few (9 of 2,500 in LaMP_5's dev split). Off unless called: report it as a second number.
+    """
+    return [record for record in records if not leaks_gold(record)]
+
+
+def leaks_gold(record: LampRecord) -> bool:
+    """Whether a profile item's own title (or tweet) is the gold. Always False for closed label lists."""
+    spec = TASKS[record.task]
+    if spec.kind != "generation" or record.gold is None or spec.label_key is None:
+        return False
+    gold = record.gold.strip()
+    return any(item.fields[spec.label_key].strip() == gold for item in record.profile)
+
+
+def shuffle_profiles(records: Sequence[LampRecord], seed: int) -> list[LampRecord]:
+    """The same questions, each with the profile of another user of the same task.
+
+    Users are put into a random circle per task and each takes from the next, so nobody keeps their own and
+    every user's history is used. Only `profile` changes; `user_id` stays the asker's. TagprError when a task
+    has one user.
+    """
+    donors: dict[tuple[str, str], list[LampRecord]] = {}
+    for task in dict.fromkeys(record.task for record in records):
+        by_user: dict[str, list[LampRecord]] = {}
+        for record in records:
+            if record.task == task:
+                by_user.setdefault(record.user_id, []).append(record)
+        if len(by_user) < 2:
+            raise TagprError(
+                f"shuffled profiles: {task} has one user only; use a split with two users or more"
+            )
+        circle = sorted(by_user)
+        random.Random(f"{seed}/{task}").shuffle(circle)
+        for position, user in enumerate(circle):
+            donors[task, user] = by_user[circle[(position + 1) % len(circle)]]
+    asked: Counter[tuple[str, str]] = Counter()
+    shuffled = []
+    for record in records:
+        own = (record.task, record.user_id)
+        donor = donors[own][asked[own] % len(donors[own])]
+        asked[own] += 1
+        shuffled.append(replace(record, profile=donor.profile))
+    return shuffled
+
+
+def baselines(
+    records_train: Sequence[LampRecord], records_eval: Sequence[LampRecord], seed: int = 0
+) -> dict[str, dict[str, str]]:
+    """Answers that need no model: baseline name -> {question key: answer}, ready for `evaluate`.
+
+    `majority`: the most frequent training gold of the task (ties: the first in training order). `random`: a
+    uniform label, or for generation the gold of a random training question. `nearest`: the user's own label
+    of the profile item that BM25 ranks first (title or text for generation; LaMP_1: the candidate that
+    matches the profile better); the majority answer where the profile is empty. TagprError when a task has no
+    training golds.
+    """
+    golds: dict[str, list[str]] = {}
+    for record in records_train:
+        if record.gold is not None:
+            golds.setdefault(record.task, []).append(record.gold)
+    answers: dict[str, dict[str, str]] = {"majority": {}, "random": {}, "nearest": {}}
+    for record in records_eval:
+        own = golds.get(record.task)
+        if not own:
+            raise TagprError(
+                f"baselines: no training gold for {record.task}; add its train split or split by user"
+            )
+        key = question_key(record)
+        majority = Counter(own).most_common(1)[0][0]
+        choices = TASKS[record.task].labels or tuple(own)
+        answers["majority"][key] = majority
+        answers["random"][key] = random.Random(f"{seed}/{key}").choice(choices)
+        answers["nearest"][key] = _nearest(record, majority)
+    return answers
+
+
+def _nearest(record: LampRecord, default: str) -> str:
+    spec = TASKS[record.task]
+    if not record.profile:
+        return default
+    if spec.label_key is not None:
+        return rank(record, 1, "bm25")[0].fields[spec.label_key]
+    quoted = record.input.split('"')[1::2]
+    spec.query(record)  # raises when the candidates cannot be found
+    texts = [spec.item_text(item) for item in record.profile]
+    first, second = (max(bm25_scores(texts, candidate)) for candidate in quoted[1:3])
+    return spec.labels[0] if first >= second else spec.labels[1]

@@ -1,0 +1,210 @@
+"""Responses to a record of how good they are: official metrics, mean task score, parse rates, per question.
+
+Two views are kept apart. *Lenient*: the answer is whatever follows the last `</think>`, or the whole text;
+official metrics and task scores use it, so that a model without the grammar is not punished. *Strict*: the
+shares of responses by parser status, and the task score with malformed responses counted as 0.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tagpr_rl.data.tasks import TASKS
+from tagpr_rl.eval.metrics import (
+    RESAMPLES,
+    is_unparsable,
+    mean_over_tasks,
+    official_metrics,
+    task_mean,
+    user_macro_mean,
+)
+from tagpr_rl.reward.task import task_reward
+from tagpr_rl.tags.grammar import final_answer, parse
+from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.types import LampRecord, MetricResult, ParseStatus, TagprError
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionScore:
+    """One question's outcome."""
+
+    key: str
+    """`question_key`: unique over tasks."""
+    id: str
+    task: str
+    user_id: str
+    answer: str
+    """Lenient answer."""
+    score: float
+    """Task score of the lenient answer, [0, 1]."""
+    parse_status: str
+    unparsable: bool
+    """The answer is not of the task's kind (unknown label, no number, empty)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """What `evaluate` found. Intervals are 95 % percentile bootstrap over users."""
+
+    metrics: tuple[MetricResult, ...]
+    """Official metrics, task by task."""
+    task_scores: Mapping[str, float]
+    """Task -> mean task score, [0, 1]."""
+    score: float
+    """Mean over tasks of the mean task score."""
+    score_low: float
+    score_high: float
+    strict_score: float
+    """As `score`, with malformed responses counted as 0."""
+    user_macro_score: float
+    """Mean over users of each user's mean task score."""
+    strict_rate: float
+    """Share of responses that parse OK."""
+    parse_counts: Mapping[str, int]
+    """Every parser status -> number of responses."""
+    n: int
+    n_users: int
+    n_unparsable: int
+    questions: tuple[QuestionScore, ...]
+
+    def scores(self) -> dict[str, float]:
+        """Question key -> task score, for `paired_difference`."""
+        return {question.key: question.score for question in self.questions}
+
+    def users(self) -> dict[str, str]:
+        """Question key -> user."""
+        return {question.key: question.user_id for question in self.questions}
+
+    def tasks(self) -> dict[str, str]:
+        """Question key -> task."""
+        return {question.key: question.task for question in self.questions}
+
+    def answers(self, task: str) -> dict[str, str]:
+        """Question id -> lenient answer of one task, for `write_predictions`."""
+        return {question.id: question.answer for question in self.questions if question.task == task}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def question_key(record: LampRecord) -> str:
+    """`LaMP_2/118`: question ids may repeat across tasks."""
+    return f"{record.task}/{record.id}"
+
+
+def evaluate(
+    records: Sequence[LampRecord],
+    responses: Mapping[str, str],
+    schema: TagSchema,
+    *,
+    prefilled: bool = False,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> EvalResult:
+    """Score one response per record.
+
+    `responses` maps `question_key` or, where ids are unique over the records, the plain id to the model's
+    text. `prefilled` is the grammar's: the template has already written `<think>`. Raises TagprError for
+    records without a gold, and for responses that are missing or belong to no record.
+    """
+    texts = _match(records, responses)
+    questions = tuple(
+        _score_question(record, text, schema, prefilled) for record, text in zip(records, texts, strict=True)
+    )
+    users = [question.user_id for question in questions]
+    tasks = [question.task for question in questions]
+    scores = [question.score for question in questions]
+    strict = [q.score if q.parse_status == ParseStatus.OK else 0.0 for q in questions]
+    counts = Counter(question.parse_status for question in questions)
+    score, low, high = task_mean(scores, tasks, users, seed=seed, resamples=resamples)
+    metrics: list[MetricResult] = []
+    task_scores: dict[str, float] = {}
+    for task in dict.fromkeys(tasks):
+        members = [index for index, name in enumerate(tasks) if name == task]
+        task_scores[task] = sum(scores[index] for index in members) / len(members)
+        metrics += official_metrics(
+            task,
+            [questions[index].answer for index in members],
+            [str(records[index].gold) for index in members],
+            [users[index] for index in members],
+            seed=seed,
+            resamples=resamples,
+        )
+    return EvalResult(
+        metrics=tuple(metrics),
+        task_scores=task_scores,
+        score=score,
+        score_low=low,
+        score_high=high,
+        strict_score=mean_over_tasks(strict, tasks),
+        user_macro_score=user_macro_mean(scores, users),
+        strict_rate=counts[ParseStatus.OK] / len(questions),
+        parse_counts={status.value: counts[status.value] for status in ParseStatus},
+        n=len(questions),
+        n_users=len(set(users)),
+        n_unparsable=sum(question.unparsable for question in questions),
+        questions=questions,
+    )
+
+
+def _score_question(record: LampRecord, text: str, schema: TagSchema, prefilled: bool) -> QuestionScore:
+    answer = final_answer(text)
+    return QuestionScore(
+        key=question_key(record),
+        id=record.id,
+        task=record.task,
+        user_id=record.user_id,
+        answer=answer,
+        score=task_reward(record.task, answer, str(record.gold)),
+        parse_status=parse(text, schema, prefilled=prefilled).status.value,
+        unparsable=is_unparsable(record.task, answer),
+    )
+
+
+def _match(records: Sequence[LampRecord], responses: Mapping[str, str]) -> list[str]:
+    """The response of each record, in order."""
+    if not records:
+        raise TagprError("evaluation: no records; name a split and tasks that have some")
+    for record in records:
+        if record.task not in TASKS:
+            raise TagprError(f"evaluation: record {record.id!r} has the unknown task {record.task!r}")
+        if record.gold is None:
+            raise TagprError(
+                f"evaluation: {question_key(record)} has no gold (LaMP withholds those of its test split); "
+                "use dev"
+            )
+    keys = [question_key(record) for record in records]
+    repeated = [key for key, count in Counter(keys).items() if count > 1]
+    if repeated:
+        raise TagprError(f"evaluation: record {repeated[0]!r} stands twice; evaluate each question once")
+    ids = Counter(record.id for record in records)
+    texts: list[str] = []
+    used: set[str] = set()
+    missing: list[str] = []
+    for record, key in zip(records, keys, strict=True):
+        found = key if key in responses else record.id
+        if found not in responses:
+            missing.append(key)
+            continue
+        if found == record.id and ids[record.id] > 1:
+            raise TagprError(
+                f"evaluation: id {record.id!r} stands in several tasks; key the responses like {key!r} "
+                "(question_key)"
+            )
+        used.add(found)
+        texts.append(responses[found])
+    if missing:
+        raise TagprError(
+            f"evaluation: {len(missing)} of {len(records)} questions have no response, first {missing[0]!r}; "
+            "an empty text counts as a response, a missing one does not"
+        )
+    extra = [key for key in responses if key not in used]
+    if extra:
+        raise TagprError(
+            f"evaluation: {len(extra)} responses belong to no record, first {extra[0]!r}; use the same split"
+        )
+    return texts
