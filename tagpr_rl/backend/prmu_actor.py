@@ -1,0 +1,61 @@
+"""Ray actor that scores responses with PRMU: many reward workers ask, it answers in dynamic micro-batches."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from tagpr_rl.prmu.batcher import Batcher
+from tagpr_rl.prmu.requests import ScoreRequest, check_request
+
+MAX_CONCURRENT = 8192
+"""Requests that may wait inside the actor; Ray queues the rest."""
+
+
+class PrmuActor:
+    """Queues score requests and scores them in batches. A bad request or a non-finite score raises.
+
+    An error names the request at fault and reaches only its caller; the other requests of its batch are scored.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        device: str = "cpu",
+        max_wait_ms: float = 3.0,
+        max_batch_tokens: int = 32_768,
+        threads: int = 1,
+    ) -> None:
+        """Load the PRMU folder `path`. `max_batch_tokens` bounds a batch's response and profile tokens."""
+        import torch
+
+        from tagpr_rl.prmu.score import Scorer
+
+        torch.set_num_threads(threads)
+        self._scorer = Scorer(Path(path), device, max_padded_tokens=max_batch_tokens)
+        self._batcher: Batcher[ScoreRequest] = Batcher(
+            self._scorer.score, self._scorer.length, max_wait_s=max_wait_ms / 1000, max_size=max_batch_tokens
+        )
+
+    async def score(self, request: ScoreRequest) -> float:
+        """PRMU's score in [0, 1]. TagprError on a malformed request, FloatingPointError on a non-finite score."""
+        return await self._batcher.submit(check_request(request))
+
+    async def health(self) -> dict[str, Any]:
+        """Process id, the model's folder, and counts of requests, batches, failures and the largest batch."""
+        return {"pid": os.getpid(), "path": str(self._scorer.path), **asdict(self._batcher.stats)}
+
+
+def start(name: str, path: str, *, num_gpus: float = 0.0, num_cpus: float = 0.0, **settings: Any) -> Any:
+    """Start the named actor and return its handle; `settings` are PrmuActor's other arguments.
+
+    It restarts by itself after a crash, and retries a call that the crash broke; an error raised by `score` is not
+    retried.
+    """
+    options = {"name": name, "num_cpus": num_cpus, "num_gpus": num_gpus, "max_concurrency": MAX_CONCURRENT}
+    actor = ray.remote(PrmuActor).options(**options, max_restarts=3, max_task_retries=3)
+    return actor.remote(path, **settings)

@@ -1,0 +1,111 @@
+"""Gather single requests from many callers into batches: plain asyncio, no torch, no ray."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Request = TypeVar("Request")
+
+
+@dataclass(slots=True)
+class BatcherStats:
+    """Counters since the start."""
+
+    requests: int = 0
+    batches: int = 0
+    failed: int = 0
+    largest: int = 0
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[Request]):
+    request: Request
+    size: int
+    future: asyncio.Future[float]
+
+
+class Batcher(Generic[Request]):
+    """A queue in front of `score`, which runs in one thread so that callers keep arriving meanwhile.
+
+    A batch closes `max_wait_s` seconds after its first request, or as soon as its sizes reach `max_size`.
+    While one batch is scored the next one gathers. If a batch raises, its requests are scored one by one, so
+    that only those at fault see the error.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Sequence[Request]], list[float]],
+        size: Callable[[Request], int],
+        *,
+        max_wait_s: float = 0.003,
+        max_size: int = 32_768,
+    ) -> None:
+        self.stats = BatcherStats()
+        self._score, self._size = score, size
+        self._max_wait_s, self._max_size = max_wait_s, max_size
+        self._queue: deque[_Waiting[Request]] = deque()
+        self._queued = 0
+        self._filled = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prmu")
+
+    async def submit(self, request: Request) -> float:
+        """Score one request. `size` is asked first, so a request it refuses never enters a batch."""
+        waiting = _Waiting(request, self._size(request), asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self._queued += waiting.size
+        self.stats.requests += 1
+        if self._queued >= self._max_size:
+            self._filled.set()
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._drain())
+        return await waiting.future
+
+    async def _drain(self) -> None:
+        while self._queue:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._filled.wait(), self._max_wait_s)
+            await self._run(self._take())
+
+    def _take(self) -> list[_Waiting[Request]]:
+        """Remove the next batch from the queue: at least one request, then while the size allows."""
+        batch: list[_Waiting[Request]] = []
+        total = 0
+        while self._queue and (not batch or total + self._queue[0].size <= self._max_size):
+            batch.append(self._queue.popleft())
+            total += batch[-1].size
+        self._queued -= total
+        if self._queued < self._max_size:
+            self._filled.clear()
+        return batch
+
+    async def _run(self, batch: list[_Waiting[Request]]) -> None:
+        batch = [waiting for waiting in batch if not waiting.future.done()]  # cancelled callers
+        if not batch:
+            return
+        self.stats.batches += 1
+        self.stats.largest = max(self.stats.largest, len(batch))
+        requests = [waiting.request for waiting in batch]
+        try:
+            loop = asyncio.get_running_loop()
+            scores = await loop.run_in_executor(self._thread, self._score, requests)
+            if len(scores) != len(batch):
+                raise RuntimeError(f"PRMU returned {len(scores)} scores for {len(batch)} requests")
+        except Exception as error:  # noqa: BLE001  (passed on to the caller whose request it is)
+            if len(batch) > 1:
+                for waiting in batch:
+                    await self._run([waiting])
+                return
+            self.stats.failed += 1
+            if not batch[0].future.done():
+                batch[0].future.set_exception(error)
+            return
+        for waiting, score in zip(batch, scores, strict=True):
+            if not waiting.future.done():
+                waiting.future.set_result(score)

@@ -1,0 +1,157 @@
+"""From texts to padded tensors: what PRMU's model reads.
+
+A response row is `question <eos> response <eos>`; an item row is `item <eos>`. The profile is never in a
+response row. Rows are padded on the right, so that a causal backbone gives a token the same state in any batch.
+Shapes: R response rows, T tokens, B users, I distinct items, L item tokens, N items and M item states of a user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tagpr_rl.prmu.requests import ScoreRequest
+from tagpr_rl.types import TagprError
+
+CACHED_TEXTS = 50_000
+"""Tokenised texts kept per encoder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Lengths beyond which text is cut."""
+
+    max_tokens: int = 1024
+    """Of question and response together, `<eos>` included. The question's beginning goes first."""
+    max_items: int = 16
+    """Profile items per user; the first are kept (they come best first)."""
+    max_item_tokens: int = 128
+    """Per item, `<eos>` included; the end is cut."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 4 or self.max_items < 0 or self.max_item_tokens < 2:
+            raise TagprError(
+                f"PRMU: max_tokens {self.max_tokens} (least 4), max_items {self.max_items} (least 0) or "
+                f"max_item_tokens {self.max_item_tokens} (least 2) is too small"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseIds:
+    """Tokens of one response row."""
+
+    ids: tuple[int, ...]
+    start: int
+    """Index of the first response token; `start - 1` is the question's `<eos>`."""
+
+
+class TextEncoder:
+    """A tokenizer with PRMU's row format and limits."""
+
+    def __init__(self, tokenizer: Any, limits: Limits) -> None:
+        eos = tokenizer.eos_token_id
+        if not isinstance(eos, int):
+            raise TagprError("PRMU: the tokenizer has no eos_token; set one in its tokenizer_config.json")
+        self.tokenizer, self.limits, self.eos = tokenizer, limits, eos
+
+        self._cached_response = lru_cache(CACHED_TEXTS)(self._response)
+        self._cached_item = lru_cache(CACHED_TEXTS)(self._item)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def response(self, question: str, response: str) -> ResponseIds:
+        """One response row, cached."""
+        return self._cached_response(question, response)
+
+    def _response(self, question: str, response: str) -> ResponseIds:
+        """At most `max_tokens`: the question loses its beginning first, then the response its end."""
+        room = self.limits.max_tokens - 2
+        answer = self._ids(response)[:room]
+        asked = self._ids(question)
+        asked = asked[max(0, len(asked) - (room - len(answer))) :]
+        return ResponseIds((*asked, self.eos, *answer, self.eos), len(asked) + 1)
+
+    def item(self, text: str) -> tuple[int, ...]:
+        """One item row, cached; () when the text has no tokens."""
+        return self._cached_item(text)
+
+    def _item(self, text: str) -> tuple[int, ...]:
+        """One item row of at most `max_item_tokens`; () when the text has no tokens."""
+        ids = self._ids(text)[: self.limits.max_item_tokens - 1]
+        return (*ids, self.eos) if ids else ()
+
+    def items(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The rows of a profile's first `max_items` items that have tokens."""
+        rows = (self.item(text) for text in texts[: self.limits.max_items])
+        return [row for row in rows if row]
+
+
+def pad(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids `[n, longest]` (int64, right-padded with `fill`) and mask (bool). No rows give `[0, 1]`."""
+    width = max((len(row) for row in rows), default=1) or 1
+    ids = torch.full((len(rows), width), fill, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = True
+    return ids, mask
+
+
+@dataclass(slots=True)
+class Batch:
+    """Everything one forward pass needs, as tensors on one device."""
+
+    ids: Tensor
+    """[R, T] int64"""
+    mask: Tensor
+    """[R, T] bool, True on tokens"""
+    start: Tensor
+    """[R] int64, first response token"""
+    user: Tensor
+    """[R] int64, row of `known` and `profile`"""
+    known: Tensor
+    """[B] int64, row of the identity table; 0 = unknown"""
+    item_ids: Tensor
+    """[I, L] int64, distinct items"""
+    item_mask: Tensor
+    """[I, L] bool"""
+    profile: Tensor
+    """[B, N] int64, index into the I items; -1 = no item"""
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(**{name: getattr(self, name).to(device) for name in self.__slots__})
+
+
+def collate_responses(rows: Sequence[ResponseIds]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids `[R, T]`, mask `[R, T]` and start `[R]`."""
+    ids, mask = pad([row.ids for row in rows])
+    return ids, mask, torch.tensor([row.start for row in rows], dtype=torch.long)
+
+
+def collate(
+    encoder: TextEncoder, requests: Sequence[ScoreRequest], users: Sequence[int], known: Sequence[int]
+) -> Batch:
+    """Build a batch of R requests; `users[r]` is the user row of request r and `known[b]` its identity row.
+
+    The profile of user row b is that of its first request. Equal items are encoded once.
+    """
+    ids, mask, start = collate_responses([encoder.response(r.question, r.response) for r in requests])
+    first = dict(reversed(list(zip(users, requests, strict=True))))
+    index: dict[tuple[int, ...], int] = {}
+    profiles = [
+        [index.setdefault(row, len(index)) for row in encoder.items(first[user].profile_texts)]
+        for user in range(len(known))
+    ]
+    # never empty, because under FSDP every process must call the backbone
+    item_ids, item_mask = pad(list(index) or [(encoder.eos,)])
+    profile, _ = pad(profiles, fill=-1)
+    return Batch(
+        ids=ids, mask=mask, start=start, user=torch.tensor(users, dtype=torch.long),
+        known=torch.tensor(known, dtype=torch.long), item_ids=item_ids, item_mask=item_mask, profile=profile,
+    )  # fmt: skip

@@ -1,0 +1,194 @@
+"""PRMU's model: score(u, x, o) = head(h) + <proj(h), e_u>, on any Hugging Face causal backbone.
+
+Ours, as the paper does not publish its own. The user enters only through the product with the response's
+states: a term that does not depend on the response is the same for both sides of a pair and would cancel.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from tagpr_rl.paths import replacing, write_json
+from tagpr_rl.prmu.inputs import Batch, Limits, TextEncoder
+from tagpr_rl.prmu.users import UserEncoder, UserTable, interact, with_item_mean, with_window_mean
+from tagpr_rl.types import TagprError
+
+FORMAT = "tagpr_rl.prmu/1"
+INTERACTIONS = ("token", "pooled")
+
+
+@dataclass(frozen=True, slots=True)
+class PrmuModelConfig:
+    """Shape of the model, and the statistics that bring its scores into [0, 1]."""
+
+    interaction: str = "token"
+    """"token": every response token asks the profile's tokens, so a claim can be checked against its source.
+    "pooled": the question asks the items' mean-pooled states, and one e_u meets the response's last state."""
+    heads: int = 4
+    window: int = 6
+    """"token" only: how many of the response's last tokens say which item a claim is about."""
+    limits: Limits = field(default_factory=Limits)
+    score_mean: float = 0.0
+    score_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.interaction not in INTERACTIONS:
+            raise TagprError(f"PRMU: interaction is {self.interaction!r}; use {' or '.join(INTERACTIONS)}")
+        if self.window < 1:
+            raise TagprError(f"PRMU: window is {self.window}; it must be at least 1")
+        if not self.score_std > 0:
+            raise TagprError(f"PRMU: score_std is {self.score_std}; it must be above 0")
+
+
+class PrmuModel(nn.Module):
+    """Backbone, user encoder, user-independent head and projection. Scores are raw (unbounded) here."""
+
+    def __init__(self, backbone: nn.Module, config: PrmuModelConfig, users: UserTable) -> None:
+        super().__init__()
+        hidden: Any = backbone.config
+        dim, depth = int(hidden.hidden_size), int(hidden.num_hidden_layers)
+        self.config, self.table = config, users
+        self.backbone = backbone
+        self.layer_mix = nn.Parameter(torch.tensor([3.0] + [0.0] * depth))
+        self.norm = nn.LayerNorm(dim)
+        wide = 2 * dim if config.interaction == "token" else dim
+        self.users = UserEncoder(wide, config.heads, len(users))
+        self.proj = nn.Linear(wide, wide, bias=False)
+        nn.init.eye_(self.proj.weight)
+        self.head = nn.Linear(dim, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Backbone states `[n, T, D]`, fp32: a learned mix of the normalised layers, normalised.
+
+        The last layer of a language model is about the *next* token, so the mix starts mostly at the embeddings:
+        there a quoted word equals its source, which is where checking a claim begins.
+        """
+        attention = mask.long()
+        out = self.backbone(input_ids=ids, attention_mask=attention, output_hidden_states=True, use_cache=False)
+        weights = self.layer_mix.softmax(0)
+        layers = [F.layer_norm(layer.float(), layer.shape[-1:]) for layer in out.hidden_states]
+        return self.norm(torch.stack([w * layer for w, layer in zip(weights, layers, strict=True)]).sum(0))
+
+    def item_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """States of items `[I, L]` that users attend to: `[I, L, 2 D]` and mask, or `[I, 1, D]` when pooled."""
+        states = self.states(ids, mask)
+        if self.config.interaction == "token":
+            return with_item_mean(states, mask), mask
+        weight = mask[..., None].float()
+        return (states * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True), mask[:, :1]
+
+    def scores(
+        self, ids: Tensor, mask: Tensor, start: Tensor, items: Tensor, item_mask: Tensor, known: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Raw scores for the user and for nobody (e_0 only), each `[R]`.
+
+        `ids`, `mask` `[R, T]`, `start` `[R]`; `items` `[R, M, D or 2 D]`, `item_mask` `[R, M]`; `known` `[R]`.
+        """
+        states = self.states(ids, mask)
+        rows = torch.arange(ids.shape[0], device=ids.device)
+        last = states[rows, mask.sum(1) - 1]
+        base = self.head(last).squeeze(-1)
+        if self.config.interaction == "pooled":
+            user = self.users(states[rows, start - 1][:, None], items, item_mask, known)[:, 0]
+            side = self.proj(last)
+            return base + interact(side, user), base + interact(side, self.users.e_0)
+        place = torch.arange(ids.shape[1], device=ids.device)
+        weight = (mask & (place >= start[:, None])).float()
+        weight = weight / weight.sum(1, keepdim=True)
+        states = with_window_mean(states, self.config.window)
+        side = self.proj(states)
+        user = self.users(states, items, item_mask, known)
+        return (
+            base + (weight * interact(side, user)).sum(1),
+            base + (weight * interact(side, self.users.e_0)).sum(1),
+        )
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Raw scores `[R]` for the users and for nobody."""
+        states, mask = self.item_states(batch.item_ids, batch.item_mask)
+        items, item_mask = gather_items(states, mask, batch.profile)
+        user = batch.user
+        known = batch.known[user]
+        return self.scores(batch.ids, batch.mask, batch.start, items[user], item_mask[user], known)
+
+    def save_pretrained(self, folder: Path, tokenizer: Any, state: dict[str, Tensor] | None = None) -> None:
+        """Write config.json, users.json, model.safetensors, backbone/config.json and tokenizer/ (no pickle).
+
+        `state` replaces the module's own weights when those are sharded.
+        """
+        state = self.state_dict() if state is None else state
+        backbone: Any = self.backbone
+        backbone.config.save_pretrained(folder / "backbone")
+        tokenizer.save_pretrained(folder / "tokenizer")
+        write_json(folder / "users.json", list(self.table.ids))
+        with replacing(folder / "model.safetensors") as temp:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temp)
+        write_config(folder, self.config)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> tuple[PrmuModel, TextEncoder]:
+        """What `save_pretrained` wrote, in fp32 on the CPU, in evaluation mode; and its text encoder."""
+        config, ids = _read_config(folder)
+        backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder / "backbone"), dtype=torch.float32)
+        model = cls(backbone, config, UserTable(ids))
+        try:
+            model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise TagprError(
+                f"{folder / 'model.safetensors'}: does not hold this model ({' '.join(str(error).split())}); "
+                "train PRMU again"
+            ) from error
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        return model.eval(), TextEncoder(tokenizer, config.limits)
+
+
+def gather_items(states: Tensor, mask: Tensor, profile: Tensor) -> tuple[Tensor, Tensor]:
+    """Item states of each user in one row: `[B, M, D]` and mask `[B, M]`, with M = N * L.
+
+    `states` `[I, L, D]`, `mask` `[I, L]`, `profile` `[B, N]` (-1 = no item).
+    """
+    users, slots = profile.shape
+    index = profile.clamp(min=0)
+    there = (profile >= 0)[..., None] & mask[index]
+    return states[index].reshape(users, slots * states.shape[1], -1), there.reshape(users, -1)
+
+
+def new_model(backbone: Path, config: PrmuModelConfig, users: UserTable) -> tuple[PrmuModel, TextEncoder]:
+    """A new PRMU, fp32, on the Hugging Face causal model in `backbone` (its language-model head is not used)."""
+    if not (backbone / "config.json").is_file():
+        raise TagprError(f"{backbone}: no config.json; give the folder of a Hugging Face model")
+    model = AutoModel.from_pretrained(backbone, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+    return PrmuModel(model, config, users), TextEncoder(tokenizer, config.limits)
+
+
+def write_config(folder: Path, config: PrmuModelConfig) -> None:
+    """Write (or replace) config.json of a PRMU folder."""
+    write_json(folder / "config.json", {"format": FORMAT, **asdict(config)})
+
+
+def _read_config(folder: Path) -> tuple[PrmuModelConfig, list[str]]:
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        ids = json.loads((folder / "users.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise TagprError(f"{folder}: not a PRMU folder ({error}); give one that training wrote") from error
+    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+        raise TagprError(f"{path}: format is not {FORMAT!r}; train PRMU again")
+    unknown = sorted(set(raw) ^ {f.name for f in fields(PrmuModelConfig)})
+    if unknown:
+        raise TagprError(f"{path}: key {unknown[0]!r} is unknown or missing; train PRMU again")
+    return PrmuModelConfig(**{**raw, "limits": Limits(**raw["limits"])}), ids

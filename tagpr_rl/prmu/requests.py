@@ -1,0 +1,42 @@
+"""What one asks of PRMU: a user's response to a question. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tagpr_rl.types import TagprError
+
+UNKNOWN_USER = ""
+"""The user id that no table holds: the user is described by the profile alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """One response to score for one user."""
+
+    user_id: str
+    """Any id; one that PRMU was not trained on simply has no identity term."""
+    profile_texts: tuple[str, ...]
+    """The user's items as text, best first. May be empty: then the generic user e_0 is used."""
+    question: str
+    """The question without the profile."""
+    response: str
+    """The whole response, thought and answer. May be empty."""
+
+    def generic(self) -> ScoreRequest:
+        """The same response for nobody in particular (e_0 only)."""
+        return ScoreRequest(UNKNOWN_USER, (), self.question, self.response)
+
+
+def check_request(request: ScoreRequest) -> ScoreRequest:
+    """Return `request`, or raise TagprError naming the field whose type is wrong."""
+    if not isinstance(request, ScoreRequest):
+        raise TagprError(f"PRMU: got {type(request).__name__}; give a ScoreRequest per response")
+    for name in ("user_id", "question", "response"):
+        value = getattr(request, name)
+        if not isinstance(value, str):
+            raise TagprError(f"PRMU: request.{name} is {value!r}; give a string")
+    texts = request.profile_texts
+    if not isinstance(texts, tuple) or not all(isinstance(text, str) for text in texts):
+        raise TagprError(f"PRMU: request.profile_texts of user {request.user_id!r} is not a tuple of strings")
+    return request

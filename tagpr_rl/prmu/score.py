@@ -1,0 +1,113 @@
+"""Scoring with a trained PRMU: micro-batches by padded tokens, and a cache of encoded profile items."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tagpr_rl.prmu.inputs import ResponseIds, collate_responses, pad
+from tagpr_rl.prmu.model import PrmuModel
+from tagpr_rl.prmu.requests import ScoreRequest, check_request
+
+__all__ = ["ScoreRequest", "Scorer", "micro_batches"]
+
+
+def micro_batches(lengths: Sequence[int], max_padded: int) -> list[list[int]]:
+    """Split indices into batches of similar length whose rows * longest row stays within `max_padded`.
+
+    A row longer than `max_padded` is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batches and (len(batches[-1]) + 1) * lengths[index] <= max_padded:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+class Scorer:
+    """A PRMU on one device. Not thread-safe: call it from one thread."""
+
+    def __init__(
+        self, path: Path, device: str = "cpu", *, max_padded_tokens: int = 32_768, cached_items: int = 20_000
+    ) -> None:
+        model, self.encoder = PrmuModel.from_pretrained(path)
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self.path, self.max_padded_tokens, self.cached_items = path, max_padded_tokens, cached_items
+        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def length(self, request: ScoreRequest) -> int:
+        """Tokens of the request's response row, at least 1. TagprError on a field of the wrong type."""
+        check_request(request)
+        return len(self.encoder.response(request.question, request.response).ids)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[float]:
+        """Scores in [0, 1]: sigmoid((raw - mean) / std), with statistics fixed when PRMU was trained."""
+        config = self.model.config
+        return [_sigmoid((raw - config.score_mean) / config.score_std) for raw in self.raw(requests)]
+
+    @torch.inference_mode()
+    def raw(self, requests: Sequence[ScoreRequest]) -> list[float]:
+        """Raw scores, in the order of `requests`. FloatingPointError when one is not finite."""
+        rows = [self.encoder.response(r.question, r.response) for r in map(check_request, requests)]
+        profiles = [self.encoder.items(r.profile_texts) for r in requests]
+        known = self.model.table.rows([r.user_id for r in requests])
+        scores = [math.nan] * len(rows)
+        # the attention over a profile is the other large array, so its length counts too
+        lengths = [len(row.ids) + sum(map(len, items)) for row, items in zip(rows, profiles, strict=True)]
+        for batch in micro_batches(lengths, self.max_padded_tokens):
+            values = self._run([rows[i] for i in batch], [profiles[i] for i in batch], [known[i] for i in batch])
+            for i, value in zip(batch, values, strict=True):
+                scores[i] = value
+        for request, value in zip(requests, scores, strict=True):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"PRMU in {self.path} gave {value} for user {request.user_id!r}, response "
+                    f"{request.response[:60]!r}; its weights are damaged or overflow"
+                )
+        return scores
+
+    def _run(self, rows: list[ResponseIds], profiles: list[list[tuple[int, ...]]], known: list[int]) -> list[float]:
+        states = self._item_states({item for items in profiles for item in items})
+        per_row = [[states[item] for item in items] for items in profiles]
+        width = max((sum(len(state) for state in found) for found in per_row), default=0) or 1
+        dim = self.model.proj.weight.shape[0]
+        items = torch.zeros(len(rows), width, dim, device=self.device)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool, device=self.device)
+        for i, found in enumerate(per_row):
+            if found:
+                joined = torch.cat(found)
+                items[i, : len(joined)] = joined
+                mask[i, : len(joined)] = True
+        ids, text_mask, start = (x.to(self.device) for x in collate_responses(rows))
+        users = torch.tensor(known, dtype=torch.long, device=self.device)
+        scores, _ = self.model.scores(ids, text_mask, start, items, mask, users)
+        return [float(score) for score in scores]
+
+    def _item_states(self, wanted: set[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+        """States `[length or 1, D]` of each item row: from the cache, else encoded and cached."""
+        keys = {item: hashlib.sha256(repr(item).encode()).digest() for item in sorted(wanted)}
+        found = {item: self._cache[key] for item, key in keys.items() if key in self._cache}
+        for item in found:
+            self._cache.move_to_end(keys[item])
+        missing = [item for item in keys if item not in found]
+        for batch in micro_batches([len(item) for item in missing], self.max_padded_tokens):
+            ids, mask = (x.to(self.device) for x in pad([missing[i] for i in batch]))
+            states, there = self.model.item_states(ids, mask)
+            for i, state, keep in zip(batch, states, there, strict=True):
+                found[missing[i]] = self._cache[keys[missing[i]]] = state[keep].clone()
+        while len(self._cache) > self.cached_items:
+            self._cache.popitem(last=False)
+        return found
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
