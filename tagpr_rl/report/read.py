@@ -1,0 +1,79 @@
+"""Reads the JSON and JSONL files of a run; a missing file is None or empty, a broken one is an error."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from tagpr_rl.types import TagprError
+
+Row = dict[str, Any]
+
+
+def read_json(path: Path) -> Any | None:
+    """Content of `path`, non-finite numbers as None; None if there is no such file. TagprError if broken."""
+    if not path.is_file():
+        return None
+    try:
+        return finite(json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TagprError(f"{path} is not valid JSON ({error}); remove it and run its stage again") from None
+
+
+def read_object(path: Path) -> Row | None:
+    """As `read_json`, but the content must be an object."""
+    value = read_json(path)
+    if value is not None and not isinstance(value, dict):
+        raise TagprError(f"{path} must hold a JSON object, not {type(value).__name__}; run its stage again")
+    return value
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a JSONL file; [] if there is no such file.
+
+    A last line without its newline is a write that was cut off, and is left out. Any other line that
+    is not a JSON object raises TagprError with its number.
+    """
+    if not path.is_file():
+        return []
+    rows: list[Row] = []
+    # Not splitlines(): a JSON string may hold U+2028 and friends, which splitlines() would split at.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise TagprError(
+                f"{path}, line {number} is not valid JSON ({error.msg}); "
+                "remove the line or run the stage again"
+            ) from None
+        if not isinstance(row, dict):
+            raise TagprError(f"{path}, line {number} must be a JSON object, not {type(row).__name__}")
+        rows.append(finite(row))
+    return rows
+
+
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinities as None and half surrogate pairs as "?", at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return value
+
+
+def number(value: Any) -> float | None:
+    """`value` as a float if it is a finite number (not a bool), else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,400 @@
+"""A small made-up run on disk: its numbers land in report.json, in the page and in the terminal table."""
+
+from __future__ import annotations
+
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tagpr_rl.config import Recipe, recipe_from_dict
+from tagpr_rl.paths import RunDir, write_json
+from tagpr_rl.report import build_report, collect, summary_table
+
+EVIL = "<script>alert(1)</script>"
+GOOD = (
+    "<think> <examine_examples> the user gave 4 for strong </examine_examples> <infer_preference> the user prefers "
+    "bold things </infer_preference> <apply_preference> so strong gets 4 </apply_preference> </think> 4"
+)
+STAGES: dict[str, Any] = {
+    "data": {"kind": "data"},
+    "model": {"kind": "model"},
+    "prompts": {"kind": "prompts"},
+    "base": {"kind": "sft", "init": "model", "dataset": "direct"},
+    "chains": {"kind": "chains"},
+    "sft": {"kind": "sft", "init": "base"},
+    "prmu": {"kind": "prmu", "init": "sft"},
+    "guided": {"kind": "grpo", "init": "sft", "prmu": "prmu"},
+    "explore": {"kind": "grpo", "init": "guided", "weights": {"alpha": 0, "beta": 0}},
+    "eval": {"kind": "evaluate", "models": ["base", "sft", "explore"]},
+}
+
+
+def make_recipe() -> Recipe:
+    raw = {"name": "tiny", "data": {"tasks": ["LaMP_2", "LaMP_3"]}, "stages": STAGES}
+    return recipe_from_dict(raw, source="test")
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def entry(two: float, three: float, **more: Any) -> dict[str, Any]:
+    """EvalResult.as_dict of a model with these task scores, two questions a task, each by its own user."""
+    questions = [
+        {
+            "key": f"{t}/{i}",
+            "id": str(i),
+            "task": t,
+            "user_id": f"u{i}",
+            "answer": "",
+            "score": s,
+            "parse_status": "OK",
+            "unparsable": False,
+        }
+        for t, s in (("LaMP_2", two), ("LaMP_3", three))
+        for i in range(2)
+    ]
+    mean = (two + three) / 2
+    return {
+        "metrics": [
+            {
+                "task": "LaMP_3",
+                "name": "MAE",
+                "value": 0.777,
+                "n": 2,
+                "n_unparsable": 0,
+                "higher_is_better": False,
+                "low": 0.5,
+                "high": 0.9,
+            }
+        ],
+        "task_scores": {"LaMP_2": two, "LaMP_3": three},
+        "score": mean,
+        "score_low": mean - 0.05,
+        "score_high": mean + 0.05,
+        "strict_score": mean,
+        "user_macro_score": mean,
+        "strict_rate": 0.75,
+        "parse_counts": {"OK": 3, "TRUNCATED": 1},
+        "n": 4,
+        "n_users": 2,
+        "n_unparsable": 0,
+        "questions": questions,
+    } | more
+
+
+def response(record: str, task: str, score: float, text: str, status: str = "OK") -> dict[str, Any]:
+    return {
+        "record_id": record,
+        "task": task,
+        "user_id": "u" + record,
+        "prompt": f"prompt of {record} {EVIL}",
+        "response": text,
+        "answer": "4",
+        "gold": f"gold-{record}",
+        "score": score,
+        "parse_status": status,
+    }
+
+
+def make_run(root: Path, *, evaluated: bool = True) -> RunDir:
+    run = RunDir(root / "tiny")
+    folders = {name: run.stage(i, name) for i, name in enumerate(STAGES)}
+
+    def done(name: str, seconds: float, **metrics: float) -> None:
+        manifest = {
+            "stage": name,
+            "kind": STAGES[name]["kind"],
+            "started": "2026-01-01T00:00:00+00:00",
+            "seconds": seconds,
+            "inputs": {},
+            "config_sha256": "",
+            "outputs": {},
+            "metrics": metrics,
+            "notes": [f"note of {name}"],
+        }
+        write_json(folders[name].manifest, manifest)
+
+    counts = {task: {"train": 31, "held_out": 17} for task in ("LaMP_2", "LaMP_3")}
+    bounds = {
+        "blind": {"LaMP_2": 0.333, "LaMP_3": 0.444, "mean": 0.3885},
+        "oracle": {"LaMP_2": 0.991, "LaMP_3": 0.993, "mean": 0.992},
+    }
+    write_json(
+        folders["data"].root / "data.json",
+        {"source": "world", "n_questions": 96, "by_task": counts, "prompts": {}, "bounds": bounds},
+    )
+    done("data", 1.5)
+    done("model", 2.5, parameters=176000.0)
+    jsonl(folders["base"].metrics, [{"step": i, "train/loss": 4.0 / i} for i in range(1, 11)])
+    done("base", 80.0)
+    write_json(
+        folders["chains"].root / "chains.json",
+        {
+            "kept": 29,
+            "rejected": {"wrong_answer": 2},
+            "tags": {},
+            "steps_per_chain": {"4": 29},
+            "pairs": {},
+            "kappa": None,
+        },
+    )
+    done("chains", 0.5)
+    jsonl(
+        folders["guided"].metrics,
+        [
+            {
+                "step": s,
+                "reward/total/mean": 1.0 + s / 100,
+                "reward/prmu/mean": 0.6,
+                "task/LaMP_2/mean": 0.5,
+                "response_length/mean": 40 + s,
+                "actor/pg_loss": float("nan"),
+            }
+            for s in (1, 2)
+        ],
+    )
+    jsonl(
+        folders["explore"].metrics,
+        [{"step": s, "reward/total/mean": 0.9, "reward/prmu/mean": 0.0} for s in (1, 2)],
+    )
+    for step in (1, 2, 3):
+        rows = [
+            {
+                "step": step,
+                "record_id": "7",
+                "task": "LaMP_3",
+                "user_id": "u7",
+                "sample": i,
+                "prompt": "p",
+                "gold": "4",
+                "response": text,
+                "advantage": adv,
+                "reward_total": total,
+                "reward_task": 1.0,
+                "reward_format": 1.0,
+                "reward_tag": 1.0,
+                "reward_prmu": 0.625,
+                "reward_repetition": 0.0,
+                "reward_prmu_status": "scored",
+            }
+            for i, (text, total, adv) in enumerate([(f"step{step} {EVIL}", 0.125, -0.71), (GOOD, 1.325, 0.71)])
+        ]
+        jsonl(folders["guided"].rollouts / f"step_{step:04d}.jsonl", rows)
+    done("guided", 60.0)
+    if evaluated:
+        models = {"base": entry(0.41, 0.43), "sft": entry(0.61, 0.63), "explore": entry(0.811, 0.833)}
+        write_json(
+            folders["eval"].root / "eval.json",
+            {
+                "models": models,
+                "controls": {"shuffled": entry(0.31, 0.33)},
+                "baselines": {"majority": entry(0.2, 0.6)},
+                "comparisons": [{"a": "base", "b": "explore", "difference": 0.402, "low": 0.35, "high": 0.45}],
+            },
+        )
+        for model, scores in (("base", (0, 1, 0)), ("sft", (1, 1, 0)), ("explore", (1, 0, 0))):
+            rows = [response(str(i), "LaMP_2" if i < 2 else "LaMP_3", s, GOOD) for i, s in enumerate(scores)]
+            rows[2] |= {"response": f"no thought {EVIL}", "parse_status": "NO_THOUGHT"}
+            jsonl(folders["eval"].root / "responses" / f"{model}.jsonl", rows)
+        done("eval", 9.0)
+    return run
+
+
+class Page(HTMLParser):
+    """Cells of each table by its id, text of the page, and every tag and attribute met."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._rows: list[list[str]] | None = None
+        self.feed(text)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self._rows = self.tables.setdefault(dict(attrs).get("id") or "", [])
+        elif tag == "tr" and self._rows is not None:
+            self._rows.append([])
+        elif tag in ("td", "th") and self._rows is not None:
+            self._rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._rows = None
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if self._rows and self._rows[-1]:
+            self._rows[-1][-1] = (self._rows[-1][-1] + " " + data.strip()).strip()
+
+
+def page_of(run: RunDir) -> Page:
+    return Page(build_report(run, make_recipe()).read_text())
+
+
+run = pytest.fixture(lambda tmp_path: make_run(tmp_path), name="run")
+
+
+def test_scores_land_in_the_table_between_their_ceilings(run: RunDir) -> None:
+    rows = {row[0]: row[1:6] for row in page_of(run).tables["scores"]}
+    assert list(rows) == [
+        "model",
+        "blind ceiling",
+        "majority",
+        "base",
+        "sft",
+        "explore",
+        "explore, shuffled profile",
+        "oracle ceiling",
+    ]
+    assert rows["explore"] == ["0.811", "0.833", "0.822", "[0.772, 0.872]", "0.750"]
+    assert rows["blind ceiling"][:3] == ["0.333", "0.444", "0.389"]
+    assert rows["explore, shuffled profile"][2] == "0.320"
+    assert rows["base"][4] == "-"  # answers directly: nobody asked it for a thought
+    assert rows["sft"][4] == "0.750"
+
+
+def test_other_numbers_land_in_the_page(run: RunDir) -> None:
+    page = page_of(run)
+    assert page.tables["comparisons"][1][:3] == ["base", "explore", "+0.402"]
+    assert any(row[:2] == ["LaMP-3", "MAE ↓"] and row[2] == "0.777 [0.500, 0.900]" for row in page.tables["official"])
+    assert ["TRUNCATED", "1", "1", "1", "1", "ends inside the thought"] in page.tables["parse"]
+    stages = {row[0]: row for row in page.tables["stages"]}
+    assert stages["base"][2:4] == ["done", "1 min 20 s"]
+    assert stages["explore"][2] == "unfinished" and stages["sft"][2] == "not run"
+    assert "29 kept; rejected: 2 wrong_answer." in page.text
+    assert "total = task × format + 0.2 × tag + 0.2 × prmu + 0.1 × repetition" in page.text
+    assert "total = task × format + 0.1 × repetition" in page.text
+    assert page.tables["controls"][1][:4] == ["shuffled", "4", "0.320", "0.502"]  # lost: 0.822 - 0.320
+
+
+def test_a_control_on_other_questions_has_no_loss(run: RunDir) -> None:
+    path = run.stage(9, "eval").root / "eval.json"
+    content = json.loads(path.read_text())
+    content["controls"]["shuffled"]["n"] = 3
+    path.write_text(json.dumps(content))
+    assert page_of(run).tables["controls"][1][:4] == ["shuffled", "3", "0.320", "-"]
+
+
+def test_json_holds_what_the_stages_wrote(run: RunDir) -> None:
+    build_report(run, make_recipe())
+    report = json.loads(run.report_json.read_text())
+    assert report == collect(run, make_recipe())
+    assert report["questions"] == {
+        "total": 96,
+        "by_task": {t: {"train": 31, "held_out": 17} for t in report["tasks"]},
+    }
+    assert report["models"]["sft"]["scores"] == {"LaMP_2": 0.61, "LaMP_3": 0.63}
+    assert report["models"]["sft"]["intervals"]["LaMP_2"] == pytest.approx([0.61, 0.61])  # two users, equal scores
+    assert report["control_model"] == "explore" and report["direct_models"] == ["base"]
+    assert [s["seconds"] for s in report["stages"]] == [1.5, 2.5, None, 80.0, 0.5, None, None, 60.0, None, 9.0]
+    missing = " ".join(report["not_measured"])
+    for words in (
+        "'sft' (supervised fine-tuning) is not run",
+        "'explore' (reinforcement learning) is unfinished",
+        "Controls not run: empty.",
+        "'explore' uses no PRMU",
+        "kappa",
+    ):
+        assert words in missing
+
+
+def test_samples_are_chosen_by_outcome(run: RunDir) -> None:
+    report = collect(run, make_recipe())
+    reasons = {s["record_id"]: s["reason"] for s in report["samples"]}
+    assert reasons == {"0": "improved", "1": "worse", "2": "still wrong"}
+    assert report["sample_counts"] == {
+        "questions": 3,
+        "improved": 1,
+        "worse": 1,
+        "still wrong": 1,
+        "malformed": 1,
+    }
+    assert list(report["samples"][0]["responses"]) == ["base", "sft", "explore"]
+
+
+def test_rollouts_show_first_and_last_file_with_rewards_and_verdict(run: RunDir) -> None:
+    page = page_of(run)
+    assert "guided step 1 · LaMP-3 · 7 · 2 responses" in page.text
+    assert "guided step 3" in page.text and "guided step 2" not in page.text
+    rows = [row for row in page.tables[""] if row[-1].startswith(("examine_examples", "▲"))]
+    assert [row[0] for row in rows] == ["1.32", "0.12"] * 2
+    assert rows[0][:7] == ["1.32", "1.00", "1.00", "1.00", "0.62", "0.00", "+0.71"]  # best response first
+    assert "▲ NO_THOUGHT" in page.text
+    assert "NO_THOUGHT: the response does not open with <think>" in page.text
+
+
+def test_a_stage_without_prmu_has_no_prmu_curve(run: RunDir) -> None:
+    text = build_report(run, make_recipe()).read_text()
+    at = text.index('aria-label="reward: prmu over steps"')
+    points = text[at : text.index("</svg>", at)].split('points="')[1].split('"')[0].split()
+    assert len(points) == 2  # guided's two steps, not explore's false zeros
+    at = text.index('aria-label="reward: total over steps"')
+    assert len(text[at : text.index("</svg>", at)].split('points="')[1].split('"')[0].split()) == 4
+
+
+def test_model_text_cannot_become_markup(run: RunDir) -> None:
+    text = build_report(run, make_recipe()).read_text()
+    page = Page(text)
+    assert EVIL not in text
+    assert page.text.count("alert(1)") >= 3  # prompt, sample and rollout: shown as text
+    assert not [tag for tag, _ in page.tags if tag in ("script", "iframe", "img", "object", "link", "base")]
+    assert not [a for _, attrs in page.tags for a in attrs if a.startswith("on")]
+
+
+def test_page_is_self_contained(run: RunDir) -> None:
+    text = build_report(run, make_recipe()).read_text()
+    targets = [v for _, attrs in Page(text).tags for k, v in attrs.items() if k in ("src", "href", "xlink:href")]
+    assert targets and all(v is not None and v.startswith("#") for v in targets)
+    assert "http://" not in text and "https://" not in text and "@import" not in text
+
+
+def test_same_run_same_bytes(run: RunDir) -> None:
+    first = [p.read_bytes() for p in (build_report(run, make_recipe()), run.report_json)]
+    again = [p.read_bytes() for p in (build_report(run, make_recipe()), run.report_json)]
+    assert first == again
+    assert sorted(p.name for p in run.root.iterdir() if p.is_file()) == ["report.html", "report.json"]
+
+
+def test_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path, evaluated=False))
+    assert "No model has been evaluated: not run." in page.text
+    assert "Not evaluated: base, sft, explore." in page.text
+    assert [row[0] for row in page.tables["scores"]] == ["model", "blind ceiling", "oracle ceiling"]
+
+
+def test_a_run_that_never_began(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "none")
+    page = page_of(run)
+    assert {row[2] for row in page.tables["stages"][1:]} == {"not run"}
+    assert {row[3] for row in page.tables["stages"][1:]} == {"-"}  # no time was measured
+    report = collect(run, make_recipe())
+    assert report["models"] == {} and report["bounds"] is None and report["questions"]["total"] is None
+
+
+def test_terminal_table_has_the_same_numbers(run: RunDir) -> None:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(summary_table(collect(run, make_recipe())))
+    text = console.export_text()
+    assert "0.811" in text and "[0.772, 0.872]" in text and "explore, shuffled profile" in text
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_report(run: RunDir) -> None:
+    path = run.stage(9, "eval").root / "responses" / "explore.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["response"] = "broken \ud83d half"
+    jsonl(path, rows)
+    assert "broken ? half" in build_report(run, make_recipe()).read_text()
