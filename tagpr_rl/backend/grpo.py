@@ -1,0 +1,74 @@
+"""A GRPO stage on verl's V1 trainer: the actor that drives it, and the scoring actors beside it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ray
+
+from tagpr_rl.backend.tracking import StageTracker, TrackingSettings
+
+
+@ray.remote(num_cpus=1)
+class GrpoDriver:
+    """Runs verl's TaskRunnerV1 in this actor's process, with our trainer in the place of its sync one."""
+
+    def run(self, overrides: dict[str, Any], scorers: dict[str, Any], tracking: dict[str, str], device: str) -> None:
+        """Train to the end of the stage.
+
+        Args:
+            overrides: verl keys (verl_config.grpo_overrides).
+            scorers: {"checker": kwargs of TagChecker, "prmu": kwargs of the PRMU actor or None}.
+            tracking: TrackingSettings as a dict.
+            device: the recipe's device; RuntimeError if verl resolved another.
+        """
+        from verl.trainer import main_ppo
+        from verl.trainer.ppo.utils import need_critic, need_reference_policy
+        from verl.trainer.ppo.v1 import trainer_base
+        from verl.utils.config import validate_config
+
+        from tagpr_rl.backend import platform_cpu, tag_checker
+        from tagpr_rl.backend.hydra_config import compose
+        from tagpr_rl.backend.trainer import TagprTrainer
+
+        platform_cpu.assert_platform(device)
+        # verl compares the mode's name with "sync" in five places, so our trainer takes that name.
+        trainer_base.TRAINER_REGISTRY["sync"] = TagprTrainer
+        trainer_base.Tracking = lambda config=None, **_: StageTracker(TrackingSettings(**tracking), config)
+        job = ray.get_runtime_context().get_job_id()
+        checker_name = f"tag_checker_{job}_{os.getpid()}"
+        keep = [tag_checker.start(checker_name, **scorers["checker"])]
+        prmu_name = ""
+        if scorers["prmu"] is not None:
+            from tagpr_rl.backend import prmu_actor
+
+            prmu_name = f"prmu_{job}_{os.getpid()}"
+            keep.append(prmu_actor.start(prmu_name, **scorers["prmu"]))
+        ray.get([actor.health.remote() for actor in keep])
+        config = compose(
+            "ppo_trainer",
+            {
+                **overrides,
+                "+reward.reward_kwargs.tag_checker": checker_name,
+                "+reward.reward_kwargs.prmu": prmu_name,
+            },
+        )
+        validate_config(
+            config=config,
+            use_reference_policy=need_reference_policy(config),
+            use_critic=need_critic(config),
+        )
+        runner = main_ppo.TaskRunnerV1.__ray_metadata__.modified_class()
+        try:
+            runner.run(config)
+        finally:
+            _remove_placement_groups(runner.trainer)
+
+
+def _remove_placement_groups(trainer: Any) -> None:
+    """Give the stage's devices back: Ray keeps a placement group until the job ends or it is removed."""
+    manager = getattr(trainer, "resource_pool_manager", None)
+    for pool in manager.resource_pool_dict.values() if manager is not None else ():
+        for group in pool.pgs or ():
+            ray.util.remove_placement_group(group)

@@ -1,0 +1,38 @@
+"""PRMU training in a Ray task, on the run's device budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from tagpr_rl.backend.tracking import StageTracker, TrackingSettings
+
+
+@ray.remote(num_cpus=1, num_gpus=1)
+def train_prmu_remote(
+    pairs: str, backbone: str, out: str, settings: dict[str, Any], tracking: dict[str, str], threads: int
+) -> dict[str, float]:
+    """Train PRMU on the pairs file and return its figures (prmu.train.train_prmu)."""
+    import torch
+
+    from tagpr_rl.prmu.pairs import read_pairs
+    from tagpr_rl.prmu.train import PrmuConfig, train_prmu
+
+    torch.set_num_threads(threads)
+    tracker = StageTracker(TrackingSettings(**tracking), settings)
+
+    def on_step(row: dict[str, float]) -> None:
+        tracker.log({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+
+    try:
+        return train_prmu(
+            read_pairs(Path(pairs)),
+            backbone=Path(backbone),
+            out=Path(out),
+            config=PrmuConfig(**settings),
+            on_step=on_step,
+        )
+    finally:
+        tracker.finish()

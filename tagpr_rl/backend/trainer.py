@@ -1,0 +1,156 @@
+"""verl's synchronous V1 trainer plus what it does not log: every reward component, every response.
+
+Overrides three hooks of verl 0.9.1 trainer_base.PPOTrainer; `fit` and `step` stay verl's.
+Why: V1 computes no metric from the reward's components and drops them from the rollout dump
+(verl issues 2115, 7588), and gives a response that is alone in its group its raw reward as advantage.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
+
+from tagpr_rl.paths import write_text
+from tagpr_rl.reward.rubric import REWARD_KEYS
+
+NUMERIC_KEYS = ("total", "task", "format", "tag", "prmu", "repetition")
+
+
+def component_metrics(rows: Sequence[dict[str, Any]], tasks: Sequence[str], groups: Sequence[str]) -> dict[str, float]:
+    """Step metrics from every response's reward row.
+
+    Args:
+        rows: reward rows (keys REWARD_KEYS), one per response.
+        tasks: LaMP task of each response.
+        groups: prompt uid of each response.
+
+    Returns:
+        `reward/<key>/{mean,std,min,max}`, `task/<LaMP_x>/mean`, `parse/<STATUS>` (fraction),
+        `prmu/masked_fraction`, `groups/zero_variance_fraction` (groups whose rewards are all equal,
+        which teach nothing).
+    """
+    metrics: dict[str, float] = {}
+    for key in NUMERIC_KEYS:
+        values = [float(row[key]) for row in rows if key != "prmu" or row["prmu_status"] == "scored"]
+        if not values:
+            continue
+        mean = sum(values) / len(values)
+        variance = sum((value - mean) ** 2 for value in values) / len(values)
+        metrics[f"reward/{key}/mean"] = mean
+        metrics[f"reward/{key}/std"] = math.sqrt(variance)
+        metrics[f"reward/{key}/min"] = min(values)
+        metrics[f"reward/{key}/max"] = max(values)
+    by_task: dict[str, list[float]] = defaultdict(list)
+    by_group: dict[str, list[float]] = defaultdict(list)
+    for row, task, group in zip(rows, tasks, groups, strict=True):
+        by_task[task].append(float(row["task"]))
+        by_group[group].append(float(row["total"]))
+    metrics |= {f"task/{task}/mean": sum(values) / len(values) for task, values in sorted(by_task.items())}
+    counts = Counter(str(row["parse_status"]) for row in rows)
+    metrics |= {f"parse/{status}": count / len(rows) for status, count in sorted(counts.items())}
+    metrics["prmu/masked_fraction"] = sum(row["prmu_status"] == "masked" for row in rows) / len(rows)
+    flat = sum(max(values) - min(values) < 1e-9 for values in by_group.values())
+    metrics["groups/zero_variance_fraction"] = flat / len(by_group)
+    return metrics
+
+
+def responses_to_mask(statuses: Sequence[str], groups: Sequence[str]) -> list[int]:
+    """Indices of responses that must not take part in the update.
+
+    These are the unscored ones, and a response left alone by them: a group of one has no baseline.
+    """
+    scored = Counter(group for group, status in zip(groups, statuses, strict=True) if status != "masked")
+    return [
+        i
+        for i, (group, status) in enumerate(zip(groups, statuses, strict=True))
+        if status == "masked" or scored[group] < 2
+    ]
+
+
+class TagprTrainer(PPOTrainerSync):
+    """PPOTrainerSync with reward components logged, responses kept, unscored responses masked."""
+
+    def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Reward rows and dataset `extra_info` of the batch's responses, in the batch's order."""
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", "extra_info"]
+        )
+        extra = [dict(item) for item in list(data["extra_fields"])]
+        rows = [dict(item["reward_extra_info"]) for item in extra]
+        for row in rows:
+            missing = set(REWARD_KEYS) - set(row)
+            assert not missing, f"reward row lacks {sorted(missing)}"
+        return rows, [dict(item) for item in list(data["extra_info"])]
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """verl's advantages, after taking unscored responses out of their group and of the loss."""
+        rows, _ = self._reward_rows(batch)
+        statuses = [str(row["prmu_status"]) for row in rows]
+        groups = [key.rsplit("_", 2)[0] for key in batch.keys]
+        masked = responses_to_mask(statuses, groups)
+        unscored = sum(status == "masked" for status in statuses)
+        limit = self.config.reward.reward_kwargs.max_masked_fraction
+        if unscored > limit * len(rows):
+            raise RuntimeError(
+                f"{unscored} of {len(rows)} responses got no PRMU score in time (prmu_timeout_s="
+                f"{self.config.reward.reward_kwargs.prmu_timeout_s}), above max_masked_fraction={limit}"
+            )
+        if masked:
+            self._mask_out(batch, masked)
+        return super()._compute_advantage(batch, metrics)
+
+    def _mask_out(self, batch: Any, indices: Sequence[int]) -> None:
+        """Zero the loss mask of these responses and give each a group of its own."""
+        keys = [batch.keys[i] for i in indices]
+        data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+        zeros = torch.nested.as_nested_tensor(
+            [torch.zeros_like(mask) for mask in data["response_mask"].unbind()], layout=torch.jagged
+        )
+        fields = {"response_mask": zeros, "loss_mask": zeros.clone(), "uid": [f"masked-{key}" for key in keys]}
+        tq.kv_batch_put(keys=keys, partition_id=batch.partition_id, fields=tu.get_tensordict(fields))
+
+    def _compute_metrics(
+        self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
+    ) -> None:
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        rows, infos = self._reward_rows(batch)
+        groups = [key.rsplit("_", 2)[0] for key in batch.keys]
+        metrics.update(component_metrics(rows, [info["task"] for info in infos], groups))
+
+    def _log_rollout_data(self, batch: Any, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
+        """Write every response of the step with its reward row and advantage, one JSON object a line."""
+        rows, infos = self._reward_rows(batch)
+        fields = ["prompts", "responses", "advantages"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        decode = self.tokenizer.decode
+        lines = []
+        for i, key in enumerate(batch.keys):
+            info, advantages = infos[i], data["advantages"][i]
+            lines.append(
+                {
+                    "step": self.global_steps,
+                    "record_id": info["record_id"],
+                    "task": info["task"],
+                    "user_id": info["user_id"],
+                    "sample": int(key.rsplit("_", 2)[1]),
+                    "prompt": decode(data["prompts"][i], skip_special_tokens=True),
+                    "response": decode(data["responses"][i], skip_special_tokens=True),
+                    "gold": info["gold"],
+                    "advantage": float(advantages[0]) if len(advantages) else 0.0,
+                    **{f"reward_{name}": rows[i][name] for name in NUMERIC_KEYS},
+                    "parse_status": rows[i]["parse_status"],
+                    "prmu_status": rows[i]["prmu_status"],
+                }
+            )
+        lines.sort(key=lambda line: (line["task"], line["record_id"], line["sample"]))
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(Path(rollout_data_dir) / f"step_{self.global_steps:04d}.jsonl", text)
