@@ -1,0 +1,109 @@
+"""What every stage gets, and what it gives back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tagpr_rl.config import GrpoStage, Recipe, SftStage
+from tagpr_rl.paths import RunDir, StageDir
+from tagpr_rl.runstate import read_manifest, stage_dir, verify_outputs
+from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
+from tagpr_rl.types import TagprError
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a finished stage reports; the pipeline writes it into the manifest."""
+
+    outputs: tuple[Path, ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class StageContext:
+    """One stage of one run."""
+
+    recipe: Recipe
+    run: RunDir
+    name: str
+    console: Console
+    start_ray: Callable[[], Any]
+    """Joins or starts the run's Ray session; cheap when it is there already."""
+
+    @property
+    def dir(self) -> StageDir:
+        """This stage's folder."""
+        return stage_dir(self.recipe, self.run, self.name)
+
+    @property
+    def schema(self) -> TagSchema:
+        """The recipe's tag schema."""
+        path = self.recipe.schema_file
+        return load_schema(path) if path is not None else default_schema()
+
+    def earlier(self, name: str, *, reads: Iterable[str] = ()) -> StageDir:
+        """Folder of the finished stage `name`, after comparing what will be read with its hashes."""
+        folder = stage_dir(self.recipe, self.run, name)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise TagprError(f"stage '{self.name}' needs stage '{name}', which is not finished ({folder.root})")
+        verify_outputs(folder, manifest, only=tuple(reads))
+        return folder
+
+    def nearest(self, kind: str, *, reads: Iterable[str] = ()) -> StageDir:
+        """Folder of the nearest earlier stage of a kind."""
+        names = list(self.recipe.stages)
+        for name in reversed(names[: names.index(self.name)]):
+            if self.recipe.stages[name].kind == kind:
+                return self.earlier(name, reads=reads)
+        raise TagprError(f"stage '{self.name}' needs an earlier stage of kind '{kind}'")
+
+    def model_folder(self, name: str) -> Path:
+        """Absolute path of the published weights of stage `name`, verified."""
+        return self.earlier(name, reads=("hf",)).hf.resolve()
+
+    def clean(self, *keep: str) -> None:
+        """Empty the stage's folder but for the named entries: what an interrupted attempt left is redone."""
+        root = self.dir.root
+        root.mkdir(parents=True, exist_ok=True)
+        for entry in root.iterdir():
+            if entry.name not in keep:
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def prompt_style(recipe: Recipe, name: str) -> str:
+    """How the weights of stage `name` are to be asked: "direct" where they were taught direct answers."""
+    stage = recipe.stages[name]
+    if isinstance(stage, GrpoStage):
+        return prompt_style(recipe, stage.init)
+    return "direct" if isinstance(stage, SftStage) and stage.dataset == "direct" else "reasoning"
+
+
+class LazyRay:
+    """The run's Ray session, started by the first stage that needs it and ended with the pipeline."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._stack = ExitStack()
+        self._ray: Any = None
+
+    def __call__(self) -> Any:
+        if self._ray is None:
+            from tagpr_rl.backend.cluster import ray_session
+
+            self._ray = self._stack.enter_context(ray_session(self._recipe))
+        return self._ray
+
+    def __enter__(self) -> LazyRay:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()

@@ -1,0 +1,146 @@
+"""Evaluation stage: official metrics on held-out users, for several stages' weights, with controls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tagpr_rl.config import EvaluateStage
+from tagpr_rl.eval.controls import baselines, empty_profiles, shuffle_profiles
+from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
+from tagpr_rl.eval.metrics import paired_difference
+from tagpr_rl.paths import write_json, write_text
+from tagpr_rl.report.terminal import Page
+from tagpr_rl.stages.context import StageContext, StageResult, prompt_style
+from tagpr_rl.stages.records import HELD_OUT, TRAIN, ChatTokenizer, load_split, prompt_maker
+from tagpr_rl.types import LampRecord, Prompt
+
+
+def run(context: StageContext) -> StageResult:
+    """Write eval.json, and every response under responses/<model or control>.jsonl."""
+    recipe, stage = context.recipe, context.recipe.stages[context.name]
+    assert isinstance(stage, EvaluateStage)
+    context.clean()
+    data = context.nearest("data", reads=("lamp",)).root
+    held_out = _first(load_split(recipe, data, HELD_OUT), stage.questions)
+    folders = {name: context.model_folder(name) for name in stage.models}
+    last = stage.models[-1]
+    asked = {name: (name, held_out) for name in stage.models}
+    control_records = _first(held_out, stage.control_questions)
+    if "shuffled" in stage.controls:
+        asked["shuffled"] = (last, shuffle_profiles(control_records, stage.seed))
+    if "empty" in stage.controls:
+        asked["empty"] = (last, empty_profiles(control_records))
+    results = _answer_all(context, stage, folders, asked)
+    base = baselines(load_split(recipe, data, TRAIN), held_out, stage.seed)
+    facts = {
+        "models": {name: results[name].as_dict() for name in stage.models},
+        "controls": {name: results[name].as_dict() for name in stage.controls},
+        "control_model": last,
+        "baselines": {name: evaluate(held_out, given, context.schema).as_dict() for name, given in base.items()},
+        "comparisons": comparisons({name: results[name] for name in stage.models}),
+        "decoding": {"temperature": stage.temperature, "max_tokens": recipe.data.prompt.max_response_tokens},
+    }
+    write_json(context.dir.root / "eval.json", facts)
+    _show_samples(context.console, context, last)
+    metrics = {f"score/{name}": result.score for name, result in results.items()}
+    outputs = (context.dir.root / "eval.json", context.dir.root / "responses")
+    return StageResult(outputs=outputs, metrics=metrics)
+
+
+def _answer_all(
+    context: StageContext,
+    stage: EvaluateStage,
+    folders: Mapping[str, Path],
+    asked: Mapping[str, tuple[str, list[LampRecord]]],
+) -> dict[str, EvalResult]:
+    """Generate and score every set of questions; one engine serves all weights in turn."""
+    from tagpr_rl.backend.generate import Engine
+
+    context.start_ray()
+    results: dict[str, EvalResult] = {}
+    first = next(iter(folders.values()))
+    prefilled = context.recipe.model.thought_prefilled
+    with context.console.status(f"  {context.name}: starting vLLM") as status, Engine(context.recipe, first) as engine:
+        for label, (model, records) in asked.items():
+            status.update(f"  {context.name}: {label}, {len(records)} questions")
+            tokenizer = ChatTokenizer(folders[model])
+            make = prompt_maker(context.recipe, context.schema, prompt_style(context.recipe, model), tokenizer.count)
+            prompts = [make(record) for record in records]
+            engine.use(folders[model])
+            texts = engine(
+                [tokenizer.encode(tokenizer.render(prompt.messages)) for prompt in prompts],
+                temperature=stage.temperature,
+                seed=stage.seed,
+            )
+            responses = {question_key(record): text for record, text in zip(records, texts, strict=True)}
+            results[label] = evaluate(records, responses, context.schema, prefilled=prefilled)
+            _write_responses(context.dir.root / "responses" / f"{label}.jsonl", records, prompts, texts, results[label])
+    return results
+
+
+def comparisons(results: Mapping[str, EvalResult]) -> list[dict[str, Any]]:
+    """Paired differences b - a: each model against the one before, and the last against the first."""
+    names = list(results)
+    pairs = list(pairwise(names)) + ([(names[0], names[-1])] if len(names) > 2 else [])
+    found = []
+    for a, b in pairs:
+        difference, low, high = paired_difference(
+            results[b].scores(), results[a].scores(), results[a].users(), tasks=results[a].tasks()
+        )
+        found.append({"a": a, "b": b, "difference": difference, "low": low, "high": high})
+    return found
+
+
+def _write_responses(
+    path: Path,
+    records: Sequence[LampRecord],
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    result: EvalResult,
+) -> None:
+    scored = {question.key: question for question in result.questions}
+    lines = []
+    for record, prompt, text in zip(records, prompts, texts, strict=True):
+        question = scored[question_key(record)]
+        row = {
+            "record_id": record.id,
+            "task": record.task,
+            "user_id": record.user_id,
+            "prompt": "\n".join(message["content"] for message in prompt.messages),
+            "response": text,
+            "answer": question.answer,
+            "gold": record.gold,
+            "score": question.score,
+            "parse_status": question.parse_status,
+        }
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+
+
+def _show_samples(console: Console, context: StageContext, model: str) -> None:
+    """Print one answered question per task: people look before they read."""
+    page = Page(console, context.schema, context.recipe.model.thought_prefilled)
+    shown: set[str] = set()
+    with (context.dir.root / "responses" / f"{model}.jsonl").open(encoding="utf-8") as handle:
+        for line in handle:
+            row = json.loads(line)
+            if row["task"] in shown:
+                continue
+            shown.add(row["task"])
+            question = row["prompt"].rsplit("\n", 1)[-1]
+            page.block(f"{row['task']}, held-out user {row['user_id']}", question)
+            page.block(f"{model} answers (gold: {row['gold']})", page.trace(row["response"]))
+    console.print()
+
+
+def _first(records: list[LampRecord], count: int | None) -> list[LampRecord]:
+    """At most `count` questions, spread evenly over the records (tasks and users stay mixed)."""
+    if count is None or count >= len(records):
+        return records
+    return [records[i * len(records) // count] for i in range(count)]

@@ -1,0 +1,102 @@
+"""Model stage: build the tiny model and tokenizer from the training text, or link the given folder."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tagpr_rl.chains.teacher import TeacherRequest
+from tagpr_rl.config import ModelStage
+from tagpr_rl.data.prompt import DIRECT_INSTRUCTION, build_prompt, prompt_phrases
+from tagpr_rl.data.retrieve import rank
+from tagpr_rl.data.tasks import TASKS
+from tagpr_rl.stages.context import StageContext, StageResult
+from tagpr_rl.stages.records import HELD_OUT, TRAIN, load_split
+from tagpr_rl.stages.teachers import teacher_for
+from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.types import LampRecord, Prompt, TagprError
+
+CORPUS_SIZE = 20_000
+"""At most this many prompts go into the tiny tokenizer's corpus."""
+
+
+def run(context: StageContext) -> StageResult:
+    """Publish `hf/`: model, tokenizer, chat template."""
+    stage = context.recipe.stages[context.name]
+    assert isinstance(stage, ModelStage)
+    context.clean()
+    if context.recipe.model.path is not None:
+        return _link(context, context.recipe.model.path)
+    return _tiny(context)
+
+
+def _link(context: StageContext, path: Path) -> StageResult:
+    """Point `hf` at the user's folder: weights may be hundreds of gigabytes, so nothing is copied."""
+    needed = ("config.json", "tokenizer_config.json")
+    missing = [name for name in needed if not (path / name).is_file()]
+    if missing:
+        raise TagprError(f"model.path={path}: no {', '.join(missing)} there; give a Hugging Face model folder")
+    context.dir.hf.symlink_to(path.resolve())
+    return StageResult(outputs=tuple(context.dir.hf / name for name in needed))
+
+
+def _tiny(context: StageContext) -> StageResult:
+    from tagpr_rl.model.tiny import build_tiny
+
+    recipe, schema = context.recipe, context.schema
+    texts = corpus(context, schema)
+    tiny = recipe.model.tiny
+    info = build_tiny(
+        context.dir.hf,
+        corpus_texts=texts,
+        phrases=phrases(schema),
+        hidden=tiny.hidden,
+        layers=tiny.layers,
+        heads=tiny.heads,
+        ffn=tiny.ffn,
+        max_vocab=tiny.max_vocab,
+        max_positions=max(2048, recipe.data.prompt.max_tokens + recipe.data.prompt.max_response_tokens),
+        seed=tiny.seed,
+    )
+    metrics = {"vocabulary": float(info.vocab_size), "parameters": float(info.parameters)}
+    return StageResult(outputs=(context.dir.hf,), metrics=metrics, notes=(f"tokenizer: {info.kind}",))
+
+
+def phrases(schema: TagSchema) -> list[str]:
+    """Constant strings that a word-level tokenizer may hold as one token each."""
+    tags = [f"<{slash}{name}>" for name in (*schema.names, "think") for slash in ("", "/")]
+    labels = [label for task in TASKS.values() for label in task.labels]
+    return [*prompt_phrases(schema), DIRECT_INSTRUCTION, *tags, *labels]
+
+
+def corpus(context: StageContext, schema: TagSchema) -> list[str]:
+    """Prompt contents of training records, without a limit, and golds.
+
+    Prompts of held-out records count too, as words only: real text would otherwise be full of unknown
+    words. Golds of held-out records do not. The teacher's words are those of the chains to come.
+    """
+    data = context.nearest("data", reads=("lamp",)).root
+    train = load_split(context.recipe, data, TRAIN)
+    held_out = load_split(context.recipe, data, HELD_OUT)
+    retrieval = context.recipe.data.retrieval
+
+    def unlimited(record: LampRecord, style: str) -> Prompt:
+        items = rank(record, retrieval.k, retrieval.method)
+        return build_prompt(
+            record, items, style=style, schema=schema, max_tokens=sys.maxsize, count_tokens=lambda _: 0
+        )
+
+    texts = [record.gold for record in train if record.gold is not None]
+    shown = [(record, unlimited(record, "reasoning")) for record in (*train, *held_out)[:CORPUS_SIZE]]
+    bare = [replace(record, profile=()) for record in first_of_each_task(train)]
+    shown += [(record, unlimited(record, style)) for record in bare for style in ("reasoning", "direct")]
+    texts += [message["content"] for _, prompt in shown for message in prompt.messages]
+    teacher = teacher_for(context.recipe, error_rate=0.5)
+    asked = [TeacherRequest(record, prompt) for record, prompt in shown if record.split == TRAIN]
+    return texts + teacher.generate(asked)
+
+
+def first_of_each_task(records: list[LampRecord]) -> list[LampRecord]:
+    """One record per task."""
+    return list({record.task: record for record in reversed(records)}.values())

