@@ -46,10 +46,12 @@ def environment(recipe: Recipe, settings: WorkerSettings) -> dict[str, str]:
         "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"),
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "TRANSFER_QUEUE_ENABLE": "1",
+        "PYTHONWARNINGS": "ignore::UserWarning:verl.workers.engine",  # engines that nobody asked for
     }
     if recipe.platform.device == "cpu":
         variables |= {
             "VERL_PLATFORM": "cpu",
+            "DS_ACCELERATOR": "cpu",
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": str(recipe.platform.threads),
             "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads must not spin on a core that another process needs

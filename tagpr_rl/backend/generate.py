@@ -9,7 +9,11 @@ from typing import Any
 
 import ray
 
-from tagpr_rl.config import Recipe
+from tagpr_rl.config import GrpoStage, Recipe, SftStage, prompt_style
+from tagpr_rl.data.tokens import ChatTokenizer
+from tagpr_rl.paths import RunDir
+from tagpr_rl.runstate import read_manifest, stage_dir
+from tagpr_rl.types import Prompt, TagprError
 
 
 @ray.remote(num_cpus=1, num_gpus=1)
@@ -96,13 +100,44 @@ class Engine:
         """Generate with the weights of `folder` from now on."""
         ray.get(self.actor.load.remote(str(folder)))
 
-    def __call__(self, prompts: Sequence[list[int]], *, temperature: float, seed: int = 0) -> list[str]:
+    def __call__(self, prompts: Sequence[list[int]], *, temperature: float, seed: int | None = 0) -> list[str]:
         """Texts for prompts given as token ids; greedy when temperature is 0."""
+        # vLLM's CPU build cannot seed a request ("CPU Generator does not use offset"): the engine's seed holds.
+        seeded = temperature > 0 and self.recipe.platform.device != "cpu"
         sampling = {
             "temperature": temperature,
             "max_tokens": self.recipe.data.prompt.max_response_tokens,
-            "seed": seed if temperature > 0 else None,
+            "seed": seed if seeded else None,
             "skip_special_tokens": True,
         }
         texts: list[str] = ray.get(self.actor.generate.remote(list(prompts), sampling))
         return texts
+
+
+class LiveModel:
+    """The newest trained policy of a run, for `launch.py walk --live`: a prompt -> one GRPO group of responses."""
+
+    def __init__(self, recipe: Recipe, run: RunDir) -> None:
+        trained = [
+            name
+            for name, stage in recipe.stages.items()
+            if isinstance(stage, GrpoStage | SftStage) and prompt_style(recipe, name) == "reasoning"
+        ]
+        done = [name for name in trained if read_manifest(stage_dir(recipe, run, name)) is not None]
+        if not done:
+            raise TagprError(
+                f"--live: no stage of {run.root} that reasons is finished ({', '.join(trained)}); run the recipe first"
+            )
+        self.recipe, self.name = recipe, done[-1]
+        self.folder = stage_dir(recipe, run, self.name).hf.resolve()
+
+    def __call__(self, prompt: Prompt) -> list[str]:
+        """Sampled responses at the first GRPO stage's temperature and group size."""
+        from tagpr_rl.backend.cluster import ray_session
+
+        grpo = next((s for s in self.recipe.stages.values() if isinstance(s, GrpoStage)), None)
+        size, temperature = (grpo.group_size, grpo.temperature) if grpo is not None else (4, 1.0)
+        tokenizer = ChatTokenizer(self.folder)
+        ids = tokenizer.encode(tokenizer.render(prompt.messages))
+        with ray_session(self.recipe), Engine(self.recipe, self.folder) as engine:
+            return engine([ids] * size, temperature=temperature, seed=None)

@@ -24,7 +24,7 @@ def train_prmu_remote(
     tracker = StageTracker(TrackingSettings(**tracking), settings)
 
     def on_step(row: dict[str, float]) -> None:
-        tracker.log({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+        tracker.log({f"prmu/{key}": value for key, value in row.items() if key != "step"}, step=int(row["step"]))
 
     try:
         return train_prmu(

@@ -10,9 +10,10 @@ from tagpr_rl.chains.build import ChainRow, ChainSet, build_chains
 from tagpr_rl.chains.label import ScriptedLabeller
 from tagpr_rl.chains.pairs import build_pairs
 from tagpr_rl.config import ChainsStage
+from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.paths import write_json
 from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.stages.records import TRAIN, ChatTokenizer, load_split, prompt_maker, write_parquet
+from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, write_parquet
 from tagpr_rl.stages.teachers import keep_rules, teacher_for
 from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import TagSchema

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -11,11 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
-from tagpr_rl.config import GrpoStage, Recipe, SftStage
-from tagpr_rl.paths import RunDir, StageDir
-from tagpr_rl.runstate import read_manifest, stage_dir, verify_outputs
+from tagpr_rl.config import Recipe
+from tagpr_rl.paths import RunDir, StageDir, write_json
+from tagpr_rl.runstate import compare, read_manifest, stage_config, stage_dir, stage_inputs, verify_outputs
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 from tagpr_rl.types import TagprError
+
+ATTEMPT = "attempt.json"
+"""What an unfinished training stage was started from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +82,26 @@ class StageContext:
             if entry.name not in keep:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
+    def guard_attempt(self) -> None:
+        """Refuse to go on from an interrupted attempt that was made from other inputs (TagprError).
 
-def prompt_style(recipe: Recipe, name: str) -> str:
-    """How the weights of stage `name` are to be asked: "direct" where they were taught direct answers."""
-    stage = recipe.stages[name]
-    if isinstance(stage, GrpoStage):
-        return prompt_style(recipe, stage.init)
-    return "direct" if isinstance(stage, SftStage) and stage.dataset == "direct" else "reasoning"
+        A finished stage has its manifest for this; an unfinished one may have checkpoints, which verl
+        would resume whatever they were trained on.
+        """
+        path = self.dir.root / ATTEMPT
+        now = {
+            "config": stage_config(self.recipe, self.name),
+            "inputs": stage_inputs(self.recipe, self.run, self.name),
+        }
+        if path.is_file():
+            changes = compare(json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(now)))
+            if changes:
+                raise TagprError(
+                    f"stage '{self.name}' was interrupted, and the recipe or its inputs have changed since:\n  "
+                    + "\n  ".join(changes)
+                    + f"\nDelete {self.dir.root} to start the stage over, or use another folder (name=<new name>)."
+                )
+        write_json(path, now)
 
 
 class LazyRay:

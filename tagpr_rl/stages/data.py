@@ -37,7 +37,10 @@ def run(context: StageContext) -> StageResult:
     for task in recipe.data.tasks:
         write_lamp(folder, task, TRAIN, [r for r in train if r.task == task])
         write_lamp(folder, task, HELD_OUT, [r for r in held_out if r.task == task])
-    counts = {split: Counter(r.task for r in records) for split, records in (("train", train), ("held_out", held_out))}
+    counts: dict[str, Counter[str]] = {
+        "train": Counter(r.task for r in train),
+        "held_out": Counter(r.task for r in held_out),
+    }
     facts: dict[str, Any] = {
         "source": source,
         "setting": recipe.data.split,
@@ -80,9 +83,9 @@ def _world_records(recipe: Recipe, world: World) -> tuple[list[LampRecord], list
 def _bounds(recipe: Recipe, world: World) -> dict[str, dict[str, float]]:
     """The world's ceilings for the recipe's tasks, with their mean."""
     found = world.bounds("dev", recipe.data.split)
-    picked = {}
+    picked: dict[str, dict[str, float]] = {}
     for name, values in found.items():
-        per_task = {task: values[task] for task in recipe.data.tasks}
+        per_task: dict[str, float] = {task: values[task] for task in recipe.data.tasks}
         picked[name] = {**per_task, "mean": sum(per_task.values()) / len(per_task)}
     return picked
 

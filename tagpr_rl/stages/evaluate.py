@@ -10,14 +10,15 @@ from typing import Any
 
 from rich.console import Console
 
-from tagpr_rl.config import EvaluateStage
+from tagpr_rl.config import EvaluateStage, prompt_style
+from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.eval.controls import baselines, empty_profiles, shuffle_profiles
 from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
 from tagpr_rl.eval.metrics import paired_difference
 from tagpr_rl.paths import write_json, write_text
 from tagpr_rl.report.terminal import Page
-from tagpr_rl.stages.context import StageContext, StageResult, prompt_style
-from tagpr_rl.stages.records import HELD_OUT, TRAIN, ChatTokenizer, load_split, prompt_maker
+from tagpr_rl.stages.context import StageContext, StageResult
+from tagpr_rl.stages.records import HELD_OUT, TRAIN, load_split, prompt_maker
 from tagpr_rl.types import LampRecord, Prompt
 
 

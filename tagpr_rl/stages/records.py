@@ -10,55 +10,17 @@ from tagpr_rl.config import Recipe
 from tagpr_rl.data.lamp import load_folder
 from tagpr_rl.data.prompt import build_prompt
 from tagpr_rl.data.retrieve import rank
+from tagpr_rl.data.tokens import ChatTokenizer, Messages
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, Prompt
 
 TRAIN, HELD_OUT = "train", "dev"
 """The data stage writes official files under these split names."""
 
-Messages = Sequence[Mapping[str, str]]
-
 
 def load_split(recipe: Recipe, data: Path, split: str) -> list[LampRecord]:
     """The records of one split as the data stage wrote them, in the recipe's order of tasks."""
     return load_folder(data / "lamp", recipe.data.tasks, split)
-
-
-class ChatTokenizer:
-    """A Hugging Face tokenizer, as far as the stages use it. Loads no torch."""
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-
-    def render(self, messages: Messages) -> str:
-        """The chat template's text, up to where the assistant begins."""
-        text: str = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
-        )
-        return text
-
-    def count(self, messages: Messages) -> int:
-        """Tokens of the prompt, after the chat template."""
-        return len(self.encode(self.render(messages)))
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, nothing added."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
-
-    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` for many texts at once."""
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return ids
-
-    @property
-    def end(self) -> int:
-        """Id of the token that ends an assistant turn."""
-        return int(self.tokenizer.eos_token_id)
 
 
 def prompt_maker(
@@ -82,7 +44,7 @@ def sft_rows(
     A cut chain would teach the model to stop in the middle of a thought.
     """
     prompts = tokenizer.encode_many([tokenizer.render(messages) for messages, _ in examples])
-    responses = tokenizer.encode_many([response for _, response in examples])
+    responses = tokenizer.encode_many([tokenizer.response(response) for _, response in examples])
     rows, dropped = [], 0
     for prompt, response in zip(prompts, responses, strict=True):
         if len(response) + 1 > max_response_tokens:

@@ -12,19 +12,21 @@ from typing import Any
 from tagpr_rl.backend.tracking import TrackingSettings
 from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides, sft_overrides, world_size
 from tagpr_rl.config import GrpoStage, PrmuStage, SftStage
+from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.paths import write_json
-from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.stages.records import TRAIN, ChatTokenizer, load_split, prompt_maker, sft_rows, write_parquet
+from tagpr_rl.stages.context import ATTEMPT, StageContext, StageResult
+from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, sft_rows, write_parquet
 from tagpr_rl.stages.watch import last_row, trim_metrics, wait_with_progress
 from tagpr_rl.types import TagprError
 
-_RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", "wandb")
+_RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", ATTEMPT)
 
 
 def run_sft(context: StageContext) -> StageResult:
     """Fine-tune on direct answers or tagged chains with verl's SFT trainer."""
     recipe, stage = context.recipe, context.recipe.stages[context.name]
     assert isinstance(stage, SftStage)
+    context.guard_attempt()
     context.clean(*_RESUMABLE)
     rows, dropped = _sft_examples(context, stage)
     if len(rows) < stage.batch_size:
@@ -67,6 +69,7 @@ def run_grpo(context: StageContext) -> StageResult:
     """One GRPO stage on verl's trainer, with PRMU and tag-checker actors beside it."""
     recipe, stage = context.recipe, context.recipe.stages[context.name]
     assert isinstance(stage, GrpoStage)
+    context.guard_attempt()
     context.clean(*_RESUMABLE)
     rows = context.nearest("prompts", reads=("train.parquet",)).root / "train.parquet"
     paths = _paths(context, stage.init, rows)

