@@ -171,7 +171,7 @@ def spread(runs: Sequence[SeedRun]) -> dict[str, Any]:
     found = {}
     for a, b in COMPARISONS:
         by_rl_seed = {"guided", "final"} & {a, b}
-        rows = []
+        rows: list[dict[str, Any]] = []
         for run in runs:
             for seed in run.rl_seeds if by_rl_seed else (None,):
                 keys = sorted(run.tasks)
@@ -324,7 +324,10 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = _arguments()
-    console = Console()
+    # Ray's workers take this path over, and verl looks for a package `trl`: trl.py beside this file is not it.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != here]
+    console = Console(width=None if sys.stdout.isatty() else 180)
     demo = load_recipe(DEMO, tuple(args.overrides))
     options = {"rl_seeds": args.rl_seeds, "world_seed": args.world_seed, "held_out_users": args.held_out_users}
     recipes = {seed: derive(demo, out=args.out, sft_seed=seed, **options) for seed in args.sft_seeds}

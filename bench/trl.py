@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -37,6 +38,7 @@ from tagpr_rl.types import TagprError
 BENCH = Path(__file__).resolve().parent
 DEMO = BENCH.parent / "recipes" / "demo.yaml"
 STAGE = "guided"
+PROMPTS = "shuffled.parquet"
 PARTS = ("gen", "old_log_prob", "adv", "update_actor", "update_weights")
 """verl's `timing_s/` parts of a step that are worth showing."""
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_TOP_PAD_": "67108864"}
@@ -150,6 +152,8 @@ def verl_rows(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "wall": line["time_s"] - before,
                 "tokens": line["response_length/mean"],
                 "reward": line["reward/total/mean"],
+                "entropy": line["actor/entropy_loss"],
+                "grad_norm": line["actor/grad_norm"],
                 **{part: line[f"timing_s/{part}"] for part in PARTS if f"timing_s/{part}" in line},
             }
         )
@@ -170,7 +174,7 @@ def run_ours(recipe: Recipe, size: Size, folder: Path) -> list[dict[str, Any]]:
     assert isinstance(stage, GrpoStage)
     paths = StagePaths(
         model=stage_dir(recipe, run, "model").hf.resolve(),
-        train=(stage_dir(recipe, run, "prompts").root / "train.parquet").resolve(),
+        train=(run.root / PROMPTS).resolve(),
         checkpoints=(folder / "checkpoints").resolve(),
         rollouts=(folder / "rollouts").resolve(),
     )
@@ -220,6 +224,7 @@ def measure(size: Size, args: argparse.Namespace, console: Console) -> dict[str,
     import pyarrow.parquet as pq
 
     from tagpr_rl.stages.pipeline import run_pipeline
+    from tagpr_rl.stages.records import write_parquet
 
     steps = args.warmup + args.steps
     recipe = sized(load_recipe(DEMO), size, steps, args.out)
@@ -227,6 +232,8 @@ def measure(size: Size, args: argparse.Namespace, console: Console) -> dict[str,
     with (args.out / "prepare.log").open("a", encoding="utf-8") as log:
         run_pipeline(recipe, run, until="prompts", console=Console(file=log))
     rows = pq.read_table(stage_dir(recipe, run, "prompts").root / "train.parquet").to_pylist()
+    random.Random(0).shuffle(rows)  # the file goes task by task
+    write_parquet(run.root / PROMPTS, rows)
     job = trl_job(recipe, size, steps, stage_dir(recipe, run, "model").hf.resolve(), rows)
     console.print(f"{size}: TRL, {steps} steps", highlight=False)
     trl = run_trl(args.trl_python, job, run.root / "trl")
@@ -239,22 +246,30 @@ def measure(size: Size, args: argparse.Namespace, console: Console) -> dict[str,
     return {**found, "ratio": ratios(found["ours"], found["trl"])}
 
 
-def ratios(ours: Mapping[str, Any], trl: Mapping[str, Any]) -> dict[str, float]:
-    """Ours / TRL: above 1 = ours is slower. `seconds` within a step, `wall` from step to step."""
-    return {key: ours["median"][key] / trl["median"][key] for key in ("seconds", "wall")}
+def ratios(ours: Mapping[str, Any], trl: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Both ways round, of `seconds` (within a step) and `wall` (from step to step).
+
+    `time`: our seconds / TRL's, above 1 = ours is slower. `speed`: its inverse, above 1 = ours is faster.
+    """
+    times = {key: ours["median"][key] / trl["median"][key] for key in ("seconds", "wall")}
+    return {"time": times, "speed": {key: 1 / value for key, value in times.items()}}
 
 
 def show(sizes: Mapping[str, Any], console: Console) -> None:
-    """Print the medians and ratios."""
-    table = Table("prompts x samples x tokens", "", title="Seconds per GRPO step, medians; ratio = ours / TRL")
-    for heading in ("ours", "TRL", "ratio", "ours: parts"):
+    """Print the medians and ratios, and what shows that both did the same work."""
+    table = Table("prompts x samples x tokens", "", title="Seconds per GRPO step, medians")
+    for heading in ("ours", "TRL", "time, ours / TRL", "speed, TRL / ours"):
         table.add_column(heading, justify="right")
     for name, found in sizes.items():
-        ours, trl = found["ours"]["median"], found["trl"]["median"]
-        parts = ", ".join(f"{part} {ours[part]:.2f}" for part in PARTS if part in ours)
+        ours, trl, ratio = found["ours"]["median"], found["trl"]["median"], found["ratio"]
         for key, label in (("seconds", "step"), ("wall", "step to step")):
-            cells = (f"{ours[key]:.3f}", f"{trl[key]:.3f}", f"{found['ratio'][key]:.2f}")
-            table.add_row(name if key == "seconds" else "", label, *cells, parts if key == "seconds" else "")
+            cells = (f"{ours[key]:.3f}", f"{trl[key]:.3f}", f"{ratio['time'][key]:.2f}", f"{ratio['speed'][key]:.2f}")
+            table.add_row(name if key == "seconds" else "", label, *cells)
+        for key in ("tokens", "reward", "entropy", "grad_norm"):
+            table.add_row("", key, f"{ours[key]:.3f}", f"{trl[key]:.3f}")
+        for part in PARTS:
+            if part in ours:
+                table.add_row("", f"verl: {part}", f"{ours[part]:.3f}")
     console.print(table)
 
 
@@ -275,8 +290,8 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = _arguments()
-    console = Console()
-    # This file must not pass for the package `trl`, here or in Ray's workers, which take over the path.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    # Ray's workers take this path over, and verl looks for a package `trl`: this file is not it.
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != BENCH]
     if not args.trl_python.is_file():
         raise TagprError(f"--trl-python {args.trl_python}: no such file; make one from bench/requirements-trl.txt")

@@ -45,7 +45,8 @@ class StepClock(TrainerCallback):
 
     def on_log(self, _args: Any, _state: Any, _control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if self.rows and logs and "reward" in logs:
-            self.rows[-1] |= {"reward": logs["reward"], "tokens": logs["completions/mean_length"]}
+            self.rows[-1] |= {key: float(logs[key]) for key in ("reward", "entropy", "grad_norm")}
+            self.rows[-1]["tokens"] = float(logs["completions/mean_length"])
 
 
 def make_reward(weights: dict[str, float]) -> Any:

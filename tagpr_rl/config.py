@@ -67,6 +67,7 @@ __all__ = [
     "recipe_from_dict",
 ]
 
+
 class Recipe(Closed):
     """A whole run."""
 

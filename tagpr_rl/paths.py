@@ -121,5 +121,5 @@ class RunDir:
         return self.root / "report.html"
 
     def stage(self, index: int, name: str) -> StageDir:
-        """Folder of the `index`-th stage (from 0): `10_<name>`, `20_<name>`, ..."""
-        return StageDir(self.root / f"{(index + 1) * 10}_{name}")
+        """Folder of the `index`-th stage (from 0): `010_<name>`, `020_<name>`, ..."""
+        return StageDir(self.root / f"{(index + 1) * 10:03d}_{name}")

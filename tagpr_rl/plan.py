@@ -57,9 +57,7 @@ def batch_plan(recipe: Recipe, stage: Stage) -> BatchPlan | None:
         )
     if isinstance(stage, PrmuStage):
         # A pair is two sequences.
-        return BatchPlan(
-            stage.steps, stage.batch_size, trained_tokens=2 * stage.steps * stage.batch_size * length
-        )
+        return BatchPlan(stage.steps, stage.batch_size, trained_tokens=2 * stage.steps * stage.batch_size * length)
     if isinstance(stage, GrpoStage):
         responses = stage.prompts_per_step * stage.group_size
         mini = responses // stage.mini_batches
@@ -110,16 +108,12 @@ def print_plan(recipe: Recipe, run: RunDir, console: Console, overrides: Overrid
     model = str(recipe.model.path) if recipe.model.path is not None else "tiny model, built here"
     facts = Table("what", "value", show_header=False)
     facts.add_row("device", platform.device)
-    facts.add_row(
-        "devices", f"{platform.nodes} node(s) x {platform.devices_per_node} = {devices(recipe)} process(es)"
-    )
+    facts.add_row("devices", f"{platform.nodes} node(s) x {platform.devices_per_node} = {devices(recipe)} process(es)")
     facts.add_row("Ray", platform.ray_address or "a private local cluster")
     facts.add_row("data", escape(f"{source}; {', '.join(recipe.data.tasks)}; split by {recipe.data.split}"))
     facts.add_row("model", escape(f"{model}; {recipe.model.dtype}"))
     limits = recipe.data.prompt
-    facts.add_row(
-        "sequence", f"prompt <= {limits.max_tokens}, response <= {limits.max_response_tokens} tokens"
-    )
+    facts.add_row("sequence", f"prompt <= {limits.max_tokens}, response <= {limits.max_response_tokens} tokens")
     console.print(facts)
     console.print(batch_table(recipe))
     for name, stage in recipe.stages.items():
@@ -130,9 +124,7 @@ def print_plan(recipe: Recipe, run: RunDir, console: Console, overrides: Overrid
         lines = overrides(recipe, run, name)
         if lines:
             console.print(f"\nverl overrides of stage '{name}':", highlight=False)
-            console.print(
-                "\n".join(f"  {line}" for line in lines), markup=False, highlight=False, soft_wrap=True
-            )
+            console.print("\n".join(f"  {line}" for line in lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def batch_table(recipe: Recipe) -> Table:
@@ -147,7 +139,5 @@ def batch_table(recipe: Recipe) -> Table:
             per_step = f"{stage.prompts_per_step} x {stage.group_size} = {plan.samples_per_step}"
             split = f"{plan.mini_batch} = {plan.micro_batches} x {stage.micro_batch_size}"
             generated, steps = f"{plan.generated_tokens:,}", stage.steps
-        table.add_row(
-            name, str(steps), per_step, str(plan.updates), split, generated, f"{plan.trained_tokens:,}"
-        )
+        table.add_row(name, str(steps), per_step, str(plan.updates), split, generated, f"{plan.trained_tokens:,}")
     return table

@@ -58,11 +58,7 @@ def walk(recipe: Recipe, record: int, *, respond: Respond | None = None, console
     page = Page(console, schema, recipe.model.thought_prefilled)
     page.say(
         f"One record through the whole method: recipe '{recipe.name}', training record {record}, "
-        + (
-            "canned responses built from the record itself."
-            if respond is None
-            else "a live model's responses."
-        )
+        + ("canned responses built from the record itself." if respond is None else "a live model's responses.")
     )
     found = _hop_load(page, recipe, record)
     prompt = _hop_prompt(page, recipe, found)
@@ -109,9 +105,7 @@ def find_record(recipe: Recipe, index: int) -> tuple[LampRecord, str]:
     block = data.world
     tasks = [task for task in WORLD_TASKS if task in data.tasks]
     if len(tasks) != len(data.tasks):
-        raise TagprError(
-            f"data.tasks: the embedded world has {', '.join(WORLD_TASKS)}; others need data.lamp_dir"
-        )
+        raise TagprError(f"data.tasks: the embedded world has {', '.join(WORLD_TASKS)}; others need data.lamp_dir")
     per_user = block.questions_per_user // len(WORLD_TASKS) * len(tasks)
     time = data.split == "time"
     total = (block.time_users if time else block.train_users) * per_user
@@ -151,9 +145,7 @@ def _hop_prompt(page: Page, recipe: Recipe, record: LampRecord) -> Prompt:
     )
     tiny = recipe.model.path is None
     counter = word_counter(page.schema if tiny else None)
-    prompt = build_prompt(
-        record, items, style="reasoning", schema=page.schema, max_tokens=limit, count_tokens=counter
-    )
+    prompt = build_prompt(record, items, style="reasoning", schema=page.schema, max_tokens=limit, count_tokens=counter)
     page.block(
         f"out: Prompt, {len(prompt.messages)} chat message, {prompt.n_tokens} words, items "
         f"{list(prompt.item_ids)}, {prompt.items_dropped} dropped",
@@ -340,9 +332,7 @@ def _hop_update(page: Page, stages: Sequence[tuple[str, GrpoStage]], tokens: int
             f"kl_coef = {s.kl_coef:g}" + ("" if s.kl_coef else ": no KL term and no reference model"),
         ]
         if uses_prmu(s):
-            lines.append(
-                f"a response without a PRMU score after {s.prmu_timeout_s:g} s is masked out of the update"
-            )
+            lines.append(f"a response without a PRMU score after {s.prmu_timeout_s:g} s is masked out of the update")
         page.block(name, "\n".join(lines))
 
 
@@ -362,9 +352,7 @@ def _hop_publish(page: Page, recipe: Recipe) -> None:
         if stage.kind in ("model", "sft", "grpo", "prmu"):
             start = f"starts from {init}" if init else "start weights"
             directory = run.stage(index, name)
-            lines.append(
-                f"{name:<10} {start:<22} -> {directory.root if stage.kind == 'prmu' else directory.hf}"
-            )
+            lines.append(f"{name:<10} {start:<22} -> {directory.root if stage.kind == 'prmu' else directory.hf}")
     page.block("out", "\n".join(lines))
 
 
@@ -385,6 +373,4 @@ def _hop_report(page: Page, recipe: Recipe) -> None:
         parts = ("manifest.json", own.get(stage.kind), more.get(stage.kind))
         lines.append(f"{run.stage(index, name).root.name}/: {', '.join(part for part in parts if part)}")
     page.block(f"in: {run.root}/", "\n".join(lines))
-    page.block(
-        "out", f"{run.report_json} (numbers, samples) and {run.report_html} (tables, plots, coloured chains)"
-    )
+    page.block("out", f"{run.report_json} (numbers, samples) and {run.report_html} (tables, plots, coloured chains)")

@@ -63,10 +63,7 @@ def run_sft(world: int, overrides: dict[str, Any], tracking: dict[str, str], dev
     try:
         master = ray.get(workers[0].address.remote())
         ray.get(
-            [
-                worker.run.remote(rank, world, master, overrides, tracking, device)
-                for rank, worker in enumerate(workers)
-            ]
+            [worker.run.remote(rank, world, master, overrides, tracking, device) for rank, worker in enumerate(workers)]
         )
     finally:
         for worker in workers:

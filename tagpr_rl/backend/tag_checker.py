@@ -23,9 +23,7 @@ class TagChecker:
         schema = load_schema(Path(schema_file)) if schema_file else default_schema()
         self.rubric = Rubric(schema, Weights(alpha=alpha, beta=beta, gamma=gamma), prefilled=prefilled)
 
-    def score(
-        self, response: str, task: str, gold: str, prmu: float | None, prmu_status: str
-    ) -> dict[str, Any]:
+    def score(self, response: str, task: str, gold: str, prmu: float | None, prmu_status: str) -> dict[str, Any]:
         """Every reward component of one response, as the flat row of `reward.rubric.breakdown_row`."""
         from tagpr_rl.reward.rubric import breakdown_row
 

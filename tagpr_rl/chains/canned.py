@@ -50,9 +50,7 @@ def canned_replies(record: LampRecord, prompt: Prompt, schema: TagSchema, *, scr
     stuffed = TaggedTrace(tuple(Step(tag, phrase) for tag in schema.names), bad.answer)
     return [
         Reply(f"good: {source}", whole),
-        Reply(
-            "mediocre: no first step, wrong answer", render(replace(bad, steps=bad.steps[1:] or bad.steps))
-        ),
+        Reply("mediocre: no first step, wrong answer", render(replace(bad, steps=bad.steps[1:] or bad.steps))),
         Reply("malformed: cut in its last step", whole[: whole.rindex(opening) + len(opening) + CUT_AFTER]),
         Reply("hacked: every tag, one empty phrase", render(stuffed)),
     ]

@@ -68,9 +68,7 @@ def load_folder(folder: Path, tasks: Iterable[str], split: str) -> list[LampReco
     return records
 
 
-def load_lamp(
-    questions: Path, outputs: Path | None, split: str, *, task: str | None = None
-) -> list[LampRecord]:
+def load_lamp(questions: Path, outputs: Path | None, split: str, *, task: str | None = None) -> list[LampRecord]:
     """Records of one LaMP file pair, in file order.
 
     `task` may be left out when the folder or the outputs file names it. Ids and scores may be numbers; they
@@ -96,9 +94,7 @@ def load_lamp(
     for index, row in enumerate(rows):
         record = _read_question(questions, index, row, TASKS[name], split)
         if record.id in seen:
-            raise TagprError(
-                f"{questions}: record {index}: id {record.id!r} stands twice; ids must be unique"
-            )
+            raise TagprError(f"{questions}: record {index}: id {record.id!r} stands twice; ids must be unique")
         seen.add(record.id)
         records.append(record)
     if golds is None:
@@ -155,13 +151,9 @@ def _read_json(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise TagprError(
-            f"{path}: no such file; download LaMP into that folder, or correct the path"
-        ) from None
+        raise TagprError(f"{path}: no such file; download LaMP into that folder, or correct the path") from None
     except UnicodeDecodeError as error:
-        raise TagprError(
-            f"{path}: not UTF-8 text (byte {error.start}); unpack or download it again"
-        ) from None
+        raise TagprError(f"{path}: not UTF-8 text (byte {error.start}); unpack or download it again") from None
     except OSError as error:
         raise TagprError(f"{path}: cannot be read: {error.strerror}") from None
     if not text.strip():
@@ -225,9 +217,7 @@ def _read_question(path: Path, index: int, row: Any, spec: TaskSpec, split: str)
         raise TagprError(f"{where}: {_kind(row)} instead of an object with id, input, profile")
     missing = [key for key in ("id", "input", "profile") if key not in row]
     if missing:
-        raise TagprError(
-            f"{where} (id {row.get('id')!r}): lacks {', '.join(missing)}; it has {', '.join(row)}"
-        )
+        raise TagprError(f"{where} (id {row.get('id')!r}): lacks {', '.join(missing)}; it has {', '.join(row)}")
     key = _text(row["id"], f'{where}: "id"')
     where = f"{where} (id {key!r})"
     if not isinstance(row["input"], str) or not row["input"].strip():
@@ -235,9 +225,7 @@ def _read_question(path: Path, index: int, row: Any, spec: TaskSpec, split: str)
     if not isinstance(row["profile"], list):
         raise TagprError(f'{where}: "profile" is {_kind(row["profile"])}, not a list of items')
     user = key if row.get("user_id") is None else _text(row["user_id"], f'{where}: "user_id"')
-    items = tuple(
-        _read_item(f"{where}: profile item {n}", item, spec) for n, item in enumerate(row["profile"])
-    )
+    items = tuple(_read_item(f"{where}: profile item {n}", item, spec) for n, item in enumerate(row["profile"]))
     text = _text(row["input"], f'{where}: "input"')
     return LampRecord(id=key, task=spec.name, split=split, user_id=user, input=text, profile=items)
 
@@ -276,12 +264,9 @@ def _join_golds(
     for key, gold in golds.items():
         if spec.labels and gold.strip() not in spec.labels:
             raise TagprError(
-                f"{outputs}: gold of {key!r} is {gold!r}, not one of {spec.name}'s answers: "
-                f"{', '.join(spec.labels)}"
+                f"{outputs}: gold of {key!r} is {gold!r}, not one of {spec.name}'s answers: {', '.join(spec.labels)}"
             )
-    return [
-        LampRecord(r.id, r.task, r.split, r.user_id, r.input, r.profile, gold=golds[r.id]) for r in records
-    ]
+    return [LampRecord(r.id, r.task, r.split, r.user_id, r.input, r.profile, gold=golds[r.id]) for r in records]
 
 
 def _question_row(record: LampRecord) -> dict[str, Any]:
@@ -290,8 +275,7 @@ def _question_row(record: LampRecord) -> dict[str, Any]:
         row["user_id"] = record.user_id
     row["input"] = record.input
     row["profile"] = [
-        {"id": item.id, **item.fields} | ({} if item.date is None else {"date": item.date})
-        for item in record.profile
+        {"id": item.id, **item.fields} | ({} if item.date is None else {"date": item.date}) for item in record.profile
     ]
     return row
 

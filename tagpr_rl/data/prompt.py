@@ -54,15 +54,11 @@ def reasoning_instruction(schema: TagSchema) -> str:
     One constant string without line breaks per schema, so that a word-level tokenizer can hold it as one
     token.
     """
-    tags = "; ".join(
-        f"<{tag.name}> {_one_line(tag.purpose).rstrip('.')} ({_limits(tag)})" for tag in schema.tags
-    )
+    tags = "; ".join(f"<{tag.name}> {_one_line(tag.purpose).rstrip('.')} ({_limits(tag)})" for tag in schema.tags)
     if _listed_in_order(schema):
         tags += ". Keep the tags you use in this order"
     else:
-        tags += "".join(
-            f". {tag.name} comes before {', '.join(tag.before)}" for tag in schema.tags if tag.before
-        )
+        tags += "".join(f". {tag.name} comes before {', '.join(tag.before)}" for tag in schema.tags if tag.before)
     return (
         "Answer the question at the end as this one user would want it answered. Below is the user's "
         "history: infer the user's preferences from it. First think between <think> and </think>. The "

@@ -37,9 +37,7 @@ def rank(record: LampRecord, k: int, method: str = "bm25", seed: int = 0) -> tup
     if method == "recency":
         return _newest_first(record)[:k]
     if method == "random":
-        drawn = random.Random(f"{seed}/{record.task}/{record.id}").sample(
-            range(len(profile)), min(k, len(profile))
-        )
+        drawn = random.Random(f"{seed}/{record.task}/{record.id}").sample(range(len(profile)), min(k, len(profile)))
         return tuple(profile[index] for index in drawn)
     spec = TASKS[task_name(record.task)]
     scores = bm25_scores([spec.item_text(item) for item in profile], spec.query(record))

@@ -25,9 +25,7 @@ def split_by_user(
     user: see `link_users`. Raises TagprError when the fraction is not inside (0, 1) or a side stays empty.
     """
     if not 0.0 < held_out_fraction < 1.0:
-        raise TagprError(
-            f"held_out_fraction is {held_out_fraction}; it must lie between 0 and 1, both excluded"
-        )
+        raise TagprError(f"held_out_fraction is {held_out_fraction}; it must lie between 0 and 1, both excluded")
     train: list[LampRecord] = []
     held_out: list[LampRecord] = []
     for record in records:
@@ -68,24 +66,18 @@ def link_users(records: Sequence[LampRecord], min_overlap: float = 0.7) -> list[
             holders.setdefault(item, []).append(index)
     for index, items in enumerate(contents):
         # Who shares min_overlap of these items has one of any (1 - min_overlap) part + 1: try the rarest.
-        probes = sorted(items, key=lambda item: (len(holders[item]), item))[
-            : int(len(items) * (1 - min_overlap)) + 1
-        ]
+        probes = sorted(items, key=lambda item: (len(holders[item]), item))[: int(len(items) * (1 - min_overlap)) + 1]
         for other in {holder for item in probes for holder in holders[item]}:
             least = min(len(items), len(contents[other]))
             if other != index and least >= 2 and len(items & contents[other]) >= min_overlap * least:
                 first, second = sorted((root(index), root(other)))
                 parent[second] = first
     return [
-        replace(record, user_id=f"{record.task}/{records[root(index)].id}")
-        if record.user_id == record.id
-        else record
+        replace(record, user_id=f"{record.task}/{records[root(index)].id}") if record.user_id == record.id else record
         for index, record in enumerate(records)
     ]
 
 
 def _contents(record: LampRecord) -> frozenset[tuple[str, ...]]:
     """A profile's items by content, with the task, so that only items of one task compare equal."""
-    return frozenset(
-        (record.task, *(item.fields[key] for key in sorted(item.fields))) for item in record.profile
-    )
+    return frozenset((record.task, *(item.fields[key] for key in sorted(item.fields))) for item in record.profile)

@@ -240,8 +240,7 @@ TASKS: dict[str, TaskSpec] = {
             item_keys=("text",),
             labels=(),
             label_key="text",
-            input_template="Paraphrase the following tweet without any explanation before or after it: "
-            "{text}",
+            input_template="Paraphrase the following tweet without any explanation before or after it: {text}",
             query_marker=":",
             text_keys=("text",),
             item_template='"{text}" ',

@@ -49,9 +49,7 @@ def shuffle_profiles(records: Sequence[LampRecord], seed: int) -> list[LampRecor
             if record.task == task:
                 by_user.setdefault(record.user_id, []).append(record)
         if len(by_user) < 2:
-            raise TagprError(
-                f"shuffled profiles: {task} has one user only; use a split with two users or more"
-            )
+            raise TagprError(f"shuffled profiles: {task} has one user only; use a split with two users or more")
         circle = sorted(by_user)
         random.Random(f"{seed}/{task}").shuffle(circle)
         for position, user in enumerate(circle):
@@ -85,9 +83,7 @@ def baselines(
     for record in records_eval:
         own = golds.get(record.task)
         if not own:
-            raise TagprError(
-                f"baselines: no training gold for {record.task}; add its train split or split by user"
-            )
+            raise TagprError(f"baselines: no training gold for {record.task}; add its train split or split by user")
         key = question_key(record)
         majority = Counter(own).most_common(1)[0][0]
         choices = TASKS[record.task].labels or tuple(own)

@@ -174,8 +174,7 @@ def _match(records: Sequence[LampRecord], responses: Mapping[str, str]) -> list[
             raise TagprError(f"evaluation: record {record.id!r} has the unknown task {record.task!r}")
         if record.gold is None:
             raise TagprError(
-                f"evaluation: {question_key(record)} has no gold (LaMP withholds those of its test split); "
-                "use dev"
+                f"evaluation: {question_key(record)} has no gold (LaMP withholds those of its test split); use dev"
             )
     keys = [question_key(record) for record in records]
     repeated = [key for key, count in Counter(keys).items() if count > 1]
@@ -192,8 +191,7 @@ def _match(records: Sequence[LampRecord], responses: Mapping[str, str]) -> list[
             continue
         if found == record.id and ids[record.id] > 1:
             raise TagprError(
-                f"evaluation: id {record.id!r} stands in several tasks; key the responses like {key!r} "
-                "(question_key)"
+                f"evaluation: id {record.id!r} stands in several tasks; key the responses like {key!r} (question_key)"
             )
         used.add(found)
         texts.append(responses[found])

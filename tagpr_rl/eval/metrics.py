@@ -50,8 +50,7 @@ def official_metrics(
     name = task_name(task)
     if not answers or not len(answers) == len(golds) == len(users):
         raise TagprError(
-            f"{name}: {len(answers)} answers, {len(golds)} golds, {len(users)} users; they must be equally "
-            "many, not 0"
+            f"{name}: {len(answers)} answers, {len(golds)} golds, {len(users)} users; they must be equally many, not 0"
         )
     statistics = _statistics(name, [text.strip() for text in answers], [text.strip() for text in golds])
     n_unparsable = sum(is_unparsable(name, text) for text in answers)
@@ -116,9 +115,7 @@ def bootstrap(
     ids = {user: index for index, user in enumerate(dict.fromkeys(users))}
     sums_UC = np.zeros((len(ids), columns_NC.shape[1]))
     np.add.at(sums_UC, [ids[user] for user in users], columns_NC)
-    weights_RU = np.random.default_rng(seed).multinomial(
-        len(ids), np.full(len(ids), 1 / len(ids)), size=resamples
-    )
+    weights_RU = np.random.default_rng(seed).multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=resamples)
     with np.errstate(invalid="ignore", divide="ignore"):
         values_R = finish(weights_RU.astype(np.float64) @ sums_UC)
     tail = 100 * (1 - CONFIDENCE) / 2
@@ -181,9 +178,7 @@ def paired_difference(
     for what, table in (("user", users), ("task", tasks)):
         bare = [key for key in keys if table is not None and key not in table]
         if bare:
-            raise TagprError(
-                f"paired comparison: question {bare[0]!r} has no {what}; give every question its {what}"
-            )
+            raise TagprError(f"paired comparison: question {bare[0]!r} has no {what}; give every question its {what}")
     differences = [scores_a[key] - scores_b[key] for key in keys]
     groups = [tasks[key] if tasks is not None else "all" for key in keys]
     return task_mean(differences, groups, [users[key] for key in keys], seed=seed, resamples=resamples)
@@ -198,16 +193,12 @@ def _statistics(task: str, answers: list[str], golds: list[str]) -> list[Statist
             Statistic("f1", _f1_columns(answers, golds, spec.labels), _finish_f1, True),
         ]
     if spec.kind == "rating":
-        errors = np.array(
-            [rating(answer, gold) - float(gold) for answer, gold in zip(answers, golds, strict=True)]
-        )
+        errors = np.array([rating(answer, gold) - float(gold) for answer, gold in zip(answers, golds, strict=True)])
         return [
             Statistic("MAE", _with_count(np.abs(errors)), _finish_mean, False),
             Statistic("RMSE", _with_count(errors**2), _finish_root_mean, False),
         ]
-    pairs_N2 = np.array(
-        [rouge(answer, gold, max_tokens=None) for answer, gold in zip(answers, golds, strict=True)]
-    )
+    pairs_N2 = np.array([rouge(answer, gold, max_tokens=None) for answer, gold in zip(answers, golds, strict=True)])
     return [
         Statistic("rouge-1", _with_count(pairs_N2[:, 0]), _finish_mean, True),
         Statistic("rouge-L", _with_count(pairs_N2[:, 1]), _finish_mean, True),
@@ -243,9 +234,7 @@ def _f1_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[s
 
 def _finish_f1(sums: Array) -> Array:
     tp, fp, fn = np.split(sums, 3, axis=-1)
-    f1: Array = (
-        2 * tp / np.maximum(2 * tp + fp + fn, 1.0)
-    )  # counts are whole: 1 only replaces 0, where tp is 0
+    f1: Array = 2 * tp / np.maximum(2 * tp + fp + fn, 1.0)  # counts are whole: 1 only replaces 0, where tp is 0
     return np.asarray(f1.mean(axis=-1))
 
 

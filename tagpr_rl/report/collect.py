@@ -41,9 +41,7 @@ def collect(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         "prompts": side_file("prompts", "prompts.json"),
         "bounds": data.get("bounds"),
         **evaluation,
-        "direct_models": [
-            n for n, s in recipe.stages.items() if isinstance(s, SftStage) and s.dataset == "direct"
-        ],
+        "direct_models": [n for n, s in recipe.stages.items() if isinstance(s, SftStage) and s.dataset == "direct"],
         "stages": [_stage(name, kinds[name], directory) for name, directory in stages.items()],
         "prmu": side_file("prmu", "prmu.json"),
         "chains": side_file("chains", "chains.json"),
@@ -146,9 +144,7 @@ def _task_intervals(questions: list[Row]) -> dict[str, list[float]]:
         by_task.setdefault(str(question["task"]), []).append(question)
     intervals = {}
     for task, rows in by_task.items():
-        _, low, high = task_mean(
-            [row["score"] for row in rows], [task] * len(rows), [row["user_id"] for row in rows]
-        )
+        _, low, high = task_mean([row["score"] for row in rows], [task] * len(rows), [row["user_id"] for row in rows])
         intervals[task] = [low, high]
     return intervals
 
@@ -175,9 +171,7 @@ def not_measured(report: dict[str, Any], recipe: Recipe) -> list[str]:
         out.append("Agreement of two labellers (Cohen's kappa) was not measured.")
     if report["models"] and not report["baselines"]:
         out.append("No baseline was evaluated.")
-    out.append(
-        "Intervals are over users of one run with one seed; the spread between training seeds is not in them."
-    )
+    out.append("Intervals are over users of one run with one seed; the spread between training seeds is not in them.")
     out.append(
         "Whether a chain is faithful to the user's data is not measured, only whether it is well formed "
         "and what PRMU says of it."

@@ -96,9 +96,7 @@ def _cards(report: Row) -> list[dict[str, str]]:
             cards.append({"value": f"{entry:.3f}", "label": f"mean score, {name}"})
     for name, entry in report["controls"].items():
         if entry["mean"] is not None:
-            cards.append(
-                {"value": f"{entry['mean']:.3f}", "label": f"{report['control_model']}, {name} profile"}
-            )
+            cards.append({"value": f"{entry['mean']:.3f}", "label": f"{report['control_model']}, {name} profile"})
     for key, values in (report["bounds"] or {}).items():
         if values.get("mean") is not None:
             cards.append({"value": f"{values['mean']:.3f}", "label": f"{key} ceiling"})

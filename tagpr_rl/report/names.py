@@ -33,9 +33,7 @@ REWARD_COMPONENTS: tuple[MetricName, ...] = (
         "rating (LaMP-3), mean of ROUGE-1 and ROUGE-L (LaMP-4 to 7)",
         "up",
     ),
-    MetricName(
-        "format", "format", "1 if the parser accepts the response, else 0; multiplies the task term", "up"
-    ),
+    MetricName("format", "format", "1 if the parser accepts the response, else 0; multiplies the task term", "up"),
     MetricName(
         "tag",
         "tag",
@@ -74,9 +72,7 @@ TRAINING: tuple[MetricName, ...] = (
     MetricName("timing_s/gen", "seconds generating", "wall clock of sampling within one step", "down"),
 )
 
-SFT: tuple[MetricName, ...] = (
-    MetricName("train/loss", "SFT loss", "cross-entropy per target token, in nats", "down"),
-)
+SFT: tuple[MetricName, ...] = (MetricName("train/loss", "SFT loss", "cross-entropy per target token, in nats", "down"),)
 
 PRMU: tuple[MetricName, ...] = (
     MetricName("prmu/loss", "PRMU loss", "weighted individual and generic Bradley-Terry loss", "down"),

@@ -199,6 +199,4 @@ def forest_chart(
     )
     ticks = tuple(Tick(left + (right - left) * v, f"{v:g}") for v in (0.0, 0.25, 0.5, 0.75, 1.0))
     marks = tuple(Tick(left + (right - left) * min(max(v, 0.0), 1.0), name) for name, v in ceilings)
-    return ForestChart(
-        title, width, int(top + row_height * len(rows) + 22), left, right, placed, ticks, marks
-    )
+    return ForestChart(title, width, int(top + row_height * len(rows) + 22), left, right, placed, ticks, marks)

@@ -50,8 +50,7 @@ def read_rows(path: Path) -> list[Row]:
             if number == len(lines):
                 break
             raise TagprError(
-                f"{path}, line {number} is not valid JSON ({error.msg}); "
-                "remove the line or run the stage again"
+                f"{path}, line {number} is not valid JSON ({error.msg}); remove the line or run the stage again"
             ) from None
         if not isinstance(row, dict):
             raise TagprError(f"{path}, line {number} must be a JSON object, not {type(row).__name__}")

@@ -77,9 +77,7 @@ def _take_turns(keys: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [key for *_, key in sorted(ranked)]
 
 
-def _sample(
-    key: tuple[str, str], reason: str, by_model: Mapping[str, Mapping[tuple[str, str], Row]]
-) -> dict[str, Any]:
+def _sample(key: tuple[str, str], reason: str, by_model: Mapping[str, Mapping[tuple[str, str], Row]]) -> dict[str, Any]:
     rows = {model: table[key] for model, table in by_model.items()}
     last = list(rows.values())[-1]
     return {

@@ -53,11 +53,7 @@ def value_table(values: Mapping[str, Any]) -> Table:
     """(key, type, value) lines of nested dicts; long texts and lists are cut, with their length."""
     table = Table.grid(padding=(0, 2))
     for key, value in values.items():
-        inner = (
-            {f"{key}.{name}": item for name, item in value.items()}
-            if isinstance(value, dict)
-            else {key: value}
-        )
+        inner = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
         for name, item in inner.items():
             kind = type(item).__name__
             if isinstance(item, list):

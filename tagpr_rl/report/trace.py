@@ -54,9 +54,7 @@ def tag_hues(schema: TagSchema) -> dict[str, int]:
     return {name: round(360 * ((index * stride) % count) / count) for index, name in enumerate(schema.names)}
 
 
-def coloured_response(
-    response: str, schema: TagSchema, *, prefilled: bool = False, separator: str = " "
-) -> Text:
+def coloured_response(response: str, schema: TagSchema, *, prefilled: bool = False, separator: str = " ") -> Text:
     """A response for the terminal: steps in their tag's colour, or the place of the verdict marked.
 
     `separator` stands between steps. The text is never read as the console's markup.

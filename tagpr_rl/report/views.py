@@ -240,9 +240,7 @@ def _grpo_group(chain: Sequence[tuple[str, GrpoStage, list[Row], bool]], recipe:
             for point in _points(rows, key, shift)
         ]
 
-    def figure(
-        metric: MetricName, series: list[tuple[str, str, list[Point]]], y_range: Point | None
-    ) -> Figure | None:
+    def figure(metric: MetricName, series: list[tuple[str, str, list[Point]]], y_range: Point | None) -> Figure | None:
         thinned = [(label, css, *thin(points, MOST_POINTS)) for label, css, points in series if points]
         if not thinned:
             return None
@@ -258,10 +256,7 @@ def _grpo_group(chain: Sequence[tuple[str, GrpoStage, list[Row], bool]], recipe:
         )
         for name in REWARD_COMPONENTS
     ]
-    by_task = [
-        (task_label(task), f"c{i % 8}", joined(f"task/{task}/mean"))
-        for i, task in enumerate(recipe.data.tasks)
-    ]
+    by_task = [(task_label(task), f"c{i % 8}", joined(f"task/{task}/mean")) for i, task in enumerate(recipe.data.tasks)]
     figures.append(
         figure(
             MetricName("task", "task reward by task", "mean over the step's prompts", "up"),
@@ -285,9 +280,7 @@ def _grpo_group(chain: Sequence[tuple[str, GrpoStage, list[Row], bool]], recipe:
         for metric in TRAINING
     ]
     title = " → ".join(name for name, *_ in chain)
-    return CurveGroup(
-        title, tuple(f for f in figures if f is not None), any(unfinished for *_, unfinished in chain)
-    )
+    return CurveGroup(title, tuple(f for f in figures if f is not None), any(unfinished for *_, unfinished in chain))
 
 
 def rollout_groups(run: RunDir, recipe: Recipe, schema: TagSchema) -> list[RolloutGroup]:
@@ -314,9 +307,7 @@ def _groups_of(path: Path, stage: str, schema: TagSchema, prefilled: bool) -> li
 
     out = []
     for key in sorted(groups, key=order)[:GROUPS_PER_FILE]:
-        rows = sorted(
-            groups[key], key=lambda row: (-(number(row.get("reward_total")) or 0.0), str(row.get("sample")))
-        )
+        rows = sorted(groups[key], key=lambda row: (-(number(row.get("reward_total")) or 0.0), str(row.get("sample"))))
         first = rows[0]
         views = tuple(
             RolloutView(

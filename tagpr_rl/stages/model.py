@@ -83,9 +83,7 @@ def corpus(context: StageContext, schema: TagSchema) -> list[str]:
 
     def unlimited(record: LampRecord, style: str) -> Prompt:
         items = rank(record, retrieval.k, retrieval.method)
-        return build_prompt(
-            record, items, style=style, schema=schema, max_tokens=sys.maxsize, count_tokens=lambda _: 0
-        )
+        return build_prompt(record, items, style=style, schema=schema, max_tokens=sys.maxsize, count_tokens=lambda _: 0)
 
     texts = [record.gold for record in train if record.gold is not None]
     shown = [(record, unlimited(record, "reasoning")) for record in (*train, *held_out)[:CORPUS_SIZE]]

@@ -190,9 +190,7 @@ def _latest(context: StageContext) -> Path:
     return context.dir.checkpoints / f"global_step_{tracker.read_text(encoding='utf-8').strip()}"
 
 
-def _wait(
-    context: StageContext, ray: Any, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]
-) -> None:
+def _wait(context: StageContext, ray: Any, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]) -> None:
     def done(seconds: float) -> bool:
         return bool(ray.wait([task], timeout=seconds)[0])
 

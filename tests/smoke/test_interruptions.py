@@ -34,7 +34,7 @@ def test_two_runs_side_by_side_then_one_is_killed_and_goes_on(tmp_path: Path) ->
     extra = ("stages.guided.steps=4", "stages.guided.save_every=1", "stages.guided.kl_coef=0")
     first = start(tmp_path / "a", *extra)
     second = start(tmp_path / "b", *extra, "--until", "guided")
-    guided = tmp_path / "a" / "smoke" / "80_guided"
+    guided = tmp_path / "a" / "smoke" / "090_guided"
     try:
         deadline = time.monotonic() + 600
         while len(steps(guided / "metrics.jsonl")) < 2:
@@ -48,13 +48,13 @@ def test_two_runs_side_by_side_then_one_is_killed_and_goes_on(tmp_path: Path) ->
         for process in (first, second):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    assert steps(tmp_path / "b" / "smoke" / "80_guided" / "metrics.jsonl") == [1, 2, 3, 4]
+    assert steps(tmp_path / "b" / "smoke" / "090_guided" / "metrics.jsonl") == [1, 2, 3, 4]
     assert not (guided / "manifest.json").exists()
 
     again = start(tmp_path / "a", *extra, "--until", "guided")
     output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output[-3000:]
-    assert output.count("done before") == 7
+    assert output.count("done before") == 8
     manifest = json.loads((guided / "manifest.json").read_text(encoding="utf-8"))
     assert any("resumed from step" in note for note in manifest["notes"])
     assert steps(guided / "metrics.jsonl") == [1, 2, 3, 4]

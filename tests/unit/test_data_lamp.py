@@ -99,9 +99,7 @@ def test_user_split_and_time_split(tmp_path: Path) -> None:
 def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path: Path) -> None:
     path = tmp_path / "LaMP_7" / "dev_questions.json"
     path.parent.mkdir()
-    path.write_text(
-        '[{"id": "1", "input": "tweet: \\ud83d!", "profile": [{"id": "2", "text": "\\ud83d\\ude00"}]}]'
-    )
+    path.write_text('[{"id": "1", "input": "tweet: \\ud83d!", "profile": [{"id": "2", "text": "\\ud83d\\ude00"}]}]')
     [record] = load_lamp(path, None, "dev")
     assert record.input == "tweet: \ufffd!"
     assert record.profile[0].fields["text"] == "\U0001f600"
@@ -215,9 +213,7 @@ def test_a_bad_file_is_one_clear_error(tmp_path: Path, name: str) -> None:
 
 def test_missing_split_names_the_splits_that_exist(tmp_path: Path) -> None:
     write_lamp(tmp_path, "LaMP_2", "dev", [movie("7")])
-    with pytest.raises(
-        TagprError, match=r"train_questions.json: no such file; splits of LaMP_2 in .*: dev\."
-    ):
+    with pytest.raises(TagprError, match=r"train_questions.json: no such file; splits of LaMP_2 in .*: dev\."):
         load_folder(tmp_path, ["LaMP_2"], "train")
     with pytest.raises(TagprError, match="unknown task 'LaMP_9'; known: LaMP_1"):
         load_folder(tmp_path, ["LaMP_9"], "dev")
@@ -257,9 +253,7 @@ def test_the_facts_of_the_tasks() -> None:
     assert [len(spec.labels) for spec in TASKS.values()] == [2, 15, 15, 5, 0, 0, 0, 0]
     assert literals(TASKS["LaMP_5"].item_template) == ('"', '" is a title for "', '" ')
     for spec in TASKS.values():
-        blanks = (
-            {"title": "TTT", "first": "AAA", "second": "BBB"} if spec.name == "LaMP_1" else {"text": "XXX"}
-        )
+        blanks = {"title": "TTT", "first": "AAA", "second": "BBB"} if spec.name == "LaMP_1" else {"text": "XXX"}
         record = LampRecord("1", spec.name, "dev", "1", spec.make_input(**blanks), ())
         assert spec.query(record) == ("AAA BBB" if spec.name == "LaMP_1" else "XXX")
         head = spec.input_head(record.input)

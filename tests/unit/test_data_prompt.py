@@ -36,9 +36,7 @@ def words(messages: Sequence[Mapping[str, str]]) -> int:
     return 3 + sum(len(message["content"].split()) for message in messages)
 
 
-def make(
-    record: LampRecord, style: str = "reasoning", limit: int = 10_000, items: int | None = None
-) -> Prompt:
+def make(record: LampRecord, style: str = "reasoning", limit: int = 10_000, items: int | None = None) -> Prompt:
     chosen = record.profile[:items]
     return build_prompt(record, chosen, style=style, schema=SCHEMA, max_tokens=limit, count_tokens=words)
 
@@ -150,9 +148,7 @@ def test_phrases_cover_everything_but_the_records_words() -> None:
                         seen.add(phrase)
                         rest = rest.replace(phrase, " ")
                 left = set(re.findall(r"\w+", rest))
-                free = {"XXX", "AAA", "BBB", "is"} | {
-                    f"{k}{i}" for k in TASKS[task].item_keys for i in range(n)
-                }
+                free = {"XXX", "AAA", "BBB", "is"} | {f"{k}{i}" for k in TASKS[task].item_keys for i in range(n)}
                 assert left <= free | {"and"}, (task, style, left - free)
     assert seen == set(INSTRUCTIONS)
 
@@ -244,9 +240,7 @@ def test_the_question_is_cut_to_exactly_the_limit() -> None:
     prompt = make(record, "official", limit=15)
     assert prompt.messages[0]["content"] == "Generate a headline for the following article: a b c d e"
     assert (prompt.n_tokens, prompt.question_cut) == (15, True)
-    with pytest.raises(
-        TagprError, match=r"record '7' \(LaMP_4, style official\): the prompt needs 10 tokens"
-    ):
+    with pytest.raises(TagprError, match=r"record '7' \(LaMP_4, style official\): the prompt needs 10 tokens"):
         make(record, "official", limit=10)
 
 
@@ -275,9 +269,7 @@ def test_few_calls_to_the_tokenizer() -> None:
     record = record_of("LaMP_4", n=200)
     for limit, most in ((100_000, 2), (400, 10)):  # all fit: 1 + the final one; else log2(200) < 8 more
         calls = 0
-        build_prompt(
-            record, record.profile, style="reasoning", schema=SCHEMA, max_tokens=limit, count_tokens=counting
-        )
+        build_prompt(record, record.profile, style="reasoning", schema=SCHEMA, max_tokens=limit, count_tokens=counting)
         assert calls <= most
 
 

@@ -45,9 +45,7 @@ def test_bm25_uses_the_tasks_query_and_puts_the_best_first() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.sampled_from(["red lamp", "red", "blue", "blue lamp", ""]), max_size=12), st.integers(0, 15)
-)
+@given(st.lists(st.sampled_from(["red lamp", "red", "blue", "blue lamp", ""]), max_size=12), st.integers(0, 15))
 def test_bm25_ties_keep_their_position(texts: list[str], k: int) -> None:
     record = reviews(texts, query="red lamp")
     ranked = rank(record, k)
@@ -66,9 +64,7 @@ def test_recency_is_newest_first_by_number() -> None:
 
 
 def test_recency_without_dates_is_an_error() -> None:
-    with pytest.raises(
-        TagprError, match="LaMP_3 record '5', profile item '1': has no date; recency works on"
-    ):
+    with pytest.raises(TagprError, match="LaMP_3 record '5', profile item '1': has no date; recency works on"):
         rank(reviews(["a", "b"], dates=["2016-01-01", None]), 1, "recency")
     with pytest.raises(TagprError, match="date 'May 2016' is not like 2016-05-21"):
         rank(reviews(["a"], dates=["May 2016"]), 1, "recency")

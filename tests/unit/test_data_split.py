@@ -27,9 +27,7 @@ def test_the_fraction_is_the_documented_hash() -> None:
 
 
 def test_users_stay_whole_across_tasks_and_calls() -> None:
-    records = [
-        question(f"{task}-{n}", f"u{n % 40}", task) for task in ("LaMP_4", "LaMP_7") for n in range(120)
-    ]
+    records = [question(f"{task}-{n}", f"u{n % 40}", task) for task in ("LaMP_4", "LaMP_7") for n in range(120)]
     train, held = split_by_user(records, 0.3, seed=0)
     train_users, held_users = {r.user_id for r in train}, {r.user_id for r in held}
     assert not train_users & held_users

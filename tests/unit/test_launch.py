@@ -56,7 +56,7 @@ def test_an_unknown_until_is_refused(tmp_path: Path, pipeline: list[Any], capsys
 def test_fresh_deletes_a_run_and_refuses_any_other_folder(tmp_path: Path, pipeline: list[Any]) -> None:
     run = RunDir(tmp_path / "demo")
     write_json(run.resolved, {})
-    (run.root / "10_data").mkdir()
+    (run.root / "010_data").mkdir()
     assert go("run", str(DEMO), f"out={tmp_path}", "--fresh") == 0
     assert list(run.root.iterdir()) == []
 
@@ -100,9 +100,7 @@ def test_status_of_a_folder_reads_its_own_recipe(tmp_path: Path, capsys: pytest.
     assert go("status", str(tmp_path), "data.limit=3") == 2
 
 
-def test_report_of_an_unfinished_run_names_what_is_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_of_an_unfinished_run_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_json(tmp_path / "resolved.json", dump_recipe(load_recipe(DEMO)))
     assert go("report", str(tmp_path)) == 0
     assert capsys.readouterr().out.rstrip().endswith(str(tmp_path / "report.html"))
@@ -221,13 +219,11 @@ def test_plan_prints_every_stage_and_the_overrides(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plan_and_dry_run_print_verl_keys_and_write_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_and_dry_run_print_verl_keys_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert go("plan", str(DEMO), f"out={tmp_path}") == 0
     plan = capsys.readouterr().out
     assert go("run", str(DEMO), f"out={tmp_path}", "--dry-run") == 0
     assert capsys.readouterr().out == plan
     assert "data.train_batch_size=32" in plan
-    assert f"'{tmp_path}/demo/60_sft/hf'" in plan  # where guided starts from
+    assert f"'{tmp_path}/demo/060_sft/hf'" in plan  # where guided starts from
     assert list(tmp_path.iterdir()) == []

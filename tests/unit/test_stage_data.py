@@ -39,7 +39,7 @@ def data_stage(tmp_path: Path, lamp: Path | None, *arguments: str) -> int:
 
 
 def facts(tmp_path: Path) -> dict[str, Any]:
-    return dict(json.loads((tmp_path / "runs" / "demo" / "10_data" / "data.json").read_text(encoding="utf-8")))
+    return dict(json.loads((tmp_path / "runs" / "demo" / "010_data" / "data.json").read_text(encoding="utf-8")))
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
@@ -50,7 +50,7 @@ def test_a_single_labelled_split_is_divided_by_user(tmp_path: Path, lamp: Path) 
     assert data_stage(tmp_path, lamp) == 0
     found = facts(tmp_path)
     assert found["n_questions"] == 40  # 20 users, 8 questions each, a quarter of them LaMP_2
-    written = tmp_path / "runs" / "demo" / "10_data" / "lamp"
+    written = tmp_path / "runs" / "demo" / "010_data" / "lamp"
     train, held_out = (load_folder(written, ["LaMP_2"], split) for split in ("train", "dev"))
     assert len(train) + len(held_out) == 40
     assert not {r.user_id for r in train} & {r.user_id for r in held_out}
@@ -100,7 +100,11 @@ BAD = {
     ),
     "missing golds": (drop_golds, [], ["gold", "outputs.json"]),
     "unknown key": (lambda lamp: None, ["data.retreival.k=3"], ["data.retreival", "retrieval"]),
-    "world without the task": (lambda lamp: None, ["data.lamp_dir=null", "data.tasks=[LaMP_7]"], ["LaMP_7", "lamp_dir"]),
+    "world without the task": (
+        lambda lamp: None,
+        ["data.lamp_dir=null", "data.tasks=[LaMP_7]"],
+        ["LaMP_7", "lamp_dir"],
+    ),
 }
 
 

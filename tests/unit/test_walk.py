@@ -109,7 +109,7 @@ def test_the_recipe_values_are_the_ones_printed(demo: Recipe) -> None:
         "lr 7e-05",
         "guided: alpha = 0.35",
         "explore: alpha = 0, beta = 0",
-        "runs/demo/80_guided/hf",
+        "runs/demo/090_guided/hf",
     ):
         assert words in text
 
