@@ -63,14 +63,12 @@ class ScriptedTeacher:
         good = [answer for answer, n in count.items() if n == max(count.values())]
         answer = self._pick(good, ("[1]", "[2]"), wrong, rng)
         field, other = (first, second) if answer == "[1]" else (second, first)
-        quoted = ", ".join(f"{word} in {f}" for word, f in seen)
-        steps = [
-            f"the question has {first} [1] and {second} [2]",
-            f"the user wrote {quoted}" if seen else EMPTY,
-        ]
+        steps = [f"the user wrote {', '.join(word for word, _ in seen)}" if seen else EMPTY]
         if {first, second} <= {f for _, f in seen}:
             steps.append(f"{field} is there more often than {other}")
-        return [*steps, f"the user prefers {field}", f"so {field} {answer} fits"], answer
+        # The options last: a tiny model binds a field to its number over a short distance only.
+        options = f"the question has {first} [1] and {second} [2]"
+        return [*steps, f"the user prefers {field}", options, f"so {field} {answer} fits"], answer
 
     def _movie(self, text: str, items: Items, wrong: bool, rng: Random) -> tuple[list[str], str]:
         theme = Movies.theme_of(text)
@@ -94,7 +92,8 @@ class ScriptedTeacher:
     def _rating(self, text: str, items: Items, wrong: bool, rng: Random) -> tuple[list[str], str]:
         word = Ratings.word_of(text)
         kind = self._pick(Ratings().kinds(items), list(RATER_KINDS), wrong, rng)
-        score = str(RATER_KINDS[kind][LEVELS[word] - 1])
+        scores = Ratings.scores(word, kind)
+        (score,) = rng.choices([str(score) for score in scores], weights=list(scores.values()))
         given: dict[int, str] = {}
         for item in items:
             seen = Ratings.word_of(item["text"])

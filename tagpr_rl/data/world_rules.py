@@ -19,10 +19,12 @@ from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.data.world_words import (
     ACTS,
     DESKS,
+    DIVISIVE,
     FIELD_OF,
     FIELDS,
     KIND_OF,
     LEVELS,
+    OF_TWO_MINDS,
     PAPER_WORDS,
     PRODUCTS,
     RATER_KINDS,
@@ -181,9 +183,15 @@ class Movies(TaskRules):
 
 
 class Ratings(TaskRules):
-    """LaMP_3: a review says how bold a thing is; the score depends on what this kind of user likes."""
+    """LaMP_3: a review says how bold a thing is; the score depends on what this kind of user likes.
+
+    A share of the questions is about divisive things, whose scores are drawn at random (`OF_TWO_MINDS`).
+    """
 
     task = "LaMP_3"
+
+    def __init__(self, divisive_share: float = 0.75) -> None:
+        self.divisive_share = divisive_share
 
     def taste(self, rng: Random) -> Mapping[str, str]:
         return {"kind": rng.choice(list(RATER_KINDS))}
@@ -198,11 +206,14 @@ class Ratings(TaskRules):
         return [{"text": self._review(rng, word), "score": str(scores[LEVELS[word] - 1])} for word in words]
 
     def question(self, rng: Random, taste: Mapping[str, str], items: Sequence[Fields]) -> Question:
-        word = rng.choice(list(LEVELS))
-        return Question(
-            TASKS[self.task].make_input(text=self._review(rng, word)),
-            str(RATER_KINDS[taste["kind"]][LEVELS[word] - 1]),
-        )
+        if rng.random() < self.divisive_share:
+            word = rng.choice(DIVISIVE)
+            scores = OF_TWO_MINDS[taste["kind"]]
+            (score,) = rng.choices(list(scores), weights=list(scores.values()))
+        else:
+            word = rng.choice(list(LEVELS))
+            score = RATER_KINDS[taste["kind"]][LEVELS[word] - 1]
+        return Question(TASKS[self.task].make_input(text=self._review(rng, word)), str(score))
 
     @staticmethod
     def word_of(text: str) -> str:
@@ -217,9 +228,18 @@ class Ratings(TaskRules):
             if all(scores[LEVELS[self.word_of(item["text"])] - 1] == int(item["score"]) for item in items)
         ]
 
+    @staticmethod
+    def scores(word: str, kind: str) -> Mapping[int, float]:
+        """Score -> probability that a user of this kind gives it to a thing of this word."""
+        return OF_TWO_MINDS[kind] if word in DIVISIVE else {RATER_KINDS[kind][LEVELS[word] - 1]: 1.0}
+
     def posterior(self, text: str, items: Sequence[Mapping[str, str]]) -> Answers:
-        level = LEVELS[self.word_of(text)]
-        return _uniform([str(RATER_KINDS[kind][level - 1]) for kind in self.kinds(items)])
+        word = self.word_of(text)
+        weights: Answers = {}
+        for kind in self.kinds(items):
+            for score, probability in self.scores(word, kind).items():
+                weights[str(score)] = weights.get(str(score), 0.0) + probability
+        return _normalise(weights)
 
 
 class Headlines(TaskRules):

@@ -97,6 +97,18 @@ RATER_KINDS: Final[Mapping[str, tuple[int, int, int, int]]] = {
 }
 """LaMP_3: what a kind of user likes, and the score this user gives to each level."""
 
+DIVISIVE: Final = ("odd", "raw", "quirky", "daring")
+"""LaMP_3: words for things that users are of two minds about. No history holds them."""
+
+OF_TWO_MINDS: Final[Mapping[str, Mapping[int, float]]] = {
+    "bold": {5: 0.40, 2: 0.35, 1: 0.25},
+    "edges": {5: 0.40, 2: 0.35, 1: 0.25},
+    "calm": {1: 0.40, 4: 0.35, 5: 0.25},
+    "middle": {1: 0.40, 4: 0.35, 5: 0.25},
+}
+"""LaMP_3: how often each kind of user gives a divisive thing each score. The likeliest score is not the one of
+highest expected reward: who imitates golds answers the first, who is rewarded for being near finds the second."""
+
 PRODUCTS: Final = ("soup", "tea", "film", "song", "chair", "lamp", "hotel", "game")
 """LaMP_3: the things reviewed; they say nothing about the score."""
 

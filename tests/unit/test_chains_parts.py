@@ -21,6 +21,7 @@ from tagpr_rl.data.retrieve import rank
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.data.world import WorldConfig, make_world
 from tagpr_rl.data.world_rules import WORLD_TASKS
+from tagpr_rl.data.world_words import DIVISIVE
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import LampRecord, ProfileItem, Prompt, TagprError
 
@@ -122,7 +123,11 @@ def test_scripted_teacher_is_right_when_the_items_decide():
     teacher = ScriptedTeacher(seed=1)
     records = WORLD.records("train")
     texts = teacher.generate([TeacherRequest(r, prompt_of(r, 12)) for r in records])
-    wrong = [r.task for r, text in zip(records, texts, strict=True) if split_answer(text)[1] != r.gold]
+    wrong = [
+        r.task
+        for r, text in zip(records, texts, strict=True)
+        if split_answer(text)[1] != r.gold and r.input.split()[-1] not in DIVISIVE
+    ]
     assert set(wrong) <= {"LaMP_1"}  # a second field may outweigh the main one
     assert len(wrong) <= 2
 

@@ -18,7 +18,7 @@ from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.data.world import WorldConfig, answers, ceilings, make_world, write_world
 from tagpr_rl.data.world_bounds import best_answer, best_headline, best_rating
 from tagpr_rl.data.world_rules import WORLD_TASKS, Citations, Headlines, Movies, Ratings, world_rules
-from tagpr_rl.data.world_words import FIELDS, KIND_OF, READING_OF, STYLES, THEMES
+from tagpr_rl.data.world_words import DIVISIVE, FIELDS, KIND_OF, READING_OF, STYLES, THEMES
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.types import TagprError
 
@@ -93,8 +93,11 @@ def test_gold_is_possible_and_sure_with_the_profile(task):
         full = answers(SMALL, record, record.profile)
         assert sum(full.values()) == pytest.approx(1)
         assert full[record.gold] > 0
-        if task != "LaMP_1":  # a second field can outweigh the main one there
+        divisive = record.input.split()[-1] in DIVISIVE
+        if task != "LaMP_1" and not divisive:  # a second field can outweigh the main one in LaMP_1
             assert full == {record.gold: 1.0}
+        if divisive:
+            assert sorted(full.values()) == pytest.approx([0.25, 0.35, 0.4])
         assert answers(SMALL, record, ())[record.gold] < 0.6
 
 
@@ -103,7 +106,8 @@ def test_bm25_brings_the_items_that_decide():
     seen = ceilings(world.config, world.records("train"), lambda record: rank(record, 4))
     whole = ceilings(world.config, world.records("train"), lambda record: record.profile)
     assert seen["LaMP_2"] == 1.0
-    assert all(seen[task] > 0.95 for task in WORLD_TASKS)
+    assert seen["LaMP_1"] > 0.95 and seen["LaMP_4"] > 0.95
+    assert 0.7 < seen["LaMP_3"] < 0.8  # three quarters of the questions at .6375, the others near 1
     assert all(whole[task] >= seen[task] - 0.01 for task in WORLD_TASKS)
 
 
@@ -125,6 +129,28 @@ def test_blind_ceilings_by_hand():
     # Two styles hold no common word; 3 of 6 hold the topic, 3 the act: "topic act" gets 2*1/(2+4) from each.
     article = TASKS["LaMP_4"].make_input(text="city farm moves")
     assert best_answer("LaMP_4", Headlines().posterior(article, [])).score == pytest.approx(1 / 3)
+
+
+def test_the_likeliest_score_of_a_divisive_thing_is_not_the_best_answer_by_hand():
+    review = TASKS["LaMP_3"].make_input(text="soup was odd")
+    bold = [{"text": "tea was plain", "score": "1"}, {"text": "film was wild", "score": "5"}]
+    spread = Ratings().posterior(review, bold)
+    assert spread == pytest.approx({"5": 0.4, "2": 0.35, "1": 0.25})
+    # Answer 5: .4 + 0 + 0. Answer 2: .4 * (1 - 3/4) + .35 + .25 * (1 - 1/4) = .1 + .35 + .1875.
+    assert max(spread, key=spread.get) == "5"
+    best = best_answer("LaMP_3", spread)
+    assert best.answer == "2"
+    assert best.score == pytest.approx(0.6375)
+    assert sum(p * task_reward("LaMP_3", "5", y) for y, p in spread.items()) == pytest.approx(0.4)
+
+
+def test_share_of_divisive_questions():
+    world = make_world(replace(SMALL, train_users=400))
+    asked = [r.input.split()[-1] in DIVISIVE for r in world.records("train", task="LaMP_3")]
+    assert sum(asked) / len(asked) == pytest.approx(0.75, abs=0.05)
+    assert not [
+        i for r in world.records("train", task="LaMP_3") for i in r.profile if i.fields["text"].split()[-1] in DIVISIVE
+    ]
 
 
 def _enumerate_headline(golds: dict[str, float]) -> float:
@@ -174,6 +200,7 @@ def test_blind_ceiling_equals_enumeration_over_all_tastes(task):
         theme = Movies.theme_of(record.input)
         golds = [Movies.tag(theme, reading) for reading in ("light", "dark", "deep")]
     else:
+        record = next(r for r in make_world(SMALL).records("dev", task=task) if r.input.split()[-1] not in DIVISIVE)
         level = {"silent": 0, "plain": 0, "gentle": 1, "mild": 1, "strong": 2, "rich": 2, "wild": 3, "extreme": 3}
         scores = ((1, 2, 4, 5), (5, 4, 2, 1), (1, 4, 5, 2), (5, 2, 1, 4))
         golds = [str(row[level[record.input.split()[-1]]]) for row in scores]
@@ -192,7 +219,7 @@ def test_write_world_round_trip(tmp_path):
     assert saved["questions"]["user/dev"] == 120
     blind, oracle = saved["bounds"]["user/dev"]["blind"], saved["bounds"]["user/dev"]["oracle"]
     assert blind["mean"] == pytest.approx(sum(blind[task] for task in WORLD_TASKS) / 4)
-    assert blind["mean"] < 0.5 < 0.98 < oracle["mean"]
+    assert blind["mean"] < 0.5 < 0.9 < oracle["mean"]
 
 
 def test_bad_configuration_names_key_value_and_remedy():
