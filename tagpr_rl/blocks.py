@@ -26,7 +26,7 @@ class WorldBlock(Closed):
     """Two seeds give two disjoint sets of users."""
     train_users: Count = 1000
     held_out_users: Count = 125
-    time_users: Count = 100
+    time_users: Annotated[int, Field(ge=0)] = 100
     """Users of the time split."""
     questions_per_user: Count = 8
     """Over all four tasks."""

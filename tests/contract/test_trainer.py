@@ -88,4 +88,4 @@ def test_the_hooks_that_we_override_are_still_there() -> None:
     assert "get_trainer_cls(config.trainer.v1.trainer_mode)" in source and "self.trainer.fit" in source
     fit = inspect.getsource(trainer_base.PPOTrainer.fit)
     assert "self.logger = Tracking(" in fit  # the module attribute that we replace
-    assert "reward_extra_info" not in inspect.getsource(trainer_base.PPOTrainer._log_rollout_data)
+    assert '"extra_fields"' not in inspect.getsource(trainer_base.PPOTrainer._log_rollout_data)

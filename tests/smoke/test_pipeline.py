@@ -72,10 +72,11 @@ def test_metrics_have_every_reward_component_at_every_step(run: Path, name: str,
 
 
 def test_rollout_and_actor_probabilities_agree_at_every_step(run: Path) -> None:
-    """The guided stage computes both (reuse_rollout_logprobs: false); verl compares them."""
-    differences = [row["training/rollout_probs_diff_max"] for row in rows(stage(run, "guided") / "metrics.jsonl")]
-    assert len(differences) == 3
-    assert max(differences) < 1e-6
+    """The guided stage computes both (reuse_rollout_logprobs: false). For the bounds see test_exactness.py."""
+    found = rows(stage(run, "guided") / "metrics.jsonl")
+    assert len(found) == 3
+    assert max(row["training/rollout_probs_diff_max"] for row in found) < 5e-6
+    assert max(row["training/rollout_probs_diff_mean"] for row in found) < 1e-6
 
 
 def test_on_policy_updates_start_without_divergence(run: Path) -> None:
