@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from tagpr_rl.types import TagprError
 
@@ -199,6 +200,7 @@ def build_tiny(
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
     folder.mkdir(parents=True, exist_ok=True)
+    transformers_logging.disable_progress_bar()
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from tagpr_rl.runstate import (
 )
 from tagpr_rl.stages import chains, data, evaluate, model, prompts, train
 from tagpr_rl.stages.context import LazyRay, StageContext, StageResult
+from tagpr_rl.types import TagprError
 
 STAGES: dict[str, Callable[[StageContext], StageResult]] = {
     "data": data.run,
@@ -49,6 +51,8 @@ def run_pipeline(recipe: Recipe, run: RunDir, *, until: str | None = None, conso
     TagprError where a finished stage was made from other inputs (`runstate.require_unchanged`).
     """
     console = console or Console()
+    if recipe.platform.device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it looked for a GPU in vain
     states = require_unchanged(recipe, run)
     run.root.mkdir(parents=True, exist_ok=True)
     write_json(run.resolved, dump_recipe(recipe))
@@ -75,7 +79,15 @@ def _run_stage(context: StageContext, kind: str) -> None:
     recipe, run, name = context.recipe, context.run, context.name
     inputs = stage_inputs(recipe, run, name)
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    result = STAGES[kind](context)
+    try:
+        result = STAGES[kind](context)
+    except TagprError:
+        raise
+    except Exception as error:
+        error.add_note(
+            f"in stage '{name}' of {run.root}; its processes' logs: {tempfile.gettempdir()}/ray/session_latest/logs"
+        )
+        raise
     seconds = time.monotonic() - clock
     manifest = make_manifest(
         recipe,

@@ -144,7 +144,9 @@ def run_prmu(context: StageContext) -> StageResult:
     figures: dict[str, float] = ray.get(task)
     write_json(context.dir.root / "prmu.json", figures)
     outputs = (context.dir.root / "prmu", context.dir.root / "prmu.json", context.dir.metrics)
-    return StageResult(outputs=outputs, metrics=figures)
+    first = [key for key in ("unseen/accuracy", "unseen/cross_profile", "unseen/shuffled") if key in figures]
+    ordered = {key: figures[key] for key in (*first, *(key for key in figures if key not in first))}
+    return StageResult(outputs=outputs, metrics=ordered)
 
 
 def _paths(context: StageContext, init: str, train: Path) -> StagePaths:
