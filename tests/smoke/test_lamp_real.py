@@ -25,7 +25,7 @@ def test_all_stages_run_on_official_files(tmp_path: Path) -> None:
     command = [
         sys.executable, "launch.py", "run", "recipes/smoke.yaml", f"out={tmp_path}", f"data.lamp_dir={LAMP}",
         "data.tasks=[LaMP_2,LaMP_4]", "data.prompt.max_tokens=512", "stages.chains.error_rate=0",
-        "stages.guided.kl_coef=0", "stages.sft.steps=20", "stages.base.steps=10",
+        "stages.guided.kl_coef=0", "stages.sft.steps=20", "stages.base.steps=10", "stages.prmu.steps=4",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
