@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,6 @@ from tagpr_rl.tags.schema import default_schema
 pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS, GROUP = 8, 4
-GUIDED = Weights(alpha=0.2, beta=0.2, gamma=0.1)
-EXPLORE = Weights(alpha=0.0, beta=0.0, gamma=0.1)
 
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -84,10 +83,12 @@ def test_on_policy_updates_start_without_divergence(run: Path) -> None:
         assert all(abs(row["actor/ppo_kl"]) < 1e-6 for row in rows(stage(run, name) / "metrics.jsonl"))
 
 
-@pytest.mark.parametrize("name, weights", [("guided", GUIDED), ("explore", EXPLORE)])
-def test_rollouts_hold_the_rubrics_own_numbers(run: Path, name: str, weights: Weights) -> None:
+@pytest.mark.parametrize("name", ["guided", "explore"])
+def test_rollouts_hold_the_rubrics_own_numbers(run: Path, name: str) -> None:
     """What verl trained on is what the rubric says of the text, component by component."""
-    rubric = Rubric(default_schema(), weights)
+    weights = json.loads((run / "resolved.json").read_text(encoding="utf-8"))["stages"][name]["weights"]
+    assert (weights["alpha"] > 0) == (weights["beta"] > 0) == (name == "guided")
+    rubric = Rubric(default_schema(), Weights(**weights))
     for file in sorted((stage(run, name) / "rollouts").glob("step_*.jsonl")):
         found = rows(file)
         assert len(found) == PROMPTS * GROUP
@@ -157,20 +158,22 @@ def test_a_changed_recipe_is_refused_and_named(run: Path) -> None:
 
 
 def test_a_flipped_bit_in_the_weights_is_an_error_that_names_the_file(run: Path) -> None:
-    manifest = stage(run, "explore") / "manifest.json"
+    explore, evaluated = stage(run, "explore"), stage(run, "eval")
     weights = stage(run, "guided") / "hf" / "model.safetensors"
-    kept, original = manifest.read_bytes(), weights.read_bytes()
+    original = weights.read_bytes()
     try:
-        manifest.unlink()
-        (stage(run, "eval") / "manifest.json").rename(run / "eval_manifest.json")
+        for folder in (explore, evaluated):
+            folder.rename(run / f"kept_{folder.name}")
         weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
         done = launch("run", "recipes/smoke.yaml", f"out={run.parent}", "--until", "explore")
         assert done.returncode == 2
         assert "model.safetensors" in done.stderr and "SHA-256" in done.stderr
+        assert not (explore / "manifest.json").exists()
     finally:
         weights.write_bytes(original)
-        manifest.write_bytes(kept)
-        (run / "eval_manifest.json").rename(stage(run, "eval") / "manifest.json")
+        for folder in (explore, evaluated):
+            shutil.rmtree(folder, ignore_errors=True)
+            (run / f"kept_{folder.name}").rename(folder)
 
 
 def test_walk_live_asks_the_trained_model(run: Path) -> None:
