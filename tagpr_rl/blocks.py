@@ -90,6 +90,8 @@ class CpuCuts(Closed):
     """Ask vLLM for the finished output once, without detokenising every token."""
     replay_poll_seconds: Annotated[float, Field(gt=0.0)] = 0.05
     """verl polls its replay buffer every 2 s and has no key for it."""
+    direct_agent_loops: bool = True
+    """Build each response's agent loop without Hydra."""
     disable_compile: bool = True
     """No torch.compile in rollout workers: 12 s of start-up saved."""
 

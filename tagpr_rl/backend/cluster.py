@@ -33,6 +33,7 @@ def worker_settings(recipe: Recipe) -> WorkerSettings:
         final_output_only=cpu and cuts.final_output_only,
         replay_poll_seconds=cuts.replay_poll_seconds,
         disable_compile=cpu and cuts.disable_compile,
+        direct_agent_loops=cpu and cuts.direct_agent_loops,
     )
 
 

@@ -26,6 +26,7 @@ class WorkerSettings:
     final_output_only: bool = True
     replay_poll_seconds: float = 0.05
     disable_compile: bool = True
+    direct_agent_loops: bool = True
 
 
 def to_environment(settings: WorkerSettings) -> dict[str, str]:

@@ -93,3 +93,24 @@ def test_fused_logprobs_equal_verls() -> None:
     (wanted,) = torch.autograd.grad(expected.sum(), logits, retain_graph=True)
     (got,) = torch.autograd.grad(found.sum(), logits)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
+
+
+def test_verl_still_builds_each_agent_loop_with_hydra_and_ours_builds_the_same() -> None:
+    environment = {**os.environ, "VERL_PLATFORM": "cpu"}
+    code = """
+import inspect, json
+from verl.experimental.agent_loop import agent_loop
+from tagpr_rl.backend.platform_cpu import patches
+source = inspect.getsource(agent_loop.AgentLoopWorker._run_agent_loop)
+target = {"_target_": "collections.Counter"}
+import hydra
+same = patches.instantiate_agent_loop(target, a=2) == hydra.utils.instantiate(target, a=2)
+registry = dict(agent_loop._agent_loop_registry["single_turn_agent"])
+print(json.dumps({"source": source, "same": same, "registry": registry}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "hydra.utils.instantiate(" in found["source"]
+    assert list(found["registry"]) == ["_target_"]
+    assert found["same"]

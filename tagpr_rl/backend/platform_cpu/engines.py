@@ -36,4 +36,6 @@ class CpuFsdp2Engine(FSDPEngineWithLMHead):
 patches.gloo_process_group()
 if from_environment().fast_logprobs:
     patches.fused_logprobs()
+if from_environment().direct_agent_loops:
+    patches.direct_agent_loops()
 torch.set_num_threads(from_environment().threads)

@@ -5,7 +5,10 @@ tests/contract/test_patches.py has one test for each that fails once the patch i
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.metadata
+import types
 from typing import Any
 
 
@@ -73,3 +76,31 @@ def logprobs_by_cross_entropy(logits: Any, labels: Any) -> Any:
 
     flat = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
     return -flat.view(labels.shape)
+
+
+def direct_agent_loops() -> None:
+    """Build each response's agent loop by calling its class instead of Hydra.
+
+    verl/experimental/agent_loop/agent_loop.py:683 runs `hydra.utils.instantiate` once per response, which took
+    half of the agent worker's time; the config is a bare class name. Behind `cuts.direct_agent_loops`.
+    """
+    from verl.experimental.agent_loop import agent_loop
+
+    if isinstance(agent_loop.hydra, types.ModuleType):
+        utils = types.SimpleNamespace(instantiate=instantiate_agent_loop)
+        agent_loop.hydra = types.SimpleNamespace(utils=utils)
+
+
+def instantiate_agent_loop(config: Any, **arguments: Any) -> Any:
+    """What `hydra.utils.instantiate(config, **arguments)` builds; any config but a bare `_target_` goes to Hydra."""
+    if list(config) != ["_target_"]:
+        import hydra
+
+        return hydra.utils.instantiate(config, **arguments)
+    return _class_named(config["_target_"])(**arguments)
+
+
+@functools.cache
+def _class_named(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
