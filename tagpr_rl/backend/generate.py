@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,6 @@ class Generator:
             use_tqdm=False,
         )
         return [output.outputs[0].text for output in outputs]
-
-    def close(self) -> None:
-        """Free the engine."""
-        del self.llm
-        gc.collect()
 
 
 def engine_options(recipe: Recipe) -> dict[str, Any]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.backend.tracking import TrackingSettings
+from tagpr_rl.backend.tracking import TrackingSettings, settings_dict
 from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides, sft_overrides, world_size
 from tagpr_rl.config import GrpoStage, PrmuStage, SftStage
 from tagpr_rl.data.tokens import ChatTokenizer
@@ -168,7 +167,7 @@ def _tracking(context: StageContext) -> dict[str, str]:
         group=context.recipe.name,
         stage=context.name,
     )
-    return asdict(settings)
+    return settings_dict(settings)
 
 
 def _resume(context: StageContext) -> int:
