@@ -92,6 +92,8 @@ class CpuCuts(Closed):
     """verl polls its replay buffer every 2 s and has no key for it."""
     direct_agent_loops: bool = True
     """Build each response's agent loop without Hydra."""
+    coalesced_puts: bool = True
+    """Put responses that end close together into TransferQueue with one call."""
     disable_compile: bool = True
     """No torch.compile in rollout workers: 12 s of start-up saved."""
 

@@ -47,7 +47,12 @@ LAZY = {"transformers", "tokenizers"}
 
 HEAVY = ("torch", "ray", "vllm", "verl", "deepspeed", "transformers")
 PURE = set(MAY_IMPORT) - {"prmu", "model", "backend", "stages"}
-PURE_IN_BACKEND = ("tagpr_rl.backend", "tagpr_rl.backend.settings", "tagpr_rl.backend.verl_config")
+PURE_IN_BACKEND = (
+    "tagpr_rl.backend",
+    "tagpr_rl.backend.coalesce",
+    "tagpr_rl.backend.settings",
+    "tagpr_rl.backend.verl_config",
+)
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80

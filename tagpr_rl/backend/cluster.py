@@ -34,6 +34,7 @@ def worker_settings(recipe: Recipe) -> WorkerSettings:
         replay_poll_seconds=cuts.replay_poll_seconds,
         disable_compile=cpu and cuts.disable_compile,
         direct_agent_loops=cpu and cuts.direct_agent_loops,
+        coalesced_puts=cpu and cuts.coalesced_puts,
     )
 
 

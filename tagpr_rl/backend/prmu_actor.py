@@ -1,8 +1,10 @@
-"""Ray actor that scores responses with PRMU: many reward workers ask, it answers in dynamic micro-batches."""
+"""Ray actor that scores responses with PRMU: many agent-loop workers ask, it answers in dynamic micro-batches."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,10 @@ class PrmuActor:
     async def score(self, request: ScoreRequest) -> float:
         """PRMU's score in [0, 1]. TagprError on a malformed request, FloatingPointError on a non-finite score."""
         return await self._batcher.submit(check_request(request))
+
+    async def score_many(self, requests: Sequence[ScoreRequest]) -> list[float]:
+        """The scores of several requests, which share batches with other callers'. Raises as `score` does."""
+        return list(await asyncio.gather(*[self.score(request) for request in requests]))
 
     async def health(self) -> dict[str, Any]:
         """Process id, the model's folder, and counts of requests, batches, failures and the largest batch."""

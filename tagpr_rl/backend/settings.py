@@ -27,6 +27,7 @@ class WorkerSettings:
     replay_poll_seconds: float = 0.05
     disable_compile: bool = True
     direct_agent_loops: bool = True
+    coalesced_puts: bool = True
 
 
 def to_environment(settings: WorkerSettings) -> dict[str, str]:

@@ -1,18 +1,19 @@
 """Ray actor that parses responses and scores the rubric's text-only components.
 
-A separate process, so that parsing and ROUGE neither slow the reward workers' event loops nor run
+A separate process, so that parsing and ROUGE neither slow the agent-loop workers' event loops nor run
 on accelerator nodes; CPU only.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from tagpr_rl.reward.rubric import Rubric, Weights
+from tagpr_rl.reward.rubric import Rubric, Weights, breakdown_row
 from tagpr_rl.tags.schema import default_schema, load_schema
 
 
@@ -23,12 +24,16 @@ class TagChecker:
         schema = load_schema(Path(schema_file)) if schema_file else default_schema()
         self.rubric = Rubric(schema, Weights(alpha=alpha, beta=beta, gamma=gamma), prefilled=prefilled)
 
-    def score(self, response: str, task: str, gold: str, prmu: float | None, prmu_status: str) -> dict[str, Any]:
-        """Every reward component of one response, as the flat row of `reward.rubric.breakdown_row`."""
-        from tagpr_rl.reward.rubric import breakdown_row
+    def score_many(self, items: Sequence[tuple[str, str, str, float | None, str]]) -> list[dict[str, Any]]:
+        """Every reward component of each response, as the flat rows of `reward.rubric.breakdown_row`.
 
-        breakdown = self.rubric.score(response, task=task, gold=gold, prmu=prmu, prmu_status=prmu_status)
-        return breakdown_row(breakdown)
+        An item is (response, task, gold, PRMU score or None, PRMU status).
+        """
+        score = self.rubric.score
+        return [
+            breakdown_row(score(response, task=task, gold=gold, prmu=prmu, prmu_status=status))
+            for response, task, gold, prmu, status in items
+        ]
 
     def health(self) -> dict[str, Any]:
         """Process id, for tests and monitoring."""

@@ -1,6 +1,6 @@
 """verl's synchronous V1 trainer plus what it does not log: every reward component, every response.
 
-Overrides three hooks of verl 0.9.1 trainer_base.PPOTrainer; `fit` and `step` stay verl's.
+Overrides hooks of verl 0.9.1 trainer_base.PPOTrainer; `fit` and `step` stay verl's.
 Why: V1 computes no metric from the reward's components and drops them from the rollout dump
 (verl issues 2115, 7588), and gives a response that is alone in its group its raw reward as advantage.
 """
@@ -19,6 +19,7 @@ import transfer_queue as tq
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
+from tagpr_rl.backend.agent_loop import OneServerClient
 from tagpr_rl.paths import write_text
 from tagpr_rl.reward.rubric import REWARD_KEYS
 
@@ -78,6 +79,11 @@ def responses_to_mask(statuses: Sequence[str], groups: Sequence[str]) -> list[in
 
 class TagprTrainer(PPOTrainerSync):
     """PPOTrainerSync with reward components logged, responses kept, unscored responses masked."""
+
+    def get_llm_client(self) -> Any:
+        """verl's client; with one rollout server, one that does not ask the load balancer every time."""
+        one = len(self.llm_server_manager.get_replicas()) == 1
+        return self.llm_server_manager.get_client(OneServerClient if one else None)
 
     def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Reward rows and dataset `extra_info` of the batch's responses, in the batch's order."""

@@ -12,6 +12,7 @@ from typing import Any
 from tagpr_rl.config import GrpoStage, Recipe, SftStage
 
 _HOOKS = "tagpr_rl.backend.worker_hooks"
+_AGENT_LOOPS = "tagpr_rl.backend.agent_loop.TagprAgentLoopManager"
 _WORKER_EXTENSION = "tagpr_rl.backend.vllm_worker.TagprWorkerExtension"
 
 
@@ -133,6 +134,7 @@ def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         f"{rollout}.enforce_eager": cpu,
         f"{rollout}.free_cache_engine": not cpu,
         f"+{rollout}.enable_sleep_mode": not cpu,
+        f"++{rollout}.agent.agent_loop_manager_class": _AGENT_LOOPS,
         f"{rollout}.agent.num_workers": platform.nodes if cpu else 8 * platform.nodes,
         f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes": platform.weight_bucket_mb,
         f"+{rollout}.engine_kwargs.vllm.worker_extension_cls": _WORKER_EXTENSION,
@@ -146,10 +148,7 @@ def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
 
 def _reward_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
     return {
-        "reward.num_workers": recipe.platform.nodes,
-        "reward.reward_manager.source": "importlib",
-        "reward.reward_manager.name": "TagprRewardManager",
-        "reward.reward_manager.module.path": "pkg://tagpr_rl.backend.reward_manager",
+        "reward.num_workers": 0,  # agent-loop workers ask the scoring actors themselves (backend.agent_loop)
         "reward.reward_model.enable": False,
         "+reward.reward_kwargs.prmu_timeout_s": stage.prmu_timeout_s,
         "+reward.reward_kwargs.max_masked_fraction": stage.max_masked_fraction,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import inspect
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Awaitable
 
 import pytest
 
@@ -114,3 +116,51 @@ print(json.dumps({"source": source, "same": same, "registry": registry}))
     assert "hydra.utils.instantiate(" in found["source"]
     assert list(found["registry"]) == ["_target_"]
     assert found["same"]
+
+
+def test_verl_still_puts_every_response_by_itself() -> None:
+    environment = {**os.environ, "VERL_PLATFORM": "cpu"}
+    code = """
+import inspect, json
+from verl.trainer.ppo.v1 import agent_loop_tq
+from tagpr_rl.backend.agent_loop import TagprAgentLoopWorker
+worker = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+print(json.dumps({
+    "put": inspect.getsource(worker._agent_loop_postprocess),
+    "uses": sorted({name for name in dir(agent_loop_tq.tq) if f"tq.{name}(" in inspect.getsource(agent_loop_tq)}),
+    "score": list(inspect.signature(worker._compute_score).parameters),
+    "ours": list(inspect.signature(TagprAgentLoopWorker._compute_score).parameters),
+}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "await tq.async_kv_batch_put(" in found["put"] and "list_of_dict_to_tensordict(fields)" in found["put"]
+    assert found["uses"] == ["async_kv_batch_put", "async_kv_put", "init"]  # what the patch has to offer
+    assert found["score"] == found["ours"] == ["self", "outputs", "kwargs"]
+
+
+def test_puts_that_come_together_are_one_put_and_kinds_are_kept_apart() -> None:
+    from tagpr_rl.backend.platform_cpu.patches import coalescing
+
+    calls: list[tuple[str, list[str], list[dict[str, int]], list[str]]] = []
+
+    async def put(*, keys: list[str], fields: list[dict[str, int]], tags: list[str], partition_id: str) -> str:
+        calls.append((partition_id, keys, fields, tags))
+        return partition_id
+
+    async def run() -> list[str]:
+        batch_put = coalescing(put, list)
+
+        def one(key: str, partition: str, **field: int) -> Awaitable[str]:
+            return batch_put(keys=[key], fields=[field], tags=[f"tag {key}"], partition_id=partition)
+
+        return await asyncio.gather(one("a", "train", x=1), one("b", "val", x=2), one("c", "train", x=3),
+                                    one("d", "train", x=4, y=5))  # fmt: skip
+
+    assert asyncio.run(run()) == ["train", "val", "train", "train"]
+    assert sorted(calls) == [
+        ("train", ["a", "c"], [{"x": 1}, {"x": 3}], ["tag a", "tag c"]),
+        ("train", ["d"], [{"x": 4, "y": 5}], ["tag d"]),
+        ("val", ["b"], [{"x": 2}], ["tag b"]),
+    ]

@@ -66,8 +66,9 @@ def test_many_callers_get_the_scorer_s_values_in_few_batches(folder: Path) -> No
     got = ray.get([ray.get_actor("prmu_many").score.remote(ask) for ask in ASKS])
     assert got == pytest.approx(Scorer(folder).score(ASKS), abs=1e-5)
     assert len({round(value, 6) for value in got}) > 5
+    assert ray.get(actor.score_many.remote(ASKS[:9])) == pytest.approx(got[:9], abs=1e-5)
     health = ray.get(actor.health.remote())
-    assert (health["requests"], health["failed"], health["path"]) == (64, 0, str(folder))
+    assert (health["requests"], health["failed"], health["path"]) == (73, 0, str(folder))
     assert health["batches"] <= 16
     ray.kill(actor)
 

@@ -38,4 +38,6 @@ if from_environment().fast_logprobs:
     patches.fused_logprobs()
 if from_environment().direct_agent_loops:
     patches.direct_agent_loops()
+if from_environment().coalesced_puts:
+    patches.coalesced_puts()
 torch.set_num_threads(from_environment().threads)

@@ -1,0 +1,49 @@
+"""Many concurrent awaits, few calls: items that arrive close together travel together. Plain asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Coalescer(Generic[Item, Result]):
+    """Collects items for `wait_s` seconds after the first and hands them to `call` as one list.
+
+    Calls may overlap: items that arrive while one is under way start the next. An error of a call reaches
+    every caller whose item it carried.
+    """
+
+    def __init__(self, call: Callable[[list[Item]], Awaitable[Sequence[Result]]], wait_s: float = 0.005) -> None:
+        self._call, self._wait_s = call, wait_s
+        self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def submit(self, item: Item) -> Result:
+        """The result of this item."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if len(self._waiting) == 1:
+            task = asyncio.create_task(self._collect())
+            self._calls.add(task)  # the loop itself keeps no reference to a task
+            task.add_done_callback(self._calls.discard)
+        return await future
+
+    async def _collect(self) -> None:
+        await asyncio.sleep(self._wait_s)
+        batch, self._waiting = self._waiting, []
+        try:
+            results = await self._call([item for item, _ in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} items")
+        except Exception as error:  # noqa: BLE001  (passed on to the callers)
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            if not future.done():
+                future.set_result(result)
