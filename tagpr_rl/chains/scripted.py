@@ -101,7 +101,7 @@ class ScriptedTeacher:
         return [
             f"the question is about {word}",
             f"the user gave {', '.join(list(given.values())[:3])}" if given else EMPTY,
-            f"the user prefers {kind} things",
+            f"the user prefers {kind} scores",
             f"so {word} gets {score}",
         ], score
 

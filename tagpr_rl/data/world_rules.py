@@ -183,14 +183,14 @@ class Movies(TaskRules):
 
 
 class Ratings(TaskRules):
-    """LaMP_3: a review says how bold a thing is; the score depends on what this kind of user likes.
+    """LaMP_3: a review says how good a thing is; a generous user gives one more, a strict one one less.
 
     A share of the questions is about divisive things, whose scores are drawn at random (`OF_TWO_MINDS`).
     """
 
     task = "LaMP_3"
 
-    def __init__(self, divisive_share: float = 0.75) -> None:
+    def __init__(self, divisive_share: float = 0.6) -> None:
         self.divisive_share = divisive_share
 
     def taste(self, rng: Random) -> Mapping[str, str]:
@@ -201,9 +201,9 @@ class Ratings(TaskRules):
         return f"{rng.choice(PRODUCTS)} was {word}"
 
     def profile(self, rng: Random, taste: Mapping[str, str], n: int) -> list[Fields]:
-        scores = RATER_KINDS[taste["kind"]]
         words = [rng.choice(list(LEVELS)) for _ in range(n)]
-        return [{"text": self._review(rng, word), "score": str(scores[LEVELS[word] - 1])} for word in words]
+        more = RATER_KINDS[taste["kind"]]
+        return [{"text": self._review(rng, word), "score": str(LEVELS[word] + more)} for word in words]
 
     def question(self, rng: Random, taste: Mapping[str, str], items: Sequence[Fields]) -> Question:
         if rng.random() < self.divisive_share:
@@ -212,26 +212,26 @@ class Ratings(TaskRules):
             (score,) = rng.choices(list(scores), weights=list(scores.values()))
         else:
             word = rng.choice(list(LEVELS))
-            score = RATER_KINDS[taste["kind"]][LEVELS[word] - 1]
+            score = LEVELS[word] + RATER_KINDS[taste["kind"]]
         return Question(TASKS[self.task].make_input(text=self._review(rng, word)), str(score))
 
     @staticmethod
     def word_of(text: str) -> str:
-        """The bold-or-calm word of a review or of a question (its last word)."""
+        """The judging word of a review or of a question (its last word)."""
         return text.split()[-1]
 
     def kinds(self, items: Sequence[Mapping[str, str]]) -> list[str]:
         """The kinds of user who would have given all these scores."""
         return [
             kind
-            for kind, scores in RATER_KINDS.items()
-            if all(scores[LEVELS[self.word_of(item["text"])] - 1] == int(item["score"]) for item in items)
+            for kind, more in RATER_KINDS.items()
+            if all(LEVELS[self.word_of(item["text"])] + more == int(item["score"]) for item in items)
         ]
 
     @staticmethod
     def scores(word: str, kind: str) -> Mapping[int, float]:
         """Score -> probability that a user of this kind gives it to a thing of this word."""
-        return OF_TWO_MINDS[kind] if word in DIVISIVE else {RATER_KINDS[kind][LEVELS[word] - 1]: 1.0}
+        return OF_TWO_MINDS[kind] if word in DIVISIVE else {LEVELS[word] + RATER_KINDS[kind]: 1.0}
 
     def posterior(self, text: str, items: Sequence[Mapping[str, str]]) -> Answers:
         word = self.word_of(text)

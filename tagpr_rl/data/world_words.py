@@ -78,33 +78,27 @@ READING_OF: Final[Mapping[str, str]] = {
 """LaMP_2: tag -> the reading it is of."""
 
 LEVELS: Final[Mapping[str, int]] = {
-    "silent": 1,
-    "plain": 1,
-    "gentle": 2,
-    "mild": 2,
-    "strong": 3,
-    "rich": 3,
-    "wild": 4,
-    "extreme": 4,
+    "poor": 2,
+    "dull": 2,
+    "weak": 2,
+    "plain": 3,
+    "fair": 3,
+    "decent": 3,
+    "bright": 4,
+    "rich": 4,
+    "lovely": 4,
 }
-"""LaMP_3: words for how bold a thing is, 1 (not at all) to 4 (very)."""
+"""LaMP_3: words for how good a thing is, 2 to 4, before the user's own way of scoring."""
 
-RATER_KINDS: Final[Mapping[str, tuple[int, int, int, int]]] = {
-    "bold": (1, 2, 4, 5),
-    "calm": (5, 4, 2, 1),
-    "middle": (1, 4, 5, 2),
-    "edges": (5, 2, 1, 4),
-}
-"""LaMP_3: what a kind of user likes, and the score this user gives to each level."""
+RATER_KINDS: Final[Mapping[str, int]] = {"generous": 1, "strict": -1}
+"""LaMP_3: ways of scoring, and what each adds to a thing's level."""
 
 DIVISIVE: Final = ("odd", "raw", "quirky", "daring")
 """LaMP_3: words for things that users are of two minds about. No history holds them."""
 
 OF_TWO_MINDS: Final[Mapping[str, Mapping[int, float]]] = {
-    "bold": {5: 0.40, 2: 0.35, 1: 0.25},
-    "edges": {5: 0.40, 2: 0.35, 1: 0.25},
-    "calm": {1: 0.40, 4: 0.35, 5: 0.25},
-    "middle": {1: 0.40, 4: 0.35, 5: 0.25},
+    "generous": {5: 0.38, 2: 0.32, 1: 0.30},
+    "strict": {1: 0.38, 4: 0.32, 5: 0.30},
 }
 """LaMP_3: how often each kind of user gives a divisive thing each score. The likeliest score is not the one of
 highest expected reward: who imitates golds answers the first, who is rewarded for being near finds the second."""

@@ -97,7 +97,7 @@ def test_gold_is_possible_and_sure_with_the_profile(task):
         if task != "LaMP_1" and not divisive:  # a second field can outweigh the main one in LaMP_1
             assert full == {record.gold: 1.0}
         if divisive:
-            assert sorted(full.values()) == pytest.approx([0.25, 0.35, 0.4])
+            assert sorted(full.values()) == pytest.approx([0.3, 0.32, 0.38])
         assert answers(SMALL, record, ())[record.gold] < 0.6
 
 
@@ -107,7 +107,7 @@ def test_bm25_brings_the_items_that_decide():
     whole = ceilings(world.config, world.records("train"), lambda record: record.profile)
     assert seen["LaMP_2"] == 1.0
     assert seen["LaMP_1"] > 0.95 and seen["LaMP_4"] > 0.95
-    assert 0.7 < seen["LaMP_3"] < 0.8  # three quarters of the questions at .6375, the others near 1
+    assert 0.75 < seen["LaMP_3"] < 0.82  # three fifths of the questions at .64, the others near 1
     assert all(whole[task] >= seen[task] - 0.01 for task in WORLD_TASKS)
 
 
@@ -125,7 +125,8 @@ def test_blind_ceilings_by_hand():
     assert best_answer("LaMP_2", Movies().posterior(movie, [])).score == pytest.approx(1 / 3)
     # Level 1: 1, 5, 1, 5 for the four kinds. Answers 1, 3 and 5 all get .5 on average.
     review = TASKS["LaMP_3"].make_input(text="soup was plain")
-    assert best_answer("LaMP_3", Ratings().posterior(review, [])).score == pytest.approx(0.5)
+    # 4 or 2 with equal chance: answer 3 is one off, 1 - 1/3 for either.
+    assert best_answer("LaMP_3", Ratings().posterior(review, [])).score == pytest.approx(2 / 3)
     # Two styles hold no common word; 3 of 6 hold the topic, 3 the act: "topic act" gets 2*1/(2+4) from each.
     article = TASKS["LaMP_4"].make_input(text="city farm moves")
     assert best_answer("LaMP_4", Headlines().posterior(article, [])).score == pytest.approx(1 / 3)
@@ -133,21 +134,21 @@ def test_blind_ceilings_by_hand():
 
 def test_the_likeliest_score_of_a_divisive_thing_is_not_the_best_answer_by_hand():
     review = TASKS["LaMP_3"].make_input(text="soup was odd")
-    bold = [{"text": "tea was plain", "score": "1"}, {"text": "film was wild", "score": "5"}]
-    spread = Ratings().posterior(review, bold)
-    assert spread == pytest.approx({"5": 0.4, "2": 0.35, "1": 0.25})
-    # Answer 5: .4 + 0 + 0. Answer 2: .4 * (1 - 3/4) + .35 + .25 * (1 - 1/4) = .1 + .35 + .1875.
+    generous = [{"text": "tea was plain", "score": "4"}, {"text": "film was poor", "score": "3"}]
+    spread = Ratings().posterior(review, generous)
+    assert spread == pytest.approx({"5": 0.38, "2": 0.32, "1": 0.3})
+    # Answer 5: .38 + 0 + 0. Answer 2: .38 * (1 - 3/4) + .32 + .3 * (1 - 1/4) = .095 + .32 + .225.
     assert max(spread, key=spread.get) == "5"
     best = best_answer("LaMP_3", spread)
     assert best.answer == "2"
-    assert best.score == pytest.approx(0.6375)
-    assert sum(p * task_reward("LaMP_3", "5", y) for y, p in spread.items()) == pytest.approx(0.4)
+    assert best.score == pytest.approx(0.64)
+    assert sum(p * task_reward("LaMP_3", "5", y) for y, p in spread.items()) == pytest.approx(0.38)
 
 
 def test_share_of_divisive_questions():
     world = make_world(replace(SMALL, train_users=400))
     asked = [r.input.split()[-1] in DIVISIVE for r in world.records("train", task="LaMP_3")]
-    assert sum(asked) / len(asked) == pytest.approx(0.75, abs=0.05)
+    assert sum(asked) / len(asked) == pytest.approx(0.6, abs=0.05)
     assert not [
         i for r in world.records("train", task="LaMP_3") for i in r.profile if i.fields["text"].split()[-1] in DIVISIVE
     ]
@@ -201,9 +202,9 @@ def test_blind_ceiling_equals_enumeration_over_all_tastes(task):
         golds = [Movies.tag(theme, reading) for reading in ("light", "dark", "deep")]
     else:
         record = next(r for r in make_world(SMALL).records("dev", task=task) if r.input.split()[-1] not in DIVISIVE)
-        level = {"silent": 0, "plain": 0, "gentle": 1, "mild": 1, "strong": 2, "rich": 2, "wild": 3, "extreme": 3}
-        scores = ((1, 2, 4, 5), (5, 4, 2, 1), (1, 4, 5, 2), (5, 2, 1, 4))
-        golds = [str(row[level[record.input.split()[-1]]]) for row in scores]
+        words = (("poor", "dull", "weak"), ("plain", "fair", "decent"), ("bright", "rich", "lovely"))
+        (level,) = (i for i, level in enumerate(words, start=2) if record.input.split()[-1] in level)
+        golds = [str(level + 1), str(level - 1)]
     candidates = TASKS[task].labels
     best = max(sum(Fraction(task_reward(task, c, y)) for y in golds) / len(golds) for c in candidates)
     assert best_answer(task, rules.posterior(record.input, [])).score == pytest.approx(float(best))
