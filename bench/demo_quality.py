@@ -316,7 +316,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--sft-seeds", type=_seeds, default=(1, 2, 3))
     parser.add_argument("--rl-seeds", type=_seeds, default=(1, 2))
-    parser.add_argument("--world-seed", type=int, default=31)
+    parser.add_argument("--world-seed", type=int, default=41)
     parser.add_argument("--held-out-users", type=int, default=250)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_args()

@@ -166,7 +166,7 @@ def _hop_row(
         "to_row, then verl and vLLM",
         where(to_row),
         "The row that verl reads from train.parquet. "
-        "data_source, ground_truth and extra_info reach the reward manager as they stand here.",
+        "data_source, ground_truth and extra_info reach the response scorer as they stand here.",
     )
     row = to_row(record, prompt, index)
     page.block("out: dict", value_table(row))

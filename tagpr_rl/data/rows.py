@@ -12,7 +12,7 @@ def to_row(record: LampRecord, prompt: Prompt, index: int) -> dict[str, Any]:
     """verl's prompt row (its RLHFDataset keys) for one record.
 
     verl applies the chat template to `prompt`, and hands `data_source`, `reward_model.ground_truth` and
-    `extra_info` to the reward manager. `extra_info` also carries what the reward and PRMU need: the
+    `extra_info` to the agent loop. `extra_info` also carries what the reward and PRMU need: the
     question as written and the *whole* profile (not only the items in the prompt), each item as
     LaMP writes it into a prompt: with the user's label or score, in which the preference shows.
     A record without a gold has `ground_truth` "". Raises TagprError when record and prompt do not belong

@@ -190,7 +190,7 @@ class Ratings(TaskRules):
 
     task = "LaMP_3"
 
-    def __init__(self, divisive_share: float = 0.6) -> None:
+    def __init__(self, divisive_share: float = 0.7) -> None:
         self.divisive_share = divisive_share
 
     def taste(self, rng: Random) -> Mapping[str, str]:

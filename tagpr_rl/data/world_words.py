@@ -97,8 +97,8 @@ DIVISIVE: Final = ("odd", "raw", "quirky", "daring")
 """LaMP_3: words for things that users are of two minds about. No history holds them."""
 
 OF_TWO_MINDS: Final[Mapping[str, Mapping[int, float]]] = {
-    "generous": {5: 0.38, 2: 0.32, 1: 0.30},
-    "strict": {1: 0.38, 4: 0.32, 5: 0.30},
+    "generous": {5: 0.42, 2: 0.30, 1: 0.28},
+    "strict": {1: 0.42, 4: 0.30, 5: 0.28},
 }
 """LaMP_3: how often each kind of user gives a divisive thing each score. The likeliest score is not the one of
 highest expected reward: who imitates golds answers the first, who is rewarded for being near finds the second."""

@@ -97,7 +97,7 @@ def test_gold_is_possible_and_sure_with_the_profile(task):
         if task != "LaMP_1" and not divisive:  # a second field can outweigh the main one in LaMP_1
             assert full == {record.gold: 1.0}
         if divisive:
-            assert sorted(full.values()) == pytest.approx([0.3, 0.32, 0.38])
+            assert sorted(full.values()) == pytest.approx([0.28, 0.3, 0.42])
         assert answers(SMALL, record, ())[record.gold] < 0.6
 
 
@@ -107,7 +107,7 @@ def test_bm25_brings_the_items_that_decide():
     whole = ceilings(world.config, world.records("train"), lambda record: record.profile)
     assert seen["LaMP_2"] == 1.0
     assert seen["LaMP_1"] > 0.95 and seen["LaMP_4"] > 0.95
-    assert 0.75 < seen["LaMP_3"] < 0.82  # three fifths of the questions at .64, the others near 1
+    assert 0.68 < seen["LaMP_3"] < 0.78  # seven tenths of the questions at .615, the others near 1
     assert all(whole[task] >= seen[task] - 0.01 for task in WORLD_TASKS)
 
 
@@ -136,19 +136,19 @@ def test_the_likeliest_score_of_a_divisive_thing_is_not_the_best_answer_by_hand(
     review = TASKS["LaMP_3"].make_input(text="soup was odd")
     generous = [{"text": "tea was plain", "score": "4"}, {"text": "film was poor", "score": "3"}]
     spread = Ratings().posterior(review, generous)
-    assert spread == pytest.approx({"5": 0.38, "2": 0.32, "1": 0.3})
-    # Answer 5: .38 + 0 + 0. Answer 2: .38 * (1 - 3/4) + .32 + .3 * (1 - 1/4) = .095 + .32 + .225.
+    assert spread == pytest.approx({"5": 0.42, "2": 0.3, "1": 0.28})
+    # Answer 5: .42 + 0 + 0. Answer 2: .42 * (1 - 3/4) + .3 + .28 * (1 - 1/4) = .105 + .3 + .21.
     assert max(spread, key=spread.get) == "5"
     best = best_answer("LaMP_3", spread)
     assert best.answer == "2"
-    assert best.score == pytest.approx(0.64)
-    assert sum(p * task_reward("LaMP_3", "5", y) for y, p in spread.items()) == pytest.approx(0.38)
+    assert best.score == pytest.approx(0.615)
+    assert sum(p * task_reward("LaMP_3", "5", y) for y, p in spread.items()) == pytest.approx(0.42)
 
 
 def test_share_of_divisive_questions():
     world = make_world(replace(SMALL, train_users=400))
     asked = [r.input.split()[-1] in DIVISIVE for r in world.records("train", task="LaMP_3")]
-    assert sum(asked) / len(asked) == pytest.approx(0.6, abs=0.05)
+    assert sum(asked) / len(asked) == pytest.approx(0.7, abs=0.05)
     assert not [
         i for r in world.records("train", task="LaMP_3") for i in r.profile if i.fields["text"].split()[-1] in DIVISIVE
     ]
