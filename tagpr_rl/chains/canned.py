@@ -19,6 +19,7 @@ from tagpr_rl.types import LampRecord, Prompt, Step, TaggedTrace
 
 QUOTED_WORDS = 14
 CUT_AFTER = 8
+TEACHER_SAMPLES = 8
 _PLAIN_TAGS = ("examine_examples", "infer_preference", "apply_preference")
 
 
@@ -38,12 +39,18 @@ def canned_replies(record: LampRecord, prompt: Prompt, schema: TagSchema, *, scr
     heuristic teacher's where it is right. Otherwise, and for a schema without the tags that the labeller
     uses, it quotes the first retrieved item and copies the gold answer.
     """
-    good = _taught(record, prompt, schema, ScriptedTeacher() if scripted else HeuristicTeacher())
+
+    def earned(trace: TaggedTrace) -> float:
+        return task_reward(record.task, trace.answer, record.gold or "")
+
+    taught = _taught(record, prompt, schema, ScriptedTeacher() if scripted else HeuristicTeacher())
+    good = max(taught, key=earned, default=None)
     source = f"the {'scripted' if scripted else 'heuristic'} teacher's chain"
-    if good is None or (not scripted and task_reward(record.task, good.answer, record.gold or "") < 1.0):
+    if good is None or (not scripted and earned(good) < 1.0):
         good, source = _quoted(record, prompt, schema), "quotes an item, gold answer copied"
-    wrong = _taught(record, prompt, schema, ScriptedTeacher(error_rate=1.0)) if scripted else None
-    bad = wrong or replace(good, answer=_other_answer(record.task, good.answer))
+    wrong = _taught(record, prompt, schema, ScriptedTeacher(error_rate=1.0)) if scripted else []
+    worst = min(wrong, key=earned, default=good)
+    bad = worst if earned(worst) < earned(good) else replace(good, answer=_other_answer(record.task, good.answer))
     whole = render(good)
     opening = f"<{good.steps[-1].tag}>"
     phrase = "the user likes what the user likes"
@@ -56,11 +63,13 @@ def canned_replies(record: LampRecord, prompt: Prompt, schema: TagSchema, *, scr
     ]
 
 
-def _taught(record: LampRecord, prompt: Prompt, schema: TagSchema, teacher: Teacher) -> TaggedTrace | None:
-    """The teacher's tagged chain; None when its tags are not in the schema."""
+def _taught(record: LampRecord, prompt: Prompt, schema: TagSchema, teacher: Teacher) -> list[TaggedTrace]:
+    """The teacher's tagged chains, several because it draws where the user is of two minds; [] without its tags."""
     rules = KeepRules(min_tag_score=0.0)
-    written, _ = write_chains([TeacherRequest(record, prompt)], teacher, ScriptedLabeller(), schema, rules)
-    return parse(written[0].response, schema).trace
+    requests = [TeacherRequest(record, prompt, sample) for sample in range(TEACHER_SAMPLES)]
+    written, _ = write_chains(requests, teacher, ScriptedLabeller(), schema, rules)
+    traces = [parse(chain.response, schema).trace for chain in written]
+    return [trace for trace in traces if trace is not None]
 
 
 def _other_answer(task: str, answer: str) -> str:
