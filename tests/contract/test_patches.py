@@ -137,7 +137,7 @@ print(json.dumps({
     found = json.loads(done.stdout.splitlines()[-1])
     assert "await tq.async_kv_batch_put(" in found["put"] and "list_of_dict_to_tensordict(fields)" in found["put"]
     assert found["uses"] == ["async_kv_batch_put", "async_kv_put", "init"]  # what the patch has to offer
-    assert found["score"] == found["ours"] == ["self", "outputs", "kwargs"]
+    assert found["score"][:3] == found["ours"] == ["self", "outputs", "kwargs"]  # Ray adds a trace context
 
 
 def test_puts_that_come_together_are_one_put_and_kinds_are_kept_apart() -> None:
