@@ -173,6 +173,8 @@ class SftStage(StageBase):
     dataset: Literal["direct", "chains"] = "chains"
     """chains = tagged chains; direct = answers without a thought (makes the base model)."""
     steps: Count = 500
+    max_epochs: Annotated[float, Field(gt=0.0)] = 20.0
+    """Few examples end the stage before `steps`: never more passes over them than this."""
     batch_size: Count = 16
     lr: Annotated[float, Field(gt=0.0)] = 3e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 30
@@ -188,6 +190,8 @@ class PrmuStage(StageBase):
     kind: Literal["prmu"] = "prmu"
     init: str
     steps: Count = 200
+    max_epochs: Annotated[float, Field(gt=0.0)] = 10.0
+    """Few pairs end the stage before `steps`: never more passes over them than this."""
     batch_size: Count = 16
     lr: Annotated[float, Field(gt=0.0)] = 1e-3
     """Of the backbone."""

@@ -189,8 +189,8 @@ def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths
     return keys
 
 
-def sft_overrides(recipe: Recipe, name: str, paths: StagePaths) -> dict[str, Any]:
-    """verl's `sft_trainer_engine` keys for the SFT stage `name`."""
+def sft_overrides(recipe: Recipe, name: str, paths: StagePaths, steps: int | None = None) -> dict[str, Any]:
+    """verl's `sft_trainer_engine` keys for the SFT stage `name`; `steps` where the data allows fewer."""
     stage = recipe.stages[name]
     assert isinstance(stage, SftStage)
     cpu = recipe.platform.device == "cpu"
@@ -223,7 +223,7 @@ def sft_overrides(recipe: Recipe, name: str, paths: StagePaths) -> dict[str, Any
         "checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
         "checkpoint.load_contents": ["model", "optimizer", "extra"],
         "trainer.default_local_dir": str(paths.checkpoints),
-        "trainer.total_training_steps": stage.steps,
+        "trainer.total_training_steps": steps or stage.steps,
         "trainer.total_epochs": 1_000_000,
         "trainer.save_freq": stage.save_every or -1,
         "trainer.test_freq": -1,

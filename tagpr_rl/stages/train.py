@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -35,18 +36,32 @@ def run_sft(context: StageContext) -> StageResult:
     train = context.dir.root / "train.parquet"
     write_parquet(train, rows)
     paths = _paths(context, stage.init, train)
+    steps = steps_within(stage.steps, stage.batch_size, len(rows), stage.max_epochs)
+    overrides = sft_overrides(recipe, context.name, paths, steps)
     _resume(context)
     ray = context.start_ray()
     from tagpr_rl.backend.sft import run_sft as train_remote
 
     task = ray.remote(num_cpus=1)(train_remote).remote(
-        world_size(recipe), sft_overrides(recipe, context.name, paths), _tracking(context), recipe.platform.device
+        world_size(recipe), overrides, _tracking(context), recipe.platform.device
     )
-    _wait(context, ray, task, stage.steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
+    _wait(context, ray, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
     publish(context, _latest(context) / "huggingface")
     last = last_row(context.dir.metrics) or {}
     metrics = {"examples": float(len(rows)), "too_long": float(dropped), "loss": float(last["train/loss"])}
-    return StageResult(outputs=(context.dir.hf, context.dir.metrics), metrics=metrics)
+    notes = _capped(steps, stage.steps, len(rows), stage.max_epochs)
+    return StageResult(outputs=(context.dir.hf, context.dir.metrics), metrics=metrics, notes=notes)
+
+
+def steps_within(steps: int, batch_size: int, examples: int, max_epochs: float) -> int:
+    """`steps`, or as many as make `max_epochs` passes over the examples; at least 1."""
+    return max(1, min(steps, math.ceil(max_epochs * examples / batch_size)))
+
+
+def _capped(steps: int, asked: int, examples: int, max_epochs: float) -> tuple[str, ...]:
+    if steps == asked:
+        return ()
+    return (f"{steps} of {asked} steps: max_epochs={max_epochs:g} passes over {examples} examples",)
 
 
 def _sft_examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str, Any]], int]:
@@ -116,12 +131,16 @@ def run_prmu(context: StageContext) -> StageResult:
     assert isinstance(stage, PrmuStage)
     context.clean()
     pairs = context.nearest("chains", reads=("pairs.parquet",)).root / "pairs.parquet"
+    import pyarrow.parquet as pq
+
+    examples = pq.read_metadata(pairs).num_rows
+    steps = steps_within(stage.steps, stage.batch_size, examples, stage.max_epochs)
     settings = {
-        "steps": stage.steps,
+        "steps": steps,
         "batch_size": stage.batch_size,
         "lr": stage.lr,
         "head_lr": stage.head_lr,
-        "warmup": stage.warmup_steps,
+        "warmup": min(stage.warmup_steps, steps // 2),
         "individual_weight": stage.individual_weight,
         "centre": stage.centre,
         "user_dropout": stage.user_dropout,
@@ -139,13 +158,14 @@ def run_prmu(context: StageContext) -> StageResult:
         _tracking(context),
         recipe.platform.threads,
     )
-    _wait(context, ray, task, stage.steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
+    _wait(context, ray, task, steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
     figures: dict[str, float] = ray.get(task)
     write_json(context.dir.root / "prmu.json", figures)
     outputs = (context.dir.root / "prmu", context.dir.root / "prmu.json", context.dir.metrics)
     first = [key for key in ("unseen/accuracy", "unseen/cross_profile", "unseen/shuffled") if key in figures]
     ordered = {key: figures[key] for key in (*first, *(key for key in figures if key not in first))}
-    return StageResult(outputs=outputs, metrics=ordered)
+    notes = _capped(steps, stage.steps, examples, stage.max_epochs)
+    return StageResult(outputs=outputs, metrics=ordered, notes=notes)
 
 
 def _paths(context: StageContext, init: str, train: Path) -> StagePaths:

@@ -145,3 +145,11 @@ def test_a_full_disk_is_one_clear_message(tmp_path: Path) -> None:
         assert not [path for path in small.rglob(".*") if path.is_file()]  # no temporary file left behind
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_few_examples_end_a_training_stage_early() -> None:
+    from tagpr_rl.stages.train import steps_within
+
+    assert steps_within(1300, 16, 7300, 20.0) == 1300  # 2.8 passes
+    assert steps_within(1300, 16, 38, 20.0) == 48  # 20 * 38 / 16 = 47.5
+    assert steps_within(10, 16, 16, 0.01) == 1
