@@ -19,6 +19,7 @@ from tagpr_rl.blocks import (
     CpuCuts,
     DataBlock,
     DataStage,
+    DeepSpeedBlock,
     EvaluateStage,
     GrpoStage,
     Loggers,
@@ -34,6 +35,7 @@ from tagpr_rl.blocks import (
     Stage,
     StageBase,
     TinyBlock,
+    TrainingStage,
     WorldBlock,
 )
 from tagpr_rl.types import TagprError
@@ -44,6 +46,7 @@ __all__ = [
     "CpuCuts",
     "DataBlock",
     "DataStage",
+    "DeepSpeedBlock",
     "EvaluateStage",
     "GrpoStage",
     "Loggers",
@@ -60,6 +63,7 @@ __all__ = [
     "Stage",
     "StageBase",
     "TinyBlock",
+    "TrainingStage",
     "WorldBlock",
     "dump_recipe",
     "load_recipe",
