@@ -48,9 +48,7 @@ def batch(step: int, vocab: int) -> Any:
         "micro_batch_size_per_gpu": 2, "temperature": 1.0, "global_batch_size": BATCH,
         "pad_mode": DatasetPadMode.NO_PADDING, "pad_token_id": 0,
     }  # fmt: skip
-    return tu.get_tensordict(
-        tensor_dict=SFTTensorCollator(DatasetPadMode.NO_PADDING)(mine), non_tensor_dict=meta
-    )
+    return tu.get_tensordict(tensor_dict=SFTTensorCollator(DatasetPadMode.NO_PADDING)(mine), non_tensor_dict=meta)
 
 
 def engine_of(job: dict[str, Any]) -> Any:
@@ -78,9 +76,14 @@ def engine_of(job: dict[str, Any]) -> Any:
         model_config=model,
         engine_config=config,
         optimizer_config=FSDPOptimizerConfig(
-            lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01, clip_grad=job.get("clip", 1.0), lr_warmup_steps=3,
-            lr_scheduler_type="cosine", total_training_steps=12,
-        ),  # fmt: skip
+            lr=3e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+            clip_grad=job.get("clip", 1.0),
+            lr_warmup_steps=3,
+            lr_scheduler_type="cosine",
+            total_training_steps=12,
+        ),
         checkpoint_config=CheckpointConfig(save_contents=[*contents, "hf_model"], load_contents=contents),
     )
     engine.initialize()
@@ -97,16 +100,18 @@ def train(engine: Any, job: dict[str, Any], vocab: int) -> dict[str, list[float]
         rows["loss"].append(float(loss) / dist.get_world_size())
         rows["norm"].append(float(output["metrics"]["grad_norm"]))
         rows["lr"].append(float(engine.lr_scheduler_step()))
+        if step + 1 == job.get("save_at"):
+            engine.save_checkpoint(job["save"], global_step=step + 1)
     return rows
 
 
 def run(job: dict[str, Any]) -> None:
-    torch.manual_seed(5)
+    torch.manual_seed(job.get("seed", 5))
     found: dict[str, Any] = {"error": ""}
     weights: dict[str, torch.Tensor] = {}
-    engine = engine_of(job)
-    vocab = engine.model_config.hf_config.vocab_size
     try:
+        engine = engine_of(job)
+        vocab = engine.model_config.hf_config.vocab_size
         if "load" in job:
             engine.load_checkpoint(job["load"])
         if job.get("poison"):
@@ -120,15 +125,13 @@ def run(job: dict[str, Any]) -> None:
         else:
             found |= train(engine, job, vocab)
             found["random"] = float(torch.rand(()))
-        if "save" in job:
-            engine.save_checkpoint(job["save"], global_step=job["steps"])
         if not job.get("forward_only"):
             names = []
             for name, tensor in engine.get_per_tensor_param()[0]:
                 names.append(name)
                 weights[name] = tensor.detach().clone()
             found["names"] = names
-    except TagprError as error:
+    except (TagprError, ValueError) as error:
         found["error"] = str(error)
     if dist.get_rank() == 0:
         out = Path(job["out"])

@@ -103,7 +103,9 @@ class DeepSpeedCheckpointManager(BaseCheckpointManager):
 
     # --- load ---
 
-    def load_checkpoint(self, local_path: str, hdfs_path: str | None = None, del_local_after_load: bool = False) -> None:
+    def load_checkpoint(
+        self, local_path: str, hdfs_path: str | None = None, del_local_after_load: bool = False
+    ) -> None:
         """Restore weights, optimizer, LR schedule and random generators.
 
         TagprError, on every rank: not a checkpoint of this engine, another ZeRO stage or dtype, or another world

@@ -156,7 +156,8 @@ class DeepSpeedEngine(FSDPEngineWithLMHead):
         """(generator of (name, whole tensor), None): a tied tensor once; every rank must drain the generator."""
         model = self.module.module
         # One name at a time: the conversion takes a dict, and all weights at once would not fit under ZeRO 3.
-        renamed = (item for pair in training_weights(model) for item in convert_weight_keys(dict([pair]), model).items())
+        pairs = training_weights(model)
+        renamed = (item for pair in pairs for item in convert_weight_keys(dict([pair]), model).items())
         return unfuse_moe_params(renamed, self.model_config.hf_config.model_type), None
 
     def get_per_tensor_param_shard(self, **kwargs: Any) -> Any:
