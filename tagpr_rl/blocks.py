@@ -223,7 +223,7 @@ class SftStage(TrainingStage):
     save_every: Count | None = None
 
 
-class PrmuStage(StageBase):
+class PrmuStage(TrainingStage):
     """Trains the personalization reward model with user embeddings."""
 
     kind: Literal["prmu"] = "prmu"

@@ -237,6 +237,8 @@ def _models_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
             current = current.model_fields[part].annotation
             if get_origin(current) is dict:
                 current = object
+            blocks = [a for a in get_args(current) if isinstance(a, type) and issubclass(a, BaseModel)]
+            current = blocks[0] if len(blocks) == 1 else current  # `Block | None`
     return current if isinstance(current, type) and issubclass(current, BaseModel) else None
 
 

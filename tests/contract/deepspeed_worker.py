@@ -105,7 +105,33 @@ def train(engine: Any, job: dict[str, Any], vocab: int) -> dict[str, list[float]
     return rows
 
 
+def train_reward_model(job: dict[str, Any]) -> None:
+    """PRMU on a toy task, two pairs per process and update, one at a time."""
+    from prmu_toy import toy_backbone, toy_pairs
+
+    from tagpr_rl.backend.deepspeed.prmu import ZeroPrmuEngine
+    from tagpr_rl.config import DeepSpeedBlock
+    from tagpr_rl.prmu.sharding import Fsdp2Engine
+    from tagpr_rl.prmu.train import PrmuConfig, train_prmu
+
+    out = Path(job["out"])
+    if dist.get_rank() == 0:
+        toy_backbone(out.parent / "toy")
+    dist.barrier()
+    make: Any = Fsdp2Engine
+    if job["strategy"] == "deepspeed":
+        make = partial(ZeroPrmuEngine, DeepSpeedBlock(**job["zero"]))
+    config = PrmuConfig(
+        steps=job["steps"], batch_size=2 * dist.get_world_size(), micro_batch_size=1, lr=1e-3, head_lr=3e-3, heads=2,
+        warmup=2, grad_clip=0.1, device="cpu",
+    )  # fmt: skip
+    train_prmu(toy_pairs(8), backbone=out.parent / "toy", out=out, config=config, make_engine=make)
+
+
 def run(job: dict[str, Any]) -> None:
+    if job.get("kind") == "prmu":
+        train_reward_model(job)
+        return
     torch.manual_seed(job.get("seed", 5))
     found: dict[str, Any] = {"error": ""}
     weights: dict[str, torch.Tensor] = {}
@@ -142,6 +168,7 @@ def run(job: dict[str, Any]) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "unit"))
     dist.init_process_group("gloo")
     for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         run(job)

@@ -63,7 +63,7 @@ def launch(folder: Path, processes: int, jobs: dict[str, dict[str, Any]]) -> dic
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     assert "deepspeed_shm_comm" not in done.stdout  # nothing was compiled
-    return {name: read(folder / name) for name in jobs}
+    return {name: read(folder / name) for name, job in jobs.items() if job.get("kind") != "prmu"}
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,8 @@ def two(base: Path, models: dict[str, str], one: dict[str, Run]) -> dict[str, Ru
         **{f"bf16_zero{s}": {**half, "zero": {"zero_stage": s}, "save_at": STEPS} for s in STAGES},
         "reference_fsdp2": {"strategy": "fsdp2", "model": tied, "forward_only": True},
         **{f"reference_zero{s}": {"model": tied, "zero": {"zero_stage": s}, "forward_only": True} for s in (2, 3)},
+        "prmu_fsdp2": {"kind": "prmu", "strategy": "fsdp2"},
+        **{f"prmu_zero{s}": {"kind": "prmu", "zero": {"zero_stage": s}} for s in STAGES},
     })  # fmt: skip
 
 
@@ -260,6 +262,22 @@ def test_an_update_that_is_not_finite_is_skipped(one: dict[str, Run], models: di
 @pytest.mark.parametrize("stage", [2, 3])
 def test_reference_computes_what_fsdp2_does(stage: int, two: dict[str, Run]) -> None:
     assert furthest(two[f"reference_zero{stage}"].logprob_sum, two["reference_fsdp2"].logprob_sum) < 1e-3
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_prmu_trains_as_with_fsdp2(stage: int, two: dict[str, Run], base: Path) -> None:
+    from safetensors.torch import load_file
+
+    def rows(name: str) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (base / f"two/{name}/metrics.jsonl").read_text().splitlines()]
+
+    mine, theirs = rows(f"prmu_zero{stage}"), rows("prmu_fsdp2")
+    for key in ("loss", "grad_norm", "lr"):
+        assert furthest([row[key] for row in mine], [row[key] for row in theirs]) < 1e-5
+    assert min(row["grad_norm"] for row in theirs) > 0.1  # clipped
+    weights = [load_file(base / f"two/{name}/model.safetensors") for name in (f"prmu_zero{stage}", "prmu_fsdp2")]
+    assert distance(weights[0], weights[1]) < 1e-5
+    assert set(weights[0]) == set(weights[1])
 
 
 def test_refusals_name_file_and_remedy(one: dict[str, Run], two: dict[str, Run]) -> None:

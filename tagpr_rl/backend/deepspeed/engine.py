@@ -7,8 +7,6 @@ DeepSpeed itself is imported when an engine is built.
 from __future__ import annotations
 
 import math
-import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,8 +19,10 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.fsdp.utils import unfuse_moe_params
 
-from tagpr_rl.backend.deepspeed.settings import DeepSpeedEngineConfig, zero_config
+from tagpr_rl.backend.deepspeed import patches
+from tagpr_rl.backend.deepspeed.settings import DeepSpeedEngineConfig
 from tagpr_rl.backend.deepspeed.weights import training_weights
+from tagpr_rl.backend.deepspeed.zero import zero_config
 
 
 class _Loss:
@@ -83,16 +83,7 @@ class DeepSpeedEngine(FSDPEngineWithLMHead):
 
         The schedule stays on the inner optimizer, whose parameter groups ZeRO steps with, and is verl's to step.
         """
-        if get_device_name() == "cpu":
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed
-
-        from tagpr_rl.backend.deepspeed import patches
-
-        patches.no_shared_memory_op()
-        deepspeed.utils.logger.setLevel("WARNING")
-        # DeepSpeed 0.19.8 calls collectives that torch 2.13 renamed, and warns at every one.
-        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+        deepspeed = patches.imported(get_device_name())
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         super()._build_model_optimizer()
         self.module, wrapped, _, _ = deepspeed.initialize(
