@@ -19,6 +19,7 @@ from tagpr_rl.blocks import (
     CpuCuts,
     DataBlock,
     DataStage,
+    DeepSpeedBlock,
     EvaluateStage,
     GrpoStage,
     Loggers,
@@ -34,6 +35,7 @@ from tagpr_rl.blocks import (
     Stage,
     StageBase,
     TinyBlock,
+    TrainingStage,
     WorldBlock,
 )
 from tagpr_rl.types import TagprError
@@ -44,6 +46,7 @@ __all__ = [
     "CpuCuts",
     "DataBlock",
     "DataStage",
+    "DeepSpeedBlock",
     "EvaluateStage",
     "GrpoStage",
     "Loggers",
@@ -60,6 +63,7 @@ __all__ = [
     "Stage",
     "StageBase",
     "TinyBlock",
+    "TrainingStage",
     "WorldBlock",
     "dump_recipe",
     "load_recipe",
@@ -233,6 +237,8 @@ def _models_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
             current = current.model_fields[part].annotation
             if get_origin(current) is dict:
                 current = object
+            blocks = [a for a in get_args(current) if isinstance(a, type) and issubclass(a, BaseModel)]
+            current = blocks[0] if len(blocks) == 1 else current  # `Block | None`
     return current if isinstance(current, type) and issubclass(current, BaseModel) else None
 
 

@@ -50,6 +50,7 @@ PURE = set(MAY_IMPORT) - {"prmu", "model", "backend", "stages"}
 PURE_IN_BACKEND = (
     "tagpr_rl.backend",
     "tagpr_rl.backend.coalesce",
+    "tagpr_rl.backend.deepspeed.zero",
     "tagpr_rl.backend.settings",
     "tagpr_rl.backend.verl_config",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,31 @@ from tagpr_rl.backend.tracking import StageTracker, TrackingSettings
 
 @ray.remote(num_cpus=1, num_gpus=1)
 def train_prmu_remote(
-    pairs: str, backbone: str, out: str, settings: dict[str, Any], tracking: dict[str, str], threads: int
+    pairs: str,
+    backbone: str,
+    out: str,
+    settings: dict[str, Any],
+    tracking: dict[str, str],
+    threads: int,
+    zero: dict[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Train PRMU on the pairs file and return its figures (prmu.train.train_prmu)."""
+    """Train PRMU on the pairs file and return its figures (prmu.train.train_prmu).
+
+    `zero`: config.DeepSpeedBlock as a dict, to train with DeepSpeed; None trains with FSDP2.
+    """
     import torch
 
     from tagpr_rl.prmu.pairs import read_pairs
+    from tagpr_rl.prmu.sharding import Fsdp2Engine
     from tagpr_rl.prmu.train import PrmuConfig, train_prmu
 
     torch.set_num_threads(threads)
+    make_engine: Any = Fsdp2Engine
+    if zero is not None:
+        from tagpr_rl.backend.deepspeed.prmu import ZeroPrmuEngine
+        from tagpr_rl.config import DeepSpeedBlock
+
+        make_engine = partial(ZeroPrmuEngine, DeepSpeedBlock(**zero))
     tracker = StageTracker(TrackingSettings(**tracking), settings)
 
     def on_step(row: dict[str, float]) -> None:
@@ -33,6 +50,7 @@ def train_prmu_remote(
             out=Path(out),
             config=PrmuConfig(**settings),
             on_step=on_step,
+            make_engine=make_engine,
         )
     finally:
         tracker.finish()

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import GrpoStage, Recipe, SftStage
+from tagpr_rl.config import GrpoStage, Recipe, SftStage, TrainingStage
 
 _HOOKS = "tagpr_rl.backend.worker_hooks"
 _AGENT_LOOPS = "tagpr_rl.backend.agent_loop.TagprAgentLoopManager"
+_DEEPSPEED = "tagpr_rl.backend.deepspeed"
 _WORKER_EXTENSION = "tagpr_rl.backend.vllm_worker.TagprWorkerExtension"
 
 
@@ -36,6 +37,25 @@ def _mixed_precision(engine: str, recipe: Recipe) -> dict[str, str]:
     compute = "fp32" if recipe.model.dtype == "float32" else "bf16"
     dtypes = {"param_dtype": compute, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
     return {f"++{engine}.mixed_precision.{key}": value for key, value in dtypes.items()}
+
+
+def _engine_keys(engine: str, stage: TrainingStage, recipe: Recipe) -> dict[str, Any]:
+    """Strategy, dtypes and sharding of the engine config at `engine`."""
+    keys: dict[str, Any] = {
+        f"{engine}.strategy": stage.strategy,
+        f"{engine}.model_dtype": "fp32",
+        **_mixed_precision(engine, recipe),
+    }
+    if stage.strategy == "deepspeed":
+        keys[f"{engine}._target_"] = f"{_DEEPSPEED}.settings.DeepSpeedEngineConfig"
+        keys[f"{engine}.fsdp_size"] = 1  # real weights on every rank (settings.DeepSpeedEngineConfig)
+        keys |= {f"+{engine}.{key}": value for key, value in stage.zero().model_dump().items()}
+    return keys
+
+
+def _hooks(stage: TrainingStage) -> str | list[str]:
+    """Modules that verl imports before it builds an engine."""
+    return [_HOOKS, f"{_DEEPSPEED}.engine"] if stage.strategy == "deepspeed" else _HOOKS
 
 
 def grpo_overrides(recipe: Recipe, name: str, paths: StagePaths) -> dict[str, Any]:
@@ -74,13 +94,11 @@ def _actor_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str
     model, actor = "actor_rollout_ref.model", "actor_rollout_ref.actor"
     keys: dict[str, Any] = {
         f"{model}.path": str(paths.model),
-        f"{model}.external_lib": _HOOKS,
+        f"{model}.external_lib": _hooks(stage),
         f"{model}.use_remove_padding": not cpu,  # packed rows are quadratic under sdpa
         f"{model}.enable_gradient_checkpointing": not cpu,
-        f"{actor}.strategy": "fsdp2",
-        f"{actor}.fsdp_config.strategy": "fsdp2",
-        f"{actor}.fsdp_config.model_dtype": "fp32",
-        **_mixed_precision(f"{actor}.fsdp_config", recipe),
+        f"{actor}.strategy": stage.strategy,
+        **_engine_keys(f"{actor}.fsdp_config", stage, recipe),
         f"{actor}.fsdp_config.use_torch_compile": not cpu,
         f"{actor}.fsdp_config.seed": stage.seed,
         f"{actor}.use_torch_compile": not cpu,
@@ -101,10 +119,8 @@ def _actor_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str
         f"{actor}.data_loader_seed": stage.seed,
         f"{actor}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
         f"{actor}.checkpoint.load_contents": ["model", "optimizer", "extra"],
-        "actor_rollout_ref.ref.strategy": "fsdp2",
-        "actor_rollout_ref.ref.fsdp_config.strategy": "fsdp2",
-        "actor_rollout_ref.ref.fsdp_config.model_dtype": "fp32",
-        **_mixed_precision("actor_rollout_ref.ref.fsdp_config", recipe),
+        "actor_rollout_ref.ref.strategy": stage.strategy,
+        **_engine_keys("actor_rollout_ref.ref.fsdp_config", stage, recipe),
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": stage.micro_batch_size,
     }
     if cpu:
@@ -205,13 +221,11 @@ def sft_overrides(recipe: Recipe, name: str, paths: StagePaths, steps: int | Non
         "data.custom_cls.name": "TokenizedDataset",
         "data.num_workers": 0,
         "model.path": str(paths.model),
-        "model.external_lib": _HOOKS,
+        "model.external_lib": _hooks(stage),
         "model.use_remove_padding": not cpu,
         "model.enable_gradient_checkpointing": not cpu,
         **({"+model.override_config.attn_implementation": "sdpa"} if cpu else {}),
-        "engine.strategy": "fsdp2",
-        "engine.model_dtype": "fp32",
-        **_mixed_precision("engine", recipe),
+        **_engine_keys("engine", stage, recipe),
         "engine.use_torch_compile": not cpu,
         "engine.seed": stage.seed,
         "optim.lr": stage.lr,

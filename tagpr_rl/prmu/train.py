@@ -1,4 +1,4 @@
-"""Training PRMU: a plain torch loop on FSDP2, on one process or under torchrun."""
+"""Training PRMU: a plain torch loop on FSDP2 (or an engine passed in), on one process or under torchrun."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from tagpr_rl.paths import write_json
 from tagpr_rl.prmu.evaluate import evaluate, own, score_statistics
@@ -28,6 +24,7 @@ from tagpr_rl.prmu.loss import PairLoss, pair_loss
 from tagpr_rl.prmu.model import PrmuModel, PrmuModelConfig, new_model, write_config
 from tagpr_rl.prmu.pairs import PairRow, PairSplit, check_leakage, check_pair, split_by_user, users_of
 from tagpr_rl.prmu.score import Scorer
+from tagpr_rl.prmu.sharding import Fsdp2Engine, MakeEngine, PrmuEngine
 from tagpr_rl.prmu.users import UserTable, drop_users
 from tagpr_rl.types import TagprError
 
@@ -101,6 +98,7 @@ def train_prmu(
     config: PrmuConfig,
     on_step: Callable[[dict[str, float]], None] | None = None,
     validation: Sequence[PairRow] | None = None,
+    make_engine: MakeEngine = Fsdp2Engine,
 ) -> dict[str, float]:
     """Train on `pairs`, write the model and metrics.jsonl to `out`, and return `evaluate`'s figures.
 
@@ -119,13 +117,13 @@ def train_prmu(
                 f"prmu.batch_size is {config.batch_size}; use a multiple of the {dist.get_world_size()} processes"
             )
         model, encoder = new_model(backbone, config.model(), table)
-        _shard(model.to(device), device)
+        engine = make_engine(model, lambda sharded: _optimizer(sharded, config), config.grad_clip, device)
         if _rank() == 0:
             out.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        steps, best = _fit(model, encoder, split, config, out / "metrics.jsonl", on_step)
+        steps, best = _fit(engine, encoder, split, config, out / "metrics.jsonl", on_step)
         seconds = time.perf_counter() - started
-        state = best or _full_state(model)
+        state = best or engine.full_state()
         results: list[dict[str, float]] = [{}]
         if _rank() == 0:
             model.save_pretrained(out, encoder.tokenizer, state)
@@ -201,7 +199,7 @@ def batch_loss(
 
 
 def _fit(
-    model: PrmuModel,
+    engine: PrmuEngine,
     encoder: TextEncoder,
     split: PairSplit,
     config: PrmuConfig,
@@ -209,9 +207,9 @@ def _fit(
     on_step: Callable[[dict[str, float]], None] | None,
 ) -> tuple[int, dict[str, Tensor] | None]:
     """Run the steps; return how many ran, and the best weights when early stopping is on."""
-    optimizer = _optimizer(model, config)
+    model = engine.model
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_scale(step, config.steps, config.warmup)
+        engine.optimizer, lambda step: learning_rate_scale(step, config.steps, config.warmup)
     )
     generator = torch.Generator().manual_seed(config.seed + 1000 * _rank())
     best, best_accuracy, waited, step = None, -1.0, 0, 0
@@ -222,13 +220,13 @@ def _fit(
         model.train()
         rows = [split.train[i] for i in indices[_rank() :: dist.get_world_size()]]
         row = {"step": float(step), "lr": float(scheduler.get_last_lr()[0])}
-        row |= _step(model, encoder, rows, config, optimizer, generator)
+        row |= _step(engine, encoder, rows, config, generator)
         scheduler.step()
         if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
             row["unseen/accuracy"] = _accuracy(model, encoder, split.unseen[:256], config)
             waited += 1
             if config.patience and row["unseen/accuracy"] > best_accuracy:
-                best, best_accuracy, waited = _full_state(model), row["unseen/accuracy"], 0
+                best, best_accuracy, waited = engine.full_state(), row["unseen/accuracy"], 0
         if _rank() == 0:
             with log.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row) + "\n")
@@ -247,11 +245,10 @@ def _progress(order: Iterator[list[int]], steps: int) -> Iterable[list[int]]:
 
 
 def _step(
-    model: PrmuModel,
+    engine: PrmuEngine,
     encoder: TextEncoder,
     rows: Sequence[PairRow],
     config: PrmuConfig,
-    optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> dict[str, float]:
     """One optimizer step on this process's pairs. Returned figures are means over all processes."""
@@ -259,26 +256,21 @@ def _step(
     size = config.micro_batch_size or len(rows)
     parts = [rows[i : i + size] for i in range(0, len(rows), size)]
     sums = torch.zeros(4)
-    sharded: Any = model  # FSDP2 adds methods to the instance
     for i, part in enumerate(parts):
-        sharded.set_requires_gradient_sync(i == len(parts) - 1)
-        loss, right = batch_loss(model, encoder, part, config, generator)
+        loss, right = batch_loss(engine.model, encoder, part, config, generator)
         share = len(part) / len(rows)
-        (loss.total * share).backward()
+        engine.backward(loss.total * share, last=i == len(parts) - 1)
         sums += torch.stack(
             [loss.total.detach() * share, loss.individual * share, loss.generic * share, right / len(rows)]
         ).cpu()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    norm = engine.update()
     dist.all_reduce(sums)
     total, individual, generic, accuracy = (sums / dist.get_world_size()).tolist()
-    if not (math.isfinite(total) and math.isfinite(float(norm))):
-        raise FloatingPointError(f"prmu: loss {total}, gradient norm {float(norm)}; lower prmu.lr")
-    optimizer.step()
-    optimizer.zero_grad()
+    if not (math.isfinite(total) and math.isfinite(norm)):
+        raise FloatingPointError(f"prmu: loss {total}, gradient norm {norm}; lower prmu.lr")
     return {
         "loss": total, "loss/individual": individual, "loss/generic": generic, "accuracy": accuracy,
-        "grad_norm": float(norm), "seconds": time.perf_counter() - started,
+        "grad_norm": norm, "seconds": time.perf_counter() - started,
     }  # fmt: skip
 
 
@@ -291,7 +283,7 @@ def _accuracy(model: PrmuModel, encoder: TextEncoder, rows: Sequence[PairRow], c
     return sum(float(batch_loss(model, encoder, part, config)[1]) for part in parts) / len(rows)
 
 
-def _optimizer(model: PrmuModel, config: PrmuConfig) -> torch.optim.Optimizer:
+def _optimizer(model: torch.nn.Module, config: PrmuConfig) -> torch.optim.Optimizer:
     """AdamW with two learning rates; vectors (norms, e_0, biases) get no weight decay."""
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
@@ -302,7 +294,7 @@ def _optimizer(model: PrmuModel, config: PrmuConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(settings, betas=(0.9, 0.98))
 
 
-# --- processes and shards ---------------------------------------------------------------------------------
+# --- processes -------------------------------------------------------------------------------------------
 
 
 def _rank() -> int:
@@ -328,21 +320,3 @@ def _process_group(config: PrmuConfig) -> Iterator[torch.device]:
     finally:
         if mine:
             dist.destroy_process_group()
-
-
-def _shard(model: PrmuModel, device: torch.device) -> None:
-    """Shard the backbone's blocks and then the rest with FSDP2, over all processes."""
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    blocks = set(getattr(model.backbone, "_no_split_modules", None) or ())
-    for module in model.backbone.modules():
-        if type(module).__name__ in blocks:
-            fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-
-def _full_state(model: PrmuModel) -> dict[str, Tensor]:
-    """The whole weights on the CPU of the first process (the others get an empty dict)."""
-    state: dict[str, Any] = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
-    return {name: tensor.clone() for name, tensor in state.items()}

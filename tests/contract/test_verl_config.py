@@ -54,3 +54,26 @@ def test_sft_keys(device: str) -> None:
     assert config.engine.strategy == "fsdp2" and config.engine.mixed_precision.param_dtype == "bf16"
     assert config.trainer.total_training_steps == 1300
     assert config.data.custom_cls.name == "TokenizedDataset"
+
+
+def test_deepspeed_keys() -> None:
+    from verl.utils.config import omega_conf_to_dataclass
+
+    from tagpr_rl.backend.deepspeed.settings import DeepSpeedEngineConfig
+    from tagpr_rl.backend.hydra_config import compose
+
+    recipe = load_recipe(
+        ROOT / "recipes/demo_deepspeed.yaml",
+        ("stages.guided.deepspeed={zero_stage: 3, offload_params: true}", "stages.guided.kl_coef=0.02",
+         "stages.sft.deepspeed.universal_checkpoints=false"),
+    )  # fmt: skip
+    config = compose("ppo_trainer", grpo_overrides(recipe, "guided", PATHS)).actor_rollout_ref
+    for role in (config.actor, config.ref):
+        engine = omega_conf_to_dataclass(role.fsdp_config)
+        assert isinstance(engine, DeepSpeedEngineConfig) and role.strategy == engine.strategy == "deepspeed"
+        assert (engine.zero_stage, engine.offload_params, engine.offload_optimizer) == (3, True, False)
+    assert config.ref.fsdp_config.forward_only and not config.actor.fsdp_config.forward_only
+    assert "tagpr_rl.backend.deepspeed.engine" in config.model.external_lib
+    engine = omega_conf_to_dataclass(compose("sft_trainer_engine", sft_overrides(recipe, "sft", PATHS)).engine)
+    assert isinstance(engine, DeepSpeedEngineConfig)
+    assert (engine.zero_stage, engine.universal_checkpoints) == (2, False)

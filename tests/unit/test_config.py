@@ -230,3 +230,31 @@ def test_the_demo_has_both_grpo_stages_and_exploratory_drops_tag_and_prmu() -> N
     stages = dump_recipe(load_recipe(DEMO))["stages"]
     assert stages["guided"]["weights"]["beta"] > 0 and stages["guided"]["prmu"] == "prmu"
     assert (stages["explore"]["weights"]["alpha"], stages["explore"]["weights"]["beta"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "change, part",
+    [
+        ({"strategy": "fsdp2", "deepspeed": {}}, "strategy is fsdp2; set strategy: deepspeed"),
+        ({"strategy": "deepspeed", "deepspeed": {"offload_params": True}}, "offload_params needs zero_stage: 3"),
+        ({"strategy": "deepspeed", "deepspeed": {"zero_stage": 0}}, "deepspeed.zero_stage"),
+        ({"strategy": "deepspeed", "deepspeed": {"zero_stge": 2}}, "did you mean 'zero_stage'?"),
+        ({"strategy": "fsdp"}, "stages.sft.strategy"),
+    ],
+)
+def test_a_wrong_engine_is_refused(change: dict[str, Any], part: str) -> None:
+    raw = copy.deepcopy(DUMPED)
+    raw["stages"]["sft"] |= change
+    assert part in refusal(raw)
+
+
+def test_demo_deepspeed_differs_from_the_demo_by_its_engine_alone() -> None:
+    mine = dump_recipe(load_recipe(ROOT / "recipes/demo_deepspeed.yaml"))
+    changed = set()
+    for name, stage in mine["stages"].items():
+        if stage.get("strategy") == "deepspeed":
+            assert stage["deepspeed"]["zero_stage"] == 2
+            stage |= {"strategy": "fsdp2", "deepspeed": None}
+            changed.add(name)
+    assert changed == {"base", "sft", "prmu", "guided", "explore"}
+    assert mine | {"name": "demo"} == dump_recipe(load_recipe(DEMO))

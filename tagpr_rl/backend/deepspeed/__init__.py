@@ -1,0 +1,1 @@
+"""DeepSpeed ZeRO as a verl engine: the backend `deepspeed` beside verl's `fsdp2`."""

@@ -1,0 +1,45 @@
+"""PRMU's training engine on ZeRO (prmu.sharding.PrmuEngine), in fp32 as with FSDP2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tagpr_rl.backend.deepspeed import patches
+from tagpr_rl.backend.deepspeed.weights import master_weights
+from tagpr_rl.backend.deepspeed.zero import ZeroSettings, zero_config
+
+
+class ZeroPrmuEngine:
+    """ZeRO 1, 2 or 3 around a PrmuModel."""
+
+    def __init__(
+        self,
+        settings: ZeroSettings,
+        model: Any,
+        optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer],
+        grad_clip: float,
+        device: torch.device,
+    ) -> None:
+        deepspeed = patches.imported(device.type)
+        deepspeed.init_distributed(dist_init_required=False, verbose=False)
+        hidden = int(model.backbone.config.hidden_size)
+        config = zero_config(settings, bf16=False, clip=grad_clip, hidden=hidden, device=device.type)
+        self.optimizer = optimizer(model)
+        self.model, _, _, _ = deepspeed.initialize(model=model, optimizer=self.optimizer, config=config)
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Add the gradients of a micro-batch; `last` completes the update's."""
+        self.model.set_gradient_accumulation_boundary(last)
+        self.model.backward(loss)
+
+    def update(self) -> float:
+        """Clip and update; returns the norm before clipping (infinite: the update was skipped)."""
+        self.model.step()
+        return float(self.model.get_global_grad_norm())
+
+    def full_state(self) -> dict[str, torch.Tensor]:
+        """The whole fp32 weights, on every process's CPU."""
+        return dict(master_weights(self.model.module))
