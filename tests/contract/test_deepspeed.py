@@ -155,7 +155,7 @@ def furthest(a: list[float], b: list[float]) -> float:
 def distance(a: dict[str, Any], b: dict[str, Any]) -> float:
     """Largest difference over the tensors of `a`, all of which `b` must have."""
     assert a and set(a) <= set(b)
-    return max(float((tensor.float() - b[name].float()).abs().max()) for name, tensor in a.items())
+    return max(float((tensor.detach().float() - b[name].detach().float()).abs().max()) for name, tensor in a.items())
 
 
 def start(model: str) -> dict[str, Any]:
