@@ -3,7 +3,7 @@
 A checkpoint folder holds `deepspeed/` (weights and optimizer, DeepSpeed's own files), one
 `extra_state_world_size_W_rank_R.pt` per rank (LR schedule, random generators; the names are verl's), `huggingface/`
 (config, tokenizer and, where asked, fp32 weights) and `deepspeed.json` (what it was written with), written last.
-`universal/` appears when it is loaded at another world size.
+Loading never changes it: a conversion for another world size goes to a folder beside it, which is then removed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ class DeepSpeedCheckpointManager(BaseCheckpointManager):
             self.ensure_checkpoint_capacity(max_ckpt_to_keep)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder / UNIVERSAL, ignore_errors=True)
         dist.barrier()
         if self.should_save_model or self.should_save_optimizer:
             from deepspeed.checkpoint.constants import (
@@ -115,12 +114,27 @@ class DeepSpeedCheckpointManager(BaseCheckpointManager):
             return
         folder = Path(local_path)
         saved = self._checked_manifest(folder)
-        same = saved["world_size"] == self.world_size
-        tag = NATIVE if same else UNIVERSAL
-        if not same:
-            self._convert(folder)
+        if saved["world_size"] == self.world_size:
+            loaded = self._load_states(folder, NATIVE)
+        else:
+            scratch = folder.with_name(f".{folder.name}.{UNIVERSAL}")
+            try:
+                self._convert(folder, scratch)
+                loaded = self._load_states(scratch, UNIVERSAL)
+                dist.barrier()
+            finally:
+                if self.rank == 0:
+                    shutil.rmtree(scratch, ignore_errors=True)
+        if loaded is None:
+            raise TagprError(f"{folder / NATIVE}: DeepSpeed found no checkpoint there; remove {folder} to start over")
+        if self.should_load_extra:
+            self._load_extra(folder, saved["world_size"])
+        dist.barrier()
+
+    def _load_states(self, folder: Path, tag: str) -> str | None:
+        """Weights and optimizer from `folder/tag`; None if there are none."""
         config = self.model._config
-        config.load_universal_checkpoint = not same
+        config.load_universal_checkpoint = tag == UNIVERSAL
         try:
             loaded, _ = self.model.load_checkpoint(
                 str(folder),
@@ -131,11 +145,7 @@ class DeepSpeedCheckpointManager(BaseCheckpointManager):
             )
         finally:
             config.load_universal_checkpoint = False
-        if loaded is None:
-            raise TagprError(f"{folder / tag}: DeepSpeed found no checkpoint there; remove {folder} to start over")
-        if self.should_load_extra:
-            self._load_extra(folder, saved["world_size"])
-        dist.barrier()
+        return loaded
 
     def _checked_manifest(self, folder: Path) -> dict[str, Any]:
         path = folder / MANIFEST
@@ -168,35 +178,29 @@ class DeepSpeedCheckpointManager(BaseCheckpointManager):
         if state["lr_scheduler"] is not None and self.lr_scheduler is not None:
             self.lr_scheduler.load_state_dict(state["lr_scheduler"])
 
-    def _convert(self, folder: Path) -> None:
-        """Convert to `universal/` on the first rank, while the others wait."""
+    def _convert(self, folder: Path, scratch: Path) -> None:
+        """Convert to `scratch/universal` on the first rank, while the others wait."""
         problem: list[str | None] = [None]
         # A group of its own: the default one gives up after minutes, and the conversion of a large model takes longer.
         group = dist.new_group(backend="gloo", timeout=CONVERSION_LIMIT)
-        if self.rank == 0 and not (folder / UNIVERSAL).is_dir():
-            problem[0] = convert_to_universal(folder / NATIVE, folder / UNIVERSAL)
+        if self.rank == 0:
+            problem[0] = convert_to_universal(folder / NATIVE, scratch)
         dist.broadcast_object_list(problem, src=0, group=group)
         dist.destroy_process_group(group)
         if problem[0] is not None:
             raise TagprError(f"{folder}: the conversion for another world size failed: {problem[0]}")
 
 
-def convert_to_universal(source: Path, target: Path) -> str | None:
-    """Run DeepSpeed's converter in a process of its own; the folder appears whole. Returns the error, if any."""
-    temp = target.with_name(f".{target.name}.part")  # the converter also writes a file beside its output
-    shutil.rmtree(temp, ignore_errors=True)
+def convert_to_universal(source: Path, scratch: Path) -> str | None:
+    """Run DeepSpeed's converter in a process of its own, to `scratch/universal`. Returns the error, if any."""
+    shutil.rmtree(scratch, ignore_errors=True)
     workers = str(max(1, min(8, (os.cpu_count() or 2) // 2)))
     command = [
         sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(source),
-        "--output_folder", str(temp / target.name), "--num_extract_workers", workers, "--num_merge_workers", workers,
+        "--output_folder", str(scratch / UNIVERSAL), "--num_extract_workers", workers, "--num_merge_workers", workers,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"DS_ACCELERATOR": "cpu"})
-    if done.returncode != 0:
-        shutil.rmtree(temp, ignore_errors=True)
-        return done.stderr.strip()[-600:] or f"exit code {done.returncode}"
-    (temp / target.name).rename(target)
-    shutil.rmtree(temp)
-    return None
+    return None if done.returncode == 0 else done.stderr.strip()[-600:] or f"exit code {done.returncode}"
 
 
 def publish_folder(model: Any, state: dict[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
