@@ -1,0 +1,22 @@
+"""verl's separate_async trainer (rollout on devices of its own) with this project's hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+
+from tagpr_rl.backend.trainer import RewardHooks
+
+
+class TagprSeparateTrainer(RewardHooks, PPOTrainerSeparateAsync):
+    """PPOTrainerSeparateAsync with `RewardHooks`: responses of a step come from weights of earlier steps."""
+
+
+def remove_rollout_placement_groups(trainer: Any) -> None:
+    """Give the rollout's devices back, as grpo.py does with the policy's."""
+    manager = getattr(trainer, "standalone_server_manager", None)
+    for replica in manager.get_replicas() if manager is not None else ():
+        for group in (getattr(replica.resource_pool, "pgs", None) or ()) if replica.resource_pool else ():
+            ray.util.remove_placement_group(group)
