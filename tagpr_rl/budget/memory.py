@@ -117,18 +117,14 @@ def training_parts(recipe: Recipe, shape: ModelShape, tokens: int) -> tuple[Part
     what = f"{trained:,} trained / {shards}"
     width = 2 if recipe.model.dtype == "bfloat16" else 4
     # FSDP2 holds the block at work and the prefetched one, and embedding with output layer, in the compute dtype.
-    gathered = width * (2 * shape.block + shape.embedding * (1 if shape.tied else 2)) if shards > 1 else width * total
-    if shards == 1 and width == 4:
-        gathered = 0
+    gathered = width * (2 * shape.block + shape.embedding * (1 if shape.tied else 2))
     recompute = checkpointing(platform, training)
     per_layer = block_activation(shape, width)
     stored = shape.layers * shape.hidden * width + per_layer if recompute else shape.layers * per_layer
     rule = "inputs of every block + one block's inner states" if recompute else "inner states of every block"
     parts = [
         Part("weights", 4 * (total + adapters) / shards, f"4 B x {total + adapters:,} / {shards}"),
-        Part(
-            "gathered", gathered, f"{width} B x (2 blocks + embeddings), unsharded" if shards > 1 else f"{width} B copy"
-        ),
+        Part("gathered", gathered, f"{width} B x (2 blocks + embeddings), unsharded"),
         Part("gradients", 4 * trained / shards, f"4 B x {what}"),
         Part("optimizer", 8 * trained / shards, f"8 B x {what}"),
         Part("activations", tokens * stored, f"{tokens:,} tokens x {stored:,} B ({rule})"),
