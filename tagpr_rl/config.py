@@ -244,6 +244,8 @@ def _models_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
             current = stage_kinds[part]
         elif isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
             current = current.model_fields[part].annotation
+            if type(None) in get_args(current):  # a block that may be null
+                current = next(other for other in get_args(current) if other is not type(None))
             if get_origin(current) is dict:
                 current = object
     return current if isinstance(current, type) and issubclass(current, BaseModel) else None

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tagpr_rl.budget import GIB, StageBudget, stage_budget
-from tagpr_rl.budget.memory import device_of, policy_shape
+from tagpr_rl.budget.memory import GIB, device_of, policy_shape
+from tagpr_rl.budget.stages import StageBudget, stage_budget
 from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage, Stage
 from tagpr_rl.paths import RunDir
 from tagpr_rl.runstate import StageStatus, run_status, upstream

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import ray
+from verl.trainer.ppo.v1 import trainer_separate_async
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 
 from tagpr_rl.backend.trainer import RewardHooks
+
+# verl 0.9.1 trainer_separate_async.py:181 calls logger.info(..., flush=True) where engines stay off the policy's
+# devices, which is a TypeError at its default level INFO. Above INFO the call returns before it fails.
+trainer_separate_async.logger.setLevel(logging.WARNING)
 
 
 class TagprSeparateTrainer(RewardHooks, PPOTrainerSeparateAsync):

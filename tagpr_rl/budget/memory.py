@@ -181,7 +181,8 @@ def scorer_part(recipe: Recipe, stage: GrpoStage) -> Part | None:
     shape = prmu_shape(recipe, stage.prmu)
     if shape is None:
         return None
-    states = 32_768 * 4 * (shape.hidden * (shape.layers + 1) + 3 * shape.ffn)
+    # Every layer's states, normalised, weighted and stacked (prmu.model.PrmuModel.states).
+    states = 32_768 * 4 * (4 * shape.hidden * (shape.layers + 1) + 3 * shape.ffn)
     text = f"4 B x {shape.parameters:,} + 32,768 tokens x {states // 32_768:,} B of states"
     return Part("prmu", 4 * shape.parameters + states, text)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tagpr_rl import plan as planning
-from tagpr_rl.budget import GIB, SHAPES, ModelShape, shape_of, stage_budget
 from tagpr_rl.budget.hours import generation_seconds, train_flops
-from tagpr_rl.budget.memory import block_activation, device_of, micro_tokens
-from tagpr_rl.budget.shapes import Device
+from tagpr_rl.budget.memory import GIB, block_activation, device_of, micro_tokens
+from tagpr_rl.budget.shapes import SHAPES, Device, ModelShape, shape_of
+from tagpr_rl.budget.stages import stage_budget
 from tagpr_rl.config import BudgetBlock, Recipe, load_recipe
 from tagpr_rl.types import TagprError
 
@@ -141,7 +141,7 @@ def test_the_devices_figures_can_be_overridden() -> None:
     assert device_of(BudgetBlock()) is None
     found = device_of(BudgetBlock(device="H100-80GB", memory_gib=10))
     assert found is not None and (found.memory_gib, found.bf16_tflops, found.source) == (10, 989.0, "the recipe")
-    with pytest.raises(TagprError, match="budget.device=TPU: not in the table"):
+    with pytest.raises(TagprError, match=r"budget\.device=TPU: not in the table"):
         device_of(BudgetBlock(device="TPU", memory_gib=10))
     own = device_of(BudgetBlock(device="mine", memory_gib=10, peak_tflops=150, bandwidth_gbps=100))
     assert own is not None and own.fp32_tflops == 10
