@@ -188,7 +188,7 @@ class PrmuStage(StageBase):
     kind: Literal["prmu"] = "prmu"
     init: str
     backbone: str | None = None
-    """A folder or hub name of a smaller model with the same tokenizer to train instead of `init`'s weights."""
+    """A folder or hub name of another model to train instead of `init`'s weights; PRMU is given text, not tokens."""
     steps: Count = 200
     batch_size: Count = 16
     micro_batch_size: Count | None = None

@@ -284,7 +284,7 @@ class TestGpu:
         """From another folder, with this project not installed and without pydantic, as on a bare GPU machine."""
         block = tmp_path / "sitecustomize.py"
         block.write_text(
-            "import sys\nfor name in ('pydantic', 'yaml', 'ray', 'verl', 'vllm', 'rich', 'pyarrow', 'deepspeed'):\n"
+            "import sys\nfor name in ('pydantic', 'ray', 'verl', 'vllm', 'pyarrow', 'deepspeed'):\n"
             "    sys.modules[name] = None\n"
         )
         words = [str(root / "bench" / "gpu.py"), "--out", str(tmp_path), "--device", "cpu", "--shape", "tiny"]
