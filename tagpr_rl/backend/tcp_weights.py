@@ -19,6 +19,7 @@ import torch
 import zmq
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
 
+from tagpr_rl.backend import worker_hooks  # noqa: F401  (the receiver's process imports nothing else of ours)
 from tagpr_rl.backend.settings import from_environment
 
 _END = ""

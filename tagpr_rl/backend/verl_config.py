@@ -188,17 +188,16 @@ def _separate_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
     """
     rollout, own = "actor_rollout_ref.rollout", recipe.placement
     cpu = recipe.platform.device == "cpu"
-    keys = {
+    return {
         "actor_rollout_ref.hybrid_engine": False,
         f"{rollout}.nnodes": own.rollout_nodes,
         f"{rollout}.n_gpus_per_node": own.rollout_devices_per_node,
         f"{rollout}.checkpoint_engine.backend": "tagpr_tcp" if cpu else "nccl",
+        # Also the only module that a standalone rollout's weight receiver imports (checkpoint_engine/base.py:336).
+        f"{rollout}.checkpoint_engine.custom_backend_module": "tagpr_rl.backend.tcp_weights" if cpu else _HOOKS,
         "trainer.v1.separate_async.parameter_sync_step": stage.mini_batches,
         "trainer.v1.separate_async.num_warmup_batches": own.warmup_batches,
     }
-    if cpu:
-        keys[f"{rollout}.checkpoint_engine.custom_backend_module"] = "tagpr_rl.backend.tcp_weights"
-    return keys
 
 
 def _reward_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:

@@ -128,6 +128,7 @@ def test_separate_keys_meet_what_verl_s_trainer_asserts() -> None:
         separate.parameter_sync_step * config.actor_rollout_ref.actor.ppo_mini_batch_size
     )
     assert separate.num_warmup_batches == 1.5
+    assert rollout.checkpoint_engine.custom_backend_module == config.actor_rollout_ref.model.external_lib
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     cpu = composed("guided", "placement.rollout=separate").actor_rollout_ref.rollout.checkpoint_engine
     assert (cpu.backend, cpu.custom_backend_module) == ("tagpr_tcp", "tagpr_rl.backend.tcp_weights")
