@@ -113,8 +113,6 @@ def training_parts(recipe: Recipe, shape: ModelShape, tokens: int) -> tuple[Part
     shards = training.fsdp_size or platform.nodes * platform.devices_per_node
     total = shape.parameters
     adapters = shape.lora_parameters(lora.rank, lora.target_modules) if lora is not None else 0
-    trained = adapters if lora is not None else total
-    what = f"{trained:,} trained / {shards}"
     width = 2 if recipe.model.dtype == "bfloat16" else 4
     # FSDP2 holds the block at work and the prefetched one, and embedding with output layer, in the compute dtype.
     gathered = width * (2 * shape.block + shape.embedding * (1 if shape.tied else 2))
@@ -122,17 +120,24 @@ def training_parts(recipe: Recipe, shape: ModelShape, tokens: int) -> tuple[Part
     per_layer = block_activation(shape, width)
     stored = shape.layers * shape.hidden * width + per_layer if recompute else shape.layers * per_layer
     rule = "inputs of every block + one block's inner states" if recompute else "inner states of every block"
+    share = f"{total:,} / {shards}"
     parts = [
-        Part("weights", 4 * (total + adapters) / shards, f"4 B x {total + adapters:,} / {shards}"),
+        Part("weights", 4 * total / shards, f"4 B x {share}"),
         Part("gathered", gathered, f"{width} B x (2 blocks + embeddings), unsharded"),
-        Part("gradients", 4 * trained / shards, f"4 B x {what}"),
-        Part("optimizer", 8 * trained / shards, f"8 B x {what}"),
+    ]
+    if lora is None:
+        parts += [
+            Part("gradients", 4 * total / shards, f"4 B x {share}"),
+            Part("optimizer", 8 * total / shards, f"8 B x {share}"),
+        ]
+    else:
+        text = f"(4 weights + 4 gradients + 8 optimizer) B x {adapters:,} / {shards}"
+        parts.append(Part("lora", 16 * adapters / shards, text))
+    parts += [
         Part("activations", tokens * stored, f"{tokens:,} tokens x {stored:,} B ({rule})"),
         Part("logits", tokens * shape.vocab * LOGIT_BYTES, f"{tokens:,} tokens x {shape.vocab:,} x {LOGIT_BYTES} B"),
     ]
-    if lora is not None:
-        parts.append(Part("lora", 16 * adapters / shards, f"16 B x {adapters:,} / {shards}, counted in the rows above"))
-    return tuple(part for part in parts if part.bytes)
+    return tuple(parts)
 
 
 def block_activation(shape: ModelShape, width: int) -> int:

@@ -27,6 +27,7 @@ REMEDIES = {
     "weights": "use more devices (platform.nodes, platform.devices_per_node), or training.offload_params=true",
     "gradients": "use more devices, or a `lora:` block",
     "optimizer": "use more devices, training.offload_optimizer=true, or a `lora:` block",
+    "lora": "lower lora.rank",
     "gathered": "use a smaller model or a device with more memory: one block must fit whole",
     "activations": "lower training.max_tokens_per_device or the stage's micro_batch_size, or set "
     "training.gradient_checkpointing=true",
@@ -63,8 +64,7 @@ def stage_budget(recipe: Recipe, name: str) -> StageBudget | None:
     if shape is None:
         return None
     if isinstance(stage, SftStage):
-        parts = _placed(recipe, training_parts(recipe, shape, micro_tokens(recipe, stage)))
-        phases = (Phase("train", parts),)
+        phases = (Phase("train", training_parts(recipe, shape, micro_tokens(recipe, stage))),)
         tokens = stage.steps * stage.batch_size * longest(recipe) * recipe.budget.mean_length
         times = train_time(recipe, shape, tokens, device)
         return _judged(recipe, name, phases, _offloaded(recipe, shape), times, device, ())
@@ -88,17 +88,20 @@ def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device
             f"platform.weight_bucket_mb={bucket} does not hold the embedding of {largest >> 20} MiB; raise it",
         )
     training = recipe.training
-    phases = [Phase("train", _placed(recipe, parts))]
+    phases = [Phase("train", parts)]
     if recipe.placement.rollout == "colocated":
         # While vLLM generates, the policy keeps what is not offloaded; its gradients and activations are gone.
         away = {"weights"} if training.offload_params else set()
         away |= {"optimizer"} if training.offload_optimizer else set()
-        kept = tuple(part for part in parts if part.name in {"weights", "optimizer"} - away)
+        kept = tuple(part for part in parts if part.name in {"weights", "optimizer", "lora"} - away)
         phases.append(Phase("generate", (*kept, *engine)))
     else:
         phases.append(Phase("generate (rollout devices)", tuple(engine)))
-    scorer = scorer_part(recipe, stage)
     host = _offloaded(recipe, shape)
+    if recipe.lora is not None and not recipe.lora.merge and recipe.placement.rollout == "colocated":
+        # vLLM keeps the base weights while it sleeps, in host memory (verl's sleep level 1): only the adapter is sent.
+        host += engine[0].bytes * recipe.platform.devices_per_node
+    scorer = scorer_part(recipe, stage)
     if stage.kl_coef > 0 and recipe.lora is None:  # with LoRA the reference is the policy without its adapter
         host += 4 * shape.parameters / recipe.platform.nodes  # verl keeps it in host memory (CPUOffloadPolicy)
     if scorer is not None and recipe.placement.prmu == "shared":
@@ -109,11 +112,6 @@ def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device
         host += scorer.bytes
     times = grpo_time(recipe, stage, shape, device, fits)
     return _judged(recipe, name, tuple(phases), host, times, device, wrong)
-
-
-def _placed(recipe: Recipe, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    """The parts on the device while it trains: verl loads offloaded weights and states for the update."""
-    return tuple(part for part in parts if part.name != "lora")
 
 
 def _offloaded(recipe: Recipe, shape: ModelShape) -> float:
