@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from tagpr_rl.budget.hours import Times, grpo_time, prmu_time, train_time
 from tagpr_rl.budget.memory import (
     GIB,
-    Part,
     Phase,
     device_of,
     engine_parts,
