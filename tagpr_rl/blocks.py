@@ -72,7 +72,7 @@ class TinyBlock(Closed):
 
 class ModelBlock(Closed):
     path: Path | None = None
-    """A Hugging Face folder with model and tokenizer; null = build the tiny one."""
+    """A Hugging Face folder with model and tokenizer, or a hub name (Qwen/Qwen3-8B); null = build the tiny one."""
     tiny: TinyBlock = TinyBlock()
     dtype: Literal["float32", "bfloat16"] = "float32"
     thought_prefilled: bool = False
@@ -230,10 +230,14 @@ class PrmuStage(TrainingStage):
 
     kind: Literal["prmu"] = "prmu"
     init: str
+    backbone: str | None = None
+    """A folder or hub name of another model to train instead of `init`'s weights; PRMU is given text, not tokens."""
     steps: Count = 200
     max_epochs: Annotated[float, Field(gt=0.0)] = 10.0
     """Few pairs end the stage before `steps`: never more passes over them than this."""
     batch_size: Count = 16
+    micro_batch_size: Count | None = None
+    """Pairs per forward pass; None = the whole batch."""
     lr: Annotated[float, Field(gt=0.0)] = 1e-3
     """Of the backbone."""
     head_lr: Annotated[float, Field(gt=0.0)] = 1e-3

@@ -38,9 +38,11 @@ from tagpr_rl.blocks import (
     TrainingStage,
     WorldBlock,
 )
+from tagpr_rl.placement import BudgetBlock, LoraBlock, PlacementBlock, TrainingBlock, placement_mistakes
 from tagpr_rl.types import TagprError
 
 __all__ = [
+    "BudgetBlock",
     "ChainsStage",
     "Closed",
     "CpuCuts",
@@ -50,8 +52,10 @@ __all__ = [
     "EvaluateStage",
     "GrpoStage",
     "Loggers",
+    "LoraBlock",
     "ModelBlock",
     "ModelStage",
+    "PlacementBlock",
     "PlatformBlock",
     "PrmuStage",
     "PromptBlock",
@@ -63,6 +67,7 @@ __all__ = [
     "Stage",
     "StageBase",
     "TinyBlock",
+    "TrainingBlock",
     "TrainingStage",
     "WorldBlock",
     "dump_recipe",
@@ -82,6 +87,11 @@ class Recipe(Closed):
     """Tag schema (YAML or JSON); null = the built-in nine tags."""
     model: ModelBlock = ModelBlock()
     platform: PlatformBlock = PlatformBlock()
+    placement: PlacementBlock = PlacementBlock()
+    training: TrainingBlock = TrainingBlock()
+    lora: LoraBlock | None = None
+    """Train low-rank adapters in SFT and GRPO stages; null = all weights."""
+    budget: BudgetBlock = BudgetBlock()
     log: Loggers = Loggers()
     stages: dict[str, Stage] = Field(min_length=1)
 
@@ -119,6 +129,9 @@ class Recipe(Closed):
             for kind in sorted(needs - set(seen.values())):
                 mistakes.append(f"stages.{name}: a stage of kind '{kind}' must come before it")
             seen[name] = stage.kind
+        longest = self.data.prompt.max_tokens + self.data.prompt.max_response_tokens
+        blocks = (self.platform, self.placement, self.training, self.lora)
+        mistakes += placement_mistakes(*blocks, self.stages, longest)
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self

@@ -4,10 +4,11 @@ A finished stage leaves a manifest with two fingerprints: of the recipe values i
 what it read (earlier stages, files of the user's). Both are computed again here and compared, so a
 stage is never reused for a recipe that would have made something else.
 
-What counts as a stage's recipe values: its own block, and those parts of `data`, `model`, `schema_file`
+What counts as a stage's recipe values: its own block, and those parts of `data`, `model`, `lora`, `schema_file`
 and `platform` that it reads (`stage_config`). Left out, because they change no result beyond rounding:
-`name`, `out`, `log`, `save_every`, and all of `platform` but `device`. Paths are left out as well; the
-*content* of the files they name counts, as an input.
+`name`, `out`, `log`, `save_every`, `training`, `budget`, all of `platform` but `device`, and all of `placement`
+but a separate rollout, whose responses come from older weights. Paths are left out as well; the *content* of the
+files they name counts, as an input.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tagpr_rl.config import (
     dump_recipe,
     recipe_from_dict,
 )
-from tagpr_rl.paths import RunDir, StageDir, sha256_file, sha256_json, write_json
+from tagpr_rl.paths import RunDir, StageDir, is_hub_name, sha256_file, sha256_json, write_json
 from tagpr_rl.types import StageManifest, TagprError
 
 Status = Literal["done", "todo", "changed"]
@@ -100,6 +101,10 @@ def stage_config(recipe: Recipe, name: str) -> dict[str, Any]:
             config["model"] = {key: dumped["model"][key] for key in ("dtype", "thought_prefilled")}
     if kind in _TRAINED:
         config["platform"] = {"device": recipe.platform.device}
+    if kind in ("sft", "grpo") and recipe.lora is not None:
+        config["lora"] = dumped["lora"]
+    if kind == "grpo" and recipe.placement.rollout == "separate":  # responses of older weights
+        config["placement"] = {key: dumped["placement"][key] for key in ("rollout", "warmup_batches")}
     return config
 
 
@@ -331,7 +336,9 @@ def _lamp_files(folder: Path, tasks: Iterable[str]) -> dict[str, str]:
 
 
 def _model_files(folder: Path) -> dict[str, str]:
-    """The files of a Hugging Face folder (top level: it has no others that matter)."""
+    """The files of a Hugging Face folder (top level: it has no others that matter), or the hub's name."""
+    if not folder.is_dir() and is_hub_name(folder):
+        return {"model": f"hub {folder}"}
     files = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
     return {f"model/{file.name}": _file_identity(file) for file in files} or {"model": _ABSENT}
 

@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "paths": {"types"},
     "blocks": {"types"},
-    "config": {"types", "paths", "blocks"},
+    "placement": {"types", "blocks"},
+    "config": {"types", "paths", "blocks", "placement"},
     "tags": {"types", "paths"},
     "data": {"types", "paths", "tags"},
     "reward": {"types", "paths", "tags"},
@@ -30,11 +31,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prmu": {"types", "paths", "tags", "data"},
     "report": {"types", "paths", "config", "tags", "eval"},
     "runstate": {"types", "paths", "config"},
-    "plan": {"types", "paths", "config", "runstate"},
+    "budget": {"types", "paths", "placement", "config"},
+    "plan": {"types", "paths", "config", "runstate", "budget"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
-MAY_IMPORT["backend"] = set(MAY_IMPORT) - {"plan", "walk"}
-MAY_IMPORT["stages"] = set(MAY_IMPORT) - {"plan", "walk"}
+MAY_IMPORT["backend"] = set(MAY_IMPORT) - {"plan", "walk", "budget"}
+MAY_IMPORT["stages"] = set(MAY_IMPORT) - {"plan", "walk", "budget"}
 MAY_IMPORT["launch"] = set(MAY_IMPORT)
 
 # Outside package -> units that may import it.

@@ -66,6 +66,13 @@ def environment(recipe: Recipe, settings: WorkerSettings) -> dict[str, str]:
     return variables
 
 
+def total_devices(recipe: Recipe) -> int:
+    """Devices of the whole run: the policy's, and those of a separate rollout."""
+    own, platform = recipe.placement, recipe.platform
+    rollout = own.rollout_nodes * own.rollout_devices_per_node if own.rollout == "separate" else 0
+    return platform.nodes * platform.devices_per_node + rollout
+
+
 @contextmanager
 def ray_session(recipe: Recipe) -> Iterator[Any]:
     """Start or join Ray for the run; yields the `ray` module; always disconnects.
@@ -86,7 +93,7 @@ def ray_session(recipe: Recipe) -> Iterator[Any]:
         options["address"] = recipe.platform.ray_address
         options["namespace"] = f"tagpr-{uuid.uuid4().hex[:8]}"
     else:
-        devices = recipe.platform.nodes * recipe.platform.devices_per_node
+        devices = total_devices(recipe)
         options |= {
             "num_cpus": LOGICAL_CPUS,
             "num_gpus": devices if recipe.platform.device == "cpu" else None,

@@ -74,6 +74,7 @@ def engine_options(recipe: Recipe) -> dict[str, Any]:
         }
     else:
         options["gpu_memory_utilization"] = platform.vllm_gpu_utilization
+        options["tensor_parallel_size"] = recipe.placement.tensor_parallel
     return options
 
 
@@ -82,7 +83,8 @@ class Engine:
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
-        self.actor = Generator.remote(str(folder), engine_options(recipe), recipe.platform.device)
+        actor = Generator.options(num_gpus=recipe.placement.tensor_parallel)
+        self.actor = actor.remote(str(folder), engine_options(recipe), recipe.platform.device)
 
     def __enter__(self) -> Engine:
         return self

@@ -35,6 +35,11 @@ class GrpoDriver:
         platform_cpu.assert_platform(device)
         # verl compares the mode's name with "sync" in five places, so our trainer takes that name.
         trainer_base.TRAINER_REGISTRY["sync"] = TagprTrainer
+        separate = overrides["trainer.v1.trainer_mode"] == "separate_async"
+        if separate:
+            from tagpr_rl.backend.trainer_separate import TagprSeparateTrainer, remove_rollout_placement_groups
+
+            trainer_base.TRAINER_REGISTRY["separate_async"] = TagprSeparateTrainer
         trainer_base.Tracking = lambda config=None, **_: StageTracker(TrackingSettings(**tracking), config)
         job = ray.get_runtime_context().get_job_id()
         checker_name = f"tag_checker_{job}_{os.getpid()}"
@@ -64,6 +69,8 @@ class GrpoDriver:
             runner.run(config)
         finally:
             _remove_placement_groups(runner.trainer)
+            if separate:
+                remove_rollout_placement_groups(runner.trainer)
 
 
 def _remove_placement_groups(trainer: Any) -> None:

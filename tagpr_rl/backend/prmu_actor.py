@@ -13,6 +13,7 @@ import ray
 
 from tagpr_rl.prmu.batcher import Batcher
 from tagpr_rl.prmu.requests import ScoreRequest, check_request
+from tagpr_rl.types import TagprError
 
 MAX_CONCURRENT = 8192
 """Requests that may wait inside the actor; Ray queues the rest."""
@@ -59,9 +60,29 @@ class PrmuActor:
 def start(name: str, path: str, *, num_gpus: float = 0.0, num_cpus: float = 0.0, **settings: Any) -> Any:
     """Start the named actor and return its handle; `settings` are PrmuActor's other arguments.
 
+    `device` "cuda" with `num_gpus` 0 shares a device that the policy has reserved: Ray is told not to hide the
+    devices from the actor, which is placed on a node that has some.
+
     It restarts by itself after a crash, and retries a call that the crash broke; an error raised by `score` is not
     retried.
     """
-    options = {"name": name, "num_cpus": num_cpus, "num_gpus": num_gpus, "max_concurrency": MAX_CONCURRENT}
+    options: dict[str, Any] = {"name": name, "num_cpus": num_cpus, "num_gpus": num_gpus}
+    options["max_concurrency"] = MAX_CONCURRENT
+    if settings.get("device", "cpu") != "cpu" and not num_gpus:
+        options |= _shared_device()
     actor = ray.remote(PrmuActor).options(**options, max_restarts=3, max_task_retries=3)
     return actor.remote(path, **settings)
+
+
+def _shared_device() -> dict[str, Any]:
+    """Actor options that show a node's devices to an actor which reserves none."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
+    if not nodes:
+        raise TagprError("placement.prmu=shared: the cluster has no node with a device; use cpu")
+    # Ray empties CUDA_VISIBLE_DEVICES of an actor that reserves no device (ray/_private/utils.py) but for this.
+    return {
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(nodes[-1], soft=False),
+        "runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
+    }

@@ -77,13 +77,12 @@ def responses_to_mask(statuses: Sequence[str], groups: Sequence[str]) -> list[in
     ]
 
 
-class TagprTrainer(PPOTrainerSync):
-    """PPOTrainerSync with reward components logged, responses kept, unscored responses masked."""
+class RewardHooks:
+    """For a V1 trainer: reward components logged, responses kept, unscored responses masked."""
 
-    def get_llm_client(self) -> Any:
-        """verl's client; with one rollout server, one that does not ask the load balancer every time."""
-        one = len(self.llm_server_manager.get_replicas()) == 1
-        return self.llm_server_manager.get_client(OneServerClient if one else None)
+    config: Any
+    tokenizer: Any
+    global_steps: int
 
     def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Reward rows and dataset `extra_info` of the batch's responses, in the batch's order."""
@@ -160,3 +159,12 @@ class TagprTrainer(PPOTrainerSync):
         lines.sort(key=lambda line: (line["task"], line["record_id"], line["sample"]))
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_text(Path(rollout_data_dir) / f"step_{self.global_steps:04d}.jsonl", text)
+
+
+class TagprTrainer(RewardHooks, PPOTrainerSync):
+    """verl's synchronous trainer with `RewardHooks`."""
+
+    def get_llm_client(self) -> Any:
+        """verl's client; with one rollout server, one that does not ask the load balancer every time."""
+        one = len(self.llm_server_manager.get_replicas()) == 1
+        return self.llm_server_manager.get_client(OneServerClient if one else None)

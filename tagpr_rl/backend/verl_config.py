@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, TrainingStage
+from tagpr_rl.placement import attention, checkpointing
 
 _HOOKS = "tagpr_rl.backend.worker_hooks"
 _AGENT_LOOPS = "tagpr_rl.backend.agent_loop.TagprAgentLoopManager"
@@ -39,8 +40,31 @@ def _mixed_precision(engine: str, recipe: Recipe) -> dict[str, str]:
     return {f"++{engine}.mixed_precision.{key}": value for key, value in dtypes.items()}
 
 
-def _engine_keys(engine: str, stage: TrainingStage, recipe: Recipe) -> dict[str, Any]:
-    """Strategy, dtypes and sharding of the engine config at `engine`."""
+def _model_keys(model: str, recipe: Recipe) -> dict[str, Any]:
+    """Attention, recomputation and LoRA of `model`, a block of verl's `HFModelConfig` (config/model/hf_model.yaml).
+
+    `lora_rank` is what verl's FSDP engine reads; of the block `lora` it reads `merge` alone (transformer_impl.py:996).
+    """
+    kernel = attention(recipe.platform, recipe.training)
+    keys: dict[str, Any] = {
+        f"+{model}.override_config.attn_implementation": kernel,
+        f"{model}.use_remove_padding": kernel == "flash_attention_2",  # packed rows are quadratic under sdpa
+        f"{model}.enable_gradient_checkpointing": checkpointing(recipe.platform, recipe.training),
+    }
+    lora = recipe.lora
+    if lora is not None:
+        named = lora.target_modules
+        keys |= {
+            f"{model}.lora_rank": lora.rank,
+            f"{model}.lora_alpha": lora.alpha,
+            f"{model}.target_modules": named if isinstance(named, str) else list(named),
+            f"{model}.lora.merge": lora.merge,
+        }
+    return keys
+
+
+def _engine_keys(engine: str, stage: TrainingStage, recipe: Recipe, *, trains: bool = True) -> dict[str, Any]:
+    """Strategy, dtypes, sharding and offload of the engine config at `engine` (trainer/config/engine/fsdp.yaml)."""
     keys: dict[str, Any] = {
         f"{engine}.strategy": stage.strategy,
         f"{engine}.model_dtype": "fp32",
@@ -50,7 +74,15 @@ def _engine_keys(engine: str, stage: TrainingStage, recipe: Recipe) -> dict[str,
         keys[f"{engine}._target_"] = f"{_DEEPSPEED}.settings.DeepSpeedEngineConfig"
         keys[f"{engine}.fsdp_size"] = 1  # real weights on every rank (settings.DeepSpeedEngineConfig)
         keys |= {f"+{engine}.{key}": value for key, value in stage.zero().model_dump().items()}
-    return keys
+        return keys
+    training = recipe.training
+    return {
+        **keys,
+        f"{engine}.fsdp_size": training.fsdp_size or -1,
+        f"{engine}.ulysses_sequence_parallel_size": training.sequence_parallel,
+        f"{engine}.param_offload": training.offload_params,
+        **({f"{engine}.optimizer_offload": training.offload_optimizer} if trains else {}),
+    }
 
 
 def _hooks(stage: TrainingStage) -> str | list[str]:
@@ -90,13 +122,12 @@ def _data_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str,
 
 def _actor_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
     cpu = recipe.platform.device == "cpu"
-    per_step = stage.prompts_per_step
+    per_step, tokens = stage.prompts_per_step, recipe.training.max_tokens_per_device
     model, actor = "actor_rollout_ref.model", "actor_rollout_ref.actor"
-    keys: dict[str, Any] = {
+    return {
         f"{model}.path": str(paths.model),
         f"{model}.external_lib": _hooks(stage),
-        f"{model}.use_remove_padding": not cpu,  # packed rows are quadratic under sdpa
-        f"{model}.enable_gradient_checkpointing": not cpu,
+        **_model_keys(model, recipe),
         f"{actor}.strategy": stage.strategy,
         **_engine_keys(f"{actor}.fsdp_config", stage, recipe),
         f"{actor}.fsdp_config.use_torch_compile": not cpu,
@@ -110,6 +141,8 @@ def _actor_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str
         f"{actor}.optim.clip_grad": stage.max_grad_norm,
         f"{actor}.ppo_mini_batch_size": per_step // stage.mini_batches,
         f"{actor}.ppo_micro_batch_size_per_gpu": stage.micro_batch_size,
+        f"{actor}.use_dynamic_bsz": tokens is not None,  # rollout and reference follow the actor
+        **({f"{actor}.ppo_max_token_len_per_gpu": tokens} if tokens is not None else {}),
         f"{actor}.clip_ratio_low": stage.clip_low,
         f"{actor}.clip_ratio_high": stage.clip_high,
         f"{actor}.loss_agg_mode": stage.loss_agg,
@@ -120,12 +153,9 @@ def _actor_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str
         f"{actor}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
         f"{actor}.checkpoint.load_contents": ["model", "optimizer", "extra"],
         "actor_rollout_ref.ref.strategy": stage.strategy,
-        **_engine_keys("actor_rollout_ref.ref.fsdp_config", stage, recipe),
+        **_engine_keys("actor_rollout_ref.ref.fsdp_config", stage, recipe, trains=False),
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": stage.micro_batch_size,
     }
-    if cpu:
-        keys[f"+{model}.override_config.attn_implementation"] = "sdpa"
-    return keys
 
 
 def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
@@ -139,7 +169,7 @@ def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         f"{rollout}.temperature": stage.temperature,
         f"{rollout}.seed": stage.seed,
         f"{rollout}.dtype": recipe.model.dtype,
-        f"{rollout}.tensor_model_parallel_size": 1,
+        f"{rollout}.tensor_model_parallel_size": recipe.placement.tensor_parallel,
         f"{rollout}.max_model_len": length,
         f"{rollout}.max_num_batched_tokens": max(8192, length),
         f"{rollout}.max_num_seqs": stage.prompts_per_step * stage.group_size if cpu else 256,
@@ -155,11 +185,33 @@ def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes": platform.weight_bucket_mb,
         f"+{rollout}.engine_kwargs.vllm.worker_extension_cls": _WORKER_EXTENSION,
     }
+    if recipe.placement.rollout == "separate":
+        keys |= _separate_keys(recipe, stage)
     if cpu:
         keys[f"+{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes"] = platform.vllm_memory_mb << 20
         if platform.cuts.single_process_vllm:
             keys[f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend"] = "uni"
     return keys
+
+
+def _separate_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
+    """Rollout on devices of its own (verl 0.9.1 trainer_separate_async.py:48-80 says what it asks of the config).
+
+    `hybrid_engine` false keeps engines off the policy's devices. One synchronisation per step: verl wants
+    train_batch_size = parameter_sync_step x ppo_mini_batch_size, so an update is one trigger of verl's.
+    """
+    rollout, own = "actor_rollout_ref.rollout", recipe.placement
+    cpu = recipe.platform.device == "cpu"
+    return {
+        "actor_rollout_ref.hybrid_engine": False,
+        f"{rollout}.nnodes": own.rollout_nodes,
+        f"{rollout}.n_gpus_per_node": own.rollout_devices_per_node,
+        f"{rollout}.checkpoint_engine.backend": "tagpr_tcp" if cpu else "nccl",
+        # Also the only module that a standalone rollout's weight receiver imports (checkpoint_engine/base.py:336).
+        f"{rollout}.checkpoint_engine.custom_backend_module": "tagpr_rl.backend.tcp_weights" if cpu else _HOOKS,
+        "trainer.v1.separate_async.parameter_sync_step": stage.mini_batches,
+        "trainer.v1.separate_async.num_warmup_batches": own.warmup_batches,
+    }
 
 
 def _reward_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
@@ -181,7 +233,7 @@ def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths
         "algorithm.rollout_correction.bypass_mode": stage.reuse_rollout_logprobs,
         "trainer.device": platform.device,
         "trainer.use_v1": True,
-        "trainer.v1.trainer_mode": "sync",
+        "trainer.v1.trainer_mode": "separate_async" if recipe.placement.rollout == "separate" else "sync",
         "trainer.nnodes": platform.nodes,
         "trainer.n_gpus_per_node": platform.devices_per_node,
         "trainer.total_training_steps": stage.steps,
@@ -199,32 +251,39 @@ def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": platform.nodes if cpu else 8,
         "transfer_queue.backend.SimpleStorage.total_storage_size": 100_000,
     }
-    if cpu:
+    if cpu and recipe.placement.rollout == "colocated":
         keys["trainer.v1.sampler.custom_sampler.path"] = "pkg://tagpr_rl.backend.replay"
         keys["trainer.v1.sampler.custom_sampler.name"] = "FastReplayBuffer"
     return keys
+
+
+def _sft_tokens(recipe: Recipe) -> int | None:
+    """Tokens of a micro-batch of SFT; None = one micro-batch is a process's whole share (small models, CPU)."""
+    tokens = recipe.training.max_tokens_per_device
+    if tokens is None and recipe.platform.device != "cpu":
+        return max(8192, recipe.data.prompt.max_tokens + recipe.data.prompt.max_response_tokens)
+    return tokens
 
 
 def sft_overrides(recipe: Recipe, name: str, paths: StagePaths, steps: int | None = None) -> dict[str, Any]:
     """verl's `sft_trainer_engine` keys for the SFT stage `name`; `steps` where the data allows fewer."""
     stage = recipe.stages[name]
     assert isinstance(stage, SftStage)
-    cpu = recipe.platform.device == "cpu"
+    cpu, tokens = recipe.platform.device == "cpu", _sft_tokens(recipe)
     return {
         "data.train_files": str(paths.train),
         "data.val_files": None,
         "data.train_batch_size": stage.batch_size,
         "data.micro_batch_size_per_gpu": stage.batch_size // world_size(recipe),
-        "data.use_dynamic_bsz": not cpu,
+        "data.use_dynamic_bsz": tokens is not None,
+        **({"data.max_token_len_per_gpu": tokens} if tokens is not None else {}),
         "data.max_length": recipe.data.prompt.max_tokens + recipe.data.prompt.max_response_tokens,
         "data.custom_cls.path": "pkg://tagpr_rl.backend.sft_dataset",
         "data.custom_cls.name": "TokenizedDataset",
         "data.num_workers": 0,
         "model.path": str(paths.model),
         "model.external_lib": _hooks(stage),
-        "model.use_remove_padding": not cpu,
-        "model.enable_gradient_checkpointing": not cpu,
-        **({"+model.override_config.attn_implementation": "sdpa"} if cpu else {}),
+        **_model_keys("model", recipe),
         **_engine_keys("engine", stage, recipe),
         "engine.use_torch_compile": not cpu,
         "engine.seed": stage.seed,

@@ -7,11 +7,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from tagpr_rl.prmu.inputs import ResponseIds, collate_responses, pad
+from tagpr_rl.prmu.inputs import ResponseIds, TextEncoder, collate_responses, pad
 from tagpr_rl.prmu.model import PrmuModel
 from tagpr_rl.prmu.requests import ScoreRequest, check_request
 
@@ -38,10 +39,24 @@ class Scorer:
     def __init__(
         self, path: Path, device: str = "cpu", *, max_padded_tokens: int = 32_768, cached_items: int = 20_000
     ) -> None:
-        model, self.encoder = PrmuModel.from_pretrained(path)
+        model, encoder = PrmuModel.from_pretrained(path)
+        self._set(model, encoder, device, path, max_padded_tokens, cached_items)
+
+    @classmethod
+    def of(
+        cls, model: PrmuModel, encoder: TextEncoder, device: str = "cpu", *, max_padded_tokens: int = 32_768
+    ) -> Self:
+        """A scorer of a model that is in memory already."""
+        scorer = cls.__new__(cls)
+        scorer._set(model, encoder, device, Path("memory"), max_padded_tokens, 20_000)
+        return scorer
+
+    def _set(
+        self, model: PrmuModel, encoder: TextEncoder, device: str, path: Path, max_padded: int, cached: int
+    ) -> None:
         self.device = torch.device(device)
-        self.model = model.to(self.device)
-        self.path, self.max_padded_tokens, self.cached_items = path, max_padded_tokens, cached_items
+        self.model, self.encoder = model.to(self.device), encoder
+        self.path, self.max_padded_tokens, self.cached_items = path, max_padded, cached
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def length(self, request: ScoreRequest) -> int:

@@ -12,6 +12,7 @@ from tagpr_rl.data.prompt import DIRECT_INSTRUCTION, build_prompt, prompt_phrase
 from tagpr_rl.data.retrieve import rank
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.stages.context import StageContext, StageResult
+from tagpr_rl.stages.fetch import model_folder
 from tagpr_rl.stages.records import HELD_OUT, TRAIN, load_split
 from tagpr_rl.stages.teachers import teacher_for
 from tagpr_rl.tags.schema import TagSchema
@@ -32,7 +33,8 @@ def run(context: StageContext) -> StageResult:
 
 
 def _link(context: StageContext, path: Path) -> StageResult:
-    """Point `hf` at the user's folder: weights may be hundreds of gigabytes, so nothing is copied."""
+    """Point `hf` at the user's folder or the hub's copy: weights may be hundreds of gigabytes; nothing is copied."""
+    path = model_folder(path, "model.path")
     needed = ("config.json", "tokenizer_config.json")
     missing = [name for name in needed if not (path / name).is_file()]
     if missing:

@@ -11,10 +11,11 @@ from typing import Any
 
 from tagpr_rl.backend.tracking import TrackingSettings, settings_dict
 from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides, sft_overrides, world_size
-from tagpr_rl.config import GrpoStage, PrmuStage, SftStage
+from tagpr_rl.config import GrpoStage, PlacementBlock, PrmuStage, SftStage
 from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.paths import write_json
 from tagpr_rl.stages.context import ATTEMPT, StageContext, StageResult
+from tagpr_rl.stages.fetch import model_folder
 from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, sft_rows, write_parquet
 from tagpr_rl.stages.watch import last_row, trim_metrics, wait_with_progress
 from tagpr_rl.types import TagprError
@@ -91,7 +92,7 @@ def run_grpo(context: StageContext) -> StageResult:
     prmu = None
     if stage.prmu is not None and stage.weights.beta > 0:
         folder = context.earlier(stage.prmu, reads=("prmu",)).root / "prmu"
-        prmu = {"path": str(folder.resolve()), "device": "cpu"}
+        prmu = {"path": str(folder.resolve()), **scorer_placement(recipe.placement)}
     schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
     weights = stage.weights.model_dump()
     scorers = {
@@ -125,6 +126,13 @@ def run_grpo(context: StageContext) -> StageResult:
     )
 
 
+def scorer_placement(placement: PlacementBlock) -> dict[str, Any]:
+    """The PRMU actor's device: none, one that the policy uses, or its own."""
+    if placement.prmu == "cpu":
+        return {"device": "cpu"}
+    return {"device": "cuda", "num_gpus": placement.prmu_devices if placement.prmu == "dedicated" else 0.0}
+
+
 def run_prmu(context: StageContext) -> StageResult:
     """Train PRMU on the chains stage's pairs, in a Ray task."""
     recipe, stage = context.recipe, context.recipe.stages[context.name]
@@ -138,6 +146,7 @@ def run_prmu(context: StageContext) -> StageResult:
     settings = {
         "steps": steps,
         "batch_size": stage.batch_size,
+        "micro_batch_size": stage.micro_batch_size or 0,
         "lr": stage.lr,
         "head_lr": stage.head_lr,
         "warmup": min(stage.warmup_steps, steps // 2),
@@ -147,12 +156,16 @@ def run_prmu(context: StageContext) -> StageResult:
         "max_items": stage.max_items,
         "seed": stage.seed,
     }
+    if stage.backbone is not None:
+        backbone = model_folder(stage.backbone, f"stages.{context.name}.backbone")
+    else:
+        backbone = context.model_folder(stage.init)
     ray = context.start_ray()
     from tagpr_rl.backend.prmu_train import train_prmu_remote
 
     task = train_prmu_remote.remote(
         str(pairs.resolve()),
-        str(context.model_folder(stage.init)),
+        str(backbone.resolve()),
         str((context.dir.root / "prmu").resolve()),
         settings,
         _tracking(context),
@@ -221,7 +234,7 @@ def _wait(context: StageContext, ray: Any, task: Any, steps: int, describe: Call
 
 
 def publish(context: StageContext, source: Path) -> None:
-    """Copy verl's Hugging Face export to `hf/`, through a temporary name.
+    """Copy verl's Hugging Face export to `hf/`, through a temporary name; an adapter is merged into its weights.
 
     verl writes fp32 tensors under a config that says bfloat16 (fsdp_checkpoint_manager.py:446); the
     config is made to say what the tensors are.
@@ -229,6 +242,11 @@ def publish(context: StageContext, source: Path) -> None:
     temp = context.dir.root / ".hf"
     shutil.rmtree(temp, ignore_errors=True)
     shutil.copytree(source, temp)
+    lora = context.recipe.lora
+    if lora is not None:
+        from tagpr_rl.backend.lora import merge_export
+
+        merge_export(temp, lora.alpha / lora.rank)
     config = json.loads((temp / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     config["dtype"] = "float32"

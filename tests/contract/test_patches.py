@@ -164,3 +164,18 @@ def test_puts_that_come_together_are_one_put_and_kinds_are_kept_apart() -> None:
         ("train", ["d"], [{"x": 4, "y": 5}], ["tag d"]),
         ("val", ["b"], [{"x": 2}], ["tag b"]),
     ]
+
+
+def test_verl_s_separate_trainer_still_logs_with_an_argument_that_logging_lacks() -> None:
+    """trainer_separate.py raises the logger's level because of this call; when it is gone, so may the line be."""
+    import inspect
+
+    from verl.trainer.ppo.v1 import trainer_separate_async
+
+    from tagpr_rl.backend import trainer_separate
+
+    assert "flush=True" in inspect.getsource(trainer_separate_async.PPOTrainerSeparateAsync._setup)
+    with pytest.raises(TypeError, match="flush"):
+        trainer_separate_async.logger.warning("text", flush=True)
+    trainer_separate_async.logger.info("text", flush=True)
+    assert issubclass(trainer_separate.TagprSeparateTrainer, trainer_separate_async.PPOTrainerSeparateAsync)

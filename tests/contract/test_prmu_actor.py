@@ -93,3 +93,13 @@ def test_nan_is_an_error_not_a_score(folder: Path, tmp_path: Path) -> None:
         ray.get(actor.score.remote(ASKS[0]))
     assert ray.get(actor.health.remote())["failed"] == 1
     ray.kill(actor)
+
+
+def test_the_scorer_s_place_is_the_recipe_s() -> None:
+    from tagpr_rl.config import PlacementBlock
+    from tagpr_rl.stages.train import scorer_placement
+
+    assert scorer_placement(PlacementBlock()) == {"device": "cpu"}
+    assert scorer_placement(PlacementBlock(prmu="shared")) == {"device": "cuda", "num_gpus": 0.0}
+    own = PlacementBlock(prmu="dedicated", prmu_devices=0.5)
+    assert scorer_placement(own) == {"device": "cuda", "num_gpus": 0.5}

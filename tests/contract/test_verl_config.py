@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,3 +78,96 @@ def test_deepspeed_keys() -> None:
     engine = omega_conf_to_dataclass(compose("sft_trainer_engine", sft_overrides(recipe, "sft", PATHS)).engine)
     assert isinstance(engine, DeepSpeedEngineConfig)
     assert (engine.zero_stage, engine.universal_checkpoints) == (2, False)
+
+
+GPU = (
+    "platform.device=cuda",
+    "platform.devices_per_node=8",
+    "model.dtype=bfloat16",
+    "stages.guided.micro_batch_size=4",
+)
+
+
+def composed(stage: str, *overrides: str) -> Any:
+    from tagpr_rl.backend.hydra_config import compose
+
+    recipe = load_recipe(ROOT / "recipes/demo.yaml", overrides)
+    if stage == "sft":
+        return compose("sft_trainer_engine", sft_overrides(recipe, "sft", PATHS))
+    return compose("ppo_trainer", grpo_overrides(recipe, stage, PATHS))
+
+
+def test_lora_keys() -> None:
+    from verl.utils.config import omega_conf_to_dataclass
+
+    lora = ("lora.rank=8", "lora.alpha=24", "lora.target_modules=[q_proj, v_proj]", "lora.merge=true")
+    for model in (composed("guided", *lora).actor_rollout_ref.model, composed("sft", *lora).model):
+        assert (model.lora_rank, model.lora_alpha, list(model.target_modules)) == (8, 24, ["q_proj", "v_proj"])
+        assert model.lora.merge is True
+        assert model.lora.rank == 0  # the Megatron engine's; verl's FSDP engine reads lora_rank
+    plain = composed("guided").actor_rollout_ref.model
+    assert plain.lora_rank == 0 and plain.lora.merge is False
+    optimizer = omega_conf_to_dataclass(composed("sft", *lora).optim)
+    assert optimizer.lr == 3e-3
+
+
+def test_training_keys() -> None:
+    config = composed(
+        "guided", *GPU, "training.fsdp_size=4", "training.sequence_parallel=2", "training.offload_params=true",
+        "training.offload_optimizer=true", "training.max_tokens_per_device=4096",
+        "training.attention=flash_attention_2", "training.gradient_checkpointing=false", "placement.tensor_parallel=4",
+    )  # fmt: skip
+    actor, ref, rollout, model = (config.actor_rollout_ref[key] for key in ("actor", "ref", "rollout", "model"))
+    for engine in (actor.fsdp_config, ref.fsdp_config):
+        assert (engine.fsdp_size, engine.ulysses_sequence_parallel_size, engine.param_offload) == (4, 2, True)
+    assert actor.fsdp_config.optimizer_offload and not ref.fsdp_config.optimizer_offload
+    assert actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu == 4096
+    assert ref.log_prob_use_dynamic_bsz and ref.log_prob_max_token_len_per_gpu == 4096
+    assert rollout.log_prob_use_dynamic_bsz and rollout.log_prob_max_token_len_per_gpu == 4096
+    assert model.override_config.attn_implementation == "flash_attention_2" and model.use_remove_padding
+    assert model.enable_gradient_checkpointing is False
+    assert rollout.tensor_model_parallel_size == 4
+    padded = composed("guided", *GPU, "training.attention=sdpa")
+    assert padded.actor_rollout_ref.model.use_remove_padding is False
+    assert padded.actor_rollout_ref.actor.fsdp_config.fsdp_size == -1
+    sft = composed("sft", *GPU, "training.max_tokens_per_device=4096", "training.fsdp_size=2")
+    assert sft.data.use_dynamic_bsz and sft.data.max_token_len_per_gpu == 4096 and sft.engine.fsdp_size == 2
+
+
+def test_separate_keys_meet_what_verl_s_trainer_asserts() -> None:
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    config = composed(
+        "guided", *GPU, "placement.rollout=separate", "placement.rollout_nodes=2",
+        "placement.rollout_devices_per_node=8", "stages.guided.mini_batches=2", "placement.warmup_batches=1.5",
+    )  # fmt: skip
+    rollout, separate = config.actor_rollout_ref.rollout, config.trainer.v1.separate_async
+    assert config.trainer.v1.trainer_mode == "separate_async"
+    assert config.actor_rollout_ref.hybrid_engine is False
+    assert (rollout.nnodes, rollout.n_gpus_per_node, rollout.checkpoint_engine.backend) == (2, 8, "nccl")
+    # trainer_separate_async.py:48
+    assert config.data.train_batch_size == (
+        separate.parameter_sync_step * config.actor_rollout_ref.actor.ppo_mini_batch_size
+    )
+    assert separate.num_warmup_batches == 1.5
+    assert rollout.checkpoint_engine.custom_backend_module == config.actor_rollout_ref.model.external_lib
+    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    cpu = composed("guided", "placement.rollout=separate").actor_rollout_ref.rollout.checkpoint_engine
+    assert (cpu.backend, cpu.custom_backend_module) == ("tagpr_tcp", "tagpr_rl.backend.tcp_weights")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("qwen3*.yaml")), ids=lambda path: path.stem)
+def test_verl_accepts_the_gpu_recipes(path: Path) -> None:
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    from tagpr_rl.backend.hydra_config import compose
+
+    recipe = load_recipe(path)
+    for name in ("guided", "explore"):
+        config = compose("ppo_trainer", grpo_overrides(recipe, name, PATHS))
+        validate_config(
+            config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
+        )
+    assert compose("sft_trainer_engine", sft_overrides(recipe, "sft", PATHS)).optim.lr == recipe.stages["sft"].lr
