@@ -36,11 +36,13 @@ from tagpr_rl.blocks import (
     TinyBlock,
     WorldBlock,
 )
+from tagpr_rl.cluster_blocks import ClusterBlock
 from tagpr_rl.types import TagprError
 
 __all__ = [
     "ChainsStage",
     "Closed",
+    "ClusterBlock",
     "CpuCuts",
     "DataBlock",
     "DataStage",
@@ -78,6 +80,7 @@ class Recipe(Closed):
     """Tag schema (YAML or JSON); null = the built-in nine tags."""
     model: ModelBlock = ModelBlock()
     platform: PlatformBlock = PlatformBlock()
+    cluster: ClusterBlock = ClusterBlock()
     log: Loggers = Loggers()
     stages: dict[str, Stage] = Field(min_length=1)
 

@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "paths": {"types"},
     "blocks": {"types"},
-    "config": {"types", "paths", "blocks"},
+    "cluster_blocks": {"blocks"},
+    "config": {"types", "paths", "blocks", "cluster_blocks"},
     "tags": {"types", "paths"},
     "data": {"types", "paths", "tags"},
     "reward": {"types", "paths", "tags"},
@@ -31,10 +32,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"types", "paths", "config", "tags", "eval"},
     "runstate": {"types", "paths", "config"},
     "plan": {"types", "paths", "config", "runstate"},
+    "deploy": {"types", "config"},
+    "render": {"types", "paths", "config", "plan", "deploy"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
-MAY_IMPORT["backend"] = set(MAY_IMPORT) - {"plan", "walk"}
-MAY_IMPORT["stages"] = set(MAY_IMPORT) - {"plan", "walk"}
+MAY_IMPORT["backend"] = set(MAY_IMPORT) - {"plan", "walk", "render"}
+MAY_IMPORT["stages"] = set(MAY_IMPORT) - {"plan", "walk", "render"}
 MAY_IMPORT["launch"] = set(MAY_IMPORT)
 
 # Outside package -> units that may import it.
