@@ -206,6 +206,7 @@ def submit_and_follow(
     recipe: Recipe, recipe_path: Path, overrides: Sequence[str], address: str, *, pass_env: bool, following: bool
 ) -> bool:
     """What `launch.py submit` does: print the job's id, then its output; False if the job did not succeed."""
+    run_command(recipe, recipe_path, overrides, "auto")  # says what the recipe lacks before the cluster is asked
     client = connect(address)
     job_id = submit(client, recipe, recipe_path, overrides, address, pass_env=pass_env)
     print(job_id, flush=True)
