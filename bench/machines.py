@@ -1,11 +1,18 @@
-"""Machines that are none: network namespaces with a host name and an address each, and checkouts to run jobs in."""
+"""Machines that are none: network namespaces with a host name and an address each, a Ray cluster on them, checkouts."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import shutil
+import signal
 import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +81,66 @@ class Namespaces:
 
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+class RayNodes:
+    """A Ray cluster with a token and a dashboard: one node on each machine, `devices` logical devices per node."""
+
+    def __init__(self, folder: Path, net: Namespaces, cpus: int, devices: int = 1) -> None:
+        self.folder, self.net = folder, net
+        self.head = net.addresses[net.names[0]]
+        self.address = f"http://{self.head}:8265"
+        self.environment = {
+            **os.environ,
+            "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
+        self.environment.pop("PYTHONPATH", None)  # a job's own copy of the code is what counts
+        self.size = (f"--num-cpus={cpus}", f"--num-gpus={devices}", "--object-store-memory=100000000")
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> RayNodes:
+        try:
+            as_head = (f"--node-ip-address={self.head}", "--port=6379", f"--dashboard-host={self.head}")
+            self._start(self.net.names[0], "--head", *as_head, f"--temp-dir={self.folder / 'ray'}")
+            self._wait_for_dashboard(120.0)
+            for name in self.net.names[1:]:
+                self._start(name, f"--address={self.head}:6379")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self, name: str, *arguments: str) -> None:
+        command = self.net.command(name, "ray", "start", "--block", "--disable-usage-stats", *self.size, *arguments)
+        with (self.folder / "ray.log").open("ab") as log:
+            self.processes.append(
+                subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+            )
+
+    def _wait_for_dashboard(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}/api/version", timeout=2).close()
+                return
+            except urllib.error.HTTPError:
+                return  # it answers: without a token it says no
+            except OSError:
+                if time.monotonic() > deadline:
+                    log = (self.folder / "ray.log").read_text(encoding="utf-8", errors="replace")
+                    raise RuntimeError(f"no dashboard after {seconds:g} s: {log[-3000:]}") from None
+                time.sleep(0.3)
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def copy_checkout(folder: Path, recipe: str) -> Path:

@@ -123,7 +123,7 @@ def _join(ray: Any, options: dict[str, Any]) -> None:
     require_reachable(address)
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:  # Ray's authentication errors are RuntimeErrors
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TagprError(
             f"platform.ray_address={address}: cannot join that Ray cluster: {reason}\n"

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,58 +53,11 @@ def cluster() -> Iterator[Cluster]:
     reason = machines.why_no_namespaces()
     if reason:
         pytest.skip(reason)
-    environment = {
-        **os.environ,
-        "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
-    environment.pop("PYTHONPATH", None)  # the job's own copy of the code is what counts
-    processes: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="ray") as name:  # short: Ray makes sockets below it
         folder = Path(name)
         checkout = machines.copy_checkout(folder, machines.recipe_text(2, 30, trained=True))
-        with machines.Namespaces(folder, 2) as net, (folder / "ray.log").open("wb") as log:
-            head = net.addresses[net.names[0]]
-            start = ("ray", "start", "--block", f"--num-cpus={CPUS}", "--num-gpus=1", "--disable-usage-stats")
-            store = "--object-store-memory=100000000"
-            as_head = ("--head", "--port=6379", f"--dashboard-host={head}", f"--temp-dir={folder / 'ray'}")
-            commands = [
-                net.command(net.names[0], *start, store, f"--node-ip-address={head}", *as_head),
-                net.command(net.names[1], *start, store, f"--address={head}:6379"),
-            ]
-            try:
-                for command in commands:
-                    processes.append(
-                        subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-                    )
-                    wait_for_dashboard(f"http://{head}:8265", folder / "ray.log")
-                yield Cluster(f"http://{head}:8265", checkout, folder, environment)
-            finally:
-                for process in processes:
-                    process.send_signal(signal.SIGTERM)
-                for process in processes:
-                    end_group(process)
-
-
-def wait_for_dashboard(address: str, log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=2).close()
-            return
-        except urllib.error.HTTPError:
-            return  # it answers: without a token it says no
-        except OSError:
-            assert time.monotonic() < deadline, log.read_text(encoding="utf-8")[-3000:]
-            time.sleep(0.3)
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=20)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        with machines.Namespaces(folder, 2) as net, machines.RayNodes(folder, net, CPUS) as nodes:
+            yield Cluster(nodes.address, checkout, folder, nodes.environment)
 
 
 def test_a_submitted_run_trains_on_both_nodes_and_its_output_is_followed(cluster: Cluster) -> None:
