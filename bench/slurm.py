@@ -26,6 +26,8 @@ from machines import Namespaces, copy_checkout, recipe_text, why_no_namespaces
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
 CPUS = 8
+GPU, FEATURE = "h200", "node-type"
+"""What the nodes say they have, so that scripts that ask for it are taken. No job uses it."""
 STATES_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -64,6 +66,11 @@ class Slurm:
         key.chmod(0o600)
         socket = self.folder / "munge.socket"
         (self.folder / "slurm.conf").write_text(self.configuration(socket), encoding="utf-8")
+        devices = [self.folder / f"gpu{number}" for number in range(8)]
+        for device in devices:
+            device.touch()  # Slurm counts files
+        gres = f"Name=gpu Type={GPU} File={self.folder}/gpu[0-7]\n"
+        (self.folder / "gres.conf").write_text(gres, encoding="utf-8")
         (self.folder / "state").mkdir()
         flags = [f"--{name}={self.folder}/munge.{name.split('-')[0]}" for name in ("pid-file", "log-file", "seed-file")]
         self._start(["munged", "--foreground", "--force", f"--socket={socket}", f"--key-file={key}", *flags])
@@ -73,8 +80,8 @@ class Slurm:
         for name in self.net.names:
             self._start(self.net.command(name, "slurmd", "-D", "-N", name))
         deadline = time.monotonic() + 60
-        while self.run("sinfo", "--noheader", "--format=%t").split() != ["idle"]:
-            if time.monotonic() > deadline:
+        while (states := self.run("sinfo", "--noheader", "--format=%t").split()) != ["idle"]:
+            if time.monotonic() > deadline or states == ["inval"]:
                 log = (self.folder / "daemons.log").read_text(encoding="utf-8", errors="replace")
                 raise RuntimeError(f"Slurm's nodes are not idle: {self.run('sinfo', '-N', '-l')}\n{log[-2000:]}")
             time.sleep(0.2)
@@ -83,7 +90,8 @@ class Slurm:
         """slurm.conf: no cgroups, no accounting, jobs as they come."""
         folder, net = self.folder, self.net
         nodes = "\n".join(
-            f"NodeName={name} NodeAddr={net.addresses[name]} CPUs={CPUS} RealMemory=8000" for name in net.names
+            f"NodeName={name} NodeAddr={address} CPUs={CPUS} RealMemory=8000 Gres=gpu:{GPU}:8 Feature={FEATURE}"
+            for name, address in net.addresses.items()
         )
         return f"""ClusterName=bench
 SlurmctldHost={os.uname().nodename}({net.host})
@@ -108,6 +116,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 SchedulerType=sched/builtin
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
+GresTypes=gpu
 ReturnToService=2
 KillWait=5
 JobRequeue=1
@@ -122,7 +131,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
             )
 
     def run(self, *command: str, cwd: Path | None = None) -> str:
-        """One of Slurm's commands; RuntimeError with what it said if it fails."""
+        """A command beside Slurm's daemons; RuntimeError with what it said if it fails."""
         done = subprocess.run(command, env=self.environment, cwd=cwd, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
@@ -154,10 +163,15 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def render(slurm: Slurm, checkout: Path, *overrides: str) -> None:
+    """Write the recipe's slurm.sbatch into the checkout."""
+    command = [sys.executable, "launch.py", "render", "recipes/job.yaml", "--target", "slurm", "--out", "."]
+    slurm.run(*command, *overrides, cwd=checkout)
+
+
 def submit(slurm: Slurm, checkout: Path) -> str:
     """Render the recipe and submit the script; returns the job's number."""
-    render = [sys.executable, "launch.py", "render", "recipes/job.yaml", "--target", "slurm", "--out", "."]
-    slurm.run(*render, cwd=checkout)
+    render(slurm, checkout)
     return slurm.run("sbatch", "--parsable", "slurm.sbatch", cwd=checkout)
 
 
