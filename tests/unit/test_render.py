@@ -91,6 +91,8 @@ def test_kuberay_asks_for_the_platforms_nodes_and_devices(device: str, nodes: in
         assert all(set(item) == {"name", "valueFrom"} for item in container["env"])
         assert container["volumeMounts"][1]["mountPath"] == "/mnt/runs"
     words = shlex.split(job["spec"]["entrypoint"])
+    # In K8sJobMode a shell in the submitter pod would split the command at && (ray-project/kuberay issue 3929).
+    assert job["spec"]["submissionMode"] == "HTTPMode"
     assert words[:4] == ["cd", "/opt/tagpr_rl", "&&", "python"]
     assert words[-2:] == ["out=/mnt/runs", "platform.ray_address=auto"] and set(OVERRIDES) < set(words)
     assert (job["spec"]["backoffLimit"], job["spec"]["activeDeadlineSeconds"]) == (2, 48 * 3600)
