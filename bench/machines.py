@@ -63,9 +63,15 @@ class Namespaces:
             raise
         return self
 
-    def command(self, name: str, *command: str) -> list[str]:
-        """`command` as it runs on the machine called `name`."""
-        script = f'hostname {name} && mount --bind {self.hosts} /etc/hosts && exec "$@"'
+    def command(self, name: str, *command: str, own: Path | None = None) -> list[str]:
+        """`command` as it runs on the machine called `name`, which has a folder `own` of its own."""
+        script = f"hostname {name} && mount --bind {self.hosts} /etc/hosts"
+        if own is not None:
+            mine = own.with_name(f"{own.name}-{name}")
+            for folder in (own, mine):
+                folder.mkdir(exist_ok=True)
+            script += f" && mount --bind {mine} {own}"
+        script += ' && exec "$@"'
         # Not `ip netns exec`: it mounts another /sys, without the cgroups that slurmd looks for.
         enter = ["nsenter", f"--net=/run/netns/{name}", "unshare", "--uts", "--mount"]
         return [*enter, "bash", "-c", script, "bash", *command]
@@ -113,7 +119,9 @@ class RayNodes:
         return self
 
     def _start(self, name: str, *arguments: str) -> None:
-        command = self.net.command(name, "ray", "start", "--block", "--disable-usage-stats", *self.size, *arguments)
+        start = ("ray", "start", "--block", "--disable-usage-stats", *self.size, *arguments)
+        # On one shared folder, a node that starts takes the working directories of jobs on the others away.
+        command = self.net.command(name, *start, own=self.folder / "ray")
         with (self.folder / "ray.log").open("ab") as log:
             self.processes.append(
                 subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True)
