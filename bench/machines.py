@@ -120,7 +120,8 @@ class RayNodes:
 
     def _start(self, name: str, *arguments: str) -> None:
         start = ("ray", "start", "--block", "--disable-usage-stats", *self.size, *arguments)
-        # On one shared folder, a node that starts takes the working directories of jobs on the others away.
+        # In a shared folder, each node's download of a job's working directory would replace the one that another
+        # node's driver runs in (ray 2.60 _private/runtime_env/packaging.py:936).
         command = self.net.command(name, *start, own=self.folder / "ray")
         with (self.folder / "ray.log").open("ab") as log:
             self.processes.append(
