@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import time
@@ -54,6 +55,7 @@ def connect(address: str) -> JobSubmissionClient:
             f"--address {address}: no Ray dashboard answers there ({reason}); is the cluster up, is the port forwarded "
             "(`ray dashboard`, `kubectl port-forward`), and does it have ray[default]?"
         ) from None
+    logging.getLogger("ray").setLevel(logging.WARNING)  # not a line for each socket
     with _explained(address):
         return JobSubmissionClient(address)
 
@@ -120,7 +122,9 @@ def describe(client: JobSubmissionClient, job_id: str, address: str) -> dict[str
     for key, stamp in (("started", job.start_time), ("ended", job.end_time)):
         if stamp:
             found[key] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(stamp / 1000))
-    return found | {"command": job.entrypoint, "message": (job.message or "-").strip()}
+    # Ray repeats the end of the output in the message of a job that failed.
+    message = (job.message or "-").strip().partition(", last available logs")[0]
+    return found | {"command": job.entrypoint, "message": message}
 
 
 def _info(client: JobSubmissionClient, job_id: str, address: str) -> JobDetails:
