@@ -1,4 +1,4 @@
-"""The command line: run, plan, walk, status, report. Imports no torch or ray before a stage needs them."""
+"""The command line: run, plan, walk, status, report; render, submit, jobs. Imports torch and ray when needed only."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from tagpr_rl import plan as planning
+from tagpr_rl import render as rendering
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, load_recipe
 from tagpr_rl.paths import RunDir
 from tagpr_rl.runstate import read_resolved, require_unchanged, stage_dir, upstream
@@ -56,7 +57,27 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what)
         command.add_argument("target", metavar="RUN_OR_RECIPE", type=Path, help="a run's folder or a recipe")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="recipe overrides (recipe only)")
+    _cluster_commands(commands)
     return top
+
+
+def _cluster_commands(commands: Any) -> None:
+    render = commands.add_parser("render", help="files for a cluster from the recipe's platform and cluster blocks")
+    _recipe_arguments(render)
+    render.add_argument("--target", required=True, choices=tuple(rendering.FILES))
+    render.add_argument("--out", type=Path, metavar="DIR", help="write the files there instead of printing them")
+
+    submit = commands.add_parser("submit", help="run the recipe on a Ray cluster; prints the job's id, then its output")
+    _recipe_arguments(submit)
+    submit.add_argument("--no-follow", action="store_true", help="return once the job is submitted")
+    submit.add_argument("--pass-env", action="store_true", help="send the values of cluster.env with the job")
+
+    jobs = commands.add_parser("jobs", help="status, output or end of a submitted job")
+    jobs.add_argument("what", choices=("status", "logs", "stop"))
+    jobs.add_argument("job", metavar="ID", help="as `submit` printed it")
+    jobs.add_argument("--follow", action="store_true", help="logs: until the job ends")
+    for command in (submit, jobs):
+        command.add_argument("--address", required=True, metavar="URL", help="for example http://127.0.0.1:8265")
 
 
 def _recipe_arguments(command: argparse.ArgumentParser) -> None:
@@ -71,12 +92,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     unknown = [item for item in rest if item.startswith("-") or "=" not in item]
     if unknown:
         grammar.error(f"unknown arguments: {' '.join(unknown)} (overrides have the form key=value)")
-    arguments.overrides = [*arguments.overrides, *rest]
+    if rest and "overrides" not in arguments:
+        grammar.error(f"unknown arguments: {' '.join(rest)}")
+    arguments.overrides = [*getattr(arguments, "overrides", ()), *rest]
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 2 (a mistake in the input, explained), 130 (interrupted)."""
+    """Run one command. Returns the exit code: 0, 1 (a submitted job failed), 2 (a mistake, explained), 130."""
     arguments = parse(argv)
     try:
         return _COMMANDS[arguments.command](arguments, Console())
@@ -152,7 +175,36 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-_COMMANDS = {"run": _run, "plan": _plan, "walk": _walk, "status": _status, "report": _report}
+def _render(arguments: argparse.Namespace, console: Console) -> int:
+    recipe = _load(arguments)
+    files = rendering.render(recipe, arguments.target, arguments.recipe, arguments.overrides)
+    if arguments.out is None:
+        sys.stdout.write(rendering.as_text(files))
+        return 0
+    for path in rendering.write_files(arguments.out, files):
+        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _submit(arguments: argparse.Namespace, console: Console) -> int:
+    recipe = _load(arguments)
+    jobs = _needs("tagpr_rl.backend.jobs")
+    succeeded = jobs.submit_and_follow(
+        recipe, arguments.recipe, arguments.overrides, arguments.address,
+        pass_env=arguments.pass_env, following=not arguments.no_follow,
+    )  # fmt: skip
+    return 0 if succeeded else 1
+
+
+def _jobs(arguments: argparse.Namespace, console: Console) -> int:
+    jobs = _needs("tagpr_rl.backend.jobs")
+    return 0 if jobs.manage(arguments.what, arguments.job, arguments.address, following=arguments.follow) else 1
+
+
+_COMMANDS = {
+    "run": _run, "plan": _plan, "walk": _walk, "status": _status, "report": _report,
+    "render": _render, "submit": _submit, "jobs": _jobs,
+}  # fmt: skip
 
 
 def verl_overrides(recipe: Recipe, run: RunDir, name: str) -> Sequence[str]:

@@ -38,6 +38,7 @@ from tagpr_rl.blocks import (
     TrainingStage,
     WorldBlock,
 )
+from tagpr_rl.cluster_blocks import ClusterBlock
 from tagpr_rl.placement import BudgetBlock, LoraBlock, PlacementBlock, TrainingBlock, placement_mistakes
 from tagpr_rl.types import TagprError
 
@@ -45,6 +46,7 @@ __all__ = [
     "BudgetBlock",
     "ChainsStage",
     "Closed",
+    "ClusterBlock",
     "CpuCuts",
     "DataBlock",
     "DataStage",
@@ -92,6 +94,7 @@ class Recipe(Closed):
     lora: LoraBlock | None = None
     """Train low-rank adapters in SFT and GRPO stages; null = all weights."""
     budget: BudgetBlock = BudgetBlock()
+    cluster: ClusterBlock = ClusterBlock()
     log: Loggers = Loggers()
     stages: dict[str, Stage] = Field(min_length=1)
 

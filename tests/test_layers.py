@@ -21,7 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "paths": {"types"},
     "blocks": {"types"},
     "placement": {"types", "blocks"},
-    "config": {"types", "paths", "blocks", "placement"},
+    "cluster_blocks": {"blocks"},
+    "config": {"types", "paths", "blocks", "placement", "cluster_blocks"},
     "tags": {"types", "paths"},
     "data": {"types", "paths", "tags"},
     "reward": {"types", "paths", "tags"},
@@ -33,10 +34,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runstate": {"types", "paths", "config"},
     "budget": {"types", "paths", "placement", "config"},
     "plan": {"types", "paths", "config", "runstate", "budget"},
+    "deploy": {"types", "config"},
+    "render": {"types", "paths", "config", "plan", "deploy"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
-MAY_IMPORT["backend"] = set(MAY_IMPORT) - {"plan", "walk", "budget"}
-MAY_IMPORT["stages"] = set(MAY_IMPORT) - {"plan", "walk", "budget"}
+MAY_IMPORT["backend"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render"}
+MAY_IMPORT["stages"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render"}
 MAY_IMPORT["launch"] = set(MAY_IMPORT)
 
 # Outside package -> units that may import it.

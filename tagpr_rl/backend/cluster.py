@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,9 +13,13 @@ from typing import Any
 
 from tagpr_rl.backend.settings import WorkerSettings, to_environment
 from tagpr_rl.config import Recipe
+from tagpr_rl.deploy import Need, NodeSize, lacks, need
+from tagpr_rl.types import TagprError
 
 LOCAL_NODE_ADDRESS = "127.0.0.2"
 """Ray rewrites 127.0.0.1 to the host's address and would listen on it; this loopback address sticks."""
+CONNECT_SECONDS = 5.0
+"""A cluster's head that does not answer within this is unreachable."""
 LOGICAL_CPUS = 64
 """Ray's CPU count is a scheduling budget; verl's placement group alone asks for 3 per worker."""
 
@@ -78,7 +84,8 @@ def ray_session(recipe: Recipe) -> Iterator[Any]:
     """Start or join Ray for the run; yields the `ray` module; always disconnects.
 
     Without `platform.ray_address` a private cluster starts on loopback with as many logical GPUs as
-    the recipe has devices; it ends with the session.
+    the recipe has devices; it ends with the session. With one, TagprError where the cluster cannot be
+    reached, or is smaller than the recipe asks for longer than `cluster.wait_s`.
     """
     import ray
 
@@ -103,11 +110,82 @@ def ray_session(recipe: Recipe) -> Iterator[Any]:
         }
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    ray.init(**options)
+    if recipe.platform.ray_address:
+        # In a submitted job, the recipe's variables win over those that the job was submitted with.
+        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+        _join(ray, options)
+    else:
+        ray.init(**options)
     try:
+        if recipe.platform.ray_address:
+            wait_for_resources(need(recipe), recipe.platform.ray_address, recipe.cluster.wait_s)
         yield ray
     finally:
         ray.shutdown()
+
+
+def _join(ray: Any, options: dict[str, Any]) -> None:
+    """`ray.init` on an existing cluster; TagprError with the remedy where there is none."""
+    address = options["address"]
+    require_reachable(address)
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise TagprError(
+            f"platform.ray_address={address}: cannot join that Ray cluster: {reason}\n"
+            "The run must start on one of its nodes, with the Ray version and the token of the cluster; "
+            "`launch.py submit` starts it there from any machine."
+        ) from error
+
+
+def require_reachable(address: str) -> None:
+    """TagprError if nothing accepts connections at `[ray://]host:port`. "auto" and "local" are left to Ray."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if address in ("auto", "local"):
+        return
+    if not colon or not host or not port.isdigit():
+        raise TagprError(f"platform.ray_address={address}: not an address; write auto, or the head's host:port")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise TagprError(
+            f"platform.ray_address={address}: nothing answers there ({error}); is the cluster up (`ray status` on its "
+            "head), and is this the port of `ray start --head`?"
+        ) from None
+
+
+def wait_for_resources(asked: Need, address: str, wait_s: float) -> None:
+    """Wait until the cluster has, free, what a run asks; TagprError with all that is missing after `wait_s` seconds.
+
+    Ray itself would wait for ever: a placement group that does not fit stays pending.
+    """
+    deadline = time.monotonic() + wait_s
+    told: tuple[str, ...] = ()
+    while missing := _lacks_now(asked):
+        if time.monotonic() >= deadline:
+            raise TagprError(
+                f"the Ray cluster at {address} is too small for this run (waited {wait_s:g} s):\n  "
+                + "\n  ".join(missing)
+                + "\nAdd nodes, end other jobs, or set platform.nodes and platform.devices_per_node to what is there "
+                "(cluster.wait_s = how long to wait)."
+            )
+        if missing != told:
+            print(f"waiting for the Ray cluster: {'; '.join(missing)}", file=sys.stderr, flush=True)
+            told = missing
+        time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+
+
+def _lacks_now(asked: Need) -> tuple[str, ...]:
+    import ray
+
+    nodes = [
+        NodeSize(node["NodeManagerAddress"], node["Resources"].get("GPU", 0.0), node["Resources"].get("CPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    free = ray.available_resources()
+    return lacks(asked, nodes, free.get("GPU", 0.0), free.get("CPU", 0.0))
 
 
 def free_devices() -> float:

