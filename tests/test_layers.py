@@ -30,6 +30,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prmu": {"types", "paths", "tags", "data"},
     "report": {"types", "paths", "config", "tags", "eval"},
     "runstate": {"types", "paths", "config"},
+    "checkpoints": {"types", "paths", "runstate"},
+    "resume": {"types", "paths", "config", "runstate", "checkpoints"},
+    "mirror": {"types", "paths", "config", "runstate", "checkpoints"},
+    "runlog": {"types", "paths", "config"},
     "plan": {"types", "paths", "config", "runstate"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
@@ -51,6 +55,7 @@ PURE_IN_BACKEND = (
     "tagpr_rl.backend",
     "tagpr_rl.backend.coalesce",
     "tagpr_rl.backend.settings",
+    "tagpr_rl.backend.tracking",
     "tagpr_rl.backend.verl_config",
 )
 

@@ -44,9 +44,11 @@ class SftWorker:
         import verl.trainer.sft_trainer as verl_sft
 
         from tagpr_rl.backend import platform_cpu
+        from tagpr_rl.backend.checkpointing import StagedCheckpointHandler
         from tagpr_rl.backend.hydra_config import compose
 
         platform_cpu.assert_platform(device)
+        verl_sft.CheckpointHandler = StagedCheckpointHandler
         verl_sft.Tracking = lambda config=None, **_: StageTracker(TrackingSettings(**tracking), config)
         config = compose("sft_trainer_engine", overrides)
         dist.init_process_group(backend="gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")

@@ -19,7 +19,9 @@ import transfer_queue as tq
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
+from tagpr_rl import checkpoints
 from tagpr_rl.backend.agent_loop import OneServerClient
+from tagpr_rl.backend.checkpointing import publish, require_all_ranks, saving
 from tagpr_rl.paths import write_text
 from tagpr_rl.reward.rubric import REWARD_KEYS
 
@@ -78,12 +80,34 @@ def responses_to_mask(statuses: Sequence[str], groups: Sequence[str]) -> list[in
 
 
 class TagprTrainer(PPOTrainerSync):
-    """PPOTrainerSync with reward components logged, responses kept, unscored responses masked."""
+    """PPOTrainerSync with reward components logged, responses kept, unscored responses masked, saves staged."""
 
     def get_llm_client(self) -> Any:
         """verl's client; with one rollout server, one that does not ask the load balancer every time."""
         one = len(self.llm_server_manager.get_replicas()) == 1
         return self.llm_server_manager.get_client(OneServerClient if one else None)
+
+    def _load_checkpoint(self) -> None:
+        self._checkpoints = Path(self.config.trainer.default_local_dir)
+        self._identity = checkpoints.current(self._checkpoints)
+        super()._load_checkpoint()
+
+    def _save_checkpoint(self) -> None:
+        """verl's save, in the staging folder; published once the step's metrics row is on disk.
+
+        `fit` saves before it logs: a run killed in between would otherwise resume after a step without a row.
+        """
+        step, trainer = self.global_steps, self.config.trainer
+        with saving(self._checkpoints, step, self._identity) as staging:
+            trainer.default_local_dir = str(staging)
+            try:
+                super()._save_checkpoint()
+            finally:
+                trainer.default_local_dir = str(self._checkpoints)
+            folder = checkpoints.step_folder(staging, step)
+            require_all_ranks(folder, trainer.nnodes * trainer.n_gpus_per_node)
+            checkpoints.seal(folder, step, self._identity)
+        self.logger.after_row(step, lambda: publish(self._checkpoints, step, self._identity))
 
     def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Reward rows and dataset `extra_info` of the batch's responses, in the batch's order."""
