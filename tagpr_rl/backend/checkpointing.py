@@ -21,7 +21,7 @@ from tagpr_rl import checkpoints
 from tagpr_rl.types import TagprError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_TORCH_WRITE_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "inline_container", "I/O error")
+_TORCH_WRITE_FAILED = ("PytorchStreamWriter failed", "unexpected pos", "inline_container", "iostream error")
 """How torch.save says that a write failed: no errno survives its zip writer."""
 
 
