@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="go on with an interrupted run, mid-stage or between stages")
     resume.add_argument("target", metavar="RUN", help="a run's folder, or its URL (s3://bucket/prefix/name)")
     resume.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    resume.add_argument("--out", type=Path, metavar="FOLDER", help="with a URL: the local folder of runs")
 
     export = commands.add_parser("export", help="write a finished stage's model as a Hugging Face folder")
     export.add_argument("target", metavar="RUN", type=Path, help="a run's folder")
@@ -143,10 +144,14 @@ def _resume(arguments: argparse.Namespace, console: Console) -> int:
     if is_url(arguments.target):
         mirror = Mirror(arguments.target)
         recipe = mirror.recipe()
+        if arguments.out is not None:
+            recipe = recipe.model_copy(update={"out": arguments.out})
         run = run_dir(recipe)
         with exclusive(run):
             for line in mirror.pull(recipe, run):
                 console.print(f"from {mirror.url}: {line}", highlight=False, soft_wrap=True)
+    elif arguments.out is not None:
+        raise TagprError(f"--out {arguments.out} goes with a URL; {arguments.target} is worked on where it is")
     elif not Path(arguments.target).is_dir():
         raise TagprError(f"{arguments.target} is no run's folder; `resume` takes one, and `run` takes a recipe")
     else:

@@ -111,15 +111,12 @@ def publish(root: Path, step: int, identity: Identity) -> bool:
     if metrics.is_file():  # the rows up to this step must outlive it
         with metrics.open("rb") as handle:
             os.fsync(handle.fileno())
-    if target.exists():  # a damaged one, or of an attempt that went further
-        replaced = source.parent / f"replaced_{step}"
-        target.rename(replaced)
-        source.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
-    else:
-        source.rename(target)
+    if target.exists():  # of an attempt that went further
+        _drop(target)
+    source.rename(target)
     sync_folder(root)
     point(root, step)
+    shutil.rmtree(source.parent, ignore_errors=True)  # with verl's own pointer, which names a place that is gone
     retain(root, identity.keep, newest=step)
     return True
 

@@ -12,7 +12,7 @@ from tagpr_rl.backend.tracking import StageTracker, TrackingSettings
 
 @ray.remote(num_cpus=1, num_gpus=1)
 def train_prmu_remote(
-    pairs: str, backbone: str, out: str, settings: dict[str, Any], tracking: dict[str, str], threads: int
+    pairs: str, backbone: str, out: str, settings: dict[str, Any], tracking: dict[str, Any], threads: int
 ) -> dict[str, float]:
     """Train PRMU on the pairs file and return its figures (prmu.train.train_prmu)."""
     import torch

@@ -110,6 +110,26 @@ class StageTracker:
             self.warn(f"{name} failed and is left out from here on: {type(error).__name__}: {error}")
 
 
+class TrackerFactory:
+    """Stands in for the class verl.utils.tracking.Tracking in a trainer's module; closes what it made.
+
+    verl's trainers never call `finish`, and a process that is ended then loses its last rows of a tracker.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = TrackingSettings(**settings)
+        self._made: list[StageTracker] = []
+
+    def __call__(self, config: dict[str, Any] | None = None, **_: Any) -> StageTracker:
+        self._made.append(StageTracker(self._settings, config))
+        return self._made[-1]
+
+    def finish(self) -> None:
+        """Close every tracker that was made."""
+        for tracker in self._made:
+            tracker.finish()
+
+
 def warnings_file(stage: Path) -> Path:
     """Where a stage's trackers leave their warnings: one line each."""
     return stage / "tracking_warnings.txt"

@@ -41,6 +41,8 @@ class StageContext:
     """Joins or starts the run's Ray session; cheap when it is there already."""
     mirror: Mirror | None = None
     """The run's copy at a URL."""
+    outages: list[str] = field(default_factory=list)
+    """What trackers have complained of in this process; shared by all stages."""
 
     @property
     def dir(self) -> StageDir:

@@ -70,7 +70,8 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, console: Console) -
     write_json(run.resolved, dump_recipe(recipe))
     write_json(run.environment, describe_environment())
     started = time.monotonic()
-    made = []
+    made: list[str] = []
+    outages: list[str] = []
     with LazyRay(recipe) as start_ray:
         for name, stage in recipe.stages.items():
             if states[name].status == "done":
@@ -78,7 +79,7 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, console: Console) -
                 assert manifest is not None
                 console.print(f"[dim]{name:<9} done before, {manifest.seconds:.0f} s[/dim]", highlight=False)
             else:
-                _run_stage(StageContext(recipe, run, name, console, start_ray, mirror), stage.kind)
+                _run_stage(StageContext(recipe, run, name, console, start_ray, mirror, outages), stage.kind)
                 made.append(name)
             if mirror is not None:
                 mirror.push_files(run)
@@ -87,7 +88,7 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, console: Console) -
                 break
     page = build_report(run, recipe)
     if made:
-        track_results(recipe, run, console)
+        track_results(recipe, run, console, outages)
     if mirror is not None:
         mirror.push_files(run)
     console.print(summary_table(json.loads(run.report_json.read_text(encoding="utf-8"))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rich.console import Console
@@ -31,10 +32,10 @@ def results(recipe: Recipe, run: RunDir) -> dict[str, float]:
     return found
 
 
-def track_results(recipe: Recipe, run: RunDir, console: Console) -> None:
+def track_results(recipe: Recipe, run: RunDir, console: Console, outages: Sequence[str] = ()) -> None:
     """Send `results` to the run's trackers. What goes wrong there is said and stops nothing."""
     last = list(recipe.stages)[-1]
-    settings = tracking_settings(recipe, run, last)
+    settings = tracking_settings(recipe, run, last, outages)
     if settings.wandb_mode == "disabled" and not settings.tensorboard:
         return
     stage = recipe.stages[last]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,15 +172,19 @@ def _paths(context: StageContext, init: str, train: Path) -> StagePaths:
 
 
 def _tracking(context: StageContext) -> dict[str, Any]:
-    return settings_dict(tracking_settings(context.recipe, context.run, context.name))
+    return settings_dict(tracking_settings(context.recipe, context.run, context.name, context.outages))
 
 
-def tracking_settings(recipe: Recipe, run: RunDir, name: str) -> TrackingSettings:
-    """How the stage `name` logs: all stages of a run are one run at its trackers."""
+def tracking_settings(recipe: Recipe, run: RunDir, name: str, outages: Sequence[str] = ()) -> TrackingSettings:
+    """How the stage `name` logs: all stages of a run are one run at its trackers.
+
+    After an outage the rest of this process's stages are recorded offline, at once and without another warning.
+    """
     log = recipe.log
+    mode = "offline" if outages and log.wandb == "online" else log.wandb
     return TrackingSettings(
         metrics_file=str(stage_dir(recipe, run, name).metrics.resolve()),
-        wandb_mode=log.wandb if "wandb" in log.trackers else "disabled",
+        wandb_mode=mode if "wandb" in log.trackers else "disabled",
         wandb_dir=str(run.root.resolve()),
         project=log.project,
         group=recipe.name,
@@ -255,6 +259,7 @@ def _wait(context: StageContext, ray: Any, task: Any, steps: int, describe: Call
         warned = warnings_file(context.dir.root)
         for line in warned.read_text(encoding="utf-8").splitlines() if warned.is_file() else ():
             context.console.print(f"[yellow]{context.name}: {escape(line)}[/yellow]", highlight=False, soft_wrap=True)
+            context.outages.append(line)
 
 
 def _mirror_checkpoint(context: StageContext, keep: int) -> None:

@@ -175,3 +175,19 @@ def test_the_results_are_in_the_runs_summary(tmp_path: Path) -> None:
         for item in record.summary.update
     }
     assert found["eval/score/sft"] == 0.853
+
+
+def test_verls_trainers_still_end_without_finish_and_the_factory_closes(tmp_path: Path) -> None:
+    import inspect
+
+    from verl.trainer import sft_trainer
+
+    from tagpr_rl.backend.tracking import TrackerFactory
+
+    assert ".finish(" not in inspect.getsource(sft_trainer)
+    factory = TrackerFactory(settings_dict(settings(tmp_path, "sft", 0)))
+    tracker = factory(project_name="p", experiment_name="e", default_backend=[], config={"a": 1})
+    for step in range(1, 31):
+        tracker.log({f"metric/{i}": float(i) for i in range(40)}, step)
+    factory.finish()
+    assert [row["train/global_step"] for row in wandb_rows(tmp_path)[1]] == list(range(1, 31))

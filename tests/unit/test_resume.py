@@ -156,3 +156,12 @@ def test_resume_says_why_it_cannot(
     with pytest.raises(SystemExit):
         go("resume", run.root, "stages.sft.lr=1")
     assert pipeline == []
+
+
+def test_results_for_the_trackers_are_the_finished_stages_figures(run: RunDir) -> None:
+    from tagpr_rl.stages.results import results
+
+    interrupted(run)
+    found = results(recipe(), run)
+    assert found["sft/m"] == 0.25 and found["sft/seconds"] == 1.5
+    assert not [key for key in found if key.startswith(("guided/", "explore/"))]
