@@ -254,7 +254,7 @@ def remove_run(run: RunDir) -> None:
     """Delete a run's folder. Refuses (TagprError) a folder that is not one."""
     if not run.root.exists():
         return
-    if not run.resolved.is_file() and any(run.root.iterdir()):
+    if not run.resolved.is_file() and any(path != run.lock for path in run.root.iterdir()):
         raise TagprError(
             f"--fresh: {run.root} has no {run.resolved.name}, so it is not a run's folder; remove it by hand"
         )

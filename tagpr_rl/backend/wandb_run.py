@@ -37,7 +37,11 @@ class WandbSink:
             self.run.log({**named, f"{stage}/step": step, GLOBAL_STEP: number}, step=number)
 
     def finish(self, exit_code: int) -> None:
+        """End this process's part. `run.finish` returns before its file is complete; W&B's service ends after it."""
+        import wandb
+
         self.run.finish(exit_code=exit_code)
+        wandb.teardown()
 
 
 def start(settings: TrackingSettings, config: dict[str, Any], warn: Callable[[str], None]) -> Any:

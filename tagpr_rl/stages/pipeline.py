@@ -66,8 +66,8 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, console: Console) -
     mirror = mirror_of(recipe)
     if mirror is not None:
         mirror.require_ours(run)
-    tracker_id(run)
     write_json(run.resolved, dump_recipe(recipe))
+    tracker_id(run)
     write_json(run.environment, describe_environment())
     started = time.monotonic()
     made: list[str] = []

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,41 +35,60 @@ def steps(metrics: Path) -> list[int]:
     return [json.loads(line)["step"] for line in metrics.read_text(encoding="utf-8").splitlines()]
 
 
-def test_two_runs_side_by_side_then_one_is_killed_and_goes_on(tmp_path: Path) -> None:
-    """The kill falls into the writing of step 3's checkpoint. `b` shows what comes of the same recipe undisturbed."""
-    extra = ("stages.guided.steps=4", "stages.guided.save_every=1", "stages.guided.kl_coef=0", "log.wandb=offline")
+def killed(process: subprocess.Popen[str], moment: Callable[[], object], what: str) -> None:
+    """Kill the driver and the Ray processes it started as soon as `moment()` is true."""
+    deadline = time.monotonic() + 600
+    try:
+        while not moment():
+            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            assert time.monotonic() < deadline, f"ten minutes without: {what}"
+            time.sleep(0.005)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_two_runs_side_by_side_then_one_is_killed_three_times_and_goes_on(tmp_path: Path) -> None:
+    """In the SFT stage, between two stages, and while a checkpoint is written. `b` is the same recipe undisturbed."""
+    extra = (
+        "stages.sft.save_every=10", "stages.guided.steps=4", "stages.guided.save_every=1", "stages.guided.kl_coef=0",
+        "log.wandb=offline",
+    )  # fmt: skip
+    run, undisturbed = tmp_path / "a" / "smoke", tmp_path / "b" / "smoke"
+    sft, guided = run / "060_sft", run / "090_guided"
     first = start(tmp_path / "a", *extra)
     second = start(tmp_path / "b", *extra, "--until", "guided")
-    guided = tmp_path / "a" / "smoke" / "090_guided"
+    resume = ("resume", str(run), "--until", "guided")
     try:
-        deadline = time.monotonic() + 600
-        while not list(guided.glob("checkpoints/.writing-*/global_step_3/actor/*")):
-            assert first.poll() is None, first.stdout.read() if first.stdout else ""
-            assert time.monotonic() < deadline, "the guided stage saved no third step in ten minutes"
-            time.sleep(0.005)
-        os.killpg(first.pid, signal.SIGKILL)  # the driver and the Ray processes it started
+        killed(first, lambda: len(steps(sft / "metrics.jsonl")) > 15, "a step of the SFT stage")
+        killed(launch(*resume), lambda: (run / "080_prmu" / "manifest.json").exists(), "the end of the PRMU stage")
+        third = launch(*resume)
+        killed(third, lambda: list(guided.glob("checkpoints/.writing-*/global_step_3/actor/*")), "a third save")
         output, _ = second.communicate(timeout=600)
         assert second.returncode == 0, output[-3000:]
     finally:
-        for process in (first, second):
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    assert steps(tmp_path / "b" / "smoke" / "090_guided" / "metrics.jsonl") == [1, 2, 3, 4]
+        if second.poll() is None:
+            os.killpg(second.pid, signal.SIGKILL)
+    assert steps(undisturbed / "090_guided" / "metrics.jsonl") == [1, 2, 3, 4]
     assert not (guided / "manifest.json").exists()
 
-    again = launch("resume", str(tmp_path / "a" / "smoke"), "--until", "guided")
-    output, _ = again.communicate(timeout=600)
+    output, _ = (again := launch(*resume)).communicate(timeout=600)
     assert again.returncode == 0, output[-3000:]
     assert "going on with stage 'guided' after step 2 of 4" in output and output.count("done before") == 8
-    manifest = json.loads((guided / "manifest.json").read_text(encoding="utf-8"))
-    assert "resumed from step 2" in manifest["notes"]
+    notes = {name: json.loads((run / name / "manifest.json").read_text())["notes"] for name in (sft.name, guided.name)}
+    assert "resumed from step 10" in notes[sft.name] and "resumed from step 2" in notes[guided.name]
     assert steps(guided / "metrics.jsonl") == [1, 2, 3, 4]
     assert sorted(path.name for path in (guided / "rollouts").iterdir()) == [f"step_{n:04d}.jsonl" for n in range(1, 5)]
-    assert prompts(guided) == prompts(tmp_path / "b" / "smoke" / "090_guided")  # the data went on where they were
-    assert [path.name for path in guided.glob("checkpoints/.writing-*/*")] == []
-    assert {path.name.rsplit("-", 1)[1] for path in (tmp_path / "a" / "smoke" / "wandb").glob("*run-*")} == {
-        json.loads((tmp_path / "a" / "smoke" / "tracking.json").read_text(encoding="utf-8"))["id"]
-    }
+    assert prompts(guided) == prompts(undisturbed / guided.name)  # the data went on where they were
+    assert losses(sft) == pytest.approx(losses(undisturbed / sft.name), abs=1e-5) and len(losses(sft)) == 30
+    assert list(guided.glob("checkpoints/.writing-*/*")) == []
+    ids = {path.name.rsplit("-", 1)[1] for path in (run / "wandb").glob("*run-*")}
+    assert ids == {json.loads((run / "tracking.json").read_text(encoding="utf-8"))["id"]}
+
+
+def losses(stage: Path) -> list[float]:
+    lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["train/loss"] for line in lines]
 
 
 def prompts(stage: Path) -> list[list[str]]:

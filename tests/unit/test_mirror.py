@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from made_runs import finish, flip, recipe, save
 
+import launch
 from tagpr_rl import checkpoints
 from tagpr_rl.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
 from tagpr_rl.mirror import Mirror, mirror_of
@@ -166,3 +167,46 @@ def test_a_login_in_a_url_and_two_urls_are_refused_and_out_may_be_one() -> None:
         with pytest.raises(TagprError, match=said) as caught:
             load_recipe(DEMO, overrides)
         assert "secret@" not in str(caught.value) or "credentials" not in said
+
+
+def test_fresh_removes_the_copy_too_and_a_run_elsewhere_is_not_taken_for_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"file://{tmp_path}/far"
+    r = recipe(lambda raw: raw.update(name="demo", mirror=url))
+    interrupted(RunDir(tmp_path / "elsewhere"), r, Mirror(f"{url}/demo"), at=1)
+    calls: list[str] = []
+
+    class Module:
+        @staticmethod
+        def run_pipeline(recipe: Recipe, run: RunDir, **_: object) -> None:
+            calls.append(run.root.name)
+            Mirror(f"{url}/demo").require_ours(run)
+
+    monkeypatch.setattr(launch, "_needs", lambda name: Module)
+    arguments = ["run", str(DEMO), f"mirror={url}", f"out={tmp_path}/here"]
+    assert launch.main(arguments) == 2
+    assert "holds a run that is not the one in" in capsys.readouterr().err
+    assert launch.main([*arguments, "--fresh"]) == 0
+    assert not (tmp_path / "far" / "demo").exists() and calls == ["demo", "demo"]
+
+
+def test_resume_of_a_url_works_in_the_folder_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"file://{tmp_path}/far"
+    interrupted(RunDir(tmp_path / "gone" / "r"), recipe(), Mirror(f"{url}/r"), at=2)
+    runs: list[RunDir] = []
+
+    class Module:
+        @staticmethod
+        def run_pipeline(r: Recipe, run: RunDir, **_: object) -> None:
+            runs.append(run)
+            for name in ("guided", "explore", "eval"):
+                finish(r, run, name)
+
+    monkeypatch.setattr(launch, "_needs", lambda name: Module)
+    assert launch.main(["resume", f"{url}/r", "--out", str(tmp_path / "new")]) == 0
+    assert runs == [RunDir(tmp_path / "new" / "r")]
+    assert "after step 2 of 20" in capsys.readouterr().out
+    assert launch.main(["resume", str(tmp_path / "new" / "r"), "--out", str(tmp_path)]) == 2
