@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tagpr_rl import __version__
 from tagpr_rl.config import Recipe, dump_recipe
-from tagpr_rl.mirror import mirror_of
+from tagpr_rl.mirror import Mirror, mirror_of
 from tagpr_rl.paths import RunDir, write_json
 from tagpr_rl.report import build_report, summary_table
 from tagpr_rl.resume import exclusive
@@ -81,9 +81,7 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, console: Console) -
             else:
                 _run_stage(StageContext(recipe, run, name, console, start_ray, mirror, outages), stage.kind)
                 made.append(name)
-            if mirror is not None:
-                mirror.push_files(run)
-                mirror.push_stage(run, stage_dir(recipe, run, name))
+            _copy(mirror, recipe, run, name)
             if name == until:
                 break
     page = build_report(run, recipe)
@@ -94,6 +92,19 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, console: Console) -
     console.print(summary_table(json.loads(run.report_json.read_text(encoding="utf-8"))))
     console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
     console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _copy(mirror: Mirror | None, recipe: Recipe, run: RunDir, name: str) -> None:
+    """Bring the run's copy at its URL up to the finished stage `name`."""
+    if mirror is None:
+        return
+    try:
+        mirror.push_files(run)
+        mirror.push_stage(run, stage_dir(recipe, run, name))
+    except TagprError as error:
+        raise TagprError(
+            f"{error}\nStage '{name}' is complete in {run.root}; `launch.py resume {run.root}` copies what is missing."
+        ) from error
 
 
 def _run_stage(context: StageContext, kind: str) -> None:
