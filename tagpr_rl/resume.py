@@ -6,6 +6,7 @@ on. `attempt.json` says what it was started from; another recipe or other inputs
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -103,6 +104,9 @@ def exclusive(run: RunDir) -> Iterator[None]:
                 f"run {run.root} is being worked on by process {handle.read().strip() or '?'}; "
                 "wait for it or end it, then start this command again"
             ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks: nobody is kept out
+                raise
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()

@@ -250,16 +250,21 @@ def _wait(context: StageContext, ray: Any, task: Any, steps: int, describe: Call
     wait_with_progress(context.console, context.name, context.dir.metrics, steps, describe, done)
     try:
         ray.get(task)  # raises what the stage raised
-    except TagprError as error:  # as Ray wraps it, with the worker's traceback for a text
-        cause: BaseException = error
-        while isinstance(inner := getattr(cause, "cause", None), BaseException):
-            cause = inner
-        raise TagprError(str(cause)) from error
+    except TagprError as error:
+        raise plain_error(error) from error
     finally:
         warned = warnings_file(context.dir.root)
         for line in warned.read_text(encoding="utf-8").splitlines() if warned.is_file() else ():
             context.console.print(f"[yellow]{context.name}: {escape(line)}[/yellow]", highlight=False, soft_wrap=True)
             context.outages.append(line)
+
+
+def plain_error(error: TagprError) -> TagprError:
+    """The error as it was raised: Ray wraps it, once per task on the way, with the worker's traceback for a text."""
+    cause: BaseException = error
+    while isinstance(inner := getattr(cause, "cause", None), BaseException):
+        cause = inner
+    return TagprError(str(cause))
 
 
 def _mirror_checkpoint(context: StageContext, keep: int) -> None:

@@ -148,3 +148,29 @@ def test_shards_that_lie_on_another_machine_are_noticed(tmp_path: Path) -> None:
             with pytest.raises(TagprError, match="1 of 2 processes saved into"):
                 require_all_ranks(tmp_path, 2)
     require_all_ranks(tmp_path, 2)
+
+
+def test_an_error_keeps_its_words_through_ray(tmp_path: Path) -> None:
+    """A worker's TagprError, through the task that waits for it, as `launch.py` gets it."""
+    import ray
+
+    from tagpr_rl.backend.cluster import LOCAL_NODE_ADDRESS
+    from tagpr_rl.stages.train import plain_error
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address=LOCAL_NODE_ADDRESS)
+    try:
+
+        @ray.remote(num_cpus=1)
+        def worker() -> None:
+            raise TagprError("the disk is full; free some")
+
+        @ray.remote(num_cpus=1)
+        def stage() -> None:
+            ray.get(worker.remote())
+
+        with pytest.raises(TagprError) as caught:
+            ray.get(stage.remote())
+        assert "Traceback" in str(caught.value) or "ray::" in str(caught.value)  # what Ray makes of it
+        assert str(plain_error(caught.value)) == "the disk is full; free some"
+    finally:
+        ray.shutdown()
