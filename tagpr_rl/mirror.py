@@ -31,6 +31,7 @@ class Mirror:
         """`url` names the run's own folder, `<out>/<name>`."""
         self.url = url.rstrip("/")
         self._sent: set[str] = set()
+        self._made: set[str] = set()
         self.failed: tuple[str, int] | None = None
         """Stage and step of a checkpoint that could not be copied; the next one is tried again."""
         with self._remote("opening it"):
@@ -214,7 +215,10 @@ class Mirror:
 
     def _put(self, path: Path, name: str) -> None:
         with self._remote(f"writing {name}"):
-            self._fs.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
+            parent = self._at(name).rpartition("/")[0]
+            if parent not in self._made:
+                self._fs.makedirs(parent, exist_ok=True)
+                self._made.add(parent)
             if path.name == "metrics.jsonl":  # it grows meanwhile
                 self._fs.pipe_file(self._at(name), path.read_bytes())
             else:
@@ -234,6 +238,7 @@ class Mirror:
             target = self._at(name)
             if self._fs.exists(target):
                 self._fs.rm(target, recursive=folder)
+                self._made.clear()
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else str(self._root)
