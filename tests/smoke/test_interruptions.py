@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -74,9 +75,12 @@ def test_two_runs_side_by_side_then_one_is_killed_three_times_and_goes_on(tmp_pa
 
     output, _ = (again := launch(*resume)).communicate(timeout=600)
     assert again.returncode == 0, output[-3000:]
-    assert "going on with stage 'guided' after step 2 of 4" in output and output.count("done before") == 8
+    # Ray's workers outlive their driver for a moment: they may still end the save, or another one.
+    after = re.search(r"going on with stage 'guided' after step ([23]) of 4", output)
+    assert after is not None and output.count("done before") == 8, output[-3000:]
     notes = {name: json.loads((run / name / "manifest.json").read_text())["notes"] for name in (sft.name, guided.name)}
-    assert "resumed from step 10" in notes[sft.name] and "resumed from step 2" in notes[guided.name]
+    assert {"resumed from step 10", "resumed from step 20"} & set(notes[sft.name])
+    assert f"resumed from step {after[1]}" in notes[guided.name]
     assert steps(guided / "metrics.jsonl") == [1, 2, 3, 4]
     assert sorted(path.name for path in (guided / "rollouts").iterdir()) == [f"step_{n:04d}.jsonl" for n in range(1, 5)]
     assert prompts(guided) == prompts(undisturbed / guided.name)  # the data went on where they were
