@@ -1,4 +1,4 @@
-"""The command line: run, plan, walk, status, report; render, submit, jobs. Imports torch and ray when needed only."""
+"""The command line: run, resume, plan, walk, status, report, export, render, submit, jobs. Torch and ray come late."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from rich.console import Console
 from tagpr_rl import plan as planning
 from tagpr_rl import render as rendering
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, load_recipe
+from tagpr_rl.mirror import Mirror, is_url, mirror_of
 from tagpr_rl.paths import RunDir
-from tagpr_rl.runstate import read_resolved, require_unchanged, stage_dir, upstream
+from tagpr_rl.resume import exclusive, resume_point
+from tagpr_rl.runstate import read_resolved, require_unchanged, run_status, stage_dir, upstream
 from tagpr_rl.types import TagprError
 
 _FILE_ERRORS = {
@@ -42,6 +44,17 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="delete the run's folder first")
     run.add_argument("--dry-run", action="store_true", help="the same as `plan`")
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+
+    resume = commands.add_parser("resume", help="go on with an interrupted run, mid-stage or between stages")
+    resume.add_argument("target", metavar="RUN", help="a run's folder, or its URL (s3://bucket/prefix/name)")
+    resume.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    resume.add_argument("--out", type=Path, metavar="FOLDER", help="with a URL: the local folder of runs")
+
+    export = commands.add_parser("export", help="write a finished stage's model as a Hugging Face folder")
+    export.add_argument("target", metavar="RUN", type=Path, help="a run's folder")
+    export.add_argument("--stage", required=True, help="a model, sft or grpo stage")
+    export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    export.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/export/STAGE-DTYPE")
 
     _recipe_arguments(commands.add_parser("plan", help="stages, state, batch arithmetic, verl overrides; runs nothing"))
 
@@ -92,8 +105,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     unknown = [item for item in rest if item.startswith("-") or "=" not in item]
     if unknown:
         grammar.error(f"unknown arguments: {' '.join(unknown)} (overrides have the form key=value)")
-    if rest and "overrides" not in arguments:
-        grammar.error(f"unknown arguments: {' '.join(rest)}")
+    if rest and not hasattr(arguments, "overrides"):
+        grammar.error(f"`{arguments.command}` takes the run's own recipe, without overrides: {' '.join(rest)}")
     arguments.overrides = [*getattr(arguments, "overrides", ()), *rest]
     return arguments
 
@@ -131,14 +144,58 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.dry_run:
         return _plan(arguments, console)
     recipe = _load(arguments)
-    if arguments.until is not None and arguments.until not in recipe.stages:
-        raise TagprError(f"--until {arguments.until}: no such stage; the stages are {', '.join(recipe.stages)}")
+    _check_until(recipe, arguments.until)
     run = run_dir(recipe)
     if arguments.fresh:
         remove_run(run)
+        if (mirror := mirror_of(recipe)) is not None:
+            mirror.remove()
     require_unchanged(recipe, run)
     run.root.mkdir(parents=True, exist_ok=True)
     _needs("tagpr_rl.stages.pipeline").run_pipeline(recipe, run, until=arguments.until)
+    return 0
+
+
+def _check_until(recipe: Recipe, until: str | None) -> None:
+    if until is not None and until not in recipe.stages:
+        raise TagprError(f"--until {until}: no such stage; the stages are {', '.join(recipe.stages)}")
+
+
+def _resume(arguments: argparse.Namespace, console: Console) -> int:
+    if is_url(arguments.target):
+        mirror = Mirror(arguments.target)
+        recipe = mirror.recipe()
+        if arguments.out is not None:
+            recipe = recipe.model_copy(update={"out": arguments.out})
+        run = run_dir(recipe)
+        with exclusive(run):
+            for line in mirror.pull(recipe, run):
+                console.print(f"from {mirror.url}: {line}", highlight=False, soft_wrap=True)
+    elif arguments.out is not None:
+        raise TagprError(f"--out {arguments.out} goes with a URL; {arguments.target} is worked on where it is")
+    elif not Path(arguments.target).is_dir():
+        raise TagprError(f"{arguments.target} is no run's folder; `resume` takes one, and `run` takes a recipe")
+    else:
+        run = RunDir(Path(arguments.target))
+        recipe = read_resolved(run)
+    _check_until(recipe, arguments.until)
+    point = resume_point(recipe, run)
+    console.print(f"run {run.root}: {point.describe()}", highlight=False, soft_wrap=True, markup=False)
+    if point.stage is None and recipe.mirror is None:
+        return 0
+    _needs("tagpr_rl.stages.pipeline").run_pipeline(recipe, run, until=arguments.until)
+    left = [name for name, state in run_status(recipe, run, until=arguments.until).items() if state.status != "done"]
+    assert not left, f"the pipeline ended with unfinished stages: {left}"
+    return 0
+
+
+def _export(arguments: argparse.Namespace, console: Console) -> int:
+    recipe, run = find_run(arguments.target, ())
+    if not arguments.target.is_dir():
+        raise TagprError(f"{arguments.target} is no run's folder")
+    export = _needs("tagpr_rl.stages.export").export
+    folder = export(recipe, run, arguments.stage, dtype=arguments.dtype, out=arguments.out)
+    console.print(str(folder), soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
@@ -202,8 +259,8 @@ def _jobs(arguments: argparse.Namespace, console: Console) -> int:
 
 
 _COMMANDS = {
-    "run": _run, "plan": _plan, "walk": _walk, "status": _status, "report": _report,
-    "render": _render, "submit": _submit, "jobs": _jobs,
+    "run": _run, "resume": _resume, "plan": _plan, "walk": _walk, "status": _status, "report": _report,
+    "export": _export, "render": _render, "submit": _submit, "jobs": _jobs,
 }  # fmt: skip
 
 
@@ -244,11 +301,12 @@ def remove_run(run: RunDir) -> None:
     """Delete a run's folder. Refuses (TagprError) a folder that is not one."""
     if not run.root.exists():
         return
-    if not run.resolved.is_file() and any(run.root.iterdir()):
+    if not run.resolved.is_file() and any(path != run.lock for path in run.root.iterdir()):
         raise TagprError(
             f"--fresh: {run.root} has no {run.resolved.name}, so it is not a run's folder; remove it by hand"
         )
-    shutil.rmtree(run.root)
+    with exclusive(run):
+        shutil.rmtree(run.root)
 
 
 def _needs(module: str) -> Any:

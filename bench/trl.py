@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.table import Table
 
+from tagpr_rl import checkpoints
 from tagpr_rl.config import GrpoStage, Recipe, dump_recipe, load_recipe, recipe_from_dict
 from tagpr_rl.paths import RunDir, write_json
 from tagpr_rl.runstate import stage_dir
@@ -186,6 +187,7 @@ def run_ours(recipe: Recipe, size: Size, folder: Path) -> list[dict[str, Any]]:
     }
     metrics = folder / "metrics.jsonl"
     tracking = TrackingSettings(str(metrics.resolve()), "disabled", str(folder.resolve()), "bench", "bench", STAGE)
+    checkpoints.begin(paths.checkpoints, {}, keep=1)  # nothing is saved; the trainer asks for its attempt
     checker = {"schema_file": None, "prefilled": False, **stage.weights.model_dump()}
     with cluster.ray_session(recipe) as ray:
         devices = cluster.free_devices()

@@ -122,7 +122,9 @@ class PlatformBlock(Closed):
 class Loggers(Closed):
     """`metrics.jsonl` is always written."""
 
+    trackers: tuple[Literal["jsonl", "wandb", "tensorboard"], ...] = ("jsonl", "wandb")
     wandb: Literal["offline", "online", "disabled"] = "offline"
+    """How the tracker "wandb" runs; one W&B run per pipeline."""
     project: str = "tagpr_rl"
 
 
@@ -223,6 +225,8 @@ class SftStage(TrainingStage):
     weight_decay: NonNegative = 0.01
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     save_every: Count | None = None
+    """Steps between checkpoints (None = one, after the last step)."""
+    keep_checkpoints: Count = 2
 
 
 class PrmuStage(TrainingStage):
@@ -289,6 +293,8 @@ class GrpoStage(TrainingStage):
     max_masked_fraction: Fraction = 0.05
     """More unscored responses in a step than this abort the stage."""
     save_every: Count | None = None
+    """Steps between checkpoints (None = one, after the last step)."""
+    keep_checkpoints: Count = 2
 
     @model_validator(mode="after")
     def _prmu_named(self) -> GrpoStage:

@@ -84,6 +84,9 @@ class Recipe(Closed):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     out: Path = Path("runs")
+    """Folder of the runs. A URL (`s3://bucket/prefix`) means: work in `runs/`, and `mirror` there."""
+    mirror: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.:-]*://")] | None = None
+    """Finished stages and step checkpoints are copied to `<mirror>/<name>`: any URL of fsspec."""
     data: DataBlock = DataBlock()
     schema_file: Path | None = None
     """Tag schema (YAML or JSON); null = the built-in nine tags."""
@@ -97,6 +100,20 @@ class Recipe(Closed):
     cluster: ClusterBlock = ClusterBlock()
     log: Loggers = Loggers()
     stages: dict[str, Stage] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _out_may_be_a_url(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        out, mirror = raw.get("out"), raw.get("mirror")
+        if isinstance(out, str) and "://" in out:
+            if mirror is not None:
+                raise ValueError(f"out={out} and mirror={mirror}: give one URL, and a folder for the other")
+            raw = {key: value for key, value in raw.items() if key != "out"} | {"mirror": out}
+        if "@" in str(raw.get("mirror") or "").partition("://")[2].partition("/")[0]:
+            raise ValueError("mirror: a login stands in the URL; credentials belong in the environment")
+        return raw
 
     @model_validator(mode="after")
     def _stage_references(self) -> Recipe:

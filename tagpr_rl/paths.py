@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -37,8 +38,21 @@ def replacing(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temp.chmod(0o666 & ~umask)  # mkstemp makes 0600
         temp.replace(path)
+        sync_folder(path.parent)
     finally:
         temp.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -117,6 +131,16 @@ class RunDir:
     @property
     def environment(self) -> Path:
         return self.root / "environment.json"
+
+    @property
+    def tracking(self) -> Path:
+        """The run's id at its trackers (W&B)."""
+        return self.root / "tracking.json"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that works on the run."""
+        return self.root / ".lock"
 
     @property
     def report_json(self) -> Path:

@@ -6,9 +6,9 @@ stage is never reused for a recipe that would have made something else.
 
 What counts as a stage's recipe values: its own block, and those parts of `data`, `model`, `lora`, `schema_file`
 and `platform` that it reads (`stage_config`). Left out, because they change no result beyond rounding:
-`name`, `out`, `log`, `save_every`, `training`, `budget`, all of `platform` but `device`, and all of `placement`
-but a separate rollout, whose responses come from older weights. Paths are left out as well; the *content* of the
-files they name counts, as an input.
+`name`, `out`, `mirror`, `log`, `save_every`, `keep_checkpoints`, `training`, `budget`, all of `platform` but
+`device`, and all of `placement` but a separate rollout, whose responses come from older weights. Paths are left out
+as well; the *content* of the files they name counts, as an input.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def stage_config(recipe: Recipe, name: str) -> dict[str, Any]:
     """The recipe values that the stage depends on, as plain JSON (see the head of this file)."""
     dumped = dump_recipe(recipe)
     kind = recipe.stages[name].kind
-    block = {key: value for key, value in dumped["stages"][name].items() if key != "save_every"}
+    block = _without(dumped["stages"][name], "save_every", "keep_checkpoints")
     config: dict[str, Any] = {"stage": block}
     if kind == "data":
         config["data"] = _without(dumped["data"], "lamp_dir", "retrieval", "prompt")

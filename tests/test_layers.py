@@ -32,6 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prmu": {"types", "paths", "tags", "data"},
     "report": {"types", "paths", "config", "tags", "eval"},
     "runstate": {"types", "paths", "config"},
+    "checkpoints": {"types", "paths", "runstate"},
+    "resume": {"types", "paths", "config", "runstate", "checkpoints"},
+    "mirror": {"types", "paths", "config", "runstate", "checkpoints"},
+    "runlog": {"types", "paths", "config"},
     "budget": {"types", "paths", "placement", "config"},
     "plan": {"types", "paths", "config", "runstate", "budget"},
     "deploy": {"types", "config"},
@@ -57,6 +61,7 @@ PURE_IN_BACKEND = (
     "tagpr_rl.backend.coalesce",
     "tagpr_rl.backend.deepspeed.zero",
     "tagpr_rl.backend.settings",
+    "tagpr_rl.backend.tracking",
     "tagpr_rl.backend.verl_config",
 )
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import ray
 
-from tagpr_rl.backend.tracking import StageTracker, TrackingSettings
+from tagpr_rl.backend.tracking import TrackerFactory
 
 
 @ray.remote(num_cpus=1)
 class GrpoDriver:
     """Runs verl's TaskRunnerV1 in this actor's process, with our trainer in the place of its sync one."""
 
-    def run(self, overrides: dict[str, Any], scorers: dict[str, Any], tracking: dict[str, str], device: str) -> None:
+    def run(self, overrides: dict[str, Any], scorers: dict[str, Any], tracking: dict[str, Any], device: str) -> None:
         """Train to the end of the stage.
 
         Args:
@@ -40,7 +40,8 @@ class GrpoDriver:
             from tagpr_rl.backend.trainer_separate import TagprSeparateTrainer, remove_rollout_placement_groups
 
             trainer_base.TRAINER_REGISTRY["separate_async"] = TagprSeparateTrainer
-        trainer_base.Tracking = lambda config=None, **_: StageTracker(TrackingSettings(**tracking), config)
+        trackers = TrackerFactory(tracking)
+        trainer_base.Tracking = trackers
         job = ray.get_runtime_context().get_job_id()
         checker_name = f"tag_checker_{job}_{os.getpid()}"
         keep = [tag_checker.start(checker_name, **scorers["checker"])]
@@ -68,6 +69,7 @@ class GrpoDriver:
         try:
             runner.run(config)
         finally:
+            trackers.finish()
             _remove_placement_groups(runner.trainer)
             if separate:
                 remove_rollout_placement_groups(runner.trainer)

@@ -17,7 +17,7 @@ def train_prmu_remote(
     backbone: str,
     out: str,
     settings: dict[str, Any],
-    tracking: dict[str, str],
+    tracking: dict[str, Any],
     threads: int,
     zero: dict[str, Any] | None = None,
 ) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from tagpr_rl.backend.tracking import StageTracker, TrackingSettings
+from tagpr_rl.backend.tracking import TrackerFactory
 
 
 @ray.remote(num_cpus=1, num_gpus=1)
@@ -28,7 +28,7 @@ class SftWorker:
         world: int,
         master: tuple[str, int],
         overrides: dict[str, Any],
-        tracking: dict[str, str],
+        tracking: dict[str, Any],
         device: str,
     ) -> None:
         """Train to the end of the stage; all ranks return together."""
@@ -44,20 +44,24 @@ class SftWorker:
         import verl.trainer.sft_trainer as verl_sft
 
         from tagpr_rl.backend import platform_cpu
+        from tagpr_rl.backend.checkpointing import StagedCheckpointHandler
         from tagpr_rl.backend.hydra_config import compose
 
         platform_cpu.assert_platform(device)
-        verl_sft.Tracking = lambda config=None, **_: StageTracker(TrackingSettings(**tracking), config)
+        verl_sft.CheckpointHandler = StagedCheckpointHandler
+        trackers = TrackerFactory(tracking)
+        verl_sft.Tracking = trackers
         config = compose("sft_trainer_engine", overrides)
         dist.init_process_group(backend="gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
         try:
             trainer = verl_sft.SFTTrainer(config=config)
             trainer.fit()
         finally:
+            trackers.finish()
             dist.destroy_process_group()
 
 
-def run_sft(world: int, overrides: dict[str, Any], tracking: dict[str, str], device: str) -> None:
+def run_sft(world: int, overrides: dict[str, Any], tracking: dict[str, Any], device: str) -> None:
     """Start `world` workers, train, and end them. Raises what a worker raised."""
     workers = [SftWorker.remote() for _ in range(world)]
     try:

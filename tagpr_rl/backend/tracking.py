@@ -1,4 +1,4 @@
-"""Where a stage's metrics go: `metrics.jsonl` always, W&B as the recipe says.
+"""Where a stage's metrics go: `metrics.jsonl` always, W&B and TensorBoard as the recipe says.
 
 Stands in for verl.utils.tracking.Tracking, whose file logger truncates on restart and whose
 `wandb.init` takes no run id.
@@ -10,27 +10,39 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tagpr_rl.runlog import StepGate
+
 
 @dataclass(frozen=True, slots=True)
 class TrackingSettings:
-    """How one stage logs."""
+    """How one stage logs. All paths are absolute."""
 
     metrics_file: str
     wandb_mode: str
     """offline, online or disabled"""
     wandb_dir: str
+    """The run's folder; W&B's and TensorBoard's files go below it."""
     project: str
     group: str
-    """The run's name: the stages of one run share a W&B group."""
+    """The run's name."""
     stage: str
+    run_id: str = ""
+    """One W&B run per pipeline: runlog.tracker_id."""
+    step_offset: int = 0
+    """Training steps of the stages before: runlog.step_offset."""
+    tensorboard: bool = False
 
 
 class StageTracker:
-    """Logs one stage. Same methods as verl's Tracking: `log(data, step)`, `finish(exit_code)`."""
+    """Logs one stage. Same methods as verl's Tracking: `log(data, step)`, `finish(exit_code)`.
+
+    A tracker that fails is left out from then on, with one line in `warnings_file`: an outage never stops training.
+    """
 
     def __init__(self, settings: TrackingSettings, config: dict[str, Any] | None = None) -> None:
         self.settings = settings
@@ -38,43 +50,103 @@ class StageTracker:
         path = Path(settings.metrics_file)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
-        self._wandb: Any = None
+        self._last = 0
+        self._waiting: list[tuple[int, Callable[[], None]]] = []
         self.logger: dict[str, Any] = {}
+        self._sinks: dict[str, Any] = {}
         if settings.wandb_mode != "disabled":
-            self._wandb = _start_wandb(settings, config or {})
+            self._add("W&B", lambda: _wandb_sink(self, config or {}))
+        if settings.tensorboard:
+            self._add("TensorBoard", lambda: _tensorboard_sink(settings))
 
     def log(self, data: dict[str, Any], step: int, backend: Any = None) -> None:
-        """Append one line to metrics.jsonl and send the same numbers to W&B."""
+        """Append one line to metrics.jsonl and send the same numbers to the trackers."""
         row = {key: number for key, value in data.items() if (number := _number(value)) is not None}
         line = {"step": int(step), "time_s": round(time.time() - self._started, 3), **row}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log(row, step=int(step))
+        self._last = int(step)
+        for name in list(self._sinks):
+            self._try(name, lambda sink: sink.log(row, int(step)))
+        self._call_waiting()
+
+    def after_row(self, step: int, then: Callable[[], None]) -> None:
+        """Call `then` once the row of `step` is on disk (now, if it is)."""
+        self._waiting.append((step, then))
+        self._call_waiting()
+
+    def _call_waiting(self) -> None:
+        ready = [then for step, then in self._waiting if step <= self._last]
+        self._waiting = [(step, then) for step, then in self._waiting if step > self._last]
+        if ready:
+            os.fsync(self._file.fileno())
+        for then in ready:
+            then()
+
+    def warn(self, text: str) -> None:
+        """One line for the user, whose terminal is not this process's."""
+        with warnings_file(Path(self.settings.metrics_file).parent).open("a", encoding="utf-8") as handle:
+            handle.write(" ".join(text.split())[:600] + "\n")
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close the file and the W&B run. Safe to call twice."""
+        """Close the file and the trackers. Safe to call twice."""
         if not self._file.closed:
             self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=exit_code)
-            self._wandb = None
+        for name in list(self._sinks):
+            self._try(name, lambda sink: sink.finish(exit_code))
+        self._sinks = {}
+
+    def _add(self, name: str, make: Callable[[], Any]) -> None:
+        try:
+            self._sinks[name] = make()
+        except Exception as error:  # noqa: BLE001  (whatever a tracker's client raises, training goes on)
+            self.warn(f"{name} could not start and is left out: {type(error).__name__}: {error}")
+
+    def _try(self, name: str, call: Callable[[Any], None]) -> None:
+        try:
+            call(self._sinks[name])
+        except Exception as error:  # noqa: BLE001  (as above)
+            del self._sinks[name]
+            self.warn(f"{name} failed and is left out from here on: {type(error).__name__}: {error}")
 
 
-def _start_wandb(settings: TrackingSettings, config: dict[str, Any]) -> Any:
-    import wandb
+class TrackerFactory:
+    """Stands in for the class verl.utils.tracking.Tracking in a trainer's module; closes what it made.
 
-    os.makedirs(settings.wandb_dir, exist_ok=True)
-    return wandb.init(
-        project=settings.project,
-        group=settings.group,
-        name=f"{settings.group}/{settings.stage}",
-        job_type=settings.stage,
-        dir=settings.wandb_dir,
-        mode=settings.wandb_mode,
-        config=config,
-        settings=wandb.Settings(console="off", silent=True, x_disable_stats=settings.wandb_mode == "offline"),
-    )
+    verl's trainers never call `finish`, and a process that is ended then loses its last rows of a tracker.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = TrackingSettings(**settings)
+        self._made: list[StageTracker] = []
+
+    def __call__(self, config: dict[str, Any] | None = None, **_: Any) -> StageTracker:
+        self._made.append(StageTracker(self._settings, config))
+        return self._made[-1]
+
+    def finish(self) -> None:
+        """Close every tracker that was made."""
+        for tracker in self._made:
+            tracker.finish()
+
+
+def warnings_file(stage: Path) -> Path:
+    """Where a stage's trackers leave their warnings: one line each."""
+    return stage / "tracking_warnings.txt"
+
+
+def _wandb_sink(tracker: StageTracker, config: dict[str, Any]) -> Any:
+    from tagpr_rl.backend.wandb_run import WandbSink
+
+    settings = tracker.settings
+    gate = StepGate(Path(settings.wandb_dir) / "wandb_last_step")
+    return WandbSink(settings, {settings.stage: config}, gate, tracker.warn)
+
+
+def _tensorboard_sink(settings: TrackingSettings) -> Any:
+    from tagpr_rl.backend.tensorboard_log import TensorboardSink
+
+    return TensorboardSink(settings)
 
 
 def _number(value: Any) -> float | None:
@@ -88,6 +160,6 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def settings_dict(settings: TrackingSettings) -> dict[str, str]:
+def settings_dict(settings: TrackingSettings) -> dict[str, Any]:
     """Plain dict, to travel through Ray and OmegaConf."""
     return asdict(settings)

@@ -20,6 +20,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from tagpr_rl.backend.agent_loop import OneServerClient
+from tagpr_rl.backend.trainer_checkpoints import CheckpointHooks
 from tagpr_rl.paths import write_text
 from tagpr_rl.reward.rubric import REWARD_KEYS
 
@@ -161,8 +162,8 @@ class RewardHooks:
         write_text(Path(rollout_data_dir) / f"step_{self.global_steps:04d}.jsonl", text)
 
 
-class TagprTrainer(RewardHooks, PPOTrainerSync):
-    """verl's synchronous trainer with `RewardHooks`."""
+class TagprTrainer(CheckpointHooks, RewardHooks, PPOTrainerSync):
+    """verl's synchronous trainer with both hooks."""
 
     def get_llm_client(self) -> Any:
         """verl's client; with one rollout server, one that does not ask the load balancer every time."""

@@ -10,14 +10,15 @@ from verl.trainer.ppo.v1 import trainer_separate_async
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 
 from tagpr_rl.backend.trainer import RewardHooks
+from tagpr_rl.backend.trainer_checkpoints import CheckpointHooks
 
 # verl 0.9.1 trainer_separate_async.py:181 calls logger.info(..., flush=True) where engines stay off the policy's
 # devices, which is a TypeError at its default level INFO. Above INFO the call returns before it fails.
 trainer_separate_async.logger.setLevel(logging.WARNING)
 
 
-class TagprSeparateTrainer(RewardHooks, PPOTrainerSeparateAsync):
-    """PPOTrainerSeparateAsync with `RewardHooks`: responses of a step come from weights of earlier steps."""
+class TagprSeparateTrainer(CheckpointHooks, RewardHooks, PPOTrainerSeparateAsync):
+    """PPOTrainerSeparateAsync with both hooks: responses of a step come from weights of earlier steps."""
 
 
 def remove_rollout_placement_groups(trainer: Any) -> None:

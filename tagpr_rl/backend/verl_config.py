@@ -241,7 +241,7 @@ def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths
         "trainer.save_freq": stage.save_every or stage.steps,
         "trainer.test_freq": -1,
         "trainer.val_before_train": False,
-        "trainer.max_actor_ckpt_to_keep": 2,
+        "trainer.max_actor_ckpt_to_keep": None,  # tagpr_rl.checkpoints keeps and drops
         "trainer.default_local_dir": str(paths.checkpoints),
         "trainer.rollout_data_dir": str(paths.rollouts),
         "trainer.project_name": recipe.log.project,
@@ -300,7 +300,7 @@ def sft_overrides(recipe: Recipe, name: str, paths: StagePaths, steps: int | Non
         "trainer.total_epochs": 1_000_000,
         "trainer.save_freq": stage.save_every or -1,
         "trainer.test_freq": -1,
-        "trainer.max_ckpt_to_keep": 2,
+        "trainer.max_ckpt_to_keep": None,
         "trainer.device": recipe.platform.device,
         "trainer.project_name": recipe.log.project,
         "trainer.experiment_name": f"{recipe.name}/{name}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -13,13 +12,12 @@ from typing import Any
 from rich.console import Console
 
 from tagpr_rl.config import Recipe
+from tagpr_rl.mirror import Mirror
 from tagpr_rl.paths import RunDir, StageDir, write_json
-from tagpr_rl.runstate import compare, read_manifest, stage_config, stage_dir, stage_inputs, verify_outputs
+from tagpr_rl.resume import ATTEMPT, attempt, require_same_attempt
+from tagpr_rl.runstate import read_manifest, stage_dir, verify_outputs
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 from tagpr_rl.types import TagprError
-
-ATTEMPT = "attempt.json"
-"""What an unfinished training stage was started from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +39,10 @@ class StageContext:
     console: Console
     start_ray: Callable[[], Any]
     """Joins or starts the run's Ray session; cheap when it is there already."""
+    mirror: Mirror | None = None
+    """The run's copy at a URL."""
+    outages: list[str] = field(default_factory=list)
+    """What trackers have complained of in this process; shared by all stages."""
 
     @property
     def dir(self) -> StageDir:
@@ -88,20 +90,8 @@ class StageContext:
         A finished stage has its manifest for this; an unfinished one may have checkpoints, which verl
         would resume whatever they were trained on.
         """
-        path = self.dir.root / ATTEMPT
-        now = {
-            "config": stage_config(self.recipe, self.name),
-            "inputs": stage_inputs(self.recipe, self.run, self.name),
-        }
-        if path.is_file():
-            changes = compare(json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(now)))
-            if changes:
-                raise TagprError(
-                    f"stage '{self.name}' was interrupted, and the recipe or its inputs have changed since:\n  "
-                    + "\n  ".join(changes)
-                    + f"\nDelete {self.dir.root} to start the stage over, or use another folder (name=<new name>)."
-                )
-        write_json(path, now)
+        require_same_attempt(self.recipe, self.run, self.name)
+        write_json(self.dir.root / ATTEMPT, attempt(self.recipe, self.run, self.name))
 
 
 class LazyRay:

@@ -18,8 +18,11 @@ from rich.console import Console
 
 from tagpr_rl import __version__
 from tagpr_rl.config import Recipe, dump_recipe
+from tagpr_rl.mirror import Mirror, mirror_of
 from tagpr_rl.paths import RunDir, write_json
 from tagpr_rl.report import build_report, summary_table
+from tagpr_rl.resume import exclusive
+from tagpr_rl.runlog import tracker_id
 from tagpr_rl.runstate import (
     make_manifest,
     read_manifest,
@@ -30,6 +33,7 @@ from tagpr_rl.runstate import (
 )
 from tagpr_rl.stages import chains, data, evaluate, model, prompts, train
 from tagpr_rl.stages.context import LazyRay, StageContext, StageResult
+from tagpr_rl.stages.results import track_results
 from tagpr_rl.types import TagprError
 
 STAGES: dict[str, Callable[[StageContext], StageResult]] = {
@@ -54,13 +58,23 @@ def run_pipeline(recipe: Recipe, run: RunDir, *, until: str | None = None, conso
     console = console or Console()
     if recipe.platform.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it looked for a GPU in vain
+    with exclusive(run):
+        _run_all(recipe, run, until, console)
+
+
+def _run_all(recipe: Recipe, run: RunDir, until: str | None, console: Console) -> None:
     states = require_unchanged(recipe, run)
-    run.root.mkdir(parents=True, exist_ok=True)
+    mirror = mirror_of(recipe)
+    if mirror is not None:
+        mirror.require_ours(run)
     write_json(run.resolved, dump_recipe(recipe))
+    tracker_id(run)
     write_json(run.environment, describe_environment())
     started = time.monotonic()
     wanted = list(recipe.stages)[: list(recipe.stages).index(until) + 1] if until else list(recipe.stages)
     todo = [recipe.stages[name].kind for name in wanted if states[name].status != "done"]
+    made: list[str] = []
+    outages: list[str] = []
     with LazyRay(recipe) as start_ray:
         if recipe.platform.ray_address and set(todo) & set(USES_RAY):
             start_ray()  # a cluster that is too small says so now, not after the first stages
@@ -70,13 +84,32 @@ def run_pipeline(recipe: Recipe, run: RunDir, *, until: str | None = None, conso
                 assert manifest is not None
                 console.print(f"[dim]{name:<9} done before, {manifest.seconds:.0f} s[/dim]", highlight=False)
             else:
-                _run_stage(StageContext(recipe, run, name, console, start_ray), stage.kind)
+                _run_stage(StageContext(recipe, run, name, console, start_ray, mirror, outages), stage.kind)
+                made.append(name)
+            _copy(mirror, recipe, run, name)
             if name == until:
                 break
     page = build_report(run, recipe)
+    if made:
+        track_results(recipe, run, console, outages)
+    if mirror is not None:
+        mirror.push_files(run)
     console.print(summary_table(json.loads(run.report_json.read_text(encoding="utf-8"))))
     console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
     console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _copy(mirror: Mirror | None, recipe: Recipe, run: RunDir, name: str) -> None:
+    """Bring the run's copy at its URL up to the finished stage `name`."""
+    if mirror is None:
+        return
+    try:
+        mirror.push_files(run)
+        mirror.push_stage(run, stage_dir(recipe, run, name))
+    except TagprError as error:
+        raise TagprError(
+            f"{error}\nStage '{name}' is complete in {run.root}; `launch.py resume {run.root}` copies what is missing."
+        ) from error
 
 
 def _run_stage(context: StageContext, kind: str) -> None:

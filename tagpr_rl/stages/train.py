@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.backend.tracking import TrackingSettings, settings_dict
+from rich.markup import escape
+
+from tagpr_rl import checkpoints
+from tagpr_rl.backend.tracking import TrackingSettings, settings_dict, warnings_file
 from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides, sft_overrides, world_size
-from tagpr_rl.config import GrpoStage, PlacementBlock, PrmuStage, SftStage
+from tagpr_rl.config import GrpoStage, PlacementBlock, PrmuStage, Recipe, SftStage
 from tagpr_rl.data.tokens import ChatTokenizer
-from tagpr_rl.paths import write_json
-from tagpr_rl.stages.context import ATTEMPT, StageContext, StageResult
+from tagpr_rl.paths import RunDir, sha256_file, write_json
+from tagpr_rl.resume import ATTEMPT
+from tagpr_rl.runlog import step_offset, tracker_id
+from tagpr_rl.runstate import stage_config, stage_dir, stage_inputs
+from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.fetch import model_folder
 from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, sft_rows, write_parquet
 from tagpr_rl.stages.watch import last_row, trim_metrics, wait_with_progress
 from tagpr_rl.types import TagprError
 
 _RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", ATTEMPT)
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "chat_template*")
 
 
 def run_sft(context: StageContext) -> StageResult:
@@ -39,18 +46,19 @@ def run_sft(context: StageContext) -> StageResult:
     paths = _paths(context, stage.init, train)
     steps = steps_within(stage.steps, stage.batch_size, len(rows), stage.max_epochs)
     overrides = sft_overrides(recipe, context.name, paths, steps)
-    _resume(context)
-    ray = context.start_ray()
-    from tagpr_rl.backend.sft import run_sft as train_remote
+    start = _resume(context, paths.model)
+    if start.step < steps:
+        ray = context.start_ray()
+        from tagpr_rl.backend.sft import run_sft as train_remote
 
-    task = ray.remote(num_cpus=1)(train_remote).remote(
-        world_size(recipe), overrides, _tracking(context), recipe.platform.device
-    )
-    _wait(context, ray, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
-    publish(context, _latest(context) / "huggingface")
+        task = ray.remote(num_cpus=1)(train_remote).remote(
+            world_size(recipe), overrides, _tracking(context), recipe.platform.device
+        )
+        _wait(context, ray, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
+    publish(context, _last_checkpoint(context, steps) / "huggingface")
     last = last_row(context.dir.metrics) or {}
     metrics = {"examples": float(len(rows)), "too_long": float(dropped), "loss": float(last["train/loss"])}
-    notes = _capped(steps, stage.steps, len(rows), stage.max_epochs)
+    notes = (*_notes(context, start), *_capped(steps, stage.steps, len(rows), stage.max_epochs))
     return StageResult(outputs=(context.dir.hf, context.dir.metrics), metrics=metrics, notes=notes)
 
 
@@ -82,13 +90,31 @@ def _sft_examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str
 
 def run_grpo(context: StageContext) -> StageResult:
     """One GRPO stage on verl's trainer, with PRMU and tag-checker actors beside it."""
-    recipe, stage = context.recipe, context.recipe.stages[context.name]
+    stage = context.recipe.stages[context.name]
     assert isinstance(stage, GrpoStage)
     context.guard_attempt()
     context.clean(*_RESUMABLE)
     rows = context.nearest("prompts", reads=("train.parquet",)).root / "train.parquet"
     paths = _paths(context, stage.init, rows)
-    start = _resume(context)
+    start = _resume(context, paths.model)
+    if start.step < stage.steps:
+        _train_grpo(context, stage, paths)
+    publish(context, _last_checkpoint(context, stage.steps) / "actor" / "huggingface")
+    last = last_row(context.dir.metrics) or {}
+    keys = ("reward/total/mean", "reward/task/mean", "reward/format/mean", "reward/tag/mean", "reward/prmu/mean")
+    metrics = {key: float(last[key]) for key in keys if key in last}
+    return StageResult(
+        outputs=(context.dir.hf, context.dir.metrics),
+        metrics=metrics,
+        notes=(
+            "weights are carried from the stage before; optimizer, schedule, data order and reference start afresh",
+            *_notes(context, start),
+        ),
+    )
+
+
+def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> None:
+    recipe = context.recipe
     prmu = None
     if stage.prmu is not None and stage.weights.beta > 0:
         folder = context.earlier(stage.prmu, reads=("prmu",)).root / "prmu"
@@ -112,18 +138,6 @@ def run_grpo(context: StageContext) -> StageResult:
         _wait(context, ray, task, stage.steps, lambda row: f"reward {row.get('reward/total/mean', 0):.3f}")
     finally:
         cluster.end_actor(driver, devices)
-    publish(context, _latest(context) / "actor" / "huggingface")
-    last = last_row(context.dir.metrics) or {}
-    keys = ("reward/total/mean", "reward/task/mean", "reward/format/mean", "reward/tag/mean", "reward/prmu/mean")
-    metrics = {key: float(last[key]) for key in keys if key in last}
-    return StageResult(
-        outputs=(context.dir.hf, context.dir.metrics),
-        metrics=metrics,
-        notes=(
-            "weights are carried from the stage before; optimizer, schedule, data order and reference start afresh",
-            *((f"resumed from step {start}",) if start else ()),
-        ),
-    )
 
 
 def scorer_placement(placement: PlacementBlock) -> dict[str, Any]:
@@ -191,46 +205,113 @@ def _paths(context: StageContext, init: str, train: Path) -> StagePaths:
     )
 
 
-def _tracking(context: StageContext) -> dict[str, str]:
-    log = context.recipe.log
-    settings = TrackingSettings(
-        metrics_file=str(context.dir.metrics.resolve()),
-        wandb_mode=log.wandb,
-        wandb_dir=str(context.run.root.resolve()),
+def _tracking(context: StageContext) -> dict[str, Any]:
+    return settings_dict(tracking_settings(context.recipe, context.run, context.name, context.outages))
+
+
+def tracking_settings(recipe: Recipe, run: RunDir, name: str, outages: Sequence[str] = ()) -> TrackingSettings:
+    """How the stage `name` logs: all stages of a run are one run at its trackers.
+
+    After an outage the rest of this process's stages are recorded offline, at once and without another warning.
+    """
+    log = recipe.log
+    mode = "offline" if outages and log.wandb == "online" else log.wandb
+    return TrackingSettings(
+        metrics_file=str(stage_dir(recipe, run, name).metrics.resolve()),
+        wandb_mode=mode if "wandb" in log.trackers else "disabled",
+        wandb_dir=str(run.root.resolve()),
         project=log.project,
-        group=context.recipe.name,
-        stage=context.name,
+        group=recipe.name,
+        stage=name,
+        run_id=tracker_id(run),
+        step_offset=step_offset(recipe, name),
+        tensorboard="tensorboard" in log.trackers,
     )
-    return settings_dict(settings)
 
 
-def _resume(context: StageContext) -> int:
-    """The step of the checkpoint that verl will go on from (0 = none); later metrics and rollouts are dropped."""
-    tracker = context.dir.checkpoints / "latest_checkpointed_iteration.txt"
-    step = 0
-    if tracker.is_file():
-        text = tracker.read_text(encoding="utf-8").strip()
-        if not text.isdigit():
-            raise TagprError(f"{tracker} holds {text!r}, not a step; delete {context.dir.checkpoints} to start over")
-        step = int(text)
-    trim_metrics(context.dir.metrics, step)
+def _resume(context: StageContext, model: Path) -> checkpoints.Chosen:
+    """The checkpoint that verl will go on from (step 0 = none); later metrics and rollouts are dropped."""
+    recipe, name = context.recipe, context.name
+    stage = recipe.stages[name]
+    assert isinstance(stage, SftStage | GrpoStage)
+    tokenizer = [path for part in _TOKENIZER_FILES for path in sorted(model.glob(part)) if path.is_file()]
+    facts = {
+        "stage": name,
+        "config": stage_config(recipe, name),
+        "inputs": stage_inputs(recipe, context.run, name),
+        "tokenizer": {path.name: sha256_file(path) for path in tokenizer},
+        "world_size": world_size(recipe),
+    }
+    root = context.dir.checkpoints
+    elastic = getattr(stage, "strategy", "fsdp2") == "deepspeed"  # universal checkpoints
+    identity = checkpoints.begin(root, facts, keep=stage.keep_checkpoints, any_world_size=elastic)
+    chosen = checkpoints.choose(root, identity)
+    for note in chosen.notes:
+        context.console.print(f"[yellow]{name}: {escape(note)}[/yellow]", highlight=False, soft_wrap=True)
+    trim_metrics(context.dir.metrics, chosen.step)
     for file in context.dir.rollouts.glob("step_*.jsonl"):
-        if int(file.stem.removeprefix("step_")) > step:
+        if int(file.stem.removeprefix("step_")) > chosen.step:
             file.unlink()
-    return step
+    return chosen
 
 
-def _latest(context: StageContext) -> Path:
-    tracker = context.dir.checkpoints / "latest_checkpointed_iteration.txt"
-    return context.dir.checkpoints / f"global_step_{tracker.read_text(encoding='utf-8').strip()}"
+def _last_checkpoint(context: StageContext, steps: int) -> Path:
+    """The checkpoint of the last step. TagprError where training ended without it: no stage is done halfway."""
+    found = checkpoints.steps(context.dir.checkpoints)
+    rows = last_row(context.dir.metrics) or {"step": 0}
+    if not found or found[-1] != steps or rows["step"] != steps:
+        raise TagprError(
+            f"stage '{context.name}' ended at step {rows['step']} of {steps}, with checkpoints of the steps "
+            f"{found or 'none'}; `launch.py resume {context.run.root}` goes on"
+        )
+    return checkpoints.step_folder(context.dir.checkpoints, steps)
+
+
+def _notes(context: StageContext, start: checkpoints.Chosen) -> tuple[str, ...]:
+    """What a reader of the manifest must know of how the stage went."""
+    path = warnings_file(context.dir.root)
+    warned = tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
+    return (*start.notes, *((f"resumed from step {start.step}",) if start.step else ()), *warned)
 
 
 def _wait(context: StageContext, ray: Any, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]) -> None:
+    keep = getattr(context.recipe.stages[context.name], "keep_checkpoints", 1)
+
     def done(seconds: float) -> bool:
+        _mirror_checkpoint(context, keep)
         return bool(ray.wait([task], timeout=seconds)[0])
 
     wait_with_progress(context.console, context.name, context.dir.metrics, steps, describe, done)
-    ray.get(task)  # raises what the stage raised
+    try:
+        ray.get(task)  # raises what the stage raised
+    except TagprError as error:
+        raise plain_error(error) from error
+    finally:
+        warned = warnings_file(context.dir.root)
+        for line in warned.read_text(encoding="utf-8").splitlines() if warned.is_file() else ():
+            context.console.print(f"[yellow]{context.name}: {escape(line)}[/yellow]", highlight=False, soft_wrap=True)
+            context.outages.append(line)
+
+
+def plain_error(error: TagprError) -> TagprError:
+    """The error as it was raised: Ray wraps it, once per task on the way, with the worker's traceback for a text."""
+    cause: BaseException = error
+    while isinstance(inner := getattr(cause, "cause", None), BaseException):
+        cause = inner
+    return TagprError(str(cause))
+
+
+def _mirror_checkpoint(context: StageContext, keep: int) -> None:
+    """Copy a new checkpoint to the run's URL. A failure is said, and tried again with the next checkpoint."""
+    if context.mirror is None:
+        return
+    newest = (context.name, max(checkpoints.steps(context.dir.checkpoints), default=0))
+    try:
+        if newest != context.mirror.failed:
+            context.mirror.push_checkpoint(context.run, context.dir, keep)
+    except TagprError as error:
+        context.mirror.failed = newest
+        context.console.print(f"[yellow]{escape(str(error))}[/yellow]", highlight=False, soft_wrap=True)
 
 
 def publish(context: StageContext, source: Path) -> None:

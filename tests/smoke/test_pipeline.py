@@ -176,6 +176,40 @@ def test_a_flipped_bit_in_the_weights_is_an_error_that_names_the_file(run: Path)
             (run / f"kept_{folder.name}").rename(folder)
 
 
+def test_an_exported_stage_loads_in_transformers_and_answers_in_vllm(run: Path, tmp_path: Path) -> None:
+    """vLLM reads the folder as `vllm serve` does; both say the same first token."""
+    folder = tmp_path / "explore"
+    done = launch("export", str(run), "--stage", "explore", "--dtype", "bfloat16", "--out", str(folder))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "| explore | grpo | 2 |" in (folder / "README.md").read_text(encoding="utf-8")
+    asked = rows(stage(run, "guided") / "rollouts" / "step_0001.jsonl")[0]["prompt"]
+    code = f"""
+import os
+os.environ |= {{"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1", "VERL_PLATFORM": "cpu"}}
+from tagpr_rl.backend import platform_cpu
+platform_cpu.patches.before_verl()
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from vllm import LLM, SamplingParams
+folder, text = {str(folder)!r}, {asked!r}
+tokenizer = AutoTokenizer.from_pretrained(folder)
+ids = tokenizer(text)["input_ids"]
+model = AutoModelForCausalLM.from_pretrained(folder)
+assert model.dtype == torch.bfloat16
+with torch.no_grad():
+    top = model(torch.tensor([ids])).logits[0, -1].float().topk(2)
+llm = LLM(folder, max_model_len=1024, enforce_eager=True, kv_cache_memory_bytes=1 << 26,
+          distributed_executor_backend="uni", disable_log_stats=True)
+(out,) = llm.generate([dict(prompt_token_ids=ids)], SamplingParams(temperature=0, max_tokens=8), use_tqdm=False)
+print("top", top.indices[0].item(), out.outputs[0].token_ids[0], len(out.outputs[0].text) > 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("top ")]
+    _, ours, served, text = line.split()
+    assert ours == served and text == "True"
+
+
 def test_walk_live_asks_the_trained_model(run: Path) -> None:
     done = launch("walk", "recipes/smoke.yaml", f"out={run.parent}", "--record", "3", "--live")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -2,58 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import finish, finish_all, recipe
 
 from tagpr_rl import runstate
-from tagpr_rl.config import Recipe, dump_recipe, recipe_from_dict
+from tagpr_rl.config import Recipe, dump_recipe
 from tagpr_rl.paths import RunDir, sha256_file, write_json, write_text
 from tagpr_rl.types import TagprError
-
-RAW: dict[str, Any] = {
-    "name": "r",
-    "stages": {
-        "data": {"kind": "data"},
-        "model": {"kind": "model"},
-        "prompts": {"kind": "prompts"},
-        "base": {"kind": "sft", "init": "model", "dataset": "direct"},
-        "chains": {"kind": "chains"},
-        "sft": {"kind": "sft", "init": "base"},
-        "prmu": {"kind": "prmu", "init": "sft"},
-        "guided": {"kind": "grpo", "init": "sft", "prmu": "prmu"},
-        "explore": {"kind": "grpo", "init": "guided", "weights": {"beta": 0}},
-        "eval": {"kind": "evaluate", "models": ["base", "explore"]},
-    },
-}
-
-
-def recipe(change: Callable[[dict[str, Any]], None] | None = None) -> Recipe:
-    raw = copy.deepcopy(RAW)
-    if change is not None:
-        change(raw)
-    return recipe_from_dict(raw, source="x")
-
-
-def finish(recipe: Recipe, run: RunDir, name: str, text: str = "weights") -> None:
-    """What a stage does: write outputs, then the manifest."""
-    inputs = runstate.stage_inputs(recipe, run, name)
-    folder = runstate.stage_dir(recipe, run, name)
-    write_text(folder.hf / "model.txt", f"{text} of {name}")
-    manifest = runstate.make_manifest(
-        recipe, run, name, inputs=inputs, outputs=[folder.hf], started="2026-01-01T00:00:00Z", seconds=1.5,
-        metrics={"m": 0.25}, notes=("n",),
-    )  # fmt: skip
-    runstate.write_manifest(folder, manifest)
-
-
-def finish_all(recipe: Recipe, run: RunDir) -> None:
-    for name in recipe.stages:
-        finish(recipe, run, name)
 
 
 def states(recipe: Recipe, run: RunDir) -> dict[str, str]:

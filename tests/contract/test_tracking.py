@@ -1,0 +1,193 @@
+"""Trackers for real: one W&B run over stages and restarts, outages that stop nothing, TensorBoard after a restart."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tagpr_rl.backend.tracking import StageTracker, TrackingSettings, settings_dict, warnings_file
+
+pytestmark = [pytest.mark.stack, pytest.mark.torch]
+
+LOG = """
+import json, os, signal, sys
+from tagpr_rl.backend.tracking import StageTracker, TrackingSettings
+given = json.load(sys.stdin)
+tracker = StageTracker(TrackingSettings(**given["settings"]), {"lr": 1.5, "api_key": "hunter2"})
+for step in given["steps"]:
+    tracker.log({"loss": step / 10}, step)
+if given["kill"]:
+    os.kill(os.getpid(), signal.SIGKILL)
+tracker.finish()
+"""
+
+
+def settings(run: Path, stage: str, offset: int, **changes: Any) -> TrackingSettings:
+    folder = run / f"010_{stage}"
+    given = {
+        "metrics_file": str(folder / "metrics.jsonl"), "wandb_mode": "offline", "wandb_dir": str(run),
+        "project": "p", "group": "demo", "stage": stage, "run_id": "abc123def456", "step_offset": offset,
+    }  # fmt: skip
+    return TrackingSettings(**(given | changes))
+
+
+def log(
+    which: TrackingSettings, steps: list[int], *, kill: bool = False, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    given = json.dumps({"settings": settings_dict(which), "steps": steps, "kill": kill})
+    return subprocess.run(
+        [sys.executable, "-c", LOG],
+        input=given,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
+
+
+def records(path: Path) -> Iterator[Any]:
+    """Records of a .wandb file: W&B's 7-byte header, then LevelDB's log format in blocks of 32 KiB."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a full record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            whole = b""
+            yield record
+
+
+def wandb_rows(run: Path) -> tuple[set[str], list[dict[str, Any]], str]:
+    """Run ids, history rows in order of writing, and all settings as text."""
+    ids, rows, text = set(), [], ""
+    for path in sorted((run / "wandb").glob("*run-*/run-*.wandb")):
+        for record in records(path):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                ids.add(record.run.run_id)
+            if kind == "history":
+                items = record.history.item
+                rows.append({(i.nested_key[0] if i.nested_key else i.key): json.loads(i.value_json) for i in items})
+            if kind in ("run", "config"):
+                text += str(record)
+    return ids, rows, text
+
+
+def test_two_stages_and_a_killed_one_are_one_run_whose_steps_never_go_back(tmp_path: Path) -> None:
+    (tmp_path / "resolved.json").write_text(json.dumps({"name": "demo", "mirror": "s3://me:pw@bucket/x"}))
+    assert log(settings(tmp_path, "sft", 0), [1, 2, 3]).returncode == 0
+    assert log(settings(tmp_path, "guided", 3), [1, 2, 3], kill=True).returncode == -9
+    assert log(settings(tmp_path, "guided", 3), [2, 3, 4]).returncode == 0  # resumed after step 1
+    ids, rows, text = wandb_rows(tmp_path)
+    assert ids == {"abc123def456"}
+    steps = [row["train/global_step"] for row in rows]
+    assert steps == sorted(set(steps)) and steps[:3] == [1, 2, 3] and steps[-1] == 7
+    assert [row["guided/step"] for row in rows if "guided/step" in row][-1] == 4
+    assert rows[0]["sft/loss"] == 0.1 and rows[-1]["guided/loss"] == 0.4
+    assert "lr" in text and "demo" in text and "hunter2" not in text and "me:pw" not in text
+
+
+def test_an_unreachable_server_is_said_once_and_training_goes_on_offline(tmp_path: Path) -> None:
+    which = settings(tmp_path, "sft", 0, wandb_mode="online")
+    # No key: W&B's own error, at once. (An unreachable server takes the start's time limit of 30 s.)
+    done = log(
+        which, [1, 2], environment={"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = warnings_file(tmp_path / "010_sft").read_text().splitlines()
+    assert "W&B did not start online" in line and "wandb sync" in line
+    assert len((tmp_path / "010_sft" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert [row["sft/loss"] for row in wandb_rows(tmp_path)[1]] == [0.1, 0.2]
+
+
+def test_a_tracker_that_fails_is_left_out_and_named_once(tmp_path: Path) -> None:
+    class Broken:
+        def log(self, row: dict[str, float], step: int) -> None:
+            raise ConnectionError("the line is dead")
+
+    tracker = StageTracker(settings(tmp_path, "sft", 0, wandb_mode="disabled"))
+    tracker._sinks["W&B"] = Broken()
+    for step in (1, 2):
+        tracker.log({"loss": 1.0}, step)
+    tracker.finish()
+    (line,) = warnings_file(tmp_path / "010_sft").read_text().splitlines()
+    assert line == "W&B failed and is left out from here on: ConnectionError: the line is dead"
+
+
+def test_what_waits_for_a_row_is_called_once_the_row_is_there(tmp_path: Path) -> None:
+    tracker = StageTracker(settings(tmp_path, "sft", 0, wandb_mode="disabled"))
+    seen: list[int] = []
+
+    def called() -> None:
+        seen.append(len((tmp_path / "010_sft" / "metrics.jsonl").read_text().splitlines()))
+
+    tracker.after_row(2, called)
+    tracker.log({}, 1)
+    assert seen == []
+    tracker.log({}, 2)
+    tracker.log({}, 3)
+    assert seen == [2]
+    tracker.after_row(3, called)
+    assert seen == [2, 3]
+
+
+def test_tensorboard_has_each_step_once_after_a_restart(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    which = settings(tmp_path, "guided", 10, wandb_mode="disabled", tensorboard=True)
+    first = StageTracker(which)
+    for step in (1, 2, 3):
+        first.log({"loss": 1.0}, step)
+    first.finish()
+    metrics = Path(which.metrics_file)
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:1]))  # the checkpoint is of step 1
+    again = StageTracker(which)
+    for step in (2, 3, 4):
+        again.log({"loss": 2.0}, step)
+    again.finish()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("guided/loss")
+    assert [(event.step, event.value) for event in events] == [(11, 1.0), (12, 2.0), (13, 2.0), (14, 2.0)]
+
+
+def test_the_results_are_in_the_runs_summary(tmp_path: Path) -> None:
+    assert log(settings(tmp_path, "sft", 0), [1]).returncode == 0
+    given = {"settings": settings_dict(settings(tmp_path, "eval", 1)), "results": {"eval/score/sft": 0.853}}
+    command = [sys.executable, "-m", "tagpr_rl.backend.wandb_run"]
+    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr[-2000:]
+    found = {
+        item.key or "/".join(item.nested_key): json.loads(item.value_json)
+        for path in (tmp_path / "wandb").glob("*run-*/run-*.wandb")
+        for record in records(path)
+        if record.WhichOneof("record_type") == "summary"
+        for item in record.summary.update
+    }
+    assert found["eval/score/sft"] == 0.853
+
+
+def test_verls_trainers_still_end_without_finish_and_the_factory_closes(tmp_path: Path) -> None:
+    import inspect
+
+    from verl.trainer import sft_trainer
+
+    from tagpr_rl.backend.tracking import TrackerFactory
+
+    assert ".finish(" not in inspect.getsource(sft_trainer)
+    factory = TrackerFactory(settings_dict(settings(tmp_path, "sft", 0)))
+    tracker = factory(project_name="p", experiment_name="e", default_backend=[], config={"a": 1})
+    for step in range(1, 31):
+        tracker.log({f"metric/{i}": float(i) for i in range(40)}, step)
+    factory.finish()
+    assert [row["train/global_step"] for row in wandb_rows(tmp_path)[1]] == list(range(1, 31))
