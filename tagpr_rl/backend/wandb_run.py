@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.backend.tracking import TrackingSettings
+from tagpr_rl.backend.wandb_file import last_step
 from tagpr_rl.runlog import GLOBAL_STEP, StepGate, without_secrets
 
 START_TIMEOUT_S = 30.0
@@ -28,6 +29,21 @@ class WandbSink:
         self.run = start(settings, config, warn)
         self.run.define_metric(GLOBAL_STEP, hidden=True)
         self.run.define_metric("*", step_metric=GLOBAL_STEP)
+        self._fill_gap()
+
+    def _fill_gap(self) -> None:
+        """Send the stage's rows that a killed process logged and W&B never recorded, from metrics.jsonl."""
+        metrics = Path(self._settings.metrics_file)
+        kept = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        if not kept:
+            return
+        online = not self.run.offline
+        known = int(self.run.starting_step) - 1 if online else last_step(Path(self._settings.wandb_dir))
+        if known is None:  # the run began on another machine
+            return
+        self._gate.last = min(self._gate.last, known)
+        for row in kept:
+            self.log({key: value for key, value in row.items() if key not in ("step", "time_s")}, int(row["step"]))
 
     def log(self, row: dict[str, float], step: int) -> None:
         """Send one step, unless the run has it from before a restart."""

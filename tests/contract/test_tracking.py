@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tagpr_rl.backend.tracking import StageTracker, TrackingSettings, settings_dict, warnings_file
+from tagpr_rl.backend.wandb_file import records
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch]
 
@@ -51,24 +52,6 @@ def log(
     )
 
 
-def records(path: Path) -> Iterator[Any]:
-    """Records of a .wandb file: W&B's 7-byte header, then LevelDB's log format in blocks of 32 KiB."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, at, whole = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a full record, or the last part of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            whole = b""
-            yield record
-
-
 def wandb_rows(run: Path) -> tuple[set[str], list[dict[str, Any]], str]:
     """Run ids, history rows in order of writing, and all settings as text."""
     ids, rows, text = set(), [], ""
@@ -97,6 +80,23 @@ def test_two_stages_and_a_killed_one_are_one_run_whose_steps_never_go_back(tmp_p
     assert [row["guided/step"] for row in rows if "guided/step" in row][-1] == 4
     assert rows[0]["sft/loss"] == 0.1 and rows[-1]["guided/loss"] == 0.4
     assert "lr" in text and "demo" in text and "hunter2" not in text and "me:pw" not in text
+
+
+def test_rows_that_a_killed_process_never_wrote_are_sent_again_from_metrics_jsonl(tmp_path: Path) -> None:
+    which = settings(tmp_path, "sft", 0)
+    assert log(which, list(range(1, 9)), kill=True).returncode == -9
+    (path,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    time.sleep(2)  # W&B's own process may outlive ours and write the rest
+    whole = path.read_bytes()
+    for percent in range(100, 0, -1):  # as if it had been killed as well
+        path.write_bytes(whole[: len(whole) * percent // 100])
+        if len(wandb_rows(tmp_path)[1]) < 6:
+            break
+    assert len(wandb_rows(tmp_path)[1]) < 6
+    assert log(which, [9, 10]).returncode == 0  # resumed after step 8, whose rows are in metrics.jsonl
+    rows = wandb_rows(tmp_path)[1]
+    assert [row["train/global_step"] for row in rows] == list(range(1, 11))
+    assert [row["sft/loss"] for row in rows] == pytest.approx([n / 10 for n in range(1, 11)])
 
 
 def test_an_unreachable_server_is_said_once_and_training_goes_on_offline(tmp_path: Path) -> None:
