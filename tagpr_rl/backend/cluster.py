@@ -129,6 +129,8 @@ def _join(ray: Any, options: dict[str, Any]) -> None:
     address = options["address"]
     require_reachable(address)
     try:
+        if address != "auto" and "://" not in address and not _node_is_here(address):
+            raise ConnectionError("this machine is none of its nodes")
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -153,6 +155,20 @@ def require_reachable(address: str) -> None:
             f"platform.ray_address={address}: nothing answers there ({error}); is the cluster up (`ray status` on its "
             "head), and is this the port of `ray start --head`?"
         ) from None
+
+
+def _node_is_here(address: str) -> bool:
+    """Whether a node of the cluster has one of this machine's addresses; elsewhere `ray.init` aborts the process."""
+    import psutil
+    from ray._raylet import GcsClient  # no public call lists nodes without joining
+
+    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+    nodes = GcsClient(address=address).get_all_node_info(timeout=30).values()
+    # All of 127.0.0.0/8 is this machine. 0 = ALIVE (ray/protobuf gcs.proto, GcsNodeInfo.GcsNodeState).
+    return any(
+        node.state == 0 and (node.node_manager_address in own or node.node_manager_address.startswith("127."))
+        for node in nodes
+    )
 
 
 def wait_for_resources(asked: Need, address: str, wait_s: float) -> None:
