@@ -37,7 +37,7 @@ COMPARISONS = (
     ("shuffled", "blind"), ("empty", "blind"),
 )  # fmt: skip
 CONTROL_MARGIN = 0.05
-"""How near to the blind ceiling a control must be, and how far above it the final model."""
+"""How far above the blind ceiling a control may be, and the final model (its interval) must be."""
 MIN_QUESTIONS = 2000
 
 Scores = Mapping[str, float]
@@ -236,8 +236,9 @@ def bars(pooled: Mapping[str, Any], spreads: Mapping[str, Any], protocol: Mappin
         difference = differences[f"{control}-blind"]
         rows.append(
             (
-                f"{control} profiles: score falls to the blind ceiling, within {CONTROL_MARGIN:.2f}",
-                abs(difference[0]) <= CONTROL_MARGIN and mean[control] < mean["final"],
+                # Below it is no leak: the model follows a history that is not the user's.
+                f"{control} profiles: score falls to the blind ceiling (at most {CONTROL_MARGIN:.2f} above it)",
+                difference[0] <= CONTROL_MARGIN and mean[control] < mean["final"],
                 f"{mean[control]:.3f} against blind {blind:.3f} and final {mean['final']:.3f}: {signed(difference)}",
             )
         )
