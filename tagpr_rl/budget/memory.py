@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tagpr_rl.budget.shapes import DEVICES, Device, ModelShape, shape_of
-from tagpr_rl.config import BudgetBlock, GrpoStage, PrmuStage, Recipe, SftStage
+from tagpr_rl.config import BudgetBlock, DeepSpeedBlock, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
 from tagpr_rl.placement import checkpointing
 from tagpr_rl.types import TagprError
 
@@ -107,37 +107,65 @@ def micro_tokens(recipe: Recipe, stage: SftStage | GrpoStage) -> int:
     return max(8192, longest(recipe))
 
 
-def training_parts(recipe: Recipe, shape: ModelShape, tokens: int) -> tuple[Part, ...]:
-    """Parts of one training process on FSDP2: fp32 weights, gradients and Adam states, sharded."""
-    platform, training, lora = recipe.platform, recipe.training, recipe.lora
-    shards = training.fsdp_size or platform.nodes * platform.devices_per_node
-    total = shape.parameters
-    adapters = shape.lora_parameters(lora.rank, lora.target_modules) if lora is not None else 0
+def training_parts(recipe: Recipe, shape: ModelShape, tokens: int, stage: TrainingStage) -> tuple[Part, ...]:
+    """Parts of one training process of the stage: weights, gradients and Adam states, then what a micro-batch needs."""
     width = 2 if recipe.model.dtype == "bfloat16" else 4
-    # FSDP2 holds the block at work and the prefetched one, and embedding with output layer, in the compute dtype.
-    gathered = width * (2 * shape.block + shape.embedding * (1 if shape.tied else 2))
-    recompute = checkpointing(platform, training)
+    recompute = checkpointing(recipe.platform, recipe.training)
     per_layer = block_activation(shape, width)
     stored = shape.layers * shape.hidden * width + per_layer if recompute else shape.layers * per_layer
     rule = "inputs of every block + one block's inner states" if recompute else "inner states of every block"
-    share = f"{total:,} / {shards}"
-    parts = [
-        Part("weights", 4 * total / shards, f"4 B x {share}"),
-        Part("gathered", gathered, f"{width} B x (2 blocks + embeddings), unsharded"),
-    ]
+    states = zero_states(recipe, shape, stage.zero()) if stage.strategy == "deepspeed" else fsdp_states(recipe, shape)
+    return (
+        *states,
+        Part("activations", tokens * stored, f"{tokens:,} tokens x {stored:,} B ({rule})"),
+        Part("logits", tokens * shape.vocab * LOGIT_BYTES, f"{tokens:,} tokens x {shape.vocab:,} x {LOGIT_BYTES} B"),
+    )
+
+
+def _gathered(recipe: Recipe, shape: ModelShape) -> Part:
+    """The block at work and the prefetched one, and embedding with output layer, whole and in the compute dtype."""
+    width = 2 if recipe.model.dtype == "bfloat16" else 4
+    gathered = width * (2 * shape.block + shape.embedding * (1 if shape.tied else 2))
+    return Part("gathered", gathered, f"{width} B x (2 blocks + embeddings), unsharded")
+
+
+def fsdp_states(recipe: Recipe, shape: ModelShape) -> list[Part]:
+    """FSDP2: fp32 weights, gradients and Adam states, all sharded."""
+    lora = recipe.lora
+    shards = recipe.training.fsdp_size or recipe.platform.nodes * recipe.platform.devices_per_node
+    total, share = shape.parameters, f"{shape.parameters:,} / {shards}"
+    parts = [Part("weights", 4 * total / shards, f"4 B x {share}"), _gathered(recipe, shape)]
     if lora is None:
-        parts += [
+        return [
+            *parts,
             Part("gradients", 4 * total / shards, f"4 B x {share}"),
             Part("optimizer", 8 * total / shards, f"8 B x {share}"),
         ]
-    else:
-        text = f"(4 weights + 4 gradients + 8 optimizer) B x {adapters:,} / {shards}"
-        parts.append(Part("lora", 16 * adapters / shards, text))
-    parts += [
-        Part("activations", tokens * stored, f"{tokens:,} tokens x {stored:,} B ({rule})"),
-        Part("logits", tokens * shape.vocab * LOGIT_BYTES, f"{tokens:,} tokens x {shape.vocab:,} x {LOGIT_BYTES} B"),
-    ]
-    return tuple(parts)
+    adapters = shape.lora_parameters(lora.rank, lora.target_modules)
+    text = f"(4 weights + 4 gradients + 8 optimizer) B x {adapters:,} / {shards}"
+    return [*parts, Part("lora", 16 * adapters / shards, text)]
+
+
+def zero_states(recipe: Recipe, shape: ModelShape, zero: DeepSpeedBlock) -> list[Part]:
+    """DeepSpeed: weights in the compute dtype, fp32 gradients, Adam states with fp32 masters beside bf16 weights.
+
+    Stage 1 shards the optimizer, 2 gradients as well, 3 weights as well. What is offloaded is left out.
+    """
+    total, world = shape.parameters, recipe.platform.nodes * recipe.platform.devices_per_node
+    width = 2 if recipe.model.dtype == "bfloat16" else 4
+    of_weights, of_gradients = world if zero.zero_stage == 3 else 1, world if zero.zero_stage >= 2 else 1
+    per_weight = zero_optimizer_bytes(recipe)
+    parts = [Part("gradients", 4 * total / of_gradients, f"4 B x {total:,} / {of_gradients}")]
+    if not zero.offload_params:
+        parts.insert(0, Part("weights", width * total / of_weights, f"{width} B x {total:,} / {of_weights}"))
+    if not zero.offload_optimizer:
+        parts.append(Part("optimizer", per_weight * total / world, f"{per_weight} B x {total:,} / {world}"))
+    return [*parts, _gathered(recipe, shape)] if zero.zero_stage == 3 else parts
+
+
+def zero_optimizer_bytes(recipe: Recipe) -> int:
+    """Bytes per weight of ZeRO's Adam: two moments, and the fp32 master of a bf16 weight."""
+    return 12 if recipe.model.dtype == "bfloat16" else 8
 
 
 def block_activation(shape: ModelShape, width: int) -> int:

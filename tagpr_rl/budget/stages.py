@@ -18,14 +18,17 @@ from tagpr_rl.budget.memory import (
     prmu_training_parts,
     scorer_part,
     training_parts,
+    zero_optimizer_bytes,
 )  # fmt: skip
 from tagpr_rl.budget.shapes import Device, ModelShape
-from tagpr_rl.config import BudgetBlock, EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage
+from tagpr_rl.config import BudgetBlock, EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
 
 REMEDIES = {
-    "weights": "use more devices (platform.nodes, platform.devices_per_node), or training.offload_params=true",
-    "gradients": "use more devices, or a `lora:` block",
-    "optimizer": "use more devices, training.offload_optimizer=true, or a `lora:` block",
+    "weights": "use more devices (platform.nodes, platform.devices_per_node), training.offload_params=true (or the "
+    "stage's deepspeed block has it), or deepspeed.zero_stage=3",
+    "gradients": "use more devices, deepspeed.zero_stage >= 2, or a `lora:` block",
+    "optimizer": "use more devices, training.offload_optimizer=true (or the stage's deepspeed block has it), or a `lora:` "
+    "block",
     "lora": "lower lora.rank",
     "gathered": "use a smaller model or a device with more memory: one block must fit whole",
     "activations": "lower training.max_tokens_per_device or the stage's micro_batch_size, or set "
@@ -63,10 +66,10 @@ def stage_budget(recipe: Recipe, name: str) -> StageBudget | None:
     if shape is None:
         return None
     if isinstance(stage, SftStage):
-        phases = (Phase("train", training_parts(recipe, shape, micro_tokens(recipe, stage))),)
+        phases = (Phase("train", training_parts(recipe, shape, micro_tokens(recipe, stage), stage)),)
         tokens = stage.steps * stage.batch_size * longest(recipe) * recipe.budget.mean_length
         times = train_time(recipe, shape, tokens, device)
-        return _judged(recipe, name, phases, _offloaded(recipe, shape), times, device, ())
+        return _judged(recipe, name, phases, _offloaded(recipe, shape, stage), times, device, ())
     if isinstance(stage, GrpoStage):
         return _grpo(recipe, name, stage, shape, device)
     if isinstance(stage, EvaluateStage):
@@ -78,7 +81,7 @@ def stage_budget(recipe: Recipe, name: str) -> StageBudget | None:
 
 def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device: Device | None) -> StageBudget:
     memory = device.memory_gib * GIB if device else None
-    parts = training_parts(recipe, shape, micro_tokens(recipe, stage))
+    parts = training_parts(recipe, shape, micro_tokens(recipe, stage), stage)
     engine, fits, wrong = engine_parts(recipe, shape, memory)
     bucket, largest = recipe.platform.weight_bucket_mb, 4 * shape.embedding
     if recipe.platform.device == "cpu" and largest > bucket << 20:
@@ -96,7 +99,7 @@ def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device
         phases.append(Phase("generate", (*kept, *engine)))
     else:
         phases.append(Phase("generate (rollout devices)", tuple(engine)))
-    host = _offloaded(recipe, shape)
+    host = _offloaded(recipe, shape, stage)
     if recipe.lora is not None and not recipe.lora.merge and recipe.placement.rollout == "colocated":
         # vLLM keeps the base weights while it sleeps, in host memory (verl's sleep level 1): only the adapter is sent.
         host += engine[0].bytes * recipe.platform.devices_per_node
@@ -113,9 +116,13 @@ def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device
     return _judged(recipe, name, tuple(phases), host, times, device, wrong)
 
 
-def _offloaded(recipe: Recipe, shape: ModelShape) -> float:
-    """Host bytes of a node for what is offloaded between phases."""
+def _offloaded(recipe: Recipe, shape: ModelShape, stage: TrainingStage) -> float:
+    """Host bytes of a node for what is offloaded."""
     training, nodes = recipe.training, recipe.platform.nodes
+    if stage.strategy == "deepspeed":
+        zero, width = stage.zero(), 2 if recipe.model.dtype == "bfloat16" else 4
+        per_weight = width * zero.offload_params + zero_optimizer_bytes(recipe) * zero.offload_optimizer
+        return per_weight * shape.parameters / nodes
     trained = shape.parameters
     if recipe.lora is not None:
         trained = shape.lora_parameters(recipe.lora.rank, recipe.lora.target_modules)

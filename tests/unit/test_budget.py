@@ -90,6 +90,32 @@ def test_memory_of_8b_on_eight_devices() -> None:
     assert part(recipe("qwen3_8b_4nodes"), "guided", 0, "weights") == 4 * 8_190_735_360 / 8
 
 
+@pytest.mark.parametrize(
+    "zero, weights, gradients, optimizer, host",
+    [
+        # bf16 weights 2 B, fp32 gradients 4 B, Adam with fp32 masters 12 B; stage 1, 2, 3 share one more of them
+        ("{zero_stage: 1}", 2, 4, 12 / 8, 0),
+        ("{zero_stage: 2}", 2, 4 / 8, 12 / 8, 0),
+        ("{zero_stage: 3}", 2 / 8, 4 / 8, 12 / 8, 0),
+        ("{zero_stage: 2, offload_optimizer: true}", 2, 4 / 8, None, 12),
+        ("{zero_stage: 3, offload_params: true}", None, 4 / 8, 12 / 8, 2),
+    ],
+)
+def test_memory_of_zero(
+    zero: str, weights: float | None, gradients: float, optimizer: float | None, host: float
+) -> None:
+    clear = ("training.offload_params=false", "training.offload_optimizer=false", "training.fsdp_size=null")
+    found = recipe("qwen3_8b", *clear, "stages.sft.strategy=deepspeed", f"stages.sft.deepspeed={zero}")
+    budget = stage_budget(found, "sft")
+    assert budget is not None
+    parts = {item.name: item.bytes for item in budget.phases[0].parts}
+    expected = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
+    for name, per_weight in expected.items():
+        assert parts.get(name) == (None if per_weight is None else pytest.approx(per_weight * 8_190_735_360))
+    assert budget.host_bytes == pytest.approx(host * 8_190_735_360)
+    assert ("gathered" in parts) == ("zero_stage: 3" in zero)
+
+
 def test_lora_trains_its_adapters_alone() -> None:
     found = recipe("qwen3_8b_lora")
     # q and o 2 x 8192, k and v 2 x 5120, three of 16384, rank 32, 36 blocks
