@@ -27,8 +27,8 @@ REMEDIES = {
     "weights": "use more devices (platform.nodes, platform.devices_per_node), training.offload_params=true (or the "
     "stage's deepspeed block has it), or deepspeed.zero_stage=3",
     "gradients": "use more devices, deepspeed.zero_stage >= 2, or a `lora:` block",
-    "optimizer": "use more devices, training.offload_optimizer=true (or the stage's deepspeed block has it), or a `lora:` "
-    "block",
+    "optimizer": "use more devices, training.offload_optimizer=true (or the stage's deepspeed block has it), or "
+    "a `lora:` block",
     "lora": "lower lora.rank",
     "gathered": "use a smaller model or a device with more memory: one block must fit whole",
     "activations": "lower training.max_tokens_per_device or the stage's micro_batch_size, or set "
