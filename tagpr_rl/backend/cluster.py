@@ -20,6 +20,8 @@ LOCAL_NODE_ADDRESS = "127.0.0.2"
 """Ray rewrites 127.0.0.1 to the host's address and would listen on it; this loopback address sticks."""
 CONNECT_SECONDS = 5.0
 """A cluster's head that does not answer within this is unreachable."""
+NODE_WAIT_S = 15.0
+"""How long a node of an existing cluster may take to join it after the cluster answers."""
 LOGICAL_CPUS = 64
 """Ray's CPU count is a scheduling budget; verl's placement group alone asks for 3 per worker."""
 
@@ -163,12 +165,15 @@ def _node_is_here(address: str) -> bool:
     from ray._raylet import GcsClient  # no public call lists nodes without joining
 
     own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
-    nodes = GcsClient(address=address).get_all_node_info(timeout=30).values()
-    # All of 127.0.0.0/8 is this machine. 0 = ALIVE (ray/protobuf gcs.proto, GcsNodeInfo.GcsNodeState).
-    return any(
-        node.state == 0 and (node.node_manager_address in own or node.node_manager_address.startswith("127."))
-        for node in nodes
-    )
+    client, deadline = GcsClient(address=address), time.monotonic() + NODE_WAIT_S
+    while True:
+        # All of 127.0.0.0/8 is this machine. 0 = ALIVE (ray/protobuf gcs.proto, GcsNodeInfo.GcsNodeState).
+        alive = [node for node in client.get_all_node_info(timeout=30).values() if node.state == 0]
+        if any(node.node_manager_address in own or node.node_manager_address.startswith("127.") for node in alive):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.5)  # a cluster answers before its own node has joined it
 
 
 def wait_for_resources(asked: Need, address: str, wait_s: float) -> None:

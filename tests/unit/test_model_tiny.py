@@ -83,14 +83,14 @@ def test_answers_survive_exactly(tokenizer, text):
 
 def test_a_response_survives_up_to_white_space(tokenizer):
     trace = TaggedTrace(
-        tuple(Step(name, "the user gave 2 for gentle, 5 for wild") for name in SCHEMA.names), "thought-provoking"
+        tuple(Step(name, "the user gave 2 for poor, 5 for lovely") for name in SCHEMA.names), "thought-provoking"
     )
     ids = tokenizer(render(trace), add_special_tokens=False).input_ids
     assert tokenizer.unk_token_id not in ids
     parsed = parse(tokenizer.decode(ids + [tokenizer.eos_token_id], skip_special_tokens=True), SCHEMA)
     assert parsed.status is ParseStatus.OK
     assert [step.tag for step in parsed.trace.steps] == list(SCHEMA.names)
-    assert parsed.trace.steps[0].text == "the user gave 2 for gentle , 5 for wild"
+    assert parsed.trace.steps[0].text == "the user gave 2 for poor , 5 for lovely"
     assert parsed.trace.answer == "thought-provoking"
 
 

@@ -194,4 +194,4 @@ def test_padding_never_raises_the_score(steps: list[Step], data: st.DataObject) 
 @given(st.lists(st.sampled_from(SCHEMA.names), min_size=1, max_size=12), st.text(max_size=40))
 def test_one_text_under_many_tags_earns_one_step_at_most(tags: list[str], text: str) -> None:
     trace = TaggedTrace(tuple(Step(tag, text) for tag in tags), "4")
-    assert tag_score(trace, SCHEMA) <= 1 / 3 / len(tags)
+    assert tag_score(trace, SCHEMA) <= 1 / 3 / len(tags) + 1e-12
