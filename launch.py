@@ -145,6 +145,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         return _plan(arguments, console)
     recipe = _load(arguments)
     _check_until(recipe, arguments.until)
+    _require_fit(recipe)
     run = run_dir(recipe)
     if arguments.fresh:
         remove_run(run)
@@ -154,6 +155,18 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     run.root.mkdir(parents=True, exist_ok=True)
     _needs("tagpr_rl.stages.pipeline").run_pipeline(recipe, run, until=arguments.until)
     return 0
+
+
+def _require_fit(recipe: Recipe) -> None:
+    """TagprError with everything that `plan` finds in the way of running the recipe on its devices."""
+    found = planning.problems(recipe)
+    if found:
+        raise TagprError(
+            "the recipe does not fit its devices:\n  "
+            + "\n  ".join(found)
+            + "\n`launch.py plan` shows the arithmetic; "
+            "budget.device=null leaves memory unchecked"
+        )
 
 
 def _check_until(recipe: Recipe, until: str | None) -> None:
@@ -245,6 +258,7 @@ def _render(arguments: argparse.Namespace, console: Console) -> int:
 
 def _submit(arguments: argparse.Namespace, console: Console) -> int:
     recipe = _load(arguments)
+    _require_fit(recipe)
     jobs = _needs("tagpr_rl.backend.jobs")
     succeeded = jobs.submit_and_follow(
         recipe, arguments.recipe, arguments.overrides, arguments.address,

@@ -11,10 +11,10 @@ from typing import Any
 
 import jinja2
 
+from tagpr_rl import plan as planning
 from tagpr_rl.config import Recipe
 from tagpr_rl.deploy import ROOT, node_cores, node_cpus, run_command, shell, storage, submission_problems
 from tagpr_rl.paths import replacing
-from tagpr_rl.plan import batch_plan
 from tagpr_rl.types import TagprError
 
 TEMPLATES = ROOT / "cluster" / "templates"
@@ -78,9 +78,7 @@ def problems(recipe: Recipe, target: str, recipe_path: Path) -> list[str]:
     found = [] if target == "docker" else submission_problems(recipe, recipe_path, in_place=target == "slurm")
     if not TEMPLATES.is_dir():
         found.append(f"{TEMPLATES}: not there; rendering needs a checkout of the repository")
-    for name, stage in recipe.stages.items():
-        plan = batch_plan(recipe, stage)
-        found += [f"stages.{name}: {problem}" for problem in plan.problems] if plan else []
+    found += planning.problems(recipe)
     found += _NEEDS.get(target, lambda _: [])(recipe)
     return found
 

@@ -238,3 +238,15 @@ def test_plan_and_dry_run_print_verl_keys_and_write_nothing(tmp_path: Path, caps
     assert "data.train_batch_size=32" in plan
     assert f"'{tmp_path}/demo/060_sft/hf'" in plan  # where guided starts from
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_that_does_not_fit_is_not_started(
+    tmp_path: Path, pipeline: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(DEMO), f"out={tmp_path}", "platform.devices_per_node=3"]
+    for command in (["run"], ["render", "--target", "docker"], ["submit", "--address", "http://127.0.0.1:1"]):
+        assert launch.main([*command, *arguments]) == 2
+        told = capsys.readouterr().err
+        assert "stages.base: batch_size = 16 is not a multiple of devices = 3" in told
+        assert "stages.guided: responses per update = 256" in told
+    assert not pipeline and not list(tmp_path.iterdir())
