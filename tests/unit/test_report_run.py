@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import RAW
 from rich.console import Console
 
 from tagpr_rl.config import Recipe, recipe_from_dict
@@ -21,14 +22,7 @@ GOOD = (
     "bold things </infer_preference> <apply_preference> so strong gets 4 </apply_preference> </think> 4"
 )
 STAGES: dict[str, Any] = {
-    "data": {"kind": "data"},
-    "model": {"kind": "model"},
-    "prompts": {"kind": "prompts"},
-    "base": {"kind": "sft", "init": "model", "dataset": "direct"},
-    "chains": {"kind": "chains"},
-    "sft": {"kind": "sft", "init": "base"},
-    "prmu": {"kind": "prmu", "init": "sft"},
-    "guided": {"kind": "grpo", "init": "sft", "prmu": "prmu"},
+    **RAW["stages"],
     "explore": {"kind": "grpo", "init": "guided", "weights": {"alpha": 0, "beta": 0}},
     "eval": {"kind": "evaluate", "models": ["base", "sft", "explore"]},
 }
