@@ -52,6 +52,8 @@ class ClusterBlock(Closed):
     """Instance type (cloud, Kubernetes node label) or constraint (Slurm)."""
     accelerator: Word | None = None
     """Name of the GPU for Slurm's gres and SkyPilot, for example H200."""
+    devices_per_node: Count | None = None
+    """Devices of a node; null = the largest group that must lie on one (platform, placement)."""
     cpus: Count | None = None
     """Cores of a node; null = what the run's processes reserve (CUDA) or threads * devices (CPU)."""
     memory_gb: Count = 64

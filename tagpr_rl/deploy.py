@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,17 +24,15 @@ CPUS_PER_RUN = 12
 class Need:
     """What a run asks of Ray. Devices are Ray's "GPU", logical ones on the CPU; CPUs are a scheduling budget."""
 
-    nodes: int
-    devices_per_node: int
-    cpus_per_node: int
-    """On each of the nodes, for its devices."""
+    parts: tuple[float, ...]
+    """Devices that must lie on one node, for each such group, largest first."""
     cpus: int
     """In all."""
 
     @property
-    def devices(self) -> int:
+    def devices(self) -> float:
         """Devices of all nodes."""
-        return self.nodes * self.devices_per_node
+        return sum(self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +45,35 @@ class NodeSize:
 
 
 def need(recipe: Recipe) -> Need:
-    """What the recipe's platform block asks of a Ray cluster."""
-    platform = recipe.platform
-    per_node = CPUS_PER_DEVICE * platform.devices_per_node
-    return Need(
-        nodes=platform.nodes,
-        devices_per_node=platform.devices_per_node,
-        cpus_per_node=per_node,
-        cpus=per_node * platform.nodes + CPUS_PER_RUN,
-    )
+    """What the recipe's platform and placement blocks ask of a Ray cluster."""
+    platform, placement = recipe.platform, recipe.placement
+    parts: list[float] = [platform.devices_per_node] * platform.nodes
+    if placement.rollout == "separate":
+        parts += [placement.rollout_devices_per_node] * placement.rollout_nodes
+    if placement.prmu == "dedicated":
+        parts.append(placement.prmu_devices)
+    return Need(tuple(sorted(parts, reverse=True)), sum(map(_part_cpus, parts)) + CPUS_PER_RUN)
+
+
+def _part_cpus(devices: float) -> int:
+    return CPUS_PER_DEVICE * math.ceil(devices)
+
+
+def node_devices(recipe: Recipe) -> int:
+    """Devices of each node of a rendered cluster."""
+    return recipe.cluster.devices_per_node or math.ceil(need(recipe).parts[0])
+
+
+def node_count(recipe: Recipe) -> int:
+    """Nodes of a rendered cluster: as few as the run's parts fit on."""
+    size, asked = node_devices(recipe), need(recipe)
+    nodes = [NodeSize(str(number), size, math.inf) for number in range(len(asked.parts))]
+    return len(set(_placed(asked.parts, nodes).values()))
 
 
 def node_cpus(recipe: Recipe) -> int:
     """CPUs that each node announces to Ray, so that the cluster meets `need` wherever Ray places the rest."""
-    return need(recipe).cpus_per_node + CPUS_PER_RUN
+    return _part_cpus(node_devices(recipe)) + CPUS_PER_RUN
 
 
 def node_cores(recipe: Recipe) -> int:
@@ -67,8 +81,21 @@ def node_cores(recipe: Recipe) -> int:
     if recipe.cluster.cpus is not None:
         return recipe.cluster.cpus
     if recipe.platform.device == "cpu":
-        return recipe.platform.threads * recipe.platform.devices_per_node
+        return recipe.platform.threads * node_devices(recipe)
     return node_cpus(recipe)
+
+
+def _placed(parts: Sequence[float], nodes: Sequence[NodeSize]) -> dict[int, str]:
+    """Number of a part -> address of its node: first fit, largest part first; what fits nowhere is left out."""
+    left = {node.address: (node.devices, node.cpus) for node in nodes}
+    found = {}
+    for number, part in enumerate(parts):
+        for address, (devices, cpus) in left.items():
+            if devices >= part and cpus >= _part_cpus(part):
+                left[address] = (devices - part, cpus - _part_cpus(part))
+                found[number] = address
+                break
+    return found
 
 
 def lacks(asked: Need, nodes: Sequence[NodeSize], free_devices: float, free_cpus: float) -> tuple[str, ...]:
@@ -76,26 +103,30 @@ def lacks(asked: Need, nodes: Sequence[NodeSize], free_devices: float, free_cpus
 
     `free_*` are what no other job holds now; they are looked at only where the cluster is large enough.
     """
-    fitting = [n for n in nodes if n.devices >= asked.devices_per_node and n.cpus >= asked.cpus_per_node]
-    cpus = sum(node.cpus for node in nodes)
+    placed = _placed(asked.parts, nodes)
+    homeless = [part for number, part in enumerate(asked.parts) if number not in placed]
+    cpus, devices = sum(node.cpus for node in nodes), sum(node.devices for node in nodes)
     found = []
-    if len(nodes) < asked.nodes:
-        found.append(f"nodes: {asked.nodes} asked, {len(nodes)} alive")
-    if len(fitting) < asked.nodes:
+    if homeless:
+        if len(nodes) < len(asked.parts):
+            found.append(f"nodes: {len(asked.parts)} asked, {len(nodes)} alive")
         for node in nodes:
-            if node.devices < asked.devices_per_node:
-                found.append(f"devices of node {node.address}: {asked.devices_per_node} asked, {node.devices:g} there")
-            if node.cpus < asked.cpus_per_node:
-                found.append(f"CPUs of node {node.address}: {asked.cpus_per_node} asked, {node.cpus:g} there")
-    devices = sum(node.devices for node in nodes)
+            if node.address in placed.values():
+                continue
+            if node.devices < homeless[0]:
+                found.append(f"devices of node {node.address}: {homeless[0]:g} asked, {node.devices:g} there")
+            if node.cpus < _part_cpus(homeless[0]):
+                found.append(f"CPUs of node {node.address}: {_part_cpus(homeless[0])} asked, {node.cpus:g} there")
     if devices < asked.devices:
-        found.append(f"devices in all: {asked.devices} asked, {devices:g} there")
+        found.append(f"devices in all: {asked.devices:g} asked, {devices:g} there")
     if cpus < asked.cpus:
         found.append(f"CPUs in all: {asked.cpus} asked, {cpus:g} there")
+    if homeless and not found:
+        found.append(f"a node with room for {homeless[0]:g} devices side by side")
     if found:
         return tuple(found)
     if free_devices < asked.devices:
-        found.append(f"free devices: {asked.devices} asked, {free_devices:g} of {devices:g} are free")
+        found.append(f"free devices: {asked.devices:g} asked, {free_devices:g} of {devices:g} are free")
     if free_cpus < asked.cpus:
         found.append(f"free CPUs: {asked.cpus} asked, {free_cpus:g} of {cpus:g} are free")
     return tuple(found)

@@ -13,7 +13,17 @@ import jinja2
 
 from tagpr_rl import plan as planning
 from tagpr_rl.config import Recipe
-from tagpr_rl.deploy import ROOT, node_cores, node_cpus, run_command, shell, storage, submission_problems
+from tagpr_rl.deploy import (
+    ROOT,
+    node_cores,
+    node_count,
+    node_cpus,
+    node_devices,
+    run_command,
+    shell,
+    storage,
+    submission_problems,
+)
 from tagpr_rl.paths import replacing
 from tagpr_rl.types import TagprError
 
@@ -84,7 +94,7 @@ def problems(recipe: Recipe, target: str, recipe_path: Path) -> list[str]:
 
 
 def _autoscaler_needs(recipe: Recipe) -> list[str]:
-    launcher, nodes = recipe.cluster.launcher, recipe.platform.nodes
+    launcher, nodes = recipe.cluster.launcher, node_count(recipe)
     found = []
     if launcher.provider == "aws":
         if recipe.cluster.node_type is None:
@@ -92,7 +102,7 @@ def _autoscaler_needs(recipe: Recipe) -> list[str]:
         if launcher.region is None:
             found.append("cluster.launcher.region: not set; name the cloud's region, for example us-east-1")
     elif len(launcher.hosts) != nodes:
-        found.append(f"cluster.launcher.hosts: {len(launcher.hosts)} host(s), but platform.nodes is {nodes}")
+        found.append(f"cluster.launcher.hosts: {len(launcher.hosts)} host(s), but the run needs {nodes}")
     return found
 
 
@@ -135,8 +145,8 @@ def template_values(recipe: Recipe, target: str, recipe_path: Path, overrides: S
         "name": object_name(recipe.name),
         "device": platform.device,
         "cuda": platform.device == "cuda",
-        "nodes": platform.nodes,
-        "devices": platform.devices_per_node,
+        "nodes": node_count(recipe),
+        "devices": node_devices(recipe),
         "ray_cpus": node_cpus(recipe),
         "cores": node_cores(recipe),
         "ray_port": RAY_PORT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -74,13 +75,6 @@ def environment(recipe: Recipe, settings: WorkerSettings) -> dict[str, str]:
     return variables
 
 
-def total_devices(recipe: Recipe) -> int:
-    """Devices of the whole run: the policy's, and those of a separate rollout."""
-    own, platform = recipe.placement, recipe.platform
-    rollout = own.rollout_nodes * own.rollout_devices_per_node if own.rollout == "separate" else 0
-    return platform.nodes * platform.devices_per_node + rollout
-
-
 @contextmanager
 def ray_session(recipe: Recipe) -> Iterator[Any]:
     """Start or join Ray for the run; yields the `ray` module; always disconnects.
@@ -102,7 +96,7 @@ def ray_session(recipe: Recipe) -> Iterator[Any]:
         options["address"] = recipe.platform.ray_address
         options["namespace"] = f"tagpr-{uuid.uuid4().hex[:8]}"
     else:
-        devices = total_devices(recipe)
+        devices = math.ceil(need(recipe).devices)
         options |= {
             "num_cpus": LOGICAL_CPUS,
             "num_gpus": devices if recipe.platform.device == "cpu" else None,
@@ -188,7 +182,7 @@ def wait_for_resources(asked: Need, address: str, wait_s: float) -> None:
             raise TagprError(
                 f"the Ray cluster at {address} is too small for this run (waited {wait_s:g} s):\n  "
                 + "\n  ".join(missing)
-                + "\nAdd nodes, end other jobs, or set platform.nodes and platform.devices_per_node to what is there "
+                + "\nAdd nodes, end other jobs, or ask for fewer devices (platform, placement) "
                 "(cluster.wait_s = how long to wait)."
             )
         if missing != told:

@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 
 from tagpr_rl.config import Recipe, load_recipe
-from tagpr_rl.deploy import Need, NodeSize, lacks, need, node_cores, node_cpus, run_command, shell, storage
+from tagpr_rl.deploy import (
+    Need,
+    NodeSize,
+    lacks,
+    need,
+    node_cores,
+    node_count,
+    node_cpus,
+    node_devices,
+    run_command,
+    shell,
+    storage,
+)
 from tagpr_rl.types import TagprError
 
 SMOKE = Path(__file__).resolve().parents[2] / "recipes" / "smoke.yaml"
@@ -20,9 +32,29 @@ def recipe(*overrides: str) -> Recipe:
 def test_needs_come_from_the_platform_block() -> None:
     asked = need(recipe("platform.nodes=4", "platform.devices_per_node=8"))
     # 8 devices x 3 CPUs = 24 on each of 4 nodes; 96 and 12 for the run in all
-    assert asked == Need(nodes=4, devices_per_node=8, cpus_per_node=24, cpus=108)
+    assert asked == Need(parts=(8, 8, 8, 8), cpus=108)
     assert asked.devices == 32
     assert node_cpus(recipe("platform.devices_per_node=8")) == 36
+
+
+def test_a_rollout_and_a_scorer_of_their_own_need_devices_of_their_own() -> None:
+    policy = ("platform.device=cuda", "platform.nodes=2", "platform.devices_per_node=4")
+    rollout = ("placement.rollout=separate", "placement.rollout_nodes=1", "placement.rollout_devices_per_node=3")
+    on_policy = "stages.guided.reuse_rollout_logprobs=true"
+    made = recipe(*policy, *rollout, on_policy, "placement.prmu=dedicated", "placement.prmu_devices=0.5")
+    # 12 CPUs for each part of 4, 9 for the 3, 3 for the half (it is scheduled like a whole one), 12 for the run
+    assert need(made) == Need(parts=(4, 4, 3, 0.5), cpus=12 + 12 + 9 + 3 + 12)
+    assert (node_devices(made), node_count(made)) == (4, 3)  # 4 | 4 | 3 + .5
+    wide = recipe(*policy, *rollout, on_policy, "cluster.devices_per_node=8")
+    assert (node_devices(wide), node_count(wide), node_cpus(wide)) == (8, 2, 36)  # 4 + 4 | 3
+    assert lacks(need(made), nodes((8, 60), (4, 60)), 12, 120) == ()
+    assert lacks(need(made), nodes((7, 60), (4, 60)), 11, 120) == (
+        "nodes: 4 asked, 2 alive",
+        "devices in all: 11.5 asked, 11 there",
+    )
+    assert lacks(Need((4, 4, 4), 48), nodes((6, 60), (6, 60), (1, 60)), 13, 180) == (
+        "devices of node 10.0.0.3: 4 asked, 1 there",
+    )
 
 
 def test_cores_are_threads_on_the_cpu_and_rays_count_on_cuda() -> None:
@@ -31,7 +63,7 @@ def test_cores_are_threads_on_the_cpu_and_rays_count_on_cuda() -> None:
     assert node_cores(recipe("cluster.cpus=5")) == 5
 
 
-ASKED = Need(nodes=2, devices_per_node=4, cpus_per_node=12, cpus=36)
+ASKED = Need(parts=(4, 4), cpus=36)
 
 
 def nodes(*sizes: tuple[float, float]) -> list[NodeSize]:
