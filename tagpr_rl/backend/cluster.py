@@ -123,9 +123,11 @@ def ray_session(recipe: Recipe) -> Iterator[Any]:
 def _join(ray: Any, options: dict[str, Any]) -> None:
     """`ray.init` on an existing cluster; TagprError with the remedy where there is none."""
     address = options["address"]
+    if address == "auto":
+        address = options["address"] = automatic_address()
     require_reachable(address)
     try:
-        if address != "auto" and "://" not in address and not _node_is_here(address):
+        if "://" not in address and not _node_is_here(address):
             raise ConnectionError("this machine is none of its nodes")
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -137,11 +139,22 @@ def _join(ray: Any, options: dict[str, Any]) -> None:
         ) from error
 
 
+def automatic_address() -> str:
+    """What Ray takes "auto" for: RAY_ADDRESS, or the cluster started last on this machine, which may be gone."""
+    from ray._private.services import canonicalize_bootstrap_address  # the public call would join, or wait for ever
+
+    found = canonicalize_bootstrap_address("auto")
+    if found is None:
+        raise TagprError(
+            "platform.ray_address=auto: no Ray cluster was started on this machine; name the head's host:port there or "
+            "in RAY_ADDRESS, or leave platform.ray_address out for a private cluster"
+        )
+    return str(found)
+
+
 def require_reachable(address: str) -> None:
-    """TagprError if nothing accepts connections at `[ray://]host:port`. "auto" and "local" are left to Ray."""
+    """TagprError if nothing accepts connections at `[ray://]host:port`."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if address in ("auto", "local"):
-        return
     if not colon or not host or not port.isdigit():
         raise TagprError(f"platform.ray_address={address}: not an address; write auto, or the head's host:port")
     try:

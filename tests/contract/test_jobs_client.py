@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import launch
-from tagpr_rl.backend.cluster import CONNECT_SECONDS, require_reachable
+from tagpr_rl.backend.cluster import CONNECT_SECONDS, automatic_address, require_reachable
 from tagpr_rl.types import TagprError
 
 pytestmark = pytest.mark.stack
@@ -92,4 +92,11 @@ def test_a_ray_address_has_a_host_and_a_port(address: str) -> None:
 def test_a_ray_address_that_nothing_answers(closed_port: int) -> None:
     with pytest.raises(TagprError, match="nothing answers there"):
         require_reachable(f"127.0.0.1:{closed_port}")
-    require_reachable("auto")
+
+
+def test_the_automatic_address_is_the_environments_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.1.2.3:6379")
+    assert automatic_address() == "10.1.2.3:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(TagprError, match="no Ray cluster was started on this machine"):
+        automatic_address()
