@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def train_prmu_remote(
         from tagpr_rl.backend.deepspeed.prmu import ZeroPrmuEngine
         from tagpr_rl.config import DeepSpeedBlock
 
+        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; Ray shows a task its own device only
         make_engine = partial(ZeroPrmuEngine, DeepSpeedBlock(**zero))
     tracker = StageTracker(TrackingSettings(**tracking), settings)
 

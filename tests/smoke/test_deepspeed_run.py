@@ -22,9 +22,11 @@ stages:
   model: {kind: model}
   prompts: {kind: prompts}
   sft: {kind: sft, init: model, dataset: direct, steps: 3, warmup_steps: 1, strategy: deepspeed}
+  chains: {kind: chains}
+  prmu: {kind: prmu, init: sft, steps: 2, batch_size: 4, strategy: deepspeed}
   rl:
-    {kind: grpo, init: sft, steps: 2, prompts_per_step: 4, group_size: 4, micro_batch_size: 8, lr: 1e-3, kl_coef: 0.01,
-     reuse_rollout_logprobs: false, weights: {alpha: 0, beta: 0, gamma: 1},
+    {kind: grpo, init: sft, prmu: prmu, steps: 2, prompts_per_step: 4, group_size: 4, micro_batch_size: 8, lr: 1e-3, kl_coef: 0.01,
+     reuse_rollout_logprobs: false, weights: {alpha: 0, beta: 0.1, gamma: 1},
      strategy: deepspeed, deepspeed: {zero_stage: 3}}
 """
 
@@ -38,14 +40,14 @@ def test_a_recipe_runs_on_deepspeed(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run = tmp_path / "zero"
-    steps = [json.loads(line) for line in (run / "050_rl" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [json.loads(line) for line in (run / "070_rl" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["step"] for row in steps] == [1, 2]
     assert max(row["training/rollout_probs_diff_max"] for row in steps) < 1e-6
     assert all(row["actor/grad_norm"] > 0 for row in steps)
     assert steps[0]["actor/kl_loss"] == pytest.approx(0.0, abs=1e-6)  # the reference starts as the policy
     assert steps[1]["actor/kl_loss"] > 1e-9  # and stays behind
-    before, after = (load_file(run / stage / "hf" / "model.safetensors") for stage in ("040_sft", "050_rl"))
+    before, after = (load_file(run / stage / "hf" / "model.safetensors") for stage in ("040_sft", "070_rl"))
     assert before.keys() == after.keys() and all(tensor.isfinite().all() for tensor in after.values())
     assert any((before[name] != after[name]).any() for name in before)
-    for stage, step in (("040_sft", 3), ("050_rl", 2)):
+    for stage, step in (("040_sft", 3), ("070_rl", 2)):
         assert list((run / stage).glob(f"checkpoints/global_step_{step}/**/deepspeed.json"))
