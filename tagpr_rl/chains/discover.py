@@ -188,7 +188,7 @@ def _tf_idf(bags: Sequence[Sequence[str]], least: float) -> Floats:
 
 
 def _text_vectors(texts: Sequence[str]) -> Floats:
-    """[steps, words] of the steps' usual words. Quoted text is evidence, and rare words are the subject, not the role."""
+    """[steps, words] of the steps' usual words: quotes are evidence, rare words the subject, not the role."""
     bags = [[_stem(word) for word in _WORD.findall(_QUOTED.sub(" ", text).casefold())] for text in texts]
     return _tf_idf(bags, max(2, LEAST_SHARE * len(texts)))
 
