@@ -70,7 +70,7 @@ class _Opened:
         """The stage's files. TagprError while it is not finished."""
         if self.manifest is None:
             raise TagprError(
-                f"stage '{self.name}' of {self.run.root} is not finished; `launch.py chains run` with its recipe makes it"
+                f"stage '{self.name}' of {self.run.root} is not finished; `launch.py chains run RECIPE` makes it"
             )
         return read_stored(self.folder.root), self.manifest
 
@@ -94,9 +94,10 @@ def inspect(
     rejected = opened.rejected()
     kept = opened.finished()[0].chains.to_pylist() if opened.manifest is not None else []
     counts = Counter(str(row["reason"]) for row in rejected)
-    table = Table("outcome", "chains", title=f"{opened.run.root}, stage {opened.name}")
+    table = Table("outcome", "chains")
     for name, count in [("kept", len(kept)), *sorted(counts.items(), key=lambda item: (-item[1], item[0]))]:
         table.add_row(Text(name), Text(f"{count:,}", justify="right"))
+    console.print(f"{opened.run.root}, stage {opened.name}", soft_wrap=True, highlight=False, markup=False)
     console.print(table)
     if opened.manifest is None:
         console.print("The stage is not finished: it kept no chain, or ended early.", style="bold")

@@ -31,7 +31,9 @@ LAMP_LICENCE = (
     "draws on other collections, whose terms apply as well. The histories are texts of real persons: do not try to "
     "identify them."
 )
-TEACHER_TERMS = "The chains were written by a model; its provider's terms may limit what may be trained on them."
+TEACHER_TERMS = (
+    "Where the teacher is a language model, its provider's terms may limit what may be trained on its texts."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Section:
     head: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     charts: Mapping[str, BarChart] = field(default_factory=dict)
+    numbers: bool = True
+    """All columns but the first are numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ def _origin(
         ("code", _commit(environment)),
         ("made", manifest.started),
     ]
-    return Section("Sources", head=("what", "value"), rows=tuple(rows))
+    return Section("Sources", head=("what", "value"), rows=tuple(rows), numbers=False)
 
 
 def _name(told: Any, chosen: Any) -> str:

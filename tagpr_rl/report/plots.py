@@ -225,15 +225,15 @@ class BarChart:
     rows: tuple[Bar, ...]
 
 
-def bar_chart(
-    title: str, counts: Sequence[tuple[str, float]], *, width: int = 340, row_height: int = 18, left: float = 116.0
-) -> BarChart:
-    """Lay out (label, count >= 0) rows; the largest fills the width that its number leaves."""
+def bar_chart(title: str, counts: Sequence[tuple[str, float]], *, width: int = 340, row_height: int = 18) -> BarChart:
+    """Lay out (label, count >= 0) rows; the largest fills the width that labels and its number leave."""
+    shown = [label if len(label) <= 30 else f"{label[:29]}…" for label, _ in counts]
+    left = 12.0 + 5.5 * max(map(len, shown), default=0)  # a character at font size 10
     most = max((value for _, value in counts), default=0)
     room = width - left - 52.0
     rows = tuple(
         Bar(label, 4.0 + row_height * i, round(room * value / most, 1) if most else 0.0, short(value))
-        for i, (label, value) in enumerate(counts)
+        for i, (label, (_, value)) in enumerate(zip(shown, counts, strict=True))
     )
     return BarChart(title, width, 8 + row_height * len(counts), left, row_height - 5.0, rows)
 
