@@ -26,7 +26,7 @@ _SYSTEM: Final = (
 )
 _LABEL_WORD = re.compile(r"[^\W\d_]+")
 _STOP: Final = frozenset(
-    re.findall("[a-z]+", "a an the this that these those of to in on for from by with and or its their is are")
+    re.findall("[a-z]+", "a an the this that these those of to at as in on for from by with and or its their is are")
 )
 
 

@@ -301,7 +301,7 @@ def markdown(card: DataCard) -> str:
     lines += ["## Example chains", "", "One of each task, chosen by a hash of the record's id.", ""]
     for example in card.examples:
         wrong = "" if example.correct else " (wrong answer, kept on purpose)"
-        fence = "`" * (max((len(run) for run in re.findall("`+", example.response)), default=0) + 3)
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", example.response)), default=0))
         lines += [f"{_inline(task_label(example.task))}{wrong}:", "", f"{fence}text", example.response, fence, ""]
     return "\n".join(lines)
 

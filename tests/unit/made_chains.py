@@ -52,7 +52,9 @@ PAIRS = [
         "question": "which?", "profile_texts": ["one", "two"], "chosen": row["response"], "rejected": "<think>",
         "kind": kind,
     }
-    for row, other, kind in ((CHAINS[0], "u2", "cross_profile"), (CHAINS[4], "u1", "cross_profile"), (CHAINS[4], "", "wrong"))
+    for row, other, kind in (
+        (CHAINS[0], "u2", "cross_profile"), (CHAINS[4], "u1", "cross_profile"), (CHAINS[4], "", "wrong"),
+    )
 ]  # fmt: skip
 REJECTED = (
     RejectedChain("6", "LaMP_1", "u3", 0, Rejection.WRONG_ANSWER, f"one {INJECTED}\ntwo\nthree\nAnswer: [2]"),
