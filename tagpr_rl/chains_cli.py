@@ -37,9 +37,11 @@ def chains_stage(recipe: Recipe, wanted: str | None = None) -> str:
     names = [name for name, stage in recipe.stages.items() if isinstance(stage, ChainsStage)]
     if wanted is not None and wanted not in names:
         raise TagprError(f"--stage {wanted}: no chains stage of that name; there is {', '.join(names) or 'none'}")
-    if wanted is None and len(names) != 1:
+    if not names:
+        raise TagprError(f"recipe '{recipe.name}' has no chains stage")
+    if wanted is None and len(names) > 1:
         raise TagprError(
-            f"recipe '{recipe.name}' has {len(names)} chains stages ({', '.join(names)}); name one of them"
+            f"recipe '{recipe.name}' has {len(names)} chains stages ({', '.join(names)}); name one with --stage"
         )
     return wanted or names[0]
 

@@ -148,3 +148,24 @@ def test_a_damaged_file_is_named_with_the_remedy(folder: Path, name: str, damage
     with pytest.raises(TagprError, match="run the stage again") as caught:
         read_stored(folder)
     assert part in str(caught.value) and str(folder / name) in str(caught.value)
+
+
+@pytest.mark.stack
+@pytest.mark.torch
+def test_verls_own_dataset_reads_it_and_trains_on_the_response_alone(folder: Path, tmp_path: Path) -> None:
+    from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
+
+    from tagpr_rl.model.tiny import build_tokenizer
+
+    texts = [text for row in made.CHAINS for text in (row["messages"][0]["content"], row["response"])]
+    tokenizer, _ = build_tokenizer(texts, default_schema().names)
+    target = write_dataset(tmp_path / "set", read_stored(folder), SCHEMA, {}, source={}, rows_per_file=3)
+    files = [str(path) for path in sorted((target / "data").iterdir())]
+    config = {"pad_mode": "no_padding", "max_length": 512, "truncation": "error"}
+    found = MultiTurnSFTDataset(files, tokenizer, config)
+    assert len(found) == 5
+    for row, before in zip(found, made.CHAINS, strict=False):
+        trained = row["input_ids"][row["loss_mask"].bool()].tolist()
+        expected = tokenizer.encode(before["response"], add_special_tokens=False)
+        assert trained[: len(expected)] == expected
+        assert trained[len(expected)] == tokenizer.eos_token_id and len(trained) <= len(expected) + 2  # a line break
