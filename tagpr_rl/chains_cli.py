@@ -16,7 +16,6 @@ from rich.text import Text
 
 from tagpr_rl.chains.dataset import REJECTED, StoredChains, publishing, read_rejected, read_stored, write_dataset
 from tagpr_rl.chains.discover import Discovery, SampleChain, as_dict, discover
-from tagpr_rl.chains.generate import Generator
 from tagpr_rl.chains.propose import schema_yaml
 from tagpr_rl.chains.segment import MIN_STEPS, segment, split_answer
 from tagpr_rl.config import ChainsStage, Recipe
@@ -183,25 +182,24 @@ def card(root: Path, *, stage: str | None = None, out: Path | None = None) -> Pa
 
 def discover_tags(
     root: Path, console: Console, *, stage: str | None = None, sample: int = 300, tags: int | None = None,
-    out: Path | None = None, generator: Generator | None = None,
+    out: Path | None = None,
 ) -> Path:  # fmt: skip
     """Label a sample of the run's chains freely and write a proposed tag schema; returns its file.
 
     Chains that were rejected are sampled as well, where they have steps: under a schema that does not fit, most
-    are. `generator` overrides the recipe's labeller. Files: tags.yaml (for a recipe's `schema_file`) and
+    are. Files: tags.yaml (for a recipe's `schema_file`) and
     discovery.json, in `<run>/export/<stage>-tags` by default.
     """
     opened = _Opened(root, stage)
     chains = _sample(opened, sample)
-    if generator is None:
-        from tagpr_rl.stages.teachers import free_labeller_for
+    from tagpr_rl.stages.free_labeller import free_labeller
 
-        generator = free_labeller_for(opened.recipe, opened.stage)
-    found = discover(chains, generator, tags=tags, seed=opened.stage.seed)
+    with free_labeller(opened.recipe, opened.stage, console) as made:
+        found, labeller = discover(chains, made, tags=tags, seed=opened.stage.seed), made.name
     _print_discovery(found, console)
     target = out if out is not None else opened.run.root / "export" / f"{opened.name}-tags"
     heading = [
-        f"Proposed by tag discovery from {len(chains)} chains, labelled by {generator.name}; a start, not a result.",
+        f"Proposed by tag discovery from {len(chains)} chains, labelled by {labeller}; a start, not a result.",
         f"{100 * found.coverage:.1f} % of their steps are in these tags; {100 * found.fit:.1f} % of the chains meet "
         "the whole schema.",
         "Names and purposes come from the labels: rewrite them, for policy and labeller read them.",
@@ -215,7 +213,7 @@ def discover_tags(
     }
     with publishing(target, DISCOVERY) as new:
         write_text(new / SCHEMA_FILE, schema_yaml(found.schema, heading, notes))
-        write_json(new / DISCOVERY, {"labeller": generator.name} | as_dict(found))
+        write_json(new / DISCOVERY, {"labeller": labeller} | as_dict(found))
     return target / SCHEMA_FILE
 
 

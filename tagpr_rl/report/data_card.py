@@ -92,9 +92,9 @@ def data_card(
     """
     world = recipe.data.lamp_dir is None
     source = "the embedded world" if world else f"LaMP files ({', '.join(map(task_label, recipe.data.tasks))})"
-    users = {(row["task"], row["user_id"]) for row in chains} if not world else {row["user_id"] for row in chains}
+    users = facts.get("users") or len({row["user_id"] for row in chains})
     kappa = facts.get("kappa")
-    cards = [(f"{len(chains):,}", "chains"), (f"{len(users):,}", "users"), (f"{len(pairs):,}", "preference pairs")]
+    cards = [(f"{len(chains):,}", "chains"), (f"{users:,}", "users"), (f"{len(pairs):,}", "preference pairs")]
     if isinstance(kappa, int | float):
         cards.append((f"{kappa:.3f}", "Cohen's kappa of two labellings"))
     return DataCard(
@@ -109,6 +109,7 @@ def data_card(
             _origin(recipe, name, facts, schema, manifest, environment, source),
             _reasons(facts),
             _tags(facts, schema),
+            *_evidence(facts),
             _lengths(facts, chains),
             _balance(chains, pairs),
             Section("Licence", (WORLD_LICENCE if world else LAMP_LICENCE, TEACHER_TERMS)),
@@ -123,16 +124,14 @@ def _origin(
     environment: Mapping[str, Any], source: str,
 ) -> Section:  # fmt: skip
     stage = recipe.stages[name]
-    teacher = getattr(stage, "teacher", "auto")
-    if teacher == "auto":
-        teacher = "scripted" if recipe.data.lamp_dir is None else "heuristic"
+    chosen = getattr(stage, "teacher", "auto")
+    if chosen == "auto":
+        chosen = "scripted" if recipe.data.lamp_dir is None else "heuristic"
     rows = [
         ("questions and histories", f"{source}, training users"),
-        ("teacher", _name(facts.get("teacher"), teacher)),
-        ("labeller", _name(facts.get("labeller"), getattr(stage, "labeller", "scripted"))),
+        *_model("teacher", facts, chosen),
+        *_model("labeller", facts, getattr(stage, "labeller", "scripted")),
         ("tag schema", f"{schema.version}, {len(schema.tags)} tags, SHA-256 {schema.sha256}"),
-        *((f"prompt: {key}", text) for key, text in _prompts(facts)),
-        *((key, _figures(facts[key])) for key in ("tokens", "cost") if facts.get(key) not in (None, {}, [])),
         ("recipe values of the stage (SHA-256)", manifest.config_sha256),
         ("code", _commit(environment)),
         ("made", manifest.started),
@@ -140,26 +139,25 @@ def _origin(
     return Section("Sources", head=("what", "value"), rows=tuple(rows), numbers=False)
 
 
-def _name(told: Any, chosen: Any) -> str:
-    """A model's name as chains.json tells it, else as the recipe does."""
-    if isinstance(told, Mapping):
-        told = told.get("name") or told.get("model")
-    return str(told or getattr(chosen, "model", None) or getattr(chosen, "kind", None) or chosen)
+def _model(role: str, facts: Mapping[str, Any], chosen: Any) -> list[tuple[str, str]]:
+    """A model's name, the SHA-256 of its prompts and its use, as chains.json tells them; else the recipe's choice."""
+    told = facts.get(role)
+    if not isinstance(told, Mapping):
+        return [(role, str(told or getattr(chosen, "model", None) or getattr(chosen, "kind", chosen)))]
+    rows = [(role, str(told.get("name", chosen)))]
+    prompts = told.get("prompts") or {}
+    rows += [(f"{role}, prompt `{key}` (SHA-256)", str(value)) for key, value in sorted(prompts.items())]
+    use = {key: value for key, value in told.items() if key in _USE and value not in (None, 0, 0.0, {})}
+    return [*rows, (f"{role}, use", _figures(use))] if use else rows
 
 
-def _prompts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, SHA-256) of each prompt that chains.json lists."""
-    found = facts.get("prompts")
-    if not isinstance(found, Mapping):
-        return []
-    return [(str(key), str(value.get("sha256", value) if isinstance(value, Mapping) else value))
-            for key, value in sorted(found.items())]  # fmt: skip
+_USE = ("requests", "cached", "prompt_tokens", "completion_tokens", "paid_tokens", "cost", "statuses")
 
 
 def _figures(value: Any) -> str:
     """Nested counts on one line."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_figures(item)}" for key, item in value.items())
+        return ", ".join(f"{str(key).replace('_', ' ')} {_figures(item)}" for key, item in value.items())
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -170,7 +168,7 @@ def _commit(environment: Mapping[str, Any]) -> str:
 
 def _reasons(facts: Mapping[str, Any]) -> Section:
     rejected = {key: n for key, n in facts.get("rejected", {}).items() if n}
-    asked = facts["kept"] + sum(rejected.values())
+    asked = facts.get("asked") or facts["kept"] + sum(rejected.values())
     wrong = facts.get("kept_wrong", 0)
     lines = [f"{asked:,} chains were asked for, {facts['kept']:,} kept."]
     if wrong:
@@ -190,6 +188,8 @@ def _tags(facts: Mapping[str, Any], schema: TagSchema) -> Section:
         if isinstance(kappa, int | float)
         else "Steps were labelled once, so there is no agreement to report."
     )
+    if (facts.get("labeller") or {}).get("deterministic"):
+        line += " The labeller is deterministic, so its two passes agree by construction."
     rows = tuple(
         (tag, f"{n:,}", _percent(n, total), f"{kappas[tag]:.3f}" if kappas.get(tag) is not None else "-")
         for tag, n in counts.items()
@@ -199,8 +199,22 @@ def _tags(facts: Mapping[str, Any], schema: TagSchema) -> Section:
 
 
 def _kappa_by_tag(facts: Mapping[str, Any]) -> dict[str, float]:
-    found = facts.get("kappa_by_tag") or {}
+    found = (facts.get("agreement") or {}).get("by_tag") or {}
     return {tag: value for tag, value in found.items() if isinstance(value, int | float)}
+
+
+def _evidence(facts: Mapping[str, Any]) -> list[Section]:
+    """How far the chains use the user's history, where the stage tested it."""
+    found = {key: value for key, value in (facts.get("evidence") or {}).items() if value is not None}
+    if not found:
+        return []
+    line = (
+        "Right chains that were written with a history, tested for its use; shares of steps are means over chains. "
+        "`shown`: chains whose words show the use; `other_steps`: the same test with another user's history."
+    )
+    return [
+        Section("Use of the profile", (line,), ("figure", "value"), tuple((k, _figures(v)) for k, v in found.items()))
+    ]
 
 
 def _lengths(facts: Mapping[str, Any], chains: Sequence[Mapping[str, Any]]) -> Section:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tagpr_rl.chains.free_label import ScriptedFreeLabeller
-from tagpr_rl.chains.generate import Generator
 from tagpr_rl.chains.heuristic import HeuristicTeacher
 from tagpr_rl.chains.keep import KeepRules, world_keep_rules
 from tagpr_rl.chains.scripted import ScriptedTeacher
@@ -27,8 +25,3 @@ def keep_rules(recipe: Recipe, stage: ChainsStage) -> KeepRules:
     if recipe.data.lamp_dir is None:
         return world_keep_rules(stage.keep_wrong_fraction)
     return KeepRules(wrong_fraction=stage.keep_wrong_fraction)
-
-
-def free_labeller_for(recipe: Recipe, stage: ChainsStage) -> Generator:
-    """Who labels steps in free words for `launch.py chains discover`: the chains stage's labeller."""
-    return ScriptedFreeLabeller()

@@ -65,13 +65,23 @@ def test_models_prompts_and_kappas_come_from_the_stages_facts() -> None:
     assert rows(card(), "Sources")["teacher"] == ("scripted",)
     found = card(
         {
-            "teacher": {"name": "big-model"}, "labeller": "small-model", "prompts": {"teacher": "ff00"},
-            "kappa_by_tag": {"infer_preference": 0.5, "conclude": None}, "tokens": {"prompt": 1200, "completion": 30},
+            "teacher": {
+                "name": "big-model", "prompts": {"teacher": "ff00"}, "requests": 9, "cached": 0, "prompt_tokens": 1200,
+                "statuses": {"OK": 8, "FAILED": 1},
+            },
+            "labeller": {"name": "small-model", "deterministic": True},
+            "agreement": {"by_tag": {"infer_preference": 0.5, "conclude": None}},
+            "evidence": {"tested": 4, "own_steps": 0.75, "answers_changed": None},
+            "asked": 10, "users": 3,
         }
     )  # fmt: skip
     sources = rows(found, "Sources")
     assert (sources["teacher"], sources["labeller"]) == (("big-model",), ("small-model",))
-    assert sources["prompt: teacher"] == ("ff00",) and sources["tokens"] == ("prompt 1,200, completion 30",)
+    assert sources["teacher, prompt `teacher` (SHA-256)"] == ("ff00",)
+    assert sources["teacher, use"] == ("requests 9, prompt tokens 1,200, statuses OK 8, FAILED 1",)
+    assert rows(found, "Use of the profile") == {"tested": ("4",), "own_steps": ("0.75",)}
+    assert rows(found, "What was kept")["kept"] == ("5", "50.0 %")
+    assert "agree by construction" in lines(found, "Tags")
     assert SCHEMA.sha256 in sources["tag schema"][0]
     assert rows(found, "Tags")["infer_preference"][-1] == "0.500" and rows(found, "Tags")["conclude"][-1] == "-"
     assert "labelled once" in lines(card({"kappa": None}), "Tags")
@@ -83,8 +93,6 @@ def test_the_licence_follows_the_source(tmp_path: Path) -> None:
     lamp = card(data={"lamp_dir": str(tmp_path), "tasks": ["LaMP_1", "LaMP_2"]})
     assert yaml.safe_load(markdown(lamp).split("---")[1])["license"] == "cc-by-nc-sa-4.0"
     assert "CC BY-NC-SA 4.0" in lines(lamp, "Licence") and "LaMP files (LaMP-1, LaMP-2)" in lamp.summary
-    # There a user id is known within its task only: u2 has questions in both.
-    assert lamp.cards[1] == ("4", "users")
 
 
 def test_front_matter_names_only_what_is_there() -> None:
