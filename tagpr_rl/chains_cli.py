@@ -187,15 +187,15 @@ def discover_tags(
     """Label a sample of the run's chains freely and write a proposed tag schema; returns its file.
 
     Chains that were rejected are sampled as well, where they have steps: under a schema that does not fit, most
-    are. Files: tags.yaml (for a recipe's `schema_file`) and
-    discovery.json, in `<run>/export/<stage>-tags` by default.
+    are. Files: tags.yaml (for a recipe's `schema_file`) and discovery.json, in `<run>/export/<stage>-tags` by default.
     """
     opened = _Opened(root, stage)
     chains = _sample(opened, sample)
     from tagpr_rl.stages.free_labeller import free_labeller
 
-    with free_labeller(opened.recipe, opened.stage, console) as made:
-        found, labeller = discover(chains, made, tags=tags, seed=opened.stage.seed), made.name
+    with free_labeller(opened.recipe, opened.stage, console) as (generator, limit):
+        found = discover(chains, generator, tags=tags, seed=opened.stage.seed, max_tokens=limit)
+        labeller = generator.name
     _print_discovery(found, console)
     target = out if out is not None else opened.run.root / "export" / f"{opened.name}-tags"
     heading = [

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tagpr_rl.chains.cluster import Floats, Ints, average_linkage, cut, silhouette
-from tagpr_rl.chains.free_label import content_words, free_labels
+from tagpr_rl.chains.free_label import MAX_TOKENS, content_words, free_labels
 from tagpr_rl.chains.generate import Generator
 from tagpr_rl.chains.propose import Assigned, fit, label_counts, propose_schema
 from tagpr_rl.tags.schema import THINK, TagSchema
@@ -88,14 +88,15 @@ class Discovery:
 
 def discover(
     chains: Sequence[SampleChain], generator: Generator, *, tags: int | None = None, seed: int = 0,
-    version: str = "discovered-1",
+    max_tokens: int = MAX_TOKENS, version: str = "discovered-1",
 ) -> Discovery:  # fmt: skip
     """Label, group and propose. `tags` fixes the number of tags; None = as the steps' words separate best.
+    `max_tokens` is the limit of a reply.
 
     Deterministic for a deterministic generator. Raises TagprError where nothing could be labelled, or the steps do
     not fall into `tags` groups.
     """
-    found = free_labels([chain.steps for chain in chains], generator, seed=seed)
+    found = free_labels([chain.steps for chain in chains], generator, seed=seed, max_tokens=max_tokens)
     unassigned = Counter({"RARE": 0})
     where: list[tuple[int, int]] = []
     said: list[str] = []

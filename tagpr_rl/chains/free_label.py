@@ -14,6 +14,8 @@ from tagpr_rl.chains.generate import ChatRequest, Generator, Reply, ReplyStatus
 
 MAX_WORDS = 6
 """A longer label is a sentence, not a name of what the step does."""
+MAX_TOKENS = 1024
+"""Longest reply: some 15 tokens a step; a thinking model needs more."""
 BAD_REPLY = "BAD_REPLY"
 """The reply is not the JSON that was asked for, with every index once and a usable label."""
 
@@ -49,7 +51,7 @@ def reply_schema(n: int) -> dict[str, Any]:
     }
 
 
-def label_request(steps: Sequence[str], *, seed: int = 0) -> ChatRequest:
+def label_request(steps: Sequence[str], *, seed: int = 0, max_tokens: int = MAX_TOKENS) -> ChatRequest:
     """The question for one chain. Steps stand in JSON strings, so that no text can pass for another step."""
     listed = [{"i": i, "step": " ".join(text.split())} for i, text in enumerate(steps)]
     return ChatRequest(
@@ -57,7 +59,7 @@ def label_request(steps: Sequence[str], *, seed: int = 0) -> ChatRequest:
             {"role": "system", "content": _SYSTEM},
             {"role": "user", "content": json.dumps(listed, ensure_ascii=False)},
         ),
-        max_tokens=64 + 32 * len(steps),
+        max_tokens=max_tokens,
         seed=seed,
         json_schema=reply_schema(len(steps)),
     )
@@ -105,9 +107,11 @@ class FreeLabels:
     """Why there are none: a `ReplyStatus` or `BAD_REPLY`."""
 
 
-def free_labels(chains: Sequence[Sequence[str]], generator: Generator, *, seed: int = 0) -> list[FreeLabels]:
+def free_labels(
+    chains: Sequence[Sequence[str]], generator: Generator, *, seed: int = 0, max_tokens: int = MAX_TOKENS
+) -> list[FreeLabels]:
     """Ask for the labels of each chain's steps; one result per chain, in order."""
-    replies = generator.generate([label_request(chain, seed=seed) for chain in chains])
+    replies = generator.generate([label_request(chain, seed=seed, max_tokens=max_tokens) for chain in chains])
     assert len(replies) == len(chains), "a generator gives one reply per request"
     found = []
     for chain, reply in zip(chains, replies, strict=True):
