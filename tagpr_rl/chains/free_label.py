@@ -38,7 +38,7 @@ def reply_schema(n: int) -> dict[str, Any]:
         "type": "object",
         "properties": {
             "i": {"type": "integer", "minimum": 0, "maximum": n - 1},
-            "label": {"type": "string", "minLength": 1, "maxLength": 80},
+            "label": {"type": "string"},
         },
         "required": ["i", "label"],
         "additionalProperties": False,

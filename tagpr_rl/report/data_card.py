@@ -95,7 +95,7 @@ def data_card(
     users = facts.get("users") or len({row["user_id"] for row in chains})
     kappa = facts.get("kappa")
     cards = [(f"{len(chains):,}", "chains"), (f"{users:,}", "users"), (f"{len(pairs):,}", "preference pairs")]
-    if isinstance(kappa, int | float):
+    if isinstance(kappa, int | float) and not _deterministic(facts):
         cards.append((f"{kappa:.3f}", "Cohen's kappa of two labellings"))
     return DataCard(
         title=f"Tagged reasoning chains: {recipe.name}",
@@ -188,7 +188,7 @@ def _tags(facts: Mapping[str, Any], schema: TagSchema) -> Section:
         if isinstance(kappa, int | float)
         else "Steps were labelled once, so there is no agreement to report."
     )
-    if (facts.get("labeller") or {}).get("deterministic"):
+    if _deterministic(facts):
         line += " The labeller is deterministic, so its two passes agree by construction."
     rows = tuple(
         (tag, f"{n:,}", _percent(n, total), f"{kappas[tag]:.3f}" if kappas.get(tag) is not None else "-")
@@ -196,6 +196,12 @@ def _tags(facts: Mapping[str, Any], schema: TagSchema) -> Section:
     )
     chart = {"tags.svg": bar_chart("Steps by tag", list(counts.items()))}
     return Section("Tags", (line,), ("tag", "steps", "share", "kappa"), rows, chart)
+
+
+def _deterministic(facts: Mapping[str, Any]) -> bool:
+    """Whether the labeller gives the same labels twice by construction, so that kappa says nothing."""
+    labeller = facts.get("labeller")
+    return isinstance(labeller, Mapping) and bool(labeller.get("deterministic"))
 
 
 def _kappa_by_tag(facts: Mapping[str, Any]) -> dict[str, float]:

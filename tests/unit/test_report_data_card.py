@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagpr_rl.report.data_card import DataCard, data_card, markdown, page, plots
+from tagpr_rl.report.data_card import DataCard, _inline, data_card, markdown, page, plots
 from tagpr_rl.report.plots import bar_chart, histogram
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import StageManifest
@@ -81,7 +81,7 @@ def test_models_prompts_and_kappas_come_from_the_stages_facts() -> None:
     assert sources["teacher, use"] == ("requests 9, prompt tokens 1,200, statuses OK 8, FAILED 1",)
     assert rows(found, "Use of the profile") == {"tested": ("4",), "own_steps": ("0.75",)}
     assert rows(found, "What was kept")["kept"] == ("5", "50.0 %")
-    assert "agree by construction" in lines(found, "Tags")
+    assert "agree by construction" in lines(found, "Tags") and len(found.cards) == 3  # so kappa is no headline
     assert SCHEMA.sha256 in sources["tag schema"][0]
     assert rows(found, "Tags")["infer_preference"][-1] == "0.500" and rows(found, "Tags")["conclude"][-1] == "-"
     assert "labelled once" in lines(card({"kappa": None}), "Tags")
@@ -132,6 +132,13 @@ def test_markdown_cells_and_fences_cannot_be_broken_out_of() -> None:
     broken = replace(found, examples=(replace(found.examples[0], response="```\n# not a heading\n````"),))
     tail = markdown(broken).split("## Example chains")[1]
     assert "`````text\n```\n# not a heading\n````\n`````\n" in tail
+
+
+@given(st.text())
+def test_a_cell_is_one_line_without_live_markup(text: str) -> None:
+    shown = _inline(text)
+    assert len(shown.splitlines()) <= 1
+    assert not re.search(r"[`*_{}\[\]<>#|~&]", re.sub(r"\\[\\`*_{}\[\]<>#|~&]", "", shown))
 
 
 def test_plots_are_svg_files() -> None:
