@@ -61,23 +61,50 @@ def average_linkage(distance: Floats, weight: Floats) -> list[Merge]:
     return sorted(found, key=lambda merge: merge.height)  # stable: a parent is never before its child
 
 
+class _Forest:
+    """Union-find over the points; a tree's root is its least point."""
+
+    def __init__(self, n: int) -> None:
+        self._parent = list(range(n))
+
+    def root(self, i: int) -> int:
+        parent = self._parent
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]  # halves the path for the next look
+            i = parent[i]
+        return i
+
+    def join(self, merge: Merge) -> tuple[int, int]:
+        """The two roots, the lesser one (which stays) first."""
+        a, b = sorted((self.root(merge.a), self.root(merge.b)))
+        self._parent[b] = a
+        return a, b
+
+
 def cut(merges: Sequence[Merge], n: int, clusters: int) -> Ints:
     """[n] cluster of each point, numbered from 0 by their least point, when `clusters` of them are left."""
     if not 1 <= clusters <= n:
         raise ValueError(f"{clusters} clusters of {n} points")
-    parent = list(range(n))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            i = parent[i]
-        return i
-
+    forest = _Forest(n)
     for merge in merges[: n - clusters]:
-        a, b = sorted((root(merge.a), root(merge.b)))
-        parent[b] = a
-    roots = [root(i) for i in range(n)]
+        forest.join(merge)
+    roots = [forest.root(i) for i in range(n)]
     number = {value: index for index, value in enumerate(sorted(set(roots)))}
     return np.array([number[value] for value in roots], dtype=np.int64)
+
+
+def coarsest_cuts(merges: Sequence[Merge], weight: Floats, least: float) -> dict[int, int]:
+    """Number of large clusters (weight >= `least`) -> the least `clusters` of `cut` that has so many of them."""
+    forest, size = _Forest(len(weight)), weight.tolist()
+    large = sum(value >= least for value in size)
+    found = {large: len(size)}
+    for done, merge in enumerate(merges, start=1):
+        a, b = forest.join(merge)
+        before = (size[a] >= least) + (size[b] >= least)
+        size[a] += size[b]
+        large += (size[a] >= least) - before
+        found[large] = len(size) - done
+    return found
 
 
 def silhouette(distance: Floats, cluster: Ints) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tagpr_rl.chains.cluster import Floats, Ints, average_linkage, cut, silhouette
+from tagpr_rl.chains.cluster import Floats, Ints, average_linkage, coarsest_cuts, cut, silhouette
 from tagpr_rl.chains.free_label import MAX_TOKENS, content_words, free_labels
 from tagpr_rl.chains.generate import Generator
 from tagpr_rl.chains.propose import Assigned, fit, label_counts, propose_schema
@@ -211,10 +211,10 @@ def _groups(said: Sequence[str], vectors: Floats, tags: int | None) -> tuple[Int
     judged = np.unique(np.linspace(0, len(said) - 1, JUDGED_STEPS).astype(np.int64))
     between = np.clip(1 - vectors[judged] @ vectors[judged].T, 0, None)
     found: dict[int, tuple[float, Ints]] = {}
-    for clusters in range(1, len(keys) + 1):
-        large = _large(cut(merges, len(keys), clusters), weight, LEAST_SHARE * len(said))
-        n = int(large.max()) + 1
-        if n not in found and 1 <= n <= (MOST_TAGS if tags is None else tags):
+    least = LEAST_SHARE * len(said)
+    for n, clusters in sorted(coarsest_cuts(merges, weight, least).items()):
+        if 1 <= n <= (MOST_TAGS if tags is None else tags):
+            large = _large(cut(merges, len(keys), clusters), weight, least)
             group = np.where(of_step >= 0, large[of_step], -1)
             inside = group[judged] >= 0
             score = silhouette(between[np.ix_(inside, inside)], group[judged][inside]) if inside.any() else 0.0

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_chains_build import build
 
-from tagpr_rl.chains.cluster import average_linkage, cut, silhouette
+from tagpr_rl.chains.cluster import average_linkage, coarsest_cuts, cut, silhouette
 from tagpr_rl.chains.discover import LEAST_SHARE, SampleChain, as_dict, discover, tag_name
 from tagpr_rl.chains.free_label import (
     ScriptedFreeLabeller,
@@ -70,6 +70,16 @@ def test_clusters_and_silhouette_are_those_of_scikit_learn(seed: int) -> None:
         model = cluster.AgglomerativeClustering(n_clusters=k, metric="precomputed", linkage="average")
         assert metrics.adjusted_rand_score(model.fit(full).labels_, mine) == 1.0
         assert silhouette(full, mine) == pytest.approx(metrics.silhouette_score(full, mine, metric="precomputed"))
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("least", [0.5, 2.0, 4.0, 99.0])
+def test_the_coarsest_cut_of_each_kind_is_found_as_by_trying_all(seed: int, least: float) -> None:
+    distance, weight = points(seed)
+    merges, tried = average_linkage(distance, weight), {}
+    for k in range(len(weight), 0, -1):
+        tried[int((np.bincount(cut(merges, len(weight), k), weights=weight) >= least).sum())] = k
+    assert coarsest_cuts(merges, weight, least) == tried
 
 
 def test_average_linkage_by_hand() -> None:
