@@ -1,4 +1,4 @@
-"""The command line: run, resume, plan, walk, status, report, export, render, submit, jobs. Torch and ray come late."""
+"""The command line: run, resume, plan, walk, status, report, export, chains, render, submit, jobs. Torch comes late."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tagpr_rl.config import GrpoStage, Recipe, SftStage, load_recipe
 from tagpr_rl.mirror import Mirror, is_url, mirror_of
 from tagpr_rl.paths import RunDir
 from tagpr_rl.resume import exclusive, resume_point
-from tagpr_rl.runstate import read_resolved, require_unchanged, run_status, stage_dir, upstream
+from tagpr_rl.runstate import needed_for, read_resolved, require_unchanged, run_status, stage_dir, upstream
 from tagpr_rl.types import TagprError
 
 _FILE_ERRORS = {
@@ -70,8 +70,38 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what)
         command.add_argument("target", metavar="RUN_OR_RECIPE", type=Path, help="a run's folder or a recipe")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="recipe overrides (recipe only)")
+    _chains_commands(commands)
     _cluster_commands(commands)
     return top
+
+
+def _chains_commands(commands: Any) -> None:
+    below = commands.add_parser("chains", help="make, inspect and publish tagged chains; discover tags")
+    what = below.add_subparsers(dest="what", required=True)
+    run = what.add_parser("run", help="make the chains stage and what it needs, nothing else")
+    _recipe_arguments(run)
+    inspect = what.add_parser("inspect", help="counts, and some chains coloured by tag")
+    card = what.add_parser("card", help="write a Hugging Face data set with its data card")
+    discover = what.add_parser("discover", help="propose a tag schema from freely labelled chains")
+    for command in (inspect, card, discover):
+        command.add_argument("target", metavar="RUN", type=Path, help="a run's folder")
+    for command in (run, inspect, card, discover):
+        command.add_argument("--stage", help="which chains stage, where the recipe has several")
+    inspect.add_argument("--reason", metavar="R", help="chains rejected for this reason, for example WRONG_ANSWER")
+    inspect.add_argument("--task", metavar="T", help="only of this task, for example LaMP_2")
+    inspect.add_argument("--n", type=_count, default=5, metavar="N", help="how many (default 5)")
+    discover.add_argument("--sample", type=_count, default=300, metavar="N", help="chains to label (default 300)")
+    discover.add_argument(
+        "--tags", type=_count, metavar="N", help="number of tags; default: as the steps separate best"
+    )
+    for command, default in ((card, "RUN/export/STAGE-dataset"), (discover, "RUN/export/STAGE-tags")):
+        command.add_argument("--out", type=Path, metavar="FOLDER", help=f"default: {default}")
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def _cluster_commands(commands: Any) -> None:
@@ -245,6 +275,29 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _chains(arguments: argparse.Namespace, console: Console) -> int:
+    commands = importlib.import_module("tagpr_rl.chains_cli")
+    if arguments.what == "run":
+        recipe = _load(arguments)
+        only = needed_for(recipe, commands.chains_stage(recipe, arguments.stage))
+        run = run_dir(recipe)
+        require_unchanged(recipe, run)
+        run.root.mkdir(parents=True, exist_ok=True)
+        _needs("tagpr_rl.stages.pipeline").run_pipeline(recipe, run, only=only)
+        return 0
+    options = {key: value for key, value in vars(arguments).items() if key not in ("command", "what", "target")}
+    del options["overrides"]
+    if arguments.what == "inspect":
+        commands.inspect(arguments.target, console, **options)
+        return 0
+    if arguments.what == "card":
+        path = commands.card(arguments.target, **options)
+    else:
+        path = commands.discover_tags(arguments.target, console, **options)
+    console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
 def _render(arguments: argparse.Namespace, console: Console) -> int:
     recipe = _load(arguments)
     files = rendering.render(recipe, arguments.target, arguments.recipe, arguments.overrides)
@@ -274,7 +327,7 @@ def _jobs(arguments: argparse.Namespace, console: Console) -> int:
 
 _COMMANDS = {
     "run": _run, "resume": _resume, "plan": _plan, "walk": _walk, "status": _status, "report": _report,
-    "export": _export, "render": _render, "submit": _submit, "jobs": _jobs,
+    "export": _export, "chains": _chains, "render": _render, "submit": _submit, "jobs": _jobs,
 }  # fmt: skip
 
 

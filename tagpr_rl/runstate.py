@@ -78,6 +78,15 @@ def upstream(recipe: Recipe, name: str) -> tuple[str, ...]:
     return tuple(other for other in earlier if other in found)
 
 
+def needed_for(recipe: Recipe, name: str) -> tuple[str, ...]:
+    """The stage itself and every earlier stage that its output rests on, in recipe order."""
+    found = {name}
+    for other in reversed(recipe.stages):
+        if other in found:
+            found.update(upstream(recipe, other))
+    return tuple(other for other in recipe.stages if other in found)
+
+
 def _nearest(recipe: Recipe, earlier: list[str], kind: str) -> str | None:
     return next((other for other in reversed(earlier) if recipe.stages[other].kind == kind), None)
 

@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["backend"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render"}
 MAY_IMPORT["stages"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render"}
+MAY_IMPORT["chains_cli"] = {"types", "paths", "config", "runstate", "tags", "chains", "report", "stages"}
 MAY_IMPORT["launch"] = set(MAY_IMPORT)
 
 # Outside package -> units that may import it.

@@ -200,3 +200,49 @@ def forest_chart(
     ticks = tuple(Tick(left + (right - left) * v, f"{v:g}") for v in (0.0, 0.25, 0.5, 0.75, 1.0))
     marks = tuple(Tick(left + (right - left) * min(max(v, 0.0), 1.0), name) for name, v in ceilings)
     return ForestChart(title, width, int(top + row_height * len(rows) + 22), left, right, placed, ticks, marks)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar from the chart's `left`; positions in SVG units."""
+
+    label: str
+    y: float
+    """Upper edge."""
+    width: float
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class BarChart:
+    """Counts as horizontal bars on a common axis from 0."""
+
+    title: str
+    width: int
+    height: int
+    left: float
+    bar_height: float
+    rows: tuple[Bar, ...]
+
+
+def bar_chart(title: str, counts: Sequence[tuple[str, float]], *, width: int = 340, row_height: int = 18) -> BarChart:
+    """Lay out (label, count >= 0) rows; the largest fills the width that labels and its number leave."""
+    shown = [label if len(label) <= 30 else f"{label[:29]}…" for label, _ in counts]
+    left = 12.0 + 5.5 * max(map(len, shown), default=0)  # a character at font size 10
+    most = max((value for _, value in counts), default=0)
+    room = width - left - 52.0
+    rows = tuple(
+        Bar(label, 4.0 + row_height * i, round(room * value / most, 1) if most else 0.0, short(value))
+        for i, (label, (_, value)) in enumerate(zip(shown, counts, strict=True))
+    )
+    return BarChart(title, width, 8 + row_height * len(counts), left, row_height - 5.0, rows)
+
+
+def histogram(values: Sequence[int], most: int = 10) -> list[tuple[str, int]]:
+    """Whole numbers in at most `most` equal ranges of whole width, as (`low-high`, count), empty ones included."""
+    if not values:
+        return []
+    low, high = min(values), max(values)
+    width = -(-(high - low + 1) // most)
+    ranges = [(start, min(start + width - 1, high)) for start in range(low, high + 1, width)]
+    return [(str(a) if a == b else f"{a}-{b}", sum(a <= value <= b for value in values)) for a, b in ranges]

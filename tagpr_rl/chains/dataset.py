@@ -1,0 +1,221 @@
+"""A chains stage's files: rejected chains, reading them back, and a Hugging Face `datasets` folder of the kept ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from tagpr_rl.chains.build import RejectedChain
+from tagpr_rl.paths import replacing, sha256_file, sync_folder, write_json, write_text
+from tagpr_rl.tags.grammar import parse
+from tagpr_rl.tags.schema import TagSchema, to_mapping
+from tagpr_rl.types import TagprError
+
+CHAINS, PAIRS, FACTS, REJECTED = "chains.parquet", "pairs.parquet", "chains.json", "rejected.parquet"
+MARKER = "tagpr_dataset.json"
+"""Written last into a data set's folder: which stage it is of, and each file's SHA-256."""
+ROWS_PER_FILE = 50_000
+
+_CHAIN_COLUMNS = ("record_id", "task", "user_id", "messages", "response", "answer", "correct")
+_PAIR_COLUMNS = ("record_id", "task", "user_id", "chosen", "rejected", "kind")
+_ARROW_TYPES = {"int": "int64", "float": "float64", "bool": "bool"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChains:
+    """What a finished chains stage left on disk."""
+
+    facts: Mapping[str, Any]
+    """chains.json."""
+    chains: Any
+    """pyarrow.Table, one row per kept chain."""
+    pairs: Any
+    """pyarrow.Table, one row per preference pair; None where there are none."""
+
+
+def write_rejected(folder: Path, rejected: Sequence[RejectedChain]) -> Path:
+    """Write `rejected.parquet`, one row per chain that was not kept, in order; returns its path.
+
+    The columns are the fields of `RejectedChain`. `text` is the teacher's text as it came: it may hold markup.
+    """
+    import pyarrow as pa
+
+    columns = {
+        field.name: pa.array(
+            [_plain(getattr(item, field.name)) for item in rejected],
+            type=pa.type_for_alias(_ARROW_TYPES.get(str(field.type), "string")),
+        )
+        for field in fields(RejectedChain)
+    }
+    path = folder / REJECTED
+    _write_table(path, pa.table(columns))
+    return path
+
+
+def read_rejected(folder: Path) -> list[dict[str, Any]]:
+    """Rows of `rejected.parquet`. TagprError where it is missing or damaged."""
+    rows: list[dict[str, Any]] = _read_table(folder / REJECTED, ("record_id", "task", "reason", "text")).to_pylist()
+    return rows
+
+
+def read_stored(folder: Path) -> StoredChains:
+    """The files of a finished chains stage. TagprError for a file that is missing, damaged or of another set."""
+    path = folder / FACTS
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _unusable(path, "is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise _unusable(path, f"is not valid JSON ({error})") from None
+    if not isinstance(facts, dict) or not isinstance(facts.get("kept"), int):
+        raise _unusable(path, "has no whole number under 'kept'")
+    chains = _read_table(folder / CHAINS, _CHAIN_COLUMNS)
+    if chains.num_rows != facts["kept"]:
+        raise _unusable(folder / CHAINS, f"has {chains.num_rows} rows, but {FACTS} counts {facts['kept']} kept chains")
+    pairs = _read_table(folder / PAIRS, ())
+    if pairs.num_rows:
+        _require_columns(folder / PAIRS, pairs, _PAIR_COLUMNS)
+    return StoredChains(facts, chains, pairs if pairs.num_rows else None)
+
+
+def sft_table(chains: Any, schema: TagSchema) -> Any:
+    """The kept chains as a pyarrow.Table for training elsewhere.
+
+    `messages` is the whole chat, the tagged response as its last turn: the column that verl's
+    `MultiTurnSFTDataset` reads. `steps` has the same thought as (tag, text) pairs. Other columns stay as they
+    are. Raises TagprError for a response that does not parse under `schema` (another schema than the stage's).
+    """
+    import pyarrow as pa
+
+    message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    step = pa.list_(pa.struct([("tag", pa.string()), ("text", pa.string())]))
+    messages, steps = [], []
+    for row in chains.select(["record_id", "messages", "response"]).to_pylist():
+        parsed = parse(row["response"], schema)
+        if parsed.trace is None:
+            raise TagprError(
+                f"the chain of record {row['record_id']!r} does not parse under tag schema {schema.version!r} "
+                f"({parsed.status}: {parsed.reason}); give the schema that the stage was made with"
+            )
+        messages.append([*row["messages"], {"role": "assistant", "content": row["response"]}])
+        steps.append([{"tag": step.tag, "text": step.text} for step in parsed.trace.steps])
+    at = chains.column_names.index("messages")
+    table = chains.set_column(at, "messages", pa.array(messages, type=message)).drop_columns(["response"])
+    return table.add_column(at + 1, "steps", pa.array(steps, type=step))
+
+
+def write_dataset(
+    target: Path,
+    stored: StoredChains,
+    schema: TagSchema,
+    texts: Mapping[str, str],
+    *,
+    source: Mapping[str, Any],
+    rows_per_file: int = ROWS_PER_FILE,
+) -> Path:
+    """Write the folder that `datasets.load_dataset(target)` reads; returns it.
+
+    Args:
+        texts: relative path -> content of the text files (README.md with the card's front matter, plots).
+        source: what the data set was made from, for its marker file.
+
+    Replaces an older data set at `target` as a whole (`publishing`). TagprError where no chain was kept.
+    """
+    if stored.chains.num_rows == 0:
+        raise TagprError("no chain was kept, so there is no data set; `launch.py chains inspect` shows the reasons")
+    with publishing(target, MARKER) as new:
+        _write_shards(new / "data", sft_table(stored.chains, schema), rows_per_file)
+        if stored.pairs is not None:
+            _write_shards(new / "pairs", stored.pairs, rows_per_file)
+        write_json(new / "tag_schema.json", to_mapping(schema))
+        write_json(new / FACTS, dict(stored.facts))
+        for name, text in texts.items():
+            write_text(new / name, text)
+        files = sorted(path for path in new.rglob("*") if path.is_file())
+        hashes = {path.relative_to(new).as_posix(): sha256_file(path) for path in files}
+        write_json(new / MARKER, {**source, "files": hashes})
+    return target
+
+
+@contextmanager
+def publishing(target: Path, marker: str) -> Iterator[Path]:
+    """Yield a folder to fill, which then becomes `target`; on an exception `target` is as it was.
+
+    A folder that is there already is replaced if it holds the file `marker`, or nothing. TagprError for any
+    other folder or file: what we did not write we do not delete.
+    """
+    if target.exists() and not (target / marker).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise TagprError(f"{target} exists and was not written by this command; choose another folder with --out")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temp = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        new = temp / "new"
+        new.mkdir()
+        yield new
+        _swap(new, target, temp / "old")
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _swap(new: Path, target: Path, old: Path) -> None:
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    sync_folder(target.parent)
+
+
+def _write_shards(folder: Path, table: Any, rows_per_file: int) -> None:
+    count = -(-table.num_rows // rows_per_file)
+    folder.mkdir(parents=True)
+    for index in range(count):
+        part = table.slice(index * rows_per_file, rows_per_file)
+        _write_table(folder / f"train-{index:05d}-of-{count:05d}.parquet", part)
+
+
+def _write_table(path: Path, table: Any) -> None:
+    import pyarrow.parquet as pq
+
+    with replacing(path) as temp:
+        pq.write_table(table, temp)
+
+
+def _read_table(path: Path, needed: Sequence[str]) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path).read()
+    except FileNotFoundError:
+        raise _unusable(path, "is missing") from None
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the file system's, not the file's
+            raise
+        raise _unusable(path, f"is not a whole parquet file ({error})") from None
+    _require_columns(path, table, needed)
+    return table
+
+
+def _require_columns(path: Path, table: Any, needed: Sequence[str]) -> None:
+    missing = [name for name in needed if name not in table.column_names]
+    if missing:
+        raise _unusable(path, f"has no column {missing[0]!r}")
+
+
+def _unusable(path: Path, why: str) -> TagprError:
+    return TagprError(f"{path} {why}; delete the folder {path.parent} and run the stage again")
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
