@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from tagpr_rl.closed import Closed, Count, Fraction, NonNegative
+from tagpr_rl.keep_blocks import KeepBlock
 
 TaskName = Literal["LaMP_1", "LaMP_2", "LaMP_2N", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7"]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-
-
-class Closed(BaseModel):
-    """Base of every config block: no unknown keys, immutable, defaults validated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class WorldBlock(Closed):
@@ -205,6 +199,14 @@ class ChainsStage(StageBase):
     empty_profile_fraction: Fraction = 0.0
     """Share of questions also taught without a profile, so that the generic user is trained."""
     max_pairs: Count = 3000
+    keep: KeepBlock = KeepBlock()
+
+    @model_validator(mode="after")
+    def _tasks_known(self) -> ChainsStage:
+        for task in self.keep.tasks:
+            if task not in get_args(TaskName):
+                raise ValueError(f"keep.tasks: no task is called '{task}'; known: {', '.join(get_args(TaskName))}")
+        return self
 
 
 class SftStage(TrainingStage):

@@ -19,7 +19,9 @@ PACKAGE = ROOT / "tagpr_rl"
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "paths": {"types"},
-    "blocks": {"types"},
+    "closed": set(),
+    "keep_blocks": {"closed"},
+    "blocks": {"types", "closed", "keep_blocks"},
     "placement": {"types", "blocks"},
     "cluster_blocks": {"blocks"},
     "config": {"types", "paths", "blocks", "placement", "cluster_blocks"},
