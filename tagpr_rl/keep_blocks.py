@@ -70,7 +70,7 @@ class KeepBlock(Closed):
     """Generation: from this ROUGE on a chain stays whatever its gain; null = 0.9, and 1 in the embedded world."""
     generation_least: Fraction | None = None
     """Generation: least ROUGE; null = 0, and 1 in the embedded world, whose headlines are right or wrong."""
-    tasks: dict[str, AnswerBlock] = {}
+    tasks: dict[str, AnswerBlock] = Field(default_factory=dict)
     """Task -> its own values of the last four."""
     label_twice: bool = True
     """Label each chain in two passes and drop those on which they disagree; also gives Cohen's kappa."""

@@ -280,7 +280,5 @@ def _row(item: Written, correct: bool) -> ChainRow:
 
 
 def _rejected(item: Written, reason: Rejection) -> RejectedChain:
-    record = item.request.record
-    return RejectedChain(
-        record.id, record.task, record.user_id, item.request.sample, reason, text_for_file(item.text), item.detail
-    )
+    record, text, detail = item.request.record, text_for_file(item.text), text_for_file(item.detail)
+    return RejectedChain(record.id, record.task, record.user_id, item.request.sample, reason, text, detail)

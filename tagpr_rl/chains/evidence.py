@@ -113,7 +113,10 @@ def text_evidence(
     asked = words(TASKS[record.task].query(record))  # not the whole input: some tasks list every label there
 
     def share(found: frozenset[Clue]) -> float:
-        return sum(any(_holds(step, clue, asked) for clue in found) for step in said) / len(said)
+        single = {clue for clue in found if isinstance(clue, str)} - asked
+        pairs = [clue for clue in found if not isinstance(clue, str) and not asked.issuperset(clue)]
+        hits = (not step.isdisjoint(single) or any(step.issuperset(pair) for pair in pairs) for step in said)
+        return sum(hits) / len(said)
 
     mine = clues(record.task, own) - common
     if other is None:
@@ -121,11 +124,6 @@ def text_evidence(
         return Evidence(found, None, found)
     theirs = clues(record.task, other) - common
     return Evidence(share(mine), share(theirs), share(mine - theirs))
-
-
-def _holds(step: frozenset[str], clue: Clue, asked: frozenset[str]) -> bool:
-    parts = (clue,) if isinstance(clue, str) else clue
-    return all(part in step for part in parts) and not all(part in asked for part in parts)
 
 
 def words_show(found: Evidence, rules: EvidenceRules) -> bool:

@@ -75,7 +75,7 @@ class AnswerRules:
 class KeepRules:
     """Thresholds (all ours)."""
 
-    answers: AnswerRules = AnswerRules()
+    answers: AnswerRules = field(default_factory=AnswerRules)
     tasks: Mapping[str, AnswerRules] = field(default_factory=dict)
     """Task -> its own rules instead of `answers`."""
     min_steps: int = MIN_STEPS
@@ -90,9 +90,9 @@ class KeepRules:
     min_agreement: float = 1.0
     """Least share of a chain's steps that got the same tag twice, (0, 1]; below it the chain is dropped. Where a kept
     chain's labellings differ, the first pass's tag stands."""
-    evidence: EvidenceRules = EvidenceRules()
-    near_duplicates: SimilarRules = SimilarRules()
-    balance: BalanceRules = BalanceRules()
+    evidence: EvidenceRules = field(default_factory=EvidenceRules)
+    near_duplicates: SimilarRules = field(default_factory=SimilarRules)
+    balance: BalanceRules = field(default_factory=BalanceRules)
 
     def __post_init__(self) -> None:
         """Refuse shares outside their range (TagprError)."""

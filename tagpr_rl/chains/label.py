@@ -14,7 +14,7 @@ from tagpr_rl.tags.schema import TagSchema, TagSpec
 from tagpr_rl.types import TagprError
 
 LABEL_TOKENS = 48
-"""Most tokens of one step's label: `{"i": 14, "tag": "a_long_name_of_a_tag"}, ` with white space and a poor tokenizer."""
+"""Most tokens of one step's label, `{"i": 14, "tag": "a_long_name"}, `, with white space and a poor tokenizer."""
 
 
 class Labeller(Protocol):
@@ -137,12 +137,12 @@ class ModelLabeller:
     """
 
     def __init__(
-        self, generator: Generator, sampling: Sampling = Sampling(), temperatures: Sequence[float] = (0.0, 0.7)
+        self, generator: Generator, sampling: Sampling | None = None, temperatures: Sequence[float] = (0.0, 0.7)
     ) -> None:
         if not temperatures:
             raise TagprError("the labeller needs a temperature for each pass; give at least one")
         self._generator = generator
-        self._sampling = sampling
+        self._sampling = sampling or Sampling()
         self._temperatures = tuple(temperatures)
 
     @property

@@ -100,9 +100,9 @@ class ModelTeacher:
     It sees the items that the record's own prompt shows, under our teacher instruction instead of the tag schema's.
     """
 
-    def __init__(self, generator: Generator, sampling: Sampling = Sampling()) -> None:
+    def __init__(self, generator: Generator, sampling: Sampling | None = None) -> None:
         self._generator = generator
-        self._sampling = sampling
+        self._sampling = sampling or Sampling()
 
     @property
     def name(self) -> str:
@@ -127,10 +127,10 @@ class TrainedTeacher:
     """A model that this project has trained as teacher: it is asked with the record's own prompt and answers with
     tagged steps, which are taken out of their tags, to be labelled and judged like any other's."""
 
-    def __init__(self, generator: Generator, schema: TagSchema, sampling: Sampling = Sampling()) -> None:
+    def __init__(self, generator: Generator, schema: TagSchema, sampling: Sampling | None = None) -> None:
         self._generator = generator
         self._schema = schema
-        self._sampling = sampling
+        self._sampling = sampling or Sampling()
 
     @property
     def name(self) -> str:
