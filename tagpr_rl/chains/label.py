@@ -42,7 +42,10 @@ def labels_schema(n: int, tags: Sequence[str]) -> dict[str, Any]:
     checks that."""
     step = {
         "type": "object",
-        "properties": {"i": {"type": "integer"}, "tag": {"type": "string", "enum": list(tags)}},
+        "properties": {
+            "i": {"type": "integer", "minimum": 0, "maximum": n - 1},
+            "tag": {"type": "string", "enum": list(tags)},
+        },
         "required": ["i", "tag"],
         "additionalProperties": False,
     }

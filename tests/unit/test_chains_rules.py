@@ -27,8 +27,8 @@ from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.types import LampRecord, ProfileItem, TagprError
 
 PIECES = st.sampled_from(
-    ["a", "He likes it. ", "1. ", "- ", "* ", "\n", "\r\n", "\n\n", "```\n", "~~~\n", "x = 1; y\n", "e.g. ", "Dr. ", "。",
-     "？", "好的", "\u2028", "\t", "é", "e\u0301", "😀", "(2) ", "---\n", "...", "Mr. X said \"no.\" ", "  ", "5"]
+    ["a", "He likes it. ", "1. ", "- ", "* ", "\n", "\r\n", "\n\n", "```\n", "~~~\n", "x = 1; y\n", "e.g. ", "Dr. ",
+     "。", "？", "好的", "\u2028", "\t", "é", "e\u0301", "😀", "(2) ", "---\n", "...", "Mr. X said \"no.\" ", "  ", "5"]
 )  # fmt: skip
 
 
