@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -200,13 +200,6 @@ class ChainsStage(StageBase):
     """Share of questions also taught without a profile, so that the generic user is trained."""
     max_pairs: Count = 3000
     keep: KeepBlock = KeepBlock()
-
-    @model_validator(mode="after")
-    def _tasks_known(self) -> ChainsStage:
-        for task in self.keep.tasks:
-            if task not in get_args(TaskName):
-                raise ValueError(f"keep.tasks: no task is called '{task}'; known: {', '.join(get_args(TaskName))}")
-        return self
 
 
 class SftStage(TrainingStage):

@@ -20,6 +20,16 @@ class AnswerBlock(Closed):
     generation_least: Fraction | None = None
 
 
+class TaskAnswersBlock(Closed):
+    """Tasks whose answers are not simply right or wrong."""
+
+    LaMP_3: AnswerBlock | None = None
+    LaMP_4: AnswerBlock | None = None
+    LaMP_5: AnswerBlock | None = None
+    LaMP_6: AnswerBlock | None = None
+    LaMP_7: AnswerBlock | None = None
+
+
 class EvidenceBlock(Closed):
     """Does the chain use this user's profile, compared with the same question and another user's profile?"""
 
@@ -70,7 +80,7 @@ class KeepBlock(Closed):
     """Generation: from this ROUGE on a chain stays whatever its gain; null = 0.9, and 1 in the embedded world."""
     generation_least: Fraction | None = None
     """Generation: least ROUGE; null = 0, and 1 in the embedded world, whose headlines are right or wrong."""
-    tasks: dict[str, AnswerBlock] = Field(default_factory=dict)
+    tasks: TaskAnswersBlock = TaskAnswersBlock()
     """Task -> its own values of the last four."""
     label_twice: bool = True
     """Label each chain in two passes and drop those on which they disagree; also gives Cohen's kappa."""

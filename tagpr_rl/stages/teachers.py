@@ -46,7 +46,7 @@ def keep_rules(recipe: Recipe, stage: ChainsStage) -> KeepRules:
     require, scope = evidence.require, near.scope
     return KeepRules(
         answers=answers,
-        tasks={task: replace(answers, **own.model_dump(exclude_none=True)) for task, own in keep.tasks.items()},
+        tasks={task: replace(answers, **own) for task, own in keep.tasks.model_dump(exclude_none=True).items()},
         min_steps=keep.min_steps,
         max_steps=keep.max_steps,
         min_tag_score=keep.min_tag_score,
