@@ -40,12 +40,10 @@ class Labeller(Protocol):
 def labels_schema(n: int, tags: Sequence[str]) -> dict[str, Any]:
     """JSON Schema of the labels of `n` steps, for structured output. It cannot say "each index once": read_labels
     checks that."""
+    index = {"type": "integer", "minimum": 0, "maximum": n - 1}
     step = {
         "type": "object",
-        "properties": {
-            "i": {"type": "integer", "minimum": 0, "maximum": n - 1},
-            "tag": {"type": "string", "enum": list(tags)},
-        },
+        "properties": {"i": index, "tag": {"type": "string", "enum": list(tags)}},
         "required": ["i", "tag"],
         "additionalProperties": False,
     }

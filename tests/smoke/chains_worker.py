@@ -17,12 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1", "VERL_PLATFORM": "cpu"}
-
 from tagpr_rl.backend import platform_cpu
-
-platform_cpu.patches.before_verl()
-
 from tagpr_rl.chains.build import Swapping, build_chains
 from tagpr_rl.chains.evidence import EvidenceRules
 from tagpr_rl.chains.facts import chain_facts
@@ -134,4 +129,6 @@ def main(folder: Path, data: Path, work: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1", "VERL_PLATFORM": "cpu"}
+    platform_cpu.patches.before_verl()
     print(json.dumps(main(*map(Path, sys.argv[1:]))))

@@ -12,9 +12,11 @@ import pytest
 from made_runs import RAW
 from rich.console import Console
 
+from tagpr_rl.chains.keep import Rejection
 from tagpr_rl.config import Recipe, recipe_from_dict
 from tagpr_rl.paths import RunDir, write_json
 from tagpr_rl.report import build_report, collect, summary_table
+from tagpr_rl.report.chains import REASONS
 
 EVIL = "<script>alert(1)</script>"
 GOOD = (
