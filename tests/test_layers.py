@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "blocks": {"types", "closed", "keep_blocks"},
     "placement": {"types", "blocks"},
     "cluster_blocks": {"blocks"},
-    "config": {"types", "paths", "blocks", "placement", "cluster_blocks"},
+    "config": {"types", "paths", "blocks", "placement", "cluster_blocks", "keep_blocks"},
     "tags": {"types", "paths"},
     "data": {"types", "paths", "tags"},
     "reward": {"types", "paths", "tags"},

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.backend import platform_cpu
 from tagpr_rl.chains.build import Swapping, build_chains
 from tagpr_rl.chains.evidence import EvidenceRules
 from tagpr_rl.chains.facts import chain_facts
@@ -40,6 +39,10 @@ PER_TASK, SAMPLES = 6, 2
 SCHEMA = default_schema()
 
 
+WORDS = ("steps", "i", "tag", *SCHEMA.names)
+PIECES = ("{", "}", "[", "]", ", ", ": ", *"0123456789", *(f'"{word}"' for word in WORDS))
+
+
 def with_json_pieces(source: Path, target: Path) -> Path:
     """A copy of the model whose vocabulary can write labels."""
     import torch
@@ -47,9 +50,7 @@ def with_json_pieces(source: Path, target: Path) -> Path:
 
     torch.manual_seed(1)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    words = ["steps", "i", "tag", *SCHEMA.names]
-    pieces = ["{", "}", "[", "]", ", ", ": ", *"06789", *(f'"{word}"' for word in words)]
-    tokenizer.add_tokens([piece for piece in pieces if piece not in tokenizer.get_vocab()])
+    tokenizer.add_tokens([piece for piece in PIECES if piece not in tokenizer.get_vocab()])
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(target)
@@ -73,6 +74,9 @@ class Offline:
             kv_cache_memory_bytes=256 << 20, distributed_executor_backend="uni", disable_log_stats=True,
             structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
         )  # fmt: skip
+        vocabulary = self.tokenizer.tokenizer.get_vocab()
+        # Other words could begin what they cannot end (a lone quotation mark), and the grammar would have no way on.
+        self.pieces = [*(vocabulary[piece] for piece in PIECES), self.tokenizer.end]
         self.labels: list[str] = []
 
     def generate(self, requests: Sequence[ChatRequest]) -> list[Reply]:
@@ -84,7 +88,10 @@ class Offline:
         def sampling(request: ChatRequest) -> Any:
             held = StructuredOutputsParams(json=dict(request.json_schema)) if request.json_schema else None
             return SamplingParams(
-                temperature=request.temperature, max_tokens=request.max_tokens, structured_outputs=held
+                temperature=request.temperature,
+                max_tokens=request.max_tokens,
+                structured_outputs=held,
+                allowed_token_ids=self.pieces if held else None,
             )
 
         prompts = [self.tokenizer.encode(self.tokenizer.render(request.messages)) for request in requests]
@@ -130,5 +137,7 @@ def main(folder: Path, data: Path, work: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1", "VERL_PLATFORM": "cpu"}
+    from tagpr_rl.backend import platform_cpu  # reads the platform when it is imported
+
     platform_cpu.patches.before_verl()
     print(json.dumps(main(*map(Path, sys.argv[1:]))))
