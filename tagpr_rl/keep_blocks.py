@@ -34,10 +34,10 @@ class EvidenceBlock(Closed):
     """Does the chain use this user's profile, compared with the same question and another user's profile?"""
 
     require: Literal["auto", "off", "measure", "text", "answer", "either", "both"] = "auto"
-    """measure = figures only; text = some step must hold a word of the profile shown that neither the question, nor
-    most users' profiles, nor the other profile has; answer = the teacher's answer must change with the profile (one
-    more request per record); either, both. auto = measure in the embedded world, whose users share few words; text
-    for LaMP files."""
+    """measure = figures only; text = the chain must say words of the profile shown that neither the question, nor most
+    users' profiles, nor the other profile has, and more of them than words that only the other has; answer = the
+    teacher's answer must change with the profile (one more request per record); either; both. auto = measure in the
+    embedded world, whose users share few words; text for LaMP files."""
     min_share: Fraction = 0.0
     """Least share of steps with such words; 0 = one step."""
     common: Fraction = 0.5

@@ -62,6 +62,10 @@ class Evidence:
     """The same steps against the items that the other user's profile would have shown; None without another user."""
     specific: float = 0.0
     """Share of steps with evidence in the own items that the other's items do not give, [0, 1]."""
+    own_clues: int = 0
+    """Different clues said that only the own items give."""
+    other_clues: int = 0
+    """Different clues said that only the other's items give."""
     changed: bool | None = None
     """Whether the teacher's answer was another one with the other profile; None when not asked or not answered."""
 
@@ -112,23 +116,25 @@ def text_evidence(
     said = [words(step) for step in steps]
     asked = words(TASKS[record.task].query(record))  # not the whole input: some tasks list every label there
 
-    def share(found: frozenset[Clue]) -> float:
+    def share(found: frozenset[Clue]) -> tuple[float, int]:
+        """(share of steps with some of the clues, how many different clues were said)."""
         single = {clue for clue in found if isinstance(clue, str)} - asked
         pairs = [clue for clue in found if not isinstance(clue, str) and not asked.issuperset(clue)]
-        hits = (not step.isdisjoint(single) or any(step.issuperset(pair) for pair in pairs) for step in said)
-        return sum(hits) / len(said)
+        hits = [(step & single) | {pair for pair in pairs if step.issuperset(pair)} for step in said]
+        return sum(bool(hit) for hit in hits) / len(said), len(frozenset[Clue]().union(*hits))
 
     mine = clues(record.task, own) - common
-    if other is None:
-        found = share(mine)
-        return Evidence(found, None, found)
-    theirs = clues(record.task, other) - common
-    return Evidence(share(mine), share(theirs), share(mine - theirs))
+    theirs = clues(record.task, other or ()) - common
+    specific, own_clues = share(mine - theirs)
+    return Evidence(
+        share(mine)[0], share(theirs)[0] if other is not None else None, specific, own_clues, share(theirs - mine)[1]
+    )
 
 
 def words_show(found: Evidence, rules: EvidenceRules) -> bool:
-    """Whether some step, and as many as `min_share` asks for, has evidence that the other profile does not give."""
-    return found.specific > 0 and found.specific >= rules.min_share
+    """Whether some step, and as many as `min_share` asks for, has evidence that the other profile does not give, and
+    more such evidence was said than evidence that only the other gives."""
+    return found.own_clues > found.other_clues and found.specific >= rules.min_share
 
 
 def uses_profile(found: Evidence, rules: EvidenceRules) -> bool:

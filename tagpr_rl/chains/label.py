@@ -37,19 +37,29 @@ class Labeller(Protocol):
         `pass_number` counts from 0; another pass is to look at the steps afresh."""
 
 
-def labels_schema(n: int, tags: Sequence[str]) -> dict[str, Any]:
-    """JSON Schema of the labels of `n` steps, for structured output. It cannot say "each index once": read_labels
-    checks that."""
-    index = {"type": "integer", "minimum": 0, "maximum": n - 1}
-    step = {
-        "type": "object",
-        "properties": {"i": index, "tag": {"type": "string", "enum": list(tags)}},
-        "required": ["i", "tag"],
-        "additionalProperties": False,
-    }
+def labels_schema(n: int, tags: Sequence[str], *, exact: bool = False) -> dict[str, Any]:
+    """JSON Schema of the labels of `n` steps, for structured output.
+
+    `exact` fixes each index at its place (`prefixItems`), so that every reply is a whole labelling; vLLM can hold a
+    model to that, not every endpoint can. Without it nothing says "each index once": read_labels checks that.
+    """
+
+    def step(index: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "properties": {"i": dict(index), "tag": {"type": "string", "enum": list(tags)}},
+            "required": ["i", "tag"],
+            "additionalProperties": False,
+        }
+
+    steps: dict[str, Any] = {"type": "array", "minItems": n, "maxItems": n}
+    if exact:
+        steps |= {"prefixItems": [step({"const": i}) for i in range(n)], "items": False}
+    else:
+        steps["items"] = step({"type": "integer", "minimum": 0, "maximum": n - 1})
     return {
         "type": "object",
-        "properties": {"steps": {"type": "array", "items": step, "minItems": n, "maxItems": n}},
+        "properties": {"steps": steps},
         "required": ["steps"],
         "additionalProperties": False,
     }
@@ -138,13 +148,20 @@ class ModelLabeller:
     """
 
     def __init__(
-        self, generator: Generator, sampling: Sampling | None = None, temperatures: Sequence[float] = (0.0, 0.7)
+        self,
+        generator: Generator,
+        sampling: Sampling | None = None,
+        temperatures: Sequence[float] = (0.0, 0.7),
+        *,
+        exact: bool = False,
     ) -> None:
+        """`temperatures`: one for each pass; `exact`: see labels_schema."""
         if not temperatures:
             raise TagprError("the labeller needs a temperature for each pass; give at least one")
         self._generator = generator
         self._sampling = sampling or Sampling()
         self._temperatures = tuple(temperatures)
+        self._exact = exact
 
     @property
     def name(self) -> str:
@@ -172,7 +189,7 @@ class ModelLabeller:
                 sample=pass_number,
                 temperature=temperature,
                 max_tokens=LABEL_TOKENS * (len(chain) + 1),
-                json_schema=labels_schema(len(chain), names),
+                json_schema=labels_schema(len(chain), names, exact=self._exact),
             )
             for chain in chains
         ]

@@ -121,7 +121,7 @@ def main(folder: Path, data: Path, work: Path) -> dict[str, Any]:
 
     swapping = Swapping(ProfilePool(records, 1), lambda record: rank(record, 4), make_prompt)
     out: dict[str, Any] = {}
-    for name, labels in (("own", ModelLabeller(model)), ("rules", ScriptedLabeller())):
+    for name, labels in (("own", ModelLabeller(model, exact=True)), ("rules", ScriptedLabeller())):
         teacher, labeller = MeteredTeacher(TrainedTeacher(model, SCHEMA, Sampling(1.0, 160))), MeteredLabeller(labels)
         rules = replace(world_keep_rules(), label_twice=True, evidence=EvidenceRules("measure"))
         chains = build_chains(

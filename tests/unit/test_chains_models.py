@@ -96,13 +96,16 @@ def test_two_passes_list_the_tags_both_ways_and_differ_in_temperature():
     assert set(labeller.prompts(SCHEMA).values()) == {m.messages[0]["content"] for m in (one, two)}
 
 
-def test_the_labels_schema_admits_right_replies_and_no_wrong_tag_or_number():
-    schema = labels_schema(2, SCHEMA.names)
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_labels_schema_admits_right_replies_and_no_wrong_tag_or_number(exact):
+    schema = labels_schema(2, SCHEMA.names, exact=exact)
     jsonschema.Draft202012Validator.check_schema(schema)
     valid = jsonschema.Draft202012Validator(schema).is_valid
     assert valid(json.loads(write_labels(["conclude", "understand_task"])))
     for wrong in (["conclude"], ["conclude"] * 3, ["conclude", "summarise"]):
         assert not valid(json.loads(write_labels(wrong)))
+    assert not valid({"steps": [{"i": 2, "tag": "conclude"}, {"i": 1, "tag": "conclude"}]})
+    assert valid({"steps": [{"i": 1, "tag": "conclude"}, {"i": 1, "tag": "conclude"}]}) != exact
     assert not valid({"steps": [{"i": "0", "tag": "conclude"}, {"i": 1, "tag": "conclude"}]})
     assert not valid({"steps": [{"i": 0, "tag": "conclude", "text": "new"}, {"i": 1, "tag": "conclude"}]})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -189,26 +190,36 @@ def test_evidence_by_hand(steps, own, other, specific):
     assert uses_profile(found, EvidenceRules("measure"))
 
 
+def test_a_chain_that_says_more_of_the_other_profile_is_not_this_users():
+    steps = ["a radio", "a warm coat", "so it is good"]
+    found = text_evidence(steps, ANNA, ANNA.profile, BEN.profile, frozenset())
+    assert (found.own_clues, found.other_clues) == (1, 2)  # radio; warm, coat
+    assert not uses_profile(found, EvidenceRules("text"))
+    assert uses_profile(text_evidence(steps, BEN, BEN.profile, ANNA.profile, frozenset()), EvidenceRules("text"))
+
+
 def test_words_of_most_profiles_prove_nothing():
     users = [rating(f"u{i}", ("plain soap", "4"), (f"thing{i}", "2")) for i in range(10)]
     common = CommonClues({"LaMP_3": users}, 0.5).of("LaMP_3")
     assert {"plain", "soap", "4", "2", ("4", "soap")} <= common
     assert "thing3" not in common
     assert text_evidence(["a plain thing"], users[3], users[3].profile, None, common).own == 0.0
-    assert text_evidence(["a thing3"], users[3], users[3].profile, None, common) == Evidence(1.0, None, 1.0)
+    assert text_evidence(["a thing3"], users[3], users[3].profile, None, common) == Evidence(1.0, None, 1.0, 1)
     assert CommonClues({"LaMP_3": users[:4]}, 0.5).of("LaMP_3") == frozenset()  # too few users to say
 
 
 def test_the_answers_verdict():
-    silent, said = Evidence(0.0, 0.0, 0.0), Evidence(0.5, 0.0, 0.5)
+    silent, said = Evidence(0.0, 0.0, 0.0), Evidence(0.5, 0.0, 0.5, 3, 2)
     for base in (silent, said):
         for changed in (None, False, True):
-            found = Evidence(base.own, base.other, base.specific, changed)
+            found = replace(base, changed=changed)
             words, answer = base is said, changed is True
             verdicts = {"text": words, "answer": answer, "either": words or answer, "both": words and answer}
             for require, expected in verdicts.items():
                 assert uses_profile(found, EvidenceRules(require)) == expected
-    figures = summary([silent, Evidence(0.5, 0.25, 0.5, True), Evidence(1.0, None, 1.0, False)], EvidenceRules("text"))
+    figures = summary(
+        [silent, Evidence(0.5, 0.25, 0.5, 1, 0, True), Evidence(1.0, None, 1.0, 1, 0, False)], EvidenceRules("text")
+    )
     assert figures == {
         "tested": 3,
         "shown": 2,
