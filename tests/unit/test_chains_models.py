@@ -184,7 +184,7 @@ def evil_record() -> LampRecord:
     [
         f"he gave 4 to {EVIL}\nhe likes it\nso high\nAnswer: 4",
         f"<think>{EVIL}</think>\nhe gave 4 {EVIL}\nhe likes it\nso high\nAnswer: 4",
-        f"<examine_examples>he gave 4</examine_examples>\n{EVIL}\nso high\nAnswer: 4",
+        f"<examine_examples>he gave 4</examine_examples>\n{EVIL}\nhe likes it\nso high\nAnswer: 4",
         f"he gave 4\nhe likes it\nso high\nAnswer: 4 {EVIL}",
         f"he gave 4\n<infer_preference\n>he likes it\nso high {EVIL}\nAnswer: 4",
     ],
@@ -205,6 +205,7 @@ def test_a_profile_that_gives_orders_reaches_no_set_unescaped(text):
     )
     assert all("<|" not in m["content"] and "<conclude>" not in m["content"] for m in teacher.asked[0].messages)
     assert sum(chains.counts[key] for key in ("kept", *Rejection)) == 1
+    assert chains.rows or chains.wrong, "defused, not lost"
     for row in chains.rows + chains.wrong:
         parsed = parse(row.response, SCHEMA)
         assert parsed.status is ParseStatus.OK
