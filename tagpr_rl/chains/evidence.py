@@ -146,7 +146,7 @@ def uses_profile(found: Evidence, rules: EvidenceRules) -> bool:
 
 
 def summary(found: Sequence[Evidence], rules: EvidenceRules) -> dict[str, float | int | None]:
-    """Figures for chains.json; means over the chains tested. `shown`: chains whose words show use of the profile."""
+    """Figures for chains.json; means over the chains tested. `shown`: chains that `words_show` accepts."""
     others = [e.other for e in found if e.other is not None]
     asked = [e.changed for e in found if e.changed is not None]
     return {
