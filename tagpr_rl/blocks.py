@@ -5,18 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from tagpr_rl.closed import Closed, Count, Fraction, NonNegative
+from tagpr_rl.keep_blocks import KeepBlock
 
 TaskName = Literal["LaMP_1", "LaMP_2", "LaMP_2N", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7"]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-
-
-class Closed(BaseModel):
-    """Base of every config block: no unknown keys, immutable, defaults validated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class WorldBlock(Closed):
@@ -205,6 +199,7 @@ class ChainsStage(StageBase):
     empty_profile_fraction: Fraction = 0.0
     """Share of questions also taught without a profile, so that the generic user is trained."""
     max_pairs: Count = 3000
+    keep: KeepBlock = KeepBlock()
 
 
 class SftStage(TrainingStage):

@@ -39,6 +39,7 @@ from tagpr_rl.blocks import (
     WorldBlock,
 )
 from tagpr_rl.cluster_blocks import ClusterBlock
+from tagpr_rl.keep_blocks import KeepBlock
 from tagpr_rl.placement import BudgetBlock, LoraBlock, PlacementBlock, TrainingBlock, placement_mistakes
 from tagpr_rl.types import TagprError
 
@@ -53,6 +54,7 @@ __all__ = [
     "DeepSpeedBlock",
     "EvaluateStage",
     "GrpoStage",
+    "KeepBlock",
     "Loggers",
     "LoraBlock",
     "ModelBlock",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from tagpr_rl.chains.build import write_chains
 from tagpr_rl.chains.heuristic import HeuristicTeacher
 from tagpr_rl.chains.keep import KeepRules
 from tagpr_rl.chains.label import ScriptedLabeller
 from tagpr_rl.chains.scripted import ScriptedTeacher
 from tagpr_rl.chains.teacher import Teacher, TeacherRequest
+from tagpr_rl.chains.write import write_chains
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.tags.grammar import neutralise, parse, render
@@ -67,7 +67,7 @@ def _taught(record: LampRecord, prompt: Prompt, schema: TagSchema, teacher: Teac
     """The teacher's tagged chains, several because it draws where the user is of two minds; [] without its tags."""
     rules = KeepRules(min_tag_score=0.0)
     requests = [TeacherRequest(record, prompt, sample) for sample in range(TEACHER_SAMPLES)]
-    written, _ = write_chains(requests, teacher, ScriptedLabeller(), schema, rules)
+    written = write_chains(requests, teacher, ScriptedLabeller(), schema, rules).items
     traces = [parse(chain.response, schema).trace for chain in written]
     return [trace for trace in traces if trace is not None]
 

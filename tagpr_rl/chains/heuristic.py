@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from tagpr_rl.chains.generate import Reply
 from tagpr_rl.chains.teacher import TeacherRequest
 from tagpr_rl.data.tasks import TASKS, TaskSpec
 from tagpr_rl.tags.grammar import neutralise
@@ -51,9 +52,19 @@ def quote(text: str) -> str:
 class HeuristicTeacher:
     """Deterministic: another sample gives the same text (and is dropped as a duplicate)."""
 
-    def generate(self, requests: Sequence[TeacherRequest]) -> list[str]:
+    @property
+    def name(self) -> str:
+        """For chains.json."""
+        return "heuristic"
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Rules have none."""
+        return {}
+
+    def generate(self, requests: Sequence[TeacherRequest]) -> list[Reply]:
         """One chain per request, for any task of `data.tasks.TASKS`."""
-        return [self._one(request) for request in requests]
+        return [Reply(self._one(request)) for request in requests]
 
     def _one(self, request: TeacherRequest) -> str:
         record = request.record

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from random import Random
 
+from tagpr_rl.chains.generate import Reply
 from tagpr_rl.chains.teacher import TeacherRequest
 from tagpr_rl.data.world_rules import Citations, Headlines, Movies, Ratings
 from tagpr_rl.data.world_words import KIND_OF, LEVELS, RATER_KINDS, READING_OF, READINGS, STYLES
@@ -33,9 +34,19 @@ class ScriptedTeacher:
             "LaMP_4": self._headline,
         }
 
-    def generate(self, requests: Sequence[TeacherRequest]) -> list[str]:
+    @property
+    def name(self) -> str:
+        """For chains.json."""
+        return "scripted"
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Rules have none."""
+        return {}
+
+    def generate(self, requests: Sequence[TeacherRequest]) -> list[Reply]:
         """One chain per request. TagprError for a task that the world does not have."""
-        return [self._one(request) for request in requests]
+        return [Reply(self._one(request)) for request in requests]
 
     def _one(self, request: TeacherRequest) -> str:
         record = request.record

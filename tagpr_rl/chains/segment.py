@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 
 MIN_STEPS, MAX_STEPS = 3, 15
 
 _ANSWER = re.compile(r"^[ \t>*#]*(?:final[ \t]+)?answer[ \t*]*:[ \t*]*", re.IGNORECASE | re.MULTILINE)
 _LINE = re.compile(r"[^\n]*\n|[^\n]+\Z")
-_SENTENCE = re.compile(r".*?[.!?;](?:[\"')\]]*)(?=\s)\s+|.+\Z", re.DOTALL)
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
+_SENTENCE = re.compile(
+    r"""
+    .*?(?: [.!?;]["')\]]*(?=\s)\s+        # Latin: an end mark needs white space after it
+         | [。！？]["'」』]*\s* )            # Chinese and Japanese: it needs none
+    | .+\Z
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+_BARE = re.compile(r"[\W_]*+(?:\d{1,3}[.)])?[\W_]*+")
+"""No step by itself: white space, a bullet, a list number, a rule (`---`)."""
+_ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|vs|cf|al|Mr|Mrs|Ms|Dr|No|Fig)\.\Z")
+"""A full stop that ends no sentence."""
 
 
 def split_answer(text: str) -> tuple[str, str] | None:
     """(thought, answer) of a teacher's text, both not blank; None when it has no such form.
 
     The answer is what follows the last `Answer:` that begins a line (or, without one, what follows a native
-    `</think>`). A native `<think>` around the thought is removed. Emphasis marks around the answer are dropped.
+    `</think>`). The thought is what stands before `Answer:`; after a native `<think>` block that is the visible
+    part where it has at least MIN_STEPS lines, else the block. Emphasis marks around the answer are dropped.
     """
     head, closed, tail = text.rpartition("</think>")
     body = tail if closed else text
@@ -26,36 +41,92 @@ def split_answer(text: str) -> tuple[str, str] | None:
         before, answer = "", body
     else:
         return None
-    thought = (head if closed else before).replace("<think>", "").strip()
+    native = closed and sum(bool(line.strip()) for line in before.split("\n")) < MIN_STEPS
+    thought = (head if native else before).replace("<think>", "").strip()
     answer = answer.strip().strip("*").strip()
     return (thought, answer) if thought and answer else None
-
-
-def _attach_blank(pieces: list[str]) -> list[str]:
-    """Join pieces of white space to the piece before (or after, at the beginning)."""
-    joined: list[str] = []
-    for piece in pieces:
-        if joined and (not piece.strip() or not joined[-1].strip()):
-            joined[-1] += piece
-        else:
-            joined.append(piece)
-    return joined
 
 
 def segment(thought: str, least: int = MIN_STEPS, most: int = MAX_STEPS) -> list[str]:
     """Cut a thought into steps: lines, or sentences when there are fewer than `least` lines.
 
-    More than `most` steps are joined to neighbours, the shortest pair first. The concatenation of the result is
-    `thought`, character by character. A thought of too few sentences gives fewer than `least` steps; the caller
-    rejects it. A blank thought gives [].
+    A fenced code block is one line. Blank lines and lone list marks belong to a neighbour. More than `most` steps
+    are joined to neighbours, the shortest pair first. The concatenation of the result is `thought`, character by
+    character. A thought of too few sentences gives fewer than `least` steps; the caller rejects it. A blank thought
+    gives [].
     """
     if not thought.strip():
         return []
-    pieces = _attach_blank(_LINE.findall(thought))
+    blocks = _fenced(_LINE.findall(thought))
+    pieces = _joined([text for text, _ in blocks])
     if len(pieces) < least:
-        pieces = _attach_blank(_SENTENCE.findall(thought))
+        pieces = _joined([part for text, code in blocks for part in ([text] if code else _sentences(text))])
+    lengths = [len(a) + len(b) for a, b in itertools.pairwise(pieces)]
     while len(pieces) > most:
-        at = min(range(len(pieces) - 1), key=lambda i: len(pieces[i]) + len(pieces[i + 1]))
+        at = lengths.index(min(lengths))
         pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
-    assert "".join(pieces) == thought
+        del lengths[at]
+        for near in (at - 1, at):
+            if 0 <= near < len(lengths):
+                lengths[near] = len(pieces[near]) + len(pieces[near + 1])
     return pieces
+
+
+def reassembles(steps: Sequence[str], thought: str) -> bool:
+    """Whether the steps, joined, are the thought byte by byte in UTF-8 (False also where it has no UTF-8 form)."""
+    try:
+        return "".join(steps).encode() == thought.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can carry and a file cannot
+        return False
+
+
+def _fenced(lines: Sequence[str]) -> list[tuple[str, bool]]:
+    """(text, is code): a closed fence with its lines is one text; an open fence is no fence."""
+    blocks: list[tuple[str, bool]] = []
+    open_marks: set[str] = set()  # never closed from here on: looking again would make this quadratic
+    at = 0
+    while at < len(lines):
+        mark = _FENCE.match(lines[at])
+        end = None
+        if mark and mark[1] not in open_marks:
+            closing = (i for i in range(at + 1, len(lines)) if lines[i].strip() == mark[1])
+            end = next(closing, None)
+            if end is None:
+                open_marks.add(mark[1])
+        if end is None:
+            blocks.append((lines[at], False))
+            at += 1
+        else:
+            blocks.append(("".join(lines[at : end + 1]), True))
+            at = end + 1
+    return blocks
+
+
+def _sentences(text: str) -> list[str]:
+    found: list[str] = []
+    for piece in _SENTENCE.findall(text):
+        if found and _ABBREVIATION.search(found[-1].rstrip()[-8:]):
+            found[-1] += piece
+        else:
+            found.append(piece)
+    return found
+
+
+def _joined(pieces: Sequence[str]) -> list[str]:
+    """Blank pieces go to the piece before (after, at the beginning), lone marks to the piece after (before, at the
+    end)."""
+    joined: list[str] = []
+    waiting = ""
+    for piece in pieces:
+        if not piece.strip() and joined and not waiting:
+            joined[-1] += piece
+        elif _BARE.fullmatch(piece):
+            waiting += piece
+        else:
+            joined.append(waiting + piece)
+            waiting = ""
+    if waiting and joined:
+        joined[-1] += waiting
+    elif waiting:
+        joined.append(waiting)
+    return joined

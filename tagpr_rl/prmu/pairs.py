@@ -13,8 +13,9 @@ from tagpr_rl.paths import replacing
 from tagpr_rl.prmu.requests import ScoreRequest
 from tagpr_rl.types import TagprError
 
-KINDS = ("cross_profile", "no_profile", "wrong")
-"""How `rejected` came about: another user's profile, no profile, or the own profile and a wrong answer."""
+KINDS = ("cross_profile", "no_profile", "wrong", "no_evidence")
+"""How `rejected` came about: another user's profile, no profile, or the own profile and a wrong answer; no_evidence: a
+right answer whose thought does not use the profile."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.paths import RunDir, write_json, write_text
+from tagpr_rl.report.chains import chains_view
 from tagpr_rl.report.collect import collect
 from tagpr_rl.report.names import (
     BOUNDS,
@@ -29,6 +30,7 @@ from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 SECTIONS = (
     ("results", "Results"),
     ("pipeline", "Pipeline"),
+    ("chains", "Chains"),
     ("rewards", "Rewards"),
     ("training", "Training curves"),
     ("samples", "Samples"),
@@ -77,6 +79,7 @@ def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
         components=REWARD_COMPONENTS,
         curves=curve_groups(run, recipe),
         prompt_rows=flat_rows(report["prompts"] or {}),
+        chains=chains_view(report),
         prmu_rows=flat_rows(report["prmu"] or {}),
         schema=schema,
         hues=tag_hues(schema),

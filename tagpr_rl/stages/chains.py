@@ -6,19 +6,21 @@ from collections import Counter
 from dataclasses import asdict, replace
 from random import Random
 
-from tagpr_rl.chains.build import ChainRow, ChainSet, build_chains
+from tagpr_rl.chains.build import ChainRow, Swapping, build_chains
 from tagpr_rl.chains.dataset import REJECTED, write_rejected
-from tagpr_rl.chains.label import ScriptedLabeller
+from tagpr_rl.chains.facts import chain_facts
 from tagpr_rl.chains.pairs import build_pairs
+from tagpr_rl.chains.swap import ProfilePool
+from tagpr_rl.chains.usage import MeteredLabeller, MeteredTeacher
 from tagpr_rl.config import ChainsStage
+from tagpr_rl.data.retrieve import rank
+from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.paths import write_json
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, write_parquet
-from tagpr_rl.stages.teachers import keep_rules, teacher_for
-from tagpr_rl.tags.grammar import parse
-from tagpr_rl.tags.schema import TagSchema
-from tagpr_rl.types import LampRecord, TagprError
+from tagpr_rl.stages.teachers import keep_rules, labeller_for, teacher_for
+from tagpr_rl.types import LampRecord, ProfileItem, TagprError
 
 
 def run(context: StageContext) -> StageResult:
@@ -30,7 +32,12 @@ def run(context: StageContext) -> StageResult:
     records = load_split(recipe, context.nearest("data", reads=("lamp",)).root, TRAIN)
     tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
     make = prompt_maker(recipe, schema, "reasoning", tokenizer.count)
-    teacher, labeller, rules = teacher_for(recipe), ScriptedLabeller(), keep_rules(recipe, stage)
+    teacher, labeller = MeteredTeacher(teacher_for(recipe)), MeteredLabeller(labeller_for(recipe))
+    rules = keep_rules(recipe, stage)
+
+    def shown(record: LampRecord) -> tuple[ProfileItem, ...]:
+        return rank(record, recipe.data.retrieval.k, recipe.data.retrieval.method)
+
     asked = with_empty_profiles(records, stage.empty_profile_fraction, stage.seed)
     chains = build_chains(
         asked,
@@ -41,17 +48,22 @@ def run(context: StageContext) -> StageResult:
         rules,
         samples=stage.samples,
         seed=stage.seed,
-        empty_prompts={r.id: make(replace(r, profile=())) for r in records if r.task in ("LaMP_4", "LaMP_5", "LaMP_7")},
+        empty_prompts={r.id: make(replace(r, profile=())) for r in records if TASKS[r.task].kind == "generation"},
+        swapping=Swapping(ProfilePool(records, stage.seed), shown, make),
     )
     write_rejected(context.dir.root, chains.rejected)  # first, so that `chains inspect` can show why none was kept
     if not chains.rows:
-        raise TagprError(f"stage '{context.name}': no chain was kept; reasons: {dict(chains.counts)}")
+        raise TagprError(
+            f"stage '{context.name}': no chain was kept; reasons: {dict(chains.counts)}; "
+            f"`launch.py chains inspect {context.run.root}` shows them"
+        )
     pairs = build_pairs(
         chains, records, make, teacher, labeller, schema, rules, max_pairs=stage.max_pairs, seed=stage.seed
     )
     write_parquet(context.dir.root / "chains.parquet", [_chain_row(row) for row in chains.rows])
     write_parquet(context.dir.root / "pairs.parquet", [asdict(pair) for pair in pairs])
-    facts = chain_facts(chains, schema) | {"pairs": dict(Counter(pair.kind for pair in pairs))}
+    facts = chain_facts(chains, schema, rules, teacher, labeller)
+    facts |= {"pairs": dict(Counter(pair.kind for pair in pairs))}
     write_json(context.dir.root / "chains.json", facts)
     names = ("chains.parquet", "pairs.parquet", "chains.json", REJECTED)
     metrics = {"kept": float(len(chains.rows)), "rejected": float(len(chains.rejected)), "pairs": float(len(pairs))}
@@ -74,23 +86,4 @@ def _chain_row(row: ChainRow) -> dict[str, object]:
         "answer": row.answer,
         "correct": row.correct,
         "sample": row.sample,
-    }
-
-
-def chain_facts(chains: ChainSet, schema: TagSchema) -> dict[str, object]:
-    """Counts for the report: kept, rejected by reason, tags, steps per chain, kappa."""
-    tags: Counter[str] = Counter()
-    lengths: Counter[int] = Counter()
-    for row in chains.rows:
-        trace = parse(row.response, schema).trace
-        assert trace is not None, "a kept chain parses"
-        tags.update(step.tag for step in trace.steps)
-        lengths[len(trace.steps)] += 1
-    return {
-        "kept": len(chains.rows),
-        "kept_wrong": chains.counts["kept_wrong"],
-        "rejected": dict(Counter(item.reason.value for item in chains.rejected)),
-        "tags": {name: tags[name] for name in schema.names},
-        "steps_per_chain": {str(n): lengths[n] for n in sorted(lengths)},
-        "kappa": chains.kappa,
     }

@@ -94,7 +94,7 @@ def corpus(context: StageContext, schema: TagSchema) -> list[str]:
     texts += [message["content"] for _, prompt in shown for message in prompt.messages]
     teacher = teacher_for(context.recipe, error_rate=0.5)
     asked = [TeacherRequest(record, prompt) for record, prompt in shown if record.split == TRAIN]
-    return texts + teacher.generate(asked)
+    return texts + [reply.text for reply in teacher.generate(asked)]
 
 
 def first_of_each_task(records: list[LampRecord]) -> list[LampRecord]:

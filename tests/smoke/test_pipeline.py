@@ -143,6 +143,39 @@ def test_evaluation_generated_with_vllm_scores_every_held_out_question(run: Path
     assert set(evaluation["controls"]) == {"shuffled", "empty"}
 
 
+def test_the_trained_model_is_teacher_and_labeller_through_structured_output(run: Path, tmp_path: Path) -> None:
+    """Every chain has one outcome, every label is valid JSON, kappa is computed. The labels' quality means nothing."""
+    worker = [sys.executable, "tests/smoke/chains_worker.py", str(stage(run, "sft") / "hf"), str(stage(run, "data"))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*worker, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    for name in ("own", "rules"):
+        facts = found[name]["facts"]
+        assert facts["asked"] == found[name]["outcomes"] == 48
+        assert facts["kept"] + sum(facts["rejected"].values()) == 48
+        assert facts["teacher"]["requests"] == 48 and facts["teacher"]["completion_tokens"] > 48 * 5
+    labels = [json.loads(text) for text in found["labels"]]
+    assert len(labels) == found["own"]["facts"]["labeller"]["statuses"]["OK"] > 20
+    tags = set(default_schema().names)
+    for reply in labels:
+        assert all(set(step) == {"i", "tag"} and step["tag"] in tags for step in reply["steps"])
+        assert all(0 <= step["i"] < len(reply["steps"]) for step in reply["steps"])
+    agreement = found["own"]["facts"]["agreement"]
+    assert agreement["chains"] > 20 and -1 <= agreement["kappa"] <= 1
+    assert agreement["steps"] == sum(n for row in agreement["confusion"].values() for n in row.values())
+    assert found["rules"]["facts"]["kappa"] == 1.0  # rules label as before, and the chains are the model's own
+
+
+def test_the_report_shows_how_the_chains_came_about(run: Path) -> None:
+    chains = json.loads((run / "report.json").read_text(encoding="utf-8"))["chains"]
+    assert chains["kept"] + sum(chains["rejected"].values()) == chains["asked"]
+    assert chains["kappa"] == 1.0 and chains["labeller"]["deterministic"]
+    assert chains["evidence"]["own_steps"] > chains["evidence"]["other_steps"]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert all(f'id="{name}"' in page for name in ("chain_reasons", "chain_tags", "chain_sources"))
+
+
 def test_a_second_run_does_nothing(run: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.glob("*/manifest.json")}
     done = launch("run", "recipes/smoke.yaml", f"out={run.parent}")

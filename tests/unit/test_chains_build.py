@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from tagpr_rl.chains.build import build_chains
-from tagpr_rl.chains.keep import KeepRules, Rejection, judge_answer, world_keep_rules
+from tagpr_rl.chains.generate import Reply, ReplyStatus
+from tagpr_rl.chains.keep import AnswerRules, KeepRules, Rejection, judge_answer, world_keep_rules
 from tagpr_rl.chains.label import ScriptedLabeller, write_labels
 from tagpr_rl.chains.pairs import build_pairs, profile_texts
 from tagpr_rl.chains.scripted import ScriptedTeacher
@@ -98,44 +99,62 @@ def test_wrong_chains_stay_out_unless_asked_for():
     assert build(world_keep_rules(wrong_fraction=0.15), error_rate=0.3) == mixed
 
 
-class Fixed:
-    """A teacher that always writes one text."""
+class Fixed(ScriptedTeacher):
+    """A teacher that always gives one reply."""
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, reply: str | Reply) -> None:
+        super().__init__()
+        self.reply = reply if isinstance(reply, Reply) else Reply(reply)
 
     def generate(self, requests):
-        return [self.text for _ in requests]
+        return [self.reply for _ in requests]
 
 
-class FixedLabels:
-    """A labeller with one reply per call, in turn."""
+class FixedLabels(ScriptedLabeller):
+    """A labeller with one reply per pass."""
 
-    def __init__(self, *replies: str) -> None:
-        self.replies = list(replies)
+    def __init__(self, *replies: str | Reply) -> None:
+        super().__init__()
+        self.replies = [reply if isinstance(reply, Reply) else Reply(reply) for reply in replies]
 
-    def label(self, chains, schema):
-        reply = self.replies.pop(0)
-        return [reply for _ in chains]
+    def label(self, chains, schema, pass_number=0):
+        return [self.replies[pass_number] for _ in chains]
 
 
 GOOD = write_labels(["examine_examples", "infer_preference", "apply_preference"])
 OTHER = write_labels(["examine_examples", "identify_patterns", "apply_preference"])
 RECORD = next(r for r in RECORDS if r.task == "LaMP_3")
+NEAR = AnswerRules(rating_tolerance=1)
+DISAGREE = Rejection.LABELS_DISAGREE
 STEPS = "he gave 4\nhe likes it\nso high\n"
 
 
 @pytest.mark.parametrize(
     ("text", "labels", "rules", "reason"),
     [
+        (Reply("x", ReplyStatus.BUDGET), (), KeepRules(), Rejection.NOT_ASKED),
+        (Reply("", ReplyStatus.FAILED), (), KeepRules(), Rejection.TEACHER_FAILED),
+        (Reply("", ReplyStatus.REFUSED), (), KeepRules(), Rejection.TEACHER_REFUSED),
+        (Reply("", ReplyStatus.EMPTY), (), KeepRules(), Rejection.TEACHER_EMPTY),
+        (Reply("  \n"), (), KeepRules(), Rejection.TEACHER_EMPTY),
+        (Reply(STEPS + "Answer: 4", ReplyStatus.LENGTH), (), KeepRules(), Rejection.TEACHER_CUT),
         ("no answer", (), KeepRules(), Rejection.NO_ANSWER),
+        ("he gave \ud800 4\nhe likes it\nso high\nAnswer: 4", (), KeepRules(), Rejection.REASSEMBLY),
+        (STEPS + "Answer: \udfff4", (), KeepRules(), Rejection.REASSEMBLY),
+        (STEPS + "Answer: 4", (Reply("", ReplyStatus.BUDGET),), KeepRules(), Rejection.NOT_LABELLED),
+        (STEPS + "Answer: 4", (Reply("", ReplyStatus.FAILED),), KeepRules(), Rejection.LABELLER_FAILED),
+        (STEPS + "Answer: 4", (Reply('{"steps": [', ReplyStatus.LENGTH),), KeepRules(), Rejection.LABELLER_FAILED),
+        (STEPS + "Answer: 4", (GOOD, "[1]"), KeepRules(label_twice=True), Rejection.BAD_LABELS),
         ("short\nAnswer: 4", (), KeepRules(), Rejection.TOO_FEW_STEPS),
         (STEPS + "Answer: 4", ("{}",), KeepRules(), Rejection.BAD_LABELS),
         (STEPS + "Answer: 4", (GOOD, OTHER), KeepRules(label_twice=True), Rejection.LABELS_DISAGREE),
         (STEPS + "Answer: 4", (OTHER,), KeepRules(), Rejection.LOW_TAG_SCORE),
         (STEPS + "Answer: 4", (OTHER,), KeepRules(min_tag_score=0.5), Rejection.WRONG_ANSWER),
         (STEPS + "Answer: no number", (GOOD,), KeepRules(), Rejection.WRONG_ANSWER),
-        (STEPS + "Answer: 4", (GOOD,), KeepRules(rating_tolerance=1), None),
+        (STEPS + "Answer: 4", (GOOD,), KeepRules(AnswerRules(rating_tolerance=1)), None),
+        (STEPS + "Answer: 4", (GOOD,), KeepRules(tasks={"LaMP_3": AnswerRules(rating_tolerance=1)}), None),
+        (STEPS + "Answer: 4", (GOOD, OTHER), KeepRules(NEAR, label_twice=True, min_agreement=0.6), None),
+        (STEPS + "Answer: 4", (GOOD, OTHER), KeepRules(NEAR, label_twice=True, min_agreement=0.7), DISAGREE),
     ],
 )
 def test_each_rejection(text, labels, rules, reason):
@@ -150,7 +169,9 @@ def test_each_rejection(text, labels, rules, reason):
     assert [r.reason for r in chains.rejected] == ([reason] if reason else [])
     if reason:
         assert chains.counts[reason.value] == 1
-        assert chains.rejected[0].text == text
+        said = text.text if isinstance(text, Reply) else text
+        assert chains.rejected[0].text == said.encode("utf-8", "replace").decode()
+    assert sum(chains.counts[name] for name in ("kept", *Rejection)) == chains.counts["asked"] == 1
 
 
 def test_missing_gold_and_repeats():
@@ -195,11 +216,13 @@ def test_kappa_of_two_labellings():
 
 def test_generation_must_beat_the_answer_without_the_profile():
     record = LampRecord("q", "LaMP_5", "train", "u", "Generate ...: x", (), "graphs are fun to draw")
-    rules = KeepRules(generation_gain=0.2, generation_good=0.9)
+    rules = KeepRules(AnswerRules(generation_gain=0.2, generation_good=0.9))
     assert judge_answer(rules, record, "graphs are nice", None) is None  # R-1 = R-L = 2*2/(3+5) = .5, gain .5
     assert judge_answer(rules, record, "graphs are nice", "graphs are nice") is Rejection.NOT_BETTER
     assert judge_answer(rules, record, "graphs are fun to draw", "graphs are fun to draw") is None
     assert judge_answer(rules, record, "nothing here", None) is Rejection.NOT_BETTER
+    assert judge_answer(rules, record, "graphs are nice", Rejection.NOT_ASKED) is Rejection.NO_BASELINE
+    assert judge_answer(rules, record, "graphs are fun to draw", Rejection.NOT_ASKED) is None  # good without comparing
     assert judge_answer(world_keep_rules(), record, "graphs are nice", None) is Rejection.WRONG_ANSWER
 
 

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tagpr_rl.chains.agreement import cohen_kappa
 from tagpr_rl.chains.heuristic import HeuristicTeacher
-from tagpr_rl.chains.label import ModelLabeller, ScriptedLabeller, cohen_kappa, read_labels, write_labels
+from tagpr_rl.chains.label import ScriptedLabeller, read_labels, write_labels
 from tagpr_rl.chains.scripted import ScriptedTeacher
 from tagpr_rl.chains.segment import segment, split_answer
-from tagpr_rl.chains.teacher import ModelTeacher, TeacherRequest
+from tagpr_rl.chains.teacher import TeacherRequest
 from tagpr_rl.data.lamp import load_folder, splits_present
 from tagpr_rl.data.retrieve import rank
 from tagpr_rl.data.tasks import TASKS
@@ -33,6 +34,10 @@ def prompt_of(record: LampRecord, k: int = 4) -> Prompt:
     """A prompt that shows the k nearest items (the messages do not matter to the teachers)."""
     ids = tuple(item.id for item in rank(record, k))
     return Prompt(record.id, record.task, record.user_id, ({"role": "user", "content": "?"},), ids, 0, False, 1)
+
+
+def texts_of(teacher, requests) -> list[str]:
+    return [reply.text for reply in teacher.generate(requests)]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +113,7 @@ def test_scripted_labels_go_by_content():
         "Bananas": "",
     }
     assert {step: labeller.tag(step) for step in steps} == steps
-    assert read_labels(labeller.label([["Bananas"]], SCHEMA)[0], 1, SCHEMA) is None
+    assert read_labels(labeller.label([["Bananas"]], SCHEMA)[0].text, 1, SCHEMA) is None
 
 
 def test_cohen_kappa_by_hand():
@@ -122,7 +127,7 @@ def test_cohen_kappa_by_hand():
 def test_scripted_teacher_is_right_when_the_items_decide():
     teacher = ScriptedTeacher(seed=1)
     records = WORLD.records("train")
-    texts = teacher.generate([TeacherRequest(r, prompt_of(r, 12)) for r in records])
+    texts = texts_of(teacher, [TeacherRequest(r, prompt_of(r, 12)) for r in records])
     wrong = [
         r.task
         for r, text in zip(records, texts, strict=True)
@@ -142,7 +147,7 @@ def test_scripted_teacher_reads_the_prompt_only():
             [TeacherRequest(record, prompt), TeacherRequest(replace(record, profile=seen), prompt)]
         )
         assert full == cut
-        assert "history is empty" in teacher.generate([TeacherRequest(record, prompt_of(record, 0))])[0]
+        assert "history is empty" in teacher.generate([TeacherRequest(record, prompt_of(record, 0))])[0].text
 
 
 def test_error_rate_is_the_share_of_wrong_answers():
@@ -151,7 +156,7 @@ def test_error_rate_is_the_share_of_wrong_answers():
     )
     requests = [TeacherRequest(r, prompt_of(r)) for r in records]
     for rate in (0.0, 0.3, 1.0):
-        texts = ScriptedTeacher(error_rate=rate, seed=2).generate(requests)
+        texts = texts_of(ScriptedTeacher(error_rate=rate, seed=2), requests)
         share = sum(split_answer(t)[1] != r.gold for r, t in zip(records, texts, strict=True)) / len(records)
         assert share == pytest.approx(rate, abs=0.09)
     assert ScriptedTeacher(error_rate=0.3, seed=2).generate(requests) == ScriptedTeacher(
@@ -208,23 +213,14 @@ HEURISTIC_CASES = [
 
 @pytest.mark.parametrize(("request_", "answer"), HEURISTIC_CASES, ids=lambda v: getattr(v, "record", v) and None)
 def test_heuristic_teacher(request_, answer):
-    text = HeuristicTeacher().generate([request_])[0]
+    text = HeuristicTeacher().generate([request_])[0].text
     parts = split_answer(text)
     assert parts is not None
     assert answer is None or parts[1] == answer
-    tags = read_labels(ScriptedLabeller().label([segment(parts[0])], SCHEMA)[0], len(segment(parts[0])), SCHEMA)
+    tags = read_labels(ScriptedLabeller().label([segment(parts[0])], SCHEMA)[0].text, len(segment(parts[0])), SCHEMA)
     assert tags is not None
     assert {"examine_examples", "infer_preference", "apply_preference"} <= set(tags)
     assert "<think>" not in text
-
-
-def test_model_teacher_and_labeller_need_one_reply_each():
-    request = _request("LaMP_7", [], text="hi")
-    assert ModelTeacher(lambda chats: [f"{len(chat)} turns" for chat in chats]).generate([request]) == ["2 turns"]
-    with pytest.raises(TagprError, match="answered 0 of 1"):
-        ModelTeacher(lambda chats: []).generate([request])
-    with pytest.raises(TagprError, match="answered 0 of 1"):
-        ModelLabeller(lambda chats: []).label([["a"]], SCHEMA)
 
 
 def _real_folder() -> Path:
@@ -238,14 +234,14 @@ def test_heuristic_teacher_on_real_questions(task):
     if not folder.is_dir() or not splits_present(folder, task):
         pytest.skip("no real LaMP files; set TAGPR_LAMP_REAL")
     records = load_folder(folder, [task], splits_present(folder, task)[0])[:40]
-    texts = HeuristicTeacher().generate([TeacherRequest(r, prompt_of(r)) for r in records])
+    texts = texts_of(HeuristicTeacher(), [TeacherRequest(r, prompt_of(r)) for r in records])
     labeller = ScriptedLabeller()
     for text in texts:
         parts = split_answer(text)
         assert parts is not None
         steps = segment(parts[0])
         assert len(steps) == 4
-        assert read_labels(labeller.label([steps], SCHEMA)[0], 4, SCHEMA) is not None
+        assert read_labels(labeller.label([steps], SCHEMA)[0].text, 4, SCHEMA) is not None
     if task == "LaMP_2":
         assert {split_answer(text)[1] for text in texts} <= set(TASKS["LaMP_2"].labels)
 

@@ -12,9 +12,11 @@ import pytest
 from made_runs import RAW
 from rich.console import Console
 
+from tagpr_rl.chains.keep import Rejection
 from tagpr_rl.config import Recipe, recipe_from_dict
 from tagpr_rl.paths import RunDir, write_json
 from tagpr_rl.report import build_report, collect, summary_table
+from tagpr_rl.report.chains import REASONS
 
 EVIL = "<script>alert(1)</script>"
 GOOD = (
@@ -273,6 +275,54 @@ def test_other_numbers_land_in_the_page(run: RunDir) -> None:
     assert "total = task × format + 0.2 × tag + 0.2 × prmu + 0.1 × repetition" in page.text
     assert "total = task × format + 0.1 × repetition" in page.text
     assert page.tables["controls"][1][:4] == ["shuffled", "4", "0.320", "0.502"]  # lost: 0.822 - 0.320
+
+
+def test_the_chains_section_shows_reasons_kappa_coverage_and_evidence(run: RunDir) -> None:
+    facts = {
+        "asked": 40,
+        "kept": 29,
+        "kept_wrong": 3,
+        "rejected": {"WRONG_ANSWER": 8, "NOT_ASKED": 3},
+        "tags": {"examine_examples": 30, "conclude": 0},
+        "coverage": {"examine_examples": 0.875, "conclude": 0.0},
+        "steps_per_chain": {"4": 29},
+        "kappa": 0.7314,
+        "agreement": {"by_tag": {"examine_examples": 0.6182, "conclude": None}},
+        "evidence": {
+            "tested": 20,
+            "shown": 17,
+            "own_steps": 0.5,
+            "other_steps": 0.125,
+            "answers_compared": 10,
+            "answers_changed": 0.4,
+        },
+        "teacher": {"name": EVIL, "requests": 40, "cached": 7, "prompt_tokens": 900, "completion_tokens": 80},
+        "labeller": {
+            "name": "rules",
+            "deterministic": True,
+            "requests": 80,
+            "cached": 0,
+            "prompt_tokens": 0,
+            "completion_tokens": 0,
+        },
+        "pairs": {"cross_profile": 5},
+    }
+    write_json(run.stage(4, "chains").root / "chains.json", facts)
+    page = page_of(run)
+    assert "29 of 40 asked kept; rejected: 8 WRONG_ANSWER, 3 NOT_ASKED." in page.text
+    assert "Cohen's kappa of two labellings: 0.731 (the labeller follows rules" in page.text
+    assert page.tables["chain_reasons"][2][:2] == ["NOT_ASKED", "3"]
+    assert [[row[0], row[1], row[2], row[4]] for row in page.tables["chain_tags"][1:]] == [
+        ["examine_examples", "30", "87.5 %", "0.618"],
+        ["conclude", "0", "0.0 %", "-"],
+    ]
+    assert page.tables["chain_sources"][1][2:] == ["40", "7", "900", "80"]
+    assert "In 17 of them" in page.text and "changed with the profile in 0.400 of 10 cases" in page.text
+    assert not any("kappa" in line for line in collect(run, make_recipe())["not_measured"])
+
+
+def test_every_reason_has_a_meaning() -> None:
+    assert list(REASONS) == [reason.value for reason in Rejection]
 
 
 def test_a_control_on_other_questions_has_no_loss(run: RunDir) -> None:

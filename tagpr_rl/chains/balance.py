@@ -1,0 +1,90 @@
+"""Balance of the kept set over tasks, users and tag sequences: seeded caps, rare tags kept first."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from tagpr_rl.types import TagprError
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceRules:
+    """Caps on the kept set (ours). All off by default."""
+
+    max_per_user: int | None = None
+    """Most chains of one user."""
+    max_task_share: float = 1.0
+    """Largest share of one task, (0, 1]; below 1 / tasks it means equal shares."""
+    max_pattern_share: float = 1.0
+    """Largest share of one sequence of tags, (0, 1]: a teacher that always thinks in one form."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares outside their range (TagprError)."""
+        for name in ("max_task_share", "max_pattern_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise TagprError(f"keep.balance.{name} is {getattr(self, name)!r}: use (0, 1]")
+        if self.max_per_user is not None and self.max_per_user < 1:
+            raise TagprError(f"keep.balance.max_per_user is {self.max_per_user}: use 1 or more, or null")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What balance looks at of one chain."""
+
+    task: str
+    user_id: str
+    tags: tuple[str, ...]
+
+
+def cap_for(sizes: Sequence[int], share: float) -> int:
+    """The largest c such that no group cut to c makes up more than `share` of all groups cut to c.
+
+    A share below 1 / groups cannot be met; then all groups are cut to the smallest one.
+    """
+    share = max(share, 1 / len(sizes)) if sizes else 1.0
+    # c - share * sum(min(n, c)) is convex, 0 at 0 and not rising there: it stays <= 0 up to one point only.
+    low, high = min(sizes, default=0), max(sizes, default=0)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if middle <= share * sum(min(n, middle) for n in sizes) + 1e-9:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def balanced(members: Sequence[Member], rules: BalanceRules, seed: int) -> list[bool]:
+    """Whether each chain stays: first the cap on users, then on tasks, then on tag sequences.
+
+    Where a group is over its cap, chains with rarer tags stay, and among equals the draw depends on `seed` and the
+    number of chains alone.
+    """
+    order = list(range(len(members)))
+    Random(f"balance/{seed}").shuffle(order)
+    used = Counter(tag for member in members for tag in set(member.tags))
+    order.sort(key=lambda i: min((used[tag] for tag in members[i].tags), default=0))  # stable: ties stay shuffled
+    keep = set(order)
+    if rules.max_per_user is not None:
+        keep = _capped([i for i in order if i in keep], [m.user_id for m in members], rules.max_per_user)
+    for keys, share in (
+        ([m.task for m in members], rules.max_task_share),
+        ([m.tags for m in members], rules.max_pattern_share),
+    ):
+        if share < 1.0 and keep:
+            sizes = list(Counter(keys[i] for i in keep).values())
+            keep = _capped([i for i in order if i in keep], keys, cap_for(sizes, share))
+    return [i in keep for i in range(len(members))]
+
+
+def _capped(order: Sequence[int], keys: Sequence[Hashable], cap: int) -> set[int]:
+    """The first `cap` of each key, in the given order."""
+    taken: dict[Hashable, int] = defaultdict(int)
+    kept = set()
+    for i in order:
+        if taken[keys[i]] < cap:
+            taken[keys[i]] += 1
+            kept.add(i)
+    return kept

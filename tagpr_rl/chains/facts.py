@@ -1,0 +1,87 @@
+"""chains.json: what a chain set is, how it came about and how good its labels are. For the report and the data card."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+from tagpr_rl.chains.build import ChainSet
+from tagpr_rl.chains.keep import KeepRules
+from tagpr_rl.chains.usage import MeteredLabeller, MeteredTeacher
+from tagpr_rl.tags.grammar import parse
+from tagpr_rl.tags.schema import TagSchema
+
+PATTERNS = 10
+"""Most frequent tag sequences listed."""
+
+
+def chain_facts(
+    chains: ChainSet, schema: TagSchema, rules: KeepRules, teacher: MeteredTeacher, labeller: MeteredLabeller
+) -> dict[str, Any]:
+    """The content of chains.json but for the pairs."""
+    counts = chains.counts
+    agreement = chains.agreement
+    return {
+        "asked": counts["asked"],
+        "kept": counts["kept"],
+        "kept_wrong": counts["kept_wrong"],
+        "rejected": dict(Counter(item.reason.value for item in chains.rejected).most_common()),
+        "by_task": _by_task(chains),
+        "users": len({row.user_id for row in chains.rows}),
+        **_tags(chains, schema),
+        "kappa": chains.kappa,
+        "agreement": asdict(agreement) if agreement is not None else None,
+        "evidence": dict(chains.evidence),
+        "teacher": {"name": teacher.name, "prompts": _hashes(teacher.prompts), **teacher.usage.as_dict()},
+        "labeller": {
+            "name": labeller.name,
+            "deterministic": labeller.deterministic,
+            "prompts": _hashes(labeller.prompts(schema)),
+            **labeller.usage.as_dict(),
+        },
+        "rules": asdict(rules),
+    }
+
+
+def _hashes(prompts: Mapping[str, str]) -> dict[str, str]:
+    """Name -> hex SHA-256 of each constant prompt text."""
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in prompts.items()}
+
+
+def _by_task(chains: ChainSet) -> dict[str, dict[str, int]]:
+    kept = Counter(row.task for row in chains.rows)
+    lost = Counter(item.task for item in chains.rejected)
+    return {task: {"asked": kept[task] + lost[task], "kept": kept[task]} for task in sorted(kept.keys() | lost.keys())}
+
+
+def _tags(chains: ChainSet, schema: TagSchema) -> dict[str, Any]:
+    """tags: steps with each tag; coverage: share of chains with it; steps_per_chain; follows: tag -> next tag ->
+    times; patterns: the most frequent sequences of tags."""
+    steps: Counter[str] = Counter()
+    having: Counter[str] = Counter()
+    lengths: Counter[int] = Counter()
+    patterns: Counter[tuple[str, ...]] = Counter()
+    for row in chains.rows:
+        trace = parse(row.response, schema).trace
+        assert trace is not None, "a kept chain parses"
+        tags = tuple(step.tag for step in trace.steps)
+        steps.update(tags)
+        having.update(set(tags))
+        lengths[len(tags)] += 1
+        patterns[tags] += 1
+    follows: dict[str, Counter[str]] = {}
+    for tags, n in patterns.items():
+        for one, two in pairwise(tags):
+            follows.setdefault(one, Counter())[two] += n
+    total = max(1, len(chains.rows))
+    return {
+        "tags": {name: steps[name] for name in schema.names},
+        "coverage": {name: having[name] / total for name in schema.names},
+        "steps_per_chain": {str(n): lengths[n] for n in sorted(lengths)},
+        "follows": {name: dict(follows[name].most_common()) for name in schema.names if name in follows},
+        "patterns": [{"tags": list(tags), "chains": n} for tags, n in patterns.most_common(PATTERNS)],
+    }

@@ -1,0 +1,93 @@
+"""Near-duplicate chains: an exact set-similarity join over word shingles, deterministic, in one pass."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tagpr_rl.types import TagprError
+
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarRules:
+    """When two thoughts are near-duplicates (ours)."""
+
+    scope: Literal["off", "record", "user", "all"] = "off"
+    """Chains of one record, of one user or of the whole set are compared; only with the same task and answer."""
+    threshold: float = 0.9
+    """Least Jaccard index of the shingle sets, (0, 1]."""
+    shingle: int = 3
+    """Words per shingle."""
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold outside its range (TagprError)."""
+        if not 0 < self.threshold <= 1:
+            raise TagprError(f"keep.near_duplicates.threshold is {self.threshold!r}: use (0, 1]")
+        if self.shingle < 1:
+            raise TagprError(f"keep.near_duplicates.shingle is {self.shingle!r}: use 1 or more words")
+
+
+def shingles(text: str, size: int) -> frozenset[tuple[str, ...]]:
+    """Sets of `size` neighbouring words, lower case; a shorter text is one shingle."""
+    words = _WORD.findall(text.lower())
+    if len(words) <= size:
+        return frozenset([tuple(words)])
+    return frozenset(tuple(words[i : i + size]) for i in range(len(words) - size + 1))
+
+
+def near_duplicates(texts: Sequence[str], groups: Sequence[Hashable], rules: SimilarRules) -> list[bool]:
+    """For each text, whether an earlier *kept* text of its group has Jaccard >= the threshold.
+
+    Exact, by prefix filtering (Bayardo, Ma and Srikant 2007): sets ordered by rarity can only be similar when their
+    first n - ceil(t n) + 1 shingles meet, so each text is compared with few others.
+    """
+    sets = [shingles(text, rules.shingle) for text in texts]
+    frequency: Counter[tuple[str, ...]] = Counter(shingle for found in sets for shingle in found)
+    index: dict[tuple[Hashable, tuple[str, ...]], list[int]] = {}
+    result = []
+    for i, (found, group) in enumerate(zip(sets, groups, strict=True)):
+        order = sorted(found, key=lambda shingle: (frequency[shingle], shingle))
+        prefix = order[: len(order) - _ceil(rules.threshold * len(order)) + 1]
+        twin = _has_twin(found, prefix, group, sets, index, rules.threshold)
+        result.append(twin)
+        if not twin:
+            for shingle in prefix:
+                index.setdefault((group, shingle), []).append(i)
+    return result
+
+
+def _has_twin(
+    found: frozenset[tuple[str, ...]],
+    prefix: Sequence[tuple[str, ...]],
+    group: Hashable,
+    sets: Sequence[frozenset[tuple[str, ...]]],
+    index: dict[tuple[Hashable, tuple[str, ...]], list[int]],
+    threshold: float,
+) -> bool:
+    seen: set[int] = set()
+    for shingle in prefix:
+        for other in index.get((group, shingle), ()):
+            if other not in seen:
+                seen.add(other)
+                if jaccard(found, sets[other]) >= threshold:
+                    return True
+    return False
+
+
+def jaccard(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> float:
+    """|a and b| / |a or b|; both are non-empty."""
+    if min(len(a), len(b)) == 0:
+        return 0.0
+    common = len(a & b)
+    return common / (len(a) + len(b) - common)
+
+
+def _ceil(value: float) -> int:
+    """Ceiling that takes 0.9 * 10 for 9 and not for 9.000000000000002: a shorter prefix must never lose a pair."""
+    return math.ceil(value - 1e-9)
