@@ -24,8 +24,8 @@ from tagpr_rl.types import TagprError
 APPLICATION_ID = 0x54616750  # "TagP": tells our file from another SQLite file
 VERSION = 1
 RECORDED = frozenset({ReplyStatus.OK, ReplyStatus.LENGTH, ReplyStatus.EMPTY, ReplyStatus.REFUSED})
-"""What a model answered. A reply REFUSED by a content filter was charged for and is put here by the client; one that was
-rejected with HTTP 4xx cost nothing, is not put here and may be asked again."""
+"""What a model answered. A reply REFUSED by a content filter was charged for and is put here by the client; one that
+was rejected with HTTP 4xx cost nothing, is not put here and may be asked again."""
 LOCK_SECONDS = 60.0
 _AT_ONCE = 900  # below SQLite's oldest limit of 999 variables in one statement
 

@@ -24,7 +24,7 @@ from tagpr_rl.chains.chat import BadBodyError, error_message, read_body, to_body
 from tagpr_rl.chains.generate import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.progress import AskProgress
 from tagpr_rl.chains.retry import backoff, retry_after, worth_another
-from tagpr_rl.chains.spend import Ledger, Spend, most_tokens
+from tagpr_rl.chains.spend import Ledger, most_tokens
 from tagpr_rl.endpoints import EndpointBlock
 from tagpr_rl.types import TagprError
 
