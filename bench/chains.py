@@ -93,11 +93,17 @@ async def bare(url: str, requests: list[ChatRequest], fast: bool) -> None:
         await asyncio.gather(*(loop() for _ in range(CONCURRENCY)))
 
 
+def queued() -> float:
+    """Seconds that this thread was ready to run and had no core (Linux, /proc/<pid>/schedstat)."""
+    return int(Path("/proc/self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+
+
 def timed(work: Callable[[], Any], n: int) -> dict[str, float]:
     """Milliseconds per request."""
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu, queue = time.perf_counter(), time.process_time(), queued()
     work()
-    return {"wall_ms": (time.perf_counter() - wall) / n * 1e3, "cpu_ms": (time.process_time() - cpu) / n * 1e3}
+    spans = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "queued": queued() - queue}
+    return {f"{name}_ms": span / n * 1e3 for name, span in spans.items()}
 
 
 def overhead(url: str, folder: Path, n: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -159,7 +165,10 @@ def main() -> int:
     ours = times["ours"]
     for name, row in times.items():
         ratio = f"{ours['cpu_ms'] / row['cpu_ms']:.2f}"
-        print(f"{name:20} wall {row['wall_ms']:6.3f} ms, CPU {row['cpu_ms']:6.3f} ms a request; ours / this: {ratio}")
+        print(
+            f"{name:20} CPU {row['cpu_ms']:6.3f} ms, wall {row['wall_ms']:6.3f} ms (of it without a core "
+            f"{row['queued_ms']:.3f} ms) a request; CPU of ours / this: {ratio}"
+        )
     print(
         f"cache: {cached['answers']:,} answers read in {cached['read_s']:.2f} s (written in {cached['write_s']:.2f} s)"
     )

@@ -7,14 +7,14 @@ from dataclasses import asdict, replace
 from random import Random
 
 from tagpr_rl.chains.build import ChainRow, ChainSet, build_chains
-from tagpr_rl.chains.label import ScriptedLabeller
 from tagpr_rl.chains.pairs import build_pairs
 from tagpr_rl.config import ChainsStage
 from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.paths import write_json
 from tagpr_rl.stages.context import StageContext, StageResult
+from tagpr_rl.stages.generators import Generators
 from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, write_parquet
-from tagpr_rl.stages.teachers import keep_rules, teacher_for
+from tagpr_rl.stages.teachers import keep_rules, labeller_for, teacher_for
 from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, TagprError
@@ -22,6 +22,13 @@ from tagpr_rl.types import LampRecord, TagprError
 
 def run(context: StageContext) -> StageResult:
     """Write chains.parquet, pairs.parquet and chains.json (what was kept, what not, and why)."""
+    stage = context.recipe.stages[context.name]
+    assert isinstance(stage, ChainsStage)
+    with Generators(context.recipe, stage, start_ray=context.start_ray, console=context.console) as models:
+        return _run(context, models)
+
+
+def _run(context: StageContext, models: Generators) -> StageResult:
     recipe, schema = context.recipe, context.schema
     stage = recipe.stages[context.name]
     assert isinstance(stage, ChainsStage)
@@ -29,7 +36,8 @@ def run(context: StageContext) -> StageResult:
     records = load_split(recipe, context.nearest("data", reads=("lamp",)).root, TRAIN)
     tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
     make = prompt_maker(recipe, schema, "reasoning", tokenizer.count)
-    teacher, labeller, rules = teacher_for(recipe), ScriptedLabeller(), keep_rules(recipe, stage)
+    teacher, labeller = teacher_for(recipe, models=models), labeller_for(stage, models)
+    rules = keep_rules(recipe, stage)
     asked = with_empty_profiles(records, stage.empty_profile_fraction, stage.seed)
     chains = build_chains(
         asked,
