@@ -21,9 +21,15 @@ from tagpr_rl.chains.chat import BadBodyError, read_body
 from tagpr_rl.chains.generate import ChatRequest, Reply
 from tagpr_rl.chains.openai_client import OpenAIGenerator
 from tagpr_rl.chains.retry import backoff, retry_after
+from tagpr_rl.chains.scripted import ScriptedTeacher
 from tagpr_rl.chains.spend import most_tokens
+from tagpr_rl.chains.teacher import TEACHER_INSTRUCTION, TeacherRequest
+from tagpr_rl.config import ChainsStage, recipe_from_dict
 from tagpr_rl.endpoints import EndpointBlock, RetryBlock
-from tagpr_rl.types import TagprError
+from tagpr_rl.stages.generators import Generators
+from tagpr_rl.stages.teachers import labeller_for, teacher_for
+from tagpr_rl.tags.schema import default_schema
+from tagpr_rl.types import LampRecord, Prompt, TagprError
 
 QUICK = {"times": 4, "first_wait_s": 0.02, "longest_wait_s": 0.1}
 
@@ -237,6 +243,30 @@ def test_the_body_on_the_wire(tmp_path: Path) -> None:
         "response_format": {
             "type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": schema}},
     }  # fmt: skip
+
+
+def test_a_recipe_s_teacher_and_labeller_are_models(tmp_path: Path) -> None:
+    """Through the stage's own functions: texts by prompt, one file of answers under `out`, one budget per role."""
+    record = LampRecord("r", "LaMP_2", "train", "u", "?", ())
+    prompts = [Prompt("r", "LaMP_2", "u", ({"role": "user", "content": f"#{i}"},), (), 0, False, 1) for i in range(3)]
+    requests = [TeacherRequest(record, prompt) for prompt in prompts]
+    with serving() as url:
+        block = {"kind": "openai", "base_url": url, "model": "m", "max_tokens": 30, "budget": {"tokens": 2000}}
+        chains = {"kind": "chains", "teacher": block, "labeller": {**block, "budget": {"tokens": 100}}}
+        stages = {"data": {"kind": "data"}, "model": {"kind": "model"}, "chains": chains}
+        recipe = recipe_from_dict({"name": "r", "out": str(tmp_path), "stages": stages}, source="r")
+        stage = recipe.stages["chains"]
+        assert isinstance(stage, ChainsStage)
+        with Generators(recipe, stage, start_ray=lambda: pytest.fail("no Ray for an endpoint")) as models:
+            texts = teacher_for(recipe, models=models).generate(requests)
+            assert [json.loads(text)["number"] for text in texts] == [0, 1, 2]
+            with pytest.raises(TagprError, match=r"budget\.tokens 100 are spent.*answers so far are kept"):
+                labeller_for(stage, models).label([["step #7"]], default_schema())
+        asked = log_of(url)["bodies"]
+    assert len(asked) == 3 and asked[0]["messages"][0] == {"role": "system", "content": TEACHER_INSTRUCTION}
+    with AnswerCache(tmp_path / "answers.sqlite") as cache:
+        assert cache.spent("r/teacher").completion_tokens == 45 and cache.spent("r/labeller").tokens == 0
+    assert isinstance(teacher_for(recipe, error_rate=0.5), ScriptedTeacher), "the model stage asks nobody for words"
 
 
 def completion(message: dict[str, Any], finish: str | None = "stop", **rest: Any) -> bytes:
