@@ -2,10 +2,10 @@
 
 A null server in another process answers each request at once, so that ideal wall time is zero and all of the wall time
 is overhead: `wall / requests`. The CPU time of the client's process over the requests is what remains of it
-on an idle machine; the wall also holds what other work on the machine takes away. Side by side, in one run and
+on an idle machine; the wall also holds what other work on the machine takes away, which is measured and named. Side by side, in one run and
 in turns: the same requests through the bare `openai` library in its plain use, through its fastest use (the aiohttp
-transport and the unparsed response), and through our client with cache, ledger and progress. Bars: our CPU time
-is at most 1 ms a request at concurrency 64, and 50,000 cached answers are read in at most 5 s.
+transport and the unparsed response), and through our client with cache, ledger and progress. Bars: our CPU time, and
+the wall without waits for a core, are each at most 1 ms a request at concurrency 64, and 50,000 cached answers are read in at most 5 s.
 
     python bench/chains.py [--requests 3000] [--cached 50000] [--json chains.json]
 """
@@ -173,14 +173,14 @@ def main() -> int:
         f"cache: {cached['answers']:,} answers read in {cached['read_s']:.2f} s (written in {cached['write_s']:.2f} s)"
     )
     passed = {
-        "cpu_ms <= 1": ours["cpu_ms"] <= 1,
-        "wall_ms <= 1": ours["wall_ms"] <= 1,
-        "read_s <= 5": cached["read_s"] <= 5,
+        "CPU <= 1 ms": ours["cpu_ms"] <= 1,
+        "wall without waits for a core <= 1 ms": ours["wall_ms"] - ours["queued_ms"] <= 1,
+        "read <= 5 s": cached["read_s"] <= 5,
     }
     print("; ".join(f"{bar}: {'met' if ok else 'MISSED'}" for bar, ok in passed.items()))
     if args.json:
         args.json.write_text(json.dumps({"times": times, "cache": cached, "passed": passed}, indent=1) + "\n")
-    return 0 if passed["cpu_ms <= 1"] and passed["read_s <= 5"] else 1
+    return 0 if all(passed.values()) else 1
 
 
 if __name__ == "__main__":
