@@ -2,10 +2,11 @@
 
 A null server in another process answers each request at once, so that ideal wall time is zero and all of the wall time
 is overhead: `wall / requests`. The CPU time of the client's process over the requests is what remains of it
-on an idle machine; the wall also holds what other work on the machine takes away, which is measured and named. Side by side, in one run and
-in turns: the same requests through the bare `openai` library in its plain use, through its fastest use (the aiohttp
-transport and the unparsed response), and through our client with cache, ledger and progress. Bars: our CPU time, and
-the wall without waits for a core, are each at most 1 ms a request at concurrency 64, and 50,000 cached answers are read in at most 5 s.
+on an idle machine; the wall also holds what other work on the machine takes away, which is measured and named. Side
+by side, in one run and in turns: the same requests through the bare `openai` library in its plain use, through its
+fastest use (the aiohttp transport and the unparsed response), and through our client with cache, ledger and progress.
+Bars: our CPU time, and the wall without waits for a core, are each at most 1 ms a request at concurrency 64, and
+50,000 cached answers are read in at most 5 s.
 
     python bench/chains.py [--requests 3000] [--cached 50000] [--json chains.json]
 """
