@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tagpr_rl.closed import Closed, Count, Fraction, NonNegative
+from tagpr_rl.endpoints import LabellerChoice, TeacherChoice
 from tagpr_rl.keep_blocks import KeepBlock
 
 TaskName = Literal["LaMP_1", "LaMP_2", "LaMP_2N", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7"]
@@ -189,8 +190,12 @@ class ChainsStage(StageBase):
     """Teacher -> segment -> label -> keep: the tagged SFT set and PRMU's pairs."""
 
     kind: Literal["chains"] = "chains"
-    teacher: Literal["scripted", "heuristic", "auto"] = "auto"
-    """auto = scripted for the embedded world, heuristic for LaMP files."""
+    teacher: TeacherChoice = "auto"
+    """A name or a block (endpoints.py). auto = scripted for the embedded world, heuristic for LaMP files."""
+    labeller: LabellerChoice = "scripted"
+    """scripted = by cue words; or a block of kind openai or vllm."""
+    answers: Path | None = None
+    """File of the answers that models gave, shared by runs; null = `<out>/answers.sqlite`."""
     samples: Count = 1
     error_rate: Fraction = 0.0
     """Share of questions that the scripted teacher answers wrongly on purpose."""
@@ -200,6 +205,14 @@ class ChainsStage(StageBase):
     """Share of questions also taught without a profile, so that the generic user is trained."""
     max_pairs: Count = 3000
     keep: KeepBlock = KeepBlock()
+    accept_partial: bool = False
+    """Go on with what there is where a model's budget was spent; false = stop, so that more budget can go on."""
+
+    @model_validator(mode="after")
+    def _labeller_fits(self) -> ChainsStage:
+        if not isinstance(self.labeller, str) and self.labeller.kind in ("heuristic", "auto"):
+            raise ValueError(f"labeller.kind is {self.labeller.kind}; use scripted, openai or vllm")
+        return self
 
 
 class SftStage(TrainingStage):

@@ -39,6 +39,7 @@ from tagpr_rl.blocks import (
     WorldBlock,
 )
 from tagpr_rl.cluster_blocks import ClusterBlock
+from tagpr_rl.endpoints import BY_BLOCK, BY_NAME, EndpointBlock
 from tagpr_rl.keep_blocks import KeepBlock
 from tagpr_rl.placement import BudgetBlock, LoraBlock, PlacementBlock, TrainingBlock, placement_mistakes
 from tagpr_rl.types import TagprError
@@ -52,6 +53,7 @@ __all__ = [
     "DataBlock",
     "DataStage",
     "DeepSpeedBlock",
+    "EndpointBlock",
     "EvaluateStage",
     "GrpoStage",
     "KeepBlock",
@@ -272,7 +274,8 @@ def _models_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
             current = current.model_fields[part].annotation
             if get_origin(current) is dict:
                 current = object
-            blocks = [a for a in get_args(current) if isinstance(a, type) and issubclass(a, BaseModel)]
+            choices = [get_args(a)[0] if get_origin(a) is Annotated else a for a in get_args(current)]
+            blocks = [a for a in choices if isinstance(a, type) and issubclass(a, BaseModel)]
             current = blocks[0] if len(blocks) == 1 else current  # `Block | None`
     return current if isinstance(current, type) and issubclass(current, BaseModel) else None
 
@@ -282,6 +285,7 @@ def _explain(item: Any) -> str:
     location = tuple(item["loc"])
     # The discriminator value stands in the location after the stage's name: hide it.
     shown = [str(p) for i, p in enumerate(location) if not (i == 2 and location[0] == "stages")]
+    shown = [part for part in shown if part not in (BY_NAME, BY_BLOCK)]  # nor which of two forms a value has
     key = ".".join(shown) or "recipe"
     if item["type"] == "extra_forbidden":
         owner = _models_at(location)

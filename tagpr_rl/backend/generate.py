@@ -54,6 +54,29 @@ class Generator:
         )
         return [output.outputs[0].text for output in outputs]
 
+    def answer(self, prompts: list[list[int]], samplings: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
+        """(text, completion tokens, finish reason) per prompt, each with its own settings, a JSON schema among them
+        (`json_schema`). The reason is "refused: ..." where vLLM rejects a prompt or its schema."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import StructuredOutputsParams
+
+        def params(sampling: dict[str, Any]) -> Any:
+            schema = sampling.pop("json_schema", None)
+            return SamplingParams(
+                **sampling, structured_outputs=StructuredOutputsParams(json=schema) if schema is not None else None
+            )
+
+        inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        try:
+            outputs = self.llm.generate(inputs, [params(dict(s)) for s in samplings], use_tqdm=False)
+        except ValueError as error:  # vLLM refuses the whole batch for one request's sake
+            if len(prompts) == 1:
+                return [("", 0, f"refused: {error}")]
+            return [self.answer([ids], [s])[0] for ids, s in zip(prompts, samplings, strict=True)]
+        found = [output.outputs[0] for output in outputs]
+        return [(out.text, len(out.token_ids), str(out.finish_reason)) for out in found]
+
 
 def engine_options(recipe: Recipe) -> dict[str, Any]:
     """vLLM engine arguments for evaluation, from the recipe."""

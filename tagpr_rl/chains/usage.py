@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tagpr_rl.chains.generate import Reply
+from tagpr_rl.chains.generate import Reply, ReplyStatus
 from tagpr_rl.chains.label import Labeller
 from tagpr_rl.chains.teacher import Teacher, TeacherRequest
 from tagpr_rl.tags.schema import TagSchema
@@ -28,6 +28,10 @@ class Usage:
             self._totals["completion_tokens"] += reply.completion_tokens
             if not reply.cached:
                 self._totals["paid_tokens"] += reply.prompt_tokens + reply.completion_tokens
+
+    def count(self, status: ReplyStatus) -> int:
+        """Replies with that status."""
+        return self._statuses[status.value]
 
     def as_dict(self) -> dict[str, Any]:
         """requests, cached, prompt_tokens, completion_tokens, paid_tokens (cached replies left out) and a count for

@@ -151,7 +151,7 @@ def _model(role: str, facts: Mapping[str, Any], chosen: Any) -> list[tuple[str, 
     return [*rows, (f"{role}, use", _figures(use))] if use else rows
 
 
-_USE = ("requests", "cached", "prompt_tokens", "completion_tokens", "paid_tokens", "cost", "statuses")
+_USE = ("requests", "cached", "prompt_tokens", "completion_tokens", "paid_tokens", "spent", "statuses")
 
 
 def _figures(value: Any) -> str:

@@ -9,6 +9,7 @@ from random import Random
 from tagpr_rl.chains.build import ChainRow, Swapping, build_chains
 from tagpr_rl.chains.dataset import REJECTED, write_rejected
 from tagpr_rl.chains.facts import chain_facts
+from tagpr_rl.chains.generate import ReplyStatus
 from tagpr_rl.chains.pairs import build_pairs
 from tagpr_rl.chains.swap import ProfilePool
 from tagpr_rl.chains.usage import MeteredLabeller, MeteredTeacher
@@ -18,6 +19,7 @@ from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.paths import write_json
 from tagpr_rl.stages.context import StageContext, StageResult
+from tagpr_rl.stages.generators import Generators
 from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, write_parquet
 from tagpr_rl.stages.teachers import keep_rules, labeller_for, teacher_for
 from tagpr_rl.types import LampRecord, ProfileItem, TagprError
@@ -25,6 +27,13 @@ from tagpr_rl.types import LampRecord, ProfileItem, TagprError
 
 def run(context: StageContext) -> StageResult:
     """Write chains.parquet, pairs.parquet, rejected.parquet and chains.json (what was kept, what not, and why)."""
+    stage = context.recipe.stages[context.name]
+    assert isinstance(stage, ChainsStage)
+    with Generators(context.recipe, stage, start_ray=context.start_ray, console=context.console) as models:
+        return _run(context, models)
+
+
+def _run(context: StageContext, models: Generators) -> StageResult:
     recipe, schema = context.recipe, context.schema
     stage = recipe.stages[context.name]
     assert isinstance(stage, ChainsStage)
@@ -32,7 +41,8 @@ def run(context: StageContext) -> StageResult:
     records = load_split(recipe, context.nearest("data", reads=("lamp",)).root, TRAIN)
     tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
     make = prompt_maker(recipe, schema, "reasoning", tokenizer.count)
-    teacher, labeller = MeteredTeacher(teacher_for(recipe)), MeteredLabeller(labeller_for(recipe))
+    teacher = MeteredTeacher(teacher_for(recipe, models=models, schema=schema))
+    labeller = MeteredLabeller(labeller_for(stage, models))
     rules = keep_rules(recipe, stage)
 
     def shown(record: LampRecord) -> tuple[ProfileItem, ...]:
@@ -51,6 +61,7 @@ def run(context: StageContext) -> StageResult:
         empty_prompts={r.id: make(replace(r, profile=())) for r in records if TASKS[r.task].kind == "generation"},
         swapping=Swapping(ProfilePool(records, stage.seed), shown, make),
     )
+    _require_budget(context.name, stage, teacher, labeller)
     write_rejected(context.dir.root, chains.rejected)  # first, so that `chains inspect` can show why none was kept
     if not chains.rows:
         raise TagprError(
@@ -60,14 +71,32 @@ def run(context: StageContext) -> StageResult:
     pairs = build_pairs(
         chains, records, make, teacher, labeller, schema, rules, max_pairs=stage.max_pairs, seed=stage.seed
     )
+    _require_budget(context.name, stage, teacher, labeller)
     write_parquet(context.dir.root / "chains.parquet", [_chain_row(row) for row in chains.rows])
     write_parquet(context.dir.root / "pairs.parquet", [asdict(pair) for pair in pairs])
     facts = chain_facts(chains, schema, rules, teacher, labeller)
     facts |= {"pairs": dict(Counter(pair.kind for pair in pairs))}
+    for role, chosen in (("teacher", stage.teacher), ("labeller", stage.labeller)):
+        if not isinstance(chosen, str) and chosen.kind in ("openai", "vllm"):
+            facts[role]["spent"] = asdict(models.spent(role))
     write_json(context.dir.root / "chains.json", facts)
     names = ("chains.parquet", "pairs.parquet", "chains.json", REJECTED)
     metrics = {"kept": float(len(chains.rows)), "rejected": float(len(chains.rejected)), "pairs": float(len(pairs))}
     return StageResult(outputs=tuple(context.dir.root / name for name in names), metrics=metrics)
+
+
+def _require_budget(name: str, stage: ChainsStage, teacher: MeteredTeacher, labeller: MeteredLabeller) -> None:
+    """TagprError where a model's budget ended before all was asked; what was answered stays in the cache."""
+    left = {
+        role: usage.count(ReplyStatus.BUDGET)
+        for role, usage in (("teacher", teacher.usage), ("labeller", labeller.usage))
+    }
+    if any(left.values()) and not stage.accept_partial:
+        raise TagprError(
+            f"stage '{name}': the budget is spent; not asked: {left['teacher']} requests of the teacher, "
+            f"{left['labeller']} of the labeller. All answers are kept: raise budget.tokens or budget.money and run "
+            "again, or set accept_partial: true to go on with what there is"
+        )
 
 
 def with_empty_profiles(records: list[LampRecord], fraction: float, seed: int) -> list[LampRecord]:

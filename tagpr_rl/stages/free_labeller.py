@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,19 +11,16 @@ from tagpr_rl.chains.free_label import MAX_TOKENS, ScriptedFreeLabeller
 from tagpr_rl.chains.generate import Generator
 from tagpr_rl.config import ChainsStage, Recipe
 from tagpr_rl.stages.context import LazyRay
+from tagpr_rl.stages.generators import Generators
 
 
 @contextmanager
 def free_labeller(recipe: Recipe, stage: ChainsStage, console: Console) -> Iterator[tuple[Generator, int]]:
     """Yield the language model that the stage names as labeller, and its limit of tokens a reply; the scripted free
     labeller where it names none."""
-    chosen = getattr(stage, "labeller", "scripted")
+    chosen = stage.labeller
     if isinstance(chosen, str) or chosen.kind == "scripted":
         yield ScriptedFreeLabeller(), MAX_TOKENS
         return
-    generators = importlib.import_module("tagpr_rl.stages.generators")
-    with (
-        LazyRay(recipe) as start_ray,
-        generators.Generators(recipe, stage, start_ray=start_ray, console=console) as made,
-    ):
+    with LazyRay(recipe) as start_ray, Generators(recipe, stage, start_ray=start_ray, console=console) as made:
         yield made.generator_for(chosen, "labeller"), chosen.max_tokens

@@ -8,17 +8,35 @@ from tagpr_rl.chains.balance import BalanceRules
 from tagpr_rl.chains.evidence import EvidenceRules
 from tagpr_rl.chains.heuristic import HeuristicTeacher
 from tagpr_rl.chains.keep import WORLD_ANSWERS, AnswerRules, KeepRules
-from tagpr_rl.chains.label import Labeller, ScriptedLabeller
+from tagpr_rl.chains.label import Labeller, ModelLabeller, ScriptedLabeller
 from tagpr_rl.chains.scripted import ScriptedTeacher
 from tagpr_rl.chains.similar import SimilarRules
-from tagpr_rl.chains.teacher import Teacher
-from tagpr_rl.config import ChainsStage, Recipe
+from tagpr_rl.chains.teacher import ModelTeacher, Sampling, Teacher, TrainedTeacher
+from tagpr_rl.config import ChainsStage, EndpointBlock, Recipe
+from tagpr_rl.stages.generators import Generators
+from tagpr_rl.tags.schema import TagSchema
 
 
-def teacher_for(recipe: Recipe, *, error_rate: float | None = None) -> Teacher:
-    """The teacher that the recipe's chains stage names; `error_rate` overrides the stage's."""
+def teacher_for(
+    recipe: Recipe,
+    *,
+    error_rate: float | None = None,
+    models: Generators | None = None,
+    schema: TagSchema | None = None,
+) -> Teacher:
+    """The teacher that the recipe's chains stage names; `error_rate` overrides the stage's. Without `models` a
+    language model is asked nothing: the rules of `auto` stand in for it. `schema`: of a model that we trained."""
     stage = next((s for s in recipe.stages.values() if isinstance(s, ChainsStage)), ChainsStage())
-    kind = stage.teacher
+    chosen = stage.teacher
+    kind = chosen if isinstance(chosen, str) else chosen.kind
+    if not isinstance(chosen, str) and kind in ("openai", "vllm"):
+        if models is not None:
+            generator = models.generator_for(chosen, "teacher")
+            if chosen.trained:
+                assert schema is not None, "a trained teacher's tags are read by the schema"
+                return TrainedTeacher(generator, schema, sampling(chosen, stage))
+            return ModelTeacher(generator, sampling(chosen, stage))
+        kind = "auto"
     if kind == "auto":
         kind = "scripted" if recipe.data.lamp_dir is None else "heuristic"
     if kind == "heuristic":
@@ -26,9 +44,20 @@ def teacher_for(recipe: Recipe, *, error_rate: float | None = None) -> Teacher:
     return ScriptedTeacher(error_rate=stage.error_rate if error_rate is None else error_rate, seed=stage.seed)
 
 
-def labeller_for(recipe: Recipe) -> Labeller:
-    """The labeller of the recipe's chains stage."""
-    return ScriptedLabeller()
+def labeller_for(stage: ChainsStage, models: Generators) -> Labeller:
+    """The labeller that the stage names."""
+    chosen = stage.labeller
+    if isinstance(chosen, str) or chosen.kind == "scripted":
+        return ScriptedLabeller()
+    generator = models.generator_for(chosen, "labeller")
+    # The first pass is greedy, the second sampled. vLLM can be held to "each index once", not every endpoint can.
+    temperatures = (0.0, chosen.temperature)
+    return ModelLabeller(generator, sampling(chosen, stage), temperatures, exact=chosen.kind == "vllm")
+
+
+def sampling(block: EndpointBlock, stage: ChainsStage) -> Sampling:
+    """How a block's model is asked."""
+    return Sampling(temperature=block.temperature, max_tokens=block.max_tokens, seed=stage.seed)
 
 
 def keep_rules(recipe: Recipe, stage: ChainsStage) -> KeepRules:

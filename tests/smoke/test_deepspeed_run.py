@@ -25,8 +25,8 @@ stages:
   chains: {kind: chains}
   prmu: {kind: prmu, init: sft, steps: 2, batch_size: 4, strategy: deepspeed}
   rl:
-    {kind: grpo, init: sft, prmu: prmu, steps: 2, prompts_per_step: 4, group_size: 4, micro_batch_size: 8, lr: 1e-3, kl_coef: 0.01,
-     reuse_rollout_logprobs: false, weights: {alpha: 0, beta: 0.1, gamma: 1},
+    {kind: grpo, init: sft, prmu: prmu, steps: 2, prompts_per_step: 4, group_size: 4, micro_batch_size: 8, lr: 1e-3,
+     kl_coef: 0.01, reuse_rollout_logprobs: false, weights: {alpha: 0, beta: 0.1, gamma: 1},
      strategy: deepspeed, deepspeed: {zero_stage: 3}}
 """
 

@@ -1,0 +1,183 @@
+"""A tiny random model asked for JSON of a schema: behind a real `vllm serve`, and in vLLM's offline engine.
+
+A random model writes noise, so that JSON of the schema can come from structured output alone.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tagpr_rl.chains.cache import AnswerCache
+from tagpr_rl.chains.generate import ChatRequest, Generator, Reply
+from tagpr_rl.chains.label import read_labels
+from tagpr_rl.chains.openai_client import OpenAIGenerator
+from tagpr_rl.config import EndpointBlock, recipe_from_dict
+from tagpr_rl.tags.schema import default_schema
+from tagpr_rl.types import TagprError
+
+pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(300)]
+SCHEMA = default_schema()
+STEPS = 3
+START_S = 200
+
+
+def labels_schema() -> dict[str, Any]:
+    """JSON of `read_labels` for three steps."""
+
+    def item(i: int) -> dict[str, Any]:
+        properties = {"i": {"const": i}, "tag": {"enum": list(SCHEMA.names)}}
+        return {"type": "object", "properties": properties, "required": ["i", "tag"], "additionalProperties": False}
+
+    items = [item(i) for i in range(STEPS)]
+    steps = {"type": "array", "prefixItems": items, "items": False, "minItems": STEPS, "maxItems": STEPS}
+    return {"type": "object", "properties": {"steps": steps}, "required": ["steps"], "additionalProperties": False}
+
+
+def labelling(n: int, **changes: Any) -> list[ChatRequest]:
+    options: dict[str, Any] = {
+        "temperature": 1.0,
+        "max_tokens": 700,
+        "json_schema": labels_schema(),
+        "seed": 5,
+    } | changes
+    return [ChatRequest(({"role": "user", "content": f"word{i} thing{7 * i}"},), **options) for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level model, whose tokens can spell any JSON."""
+    from tagpr_rl.model.tiny import build_tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    text = " ".join(f"word{i} thing{7 * i}" for i in range(600)) + ' {"steps": [{"i": 0, "tag": '
+    info = build_tiny(folder, corpus_texts=[text], phrases=SCHEMA.names, max_vocab=500)
+    assert info.kind == "bpe"
+    return folder
+
+
+@contextmanager
+def serving(model: Path, folder: Path) -> Iterator[str]:
+    """`vllm serve` on a free port of loopback; gives its base_url."""
+    environment = os.environ | {
+        "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        # The CPU build is installed as `vllm-cpu`, and the command line asks for the version of `vllm`
+        # (vllm/entrypoints/cli/main.py:83).
+        shim = folder / "shim" / f"vllm-{importlib.metadata.version('vllm-cpu')}.dist-info"
+        shim.mkdir(parents=True)
+        version = f"Metadata-Version: 2.1\nName: vllm\nVersion: {importlib.metadata.version('vllm-cpu')}+cpu\n"
+        (shim / "METADATA").write_text(version, encoding="utf-8")
+        environment["PYTHONPATH"] = os.pathsep.join([str(shim.parent), environment.get("PYTHONPATH", "")])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(model), "--served-model-name", "tiny"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32"]
+    command += ["--max-model-len", "1024", "--max-num-seqs", "16"]
+    log = folder / "serve.log"
+    with log.open("w") as out:
+        # Its own process group: the engine is a process of its own.
+        server = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+        try:
+            opener, until = urllib.request.build_opener(urllib.request.ProxyHandler({})), time.monotonic() + START_S
+            while True:
+                try:
+                    opener.open(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                    break
+                except (urllib.error.URLError, OSError):
+                    assert server.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
+                    time.sleep(0.3)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def check(generator: Generator, first: int = 0) -> list[Reply]:
+    """Twelve labellings and one free text; the same again comes from the cache."""
+    requests = [*labelling(12), *labelling(1, json_schema=None, max_tokens=9, temperature=0.0)]
+    replies = generator.generate(requests)
+    whole = [reply for reply in replies[:12] if reply.status == "OK"]
+    assert {reply.status.value for reply in replies[:12]} <= {"OK", "LENGTH"}
+    assert len(whole) >= 8, "white space without end may fill a reply, not most of them"
+    assert all(read_labels(reply.text, STEPS, SCHEMA) is not None for reply in whole)
+    assert len({reply.text for reply in whole}) > 1
+    assert all(reply.prompt_tokens > 3 and reply.completion_tokens > 20 for reply in whole)
+    free = replies[12]
+    assert free.status == "LENGTH" and free.completion_tokens == 9 and read_labels(free.text, STEPS, SCHEMA) is None
+    again = generator.generate(requests)
+    assert [reply.text for reply in again] == [reply.text for reply in replies]
+    assert all(reply.cached for reply in again) and not any(reply.cached for reply in replies)
+    return replies
+
+
+def test_a_real_server(tiny: Path, tmp_path: Path) -> None:
+    with serving(tiny, tmp_path) as url, AnswerCache(tmp_path / "a") as cache:
+        block = EndpointBlock(kind="openai", base_url=url, model="tiny", concurrency=8)
+        replies = check(OpenAIGenerator(block, cache, purse="p"))
+        spent = cache.spent("p")
+        assert spent.prompt_tokens == sum(reply.prompt_tokens for reply in replies)
+        assert spent.completion_tokens == sum(reply.completion_tokens for reply in replies)
+        assert spent.unsure_tokens == 0
+        long = [ChatRequest(({"role": "user", "content": "word1 " * 2000},))]
+        refused, fine = OpenAIGenerator(block, cache, purse="p").generate([*long, *labelling(1, max_tokens=2)])
+        assert refused.status == "REFUSED" and "HTTP 400" in refused.detail and fine.status == "LENGTH"
+        other = EndpointBlock(kind="openai", base_url=url, model="big", concurrency=8)
+        with pytest.raises(TagprError, match=r"404.*the endpoint has tiny"):
+            OpenAIGenerator(other, cache, purse="p").generate(labelling(1))
+
+
+def test_the_offline_engine(tiny: Path, tmp_path: Path) -> None:
+    from tagpr_rl.backend.cluster import ray_session
+    from tagpr_rl.backend.offline import OfflineGenerator, fingerprint
+
+    block = {"kind": "vllm", "model": str(tiny), "concurrency": 8, "max_model_len": 1024, "budget": {"tokens": 20_000}}
+    chains = {"kind": "chains", "teacher": block}
+    stages = {"data": {"kind": "data"}, "model": {"kind": "model"}, "chains": chains}
+    recipe = recipe_from_dict({"name": "r", "out": str(tmp_path), "stages": stages}, source="r")
+    offline = EndpointBlock.model_validate(block)
+    with ray_session(recipe), AnswerCache(tmp_path / "a") as cache:
+        generator = OfflineGenerator(recipe, offline, cache, purse="p")
+        try:
+            replies = check(generator)
+            spent = cache.spent("p").tokens
+            assert spent == sum(reply.prompt_tokens + reply.completion_tokens for reply in replies)
+            long = ChatRequest(({"role": "user", "content": "word1 " * 2000},))
+            bad = labelling(1, json_schema={"type": "no such type"})[0]
+            refused, rejected, fine = generator.generate([long, bad, *labelling(1, max_tokens=2)])
+            assert refused.status == "REFUSED" and "limit is 1024" in refused.detail
+            assert rejected.status == "REFUSED" and rejected.detail
+            assert fine.status == "LENGTH" and fine.completion_tokens == 2
+            spent = cache.spent("p").tokens
+            budget = offline.budget.model_copy(update={"tokens": spent + 100})
+            generator.block = offline.model_copy(update={"budget": budget})
+            counts = {reply.status.value for reply in generator.generate(labelling(30, max_tokens=4, seed=6))}
+            assert counts == {"LENGTH", "BUDGET"} and cache.spent("p").tokens <= spent + 100
+        finally:
+            generator.close()
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in tiny.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    assert fingerprint(other) == fingerprint(tiny)
+    weights = bytearray((tiny / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    assert fingerprint(other) != fingerprint(tiny), "other weights are another model"
