@@ -61,7 +61,7 @@ def _run(context: StageContext, models: Generators) -> StageResult:
         empty_prompts={r.id: make(replace(r, profile=())) for r in records if TASKS[r.task].kind == "generation"},
         swapping=Swapping(ProfilePool(records, stage.seed), shown, make),
     )
-    _require_budget(context.name, stage, teacher, labeller)
+    require_budget(context.name, stage, teacher, labeller)
     write_rejected(context.dir.root, chains.rejected)  # first, so that `chains inspect` can show why none was kept
     if not chains.rows:
         raise TagprError(
@@ -71,7 +71,7 @@ def _run(context: StageContext, models: Generators) -> StageResult:
     pairs = build_pairs(
         chains, records, make, teacher, labeller, schema, rules, max_pairs=stage.max_pairs, seed=stage.seed
     )
-    _require_budget(context.name, stage, teacher, labeller)
+    require_budget(context.name, stage, teacher, labeller)
     write_parquet(context.dir.root / "chains.parquet", [_chain_row(row) for row in chains.rows])
     write_parquet(context.dir.root / "pairs.parquet", [asdict(pair) for pair in pairs])
     facts = chain_facts(chains, schema, rules, teacher, labeller)
@@ -85,7 +85,7 @@ def _run(context: StageContext, models: Generators) -> StageResult:
     return StageResult(outputs=tuple(context.dir.root / name for name in names), metrics=metrics)
 
 
-def _require_budget(name: str, stage: ChainsStage, teacher: MeteredTeacher, labeller: MeteredLabeller) -> None:
+def require_budget(name: str, stage: ChainsStage, teacher: MeteredTeacher, labeller: MeteredLabeller) -> None:
     """TagprError where a model's budget ended before all was asked; what was answered stays in the cache."""
     left = {
         role: usage.count(ReplyStatus.BUDGET)

@@ -18,14 +18,16 @@ from chat_server import AGAIN, FINAL, PAID, UNSURE, log_of, schedule, serving
 
 from tagpr_rl.chains.cache import AnswerCache, question_key
 from tagpr_rl.chains.chat import BadBodyError, read_body
-from tagpr_rl.chains.generate import ChatRequest, Reply
+from tagpr_rl.chains.generate import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.openai_client import OpenAIGenerator
 from tagpr_rl.chains.retry import backoff, retry_after
 from tagpr_rl.chains.scripted import ScriptedTeacher
 from tagpr_rl.chains.spend import most_tokens
 from tagpr_rl.chains.teacher import TEACHER_INSTRUCTION, TeacherRequest
+from tagpr_rl.chains.usage import MeteredLabeller, MeteredTeacher
 from tagpr_rl.config import ChainsStage, recipe_from_dict
 from tagpr_rl.endpoints import EndpointBlock, RetryBlock
+from tagpr_rl.stages.chains import require_budget
 from tagpr_rl.stages.generators import Generators
 from tagpr_rl.stages.teachers import labeller_for, teacher_for
 from tagpr_rl.tags.schema import default_schema
@@ -248,21 +250,28 @@ def test_the_body_on_the_wire(tmp_path: Path) -> None:
 
 def test_a_recipe_s_teacher_and_labeller_are_models(tmp_path: Path) -> None:
     """Through the stage's own functions: texts by prompt, one file of answers under `out`, one budget per role."""
-    record = LampRecord("r", "LaMP_2", "train", "u", "?", ())
-    prompts = [Prompt("r", "LaMP_2", "u", ({"role": "user", "content": f"#{i}"},), (), 0, False, 1) for i in range(3)]
-    requests = [TeacherRequest(record, prompt) for prompt in prompts]
+    records = [LampRecord(f"r{i}", "LaMP_2", "train", "u", f"description: #{i}", ()) for i in range(3)]
+    prompts = [Prompt(r.id, "LaMP_2", "u", ({"role": "user", "content": r.input},), (), 0, False, 1) for r in records]
+    requests = [TeacherRequest(record, prompt) for record, prompt in zip(records, prompts, strict=True)]
     with serving() as url:
-        block = {"kind": "openai", "base_url": url, "model": "m", "max_tokens": 30, "budget": {"tokens": 2000}}
+        block = {"kind": "openai", "base_url": url, "model": "m", "max_tokens": 30, "budget": {"tokens": 4000}}
         chains = {"kind": "chains", "teacher": block, "labeller": {**block, "budget": {"tokens": 100}}}
         stages = {"data": {"kind": "data"}, "model": {"kind": "model"}, "chains": chains}
         recipe = recipe_from_dict({"name": "r", "out": str(tmp_path), "stages": stages}, source="r")
         stage = recipe.stages["chains"]
         assert isinstance(stage, ChainsStage)
         with Generators(recipe, stage, start_ray=lambda: pytest.fail("no Ray for an endpoint")) as models:
-            texts = teacher_for(recipe, models=models).generate(requests)
-            assert [json.loads(text)["number"] for text in texts] == [0, 1, 2]
-            with pytest.raises(TagprError, match=r"budget\.tokens 100 are spent.*answers so far are kept"):
-                labeller_for(stage, models).label([["step #7"]], default_schema())
+            teacher = MeteredTeacher(teacher_for(recipe, models=models))
+            labeller = MeteredLabeller(labeller_for(stage, models))
+            replies = teacher.generate(requests)
+            assert [json.loads(reply.text)["number"] for reply in replies] == [0, 1, 2]
+            require_budget("chains", stage, teacher, labeller)
+            [unpaid] = labeller.label([["step #7"]], default_schema())
+            assert unpaid.status == ReplyStatus.BUDGET and "0 of budget.tokens 100 are spent" in unpaid.detail
+            with pytest.raises(TagprError, match=r"'chains': the budget is spent; .* 1 of the labeller.*raise budget"):
+                require_budget("chains", stage, teacher, labeller)
+            require_budget("chains", stage.model_copy(update={"accept_partial": True}), teacher, labeller)
+            assert (models.spent("teacher").completion_tokens, models.spent("labeller").tokens) == (45, 0)
         asked = log_of(url)["bodies"]
     assert len(asked) == 3 and asked[0]["messages"][0] == {"role": "system", "content": TEACHER_INSTRUCTION}
     with AnswerCache(tmp_path / "answers.sqlite") as cache:
