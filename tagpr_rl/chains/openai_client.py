@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 from aiohttp import ClientConnectorError, ConnectionTimeoutError
-from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAioHttpClient, OpenAIError
+from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAioHttpClient, OpenAIError, RequestOptions
 from rich.console import Console
 
 from tagpr_rl.chains.cache import AnswerCache, Questions
@@ -264,7 +264,7 @@ class _Call:
         used: tuple[int, int] | None = None
         charged = True  # also when this is cancelled on the way
         try:
-            outcome = await self.send(body)
+            outcome = await self.send(key, body)
             if isinstance(outcome, _Fault):
                 charged = outcome.charged
                 return outcome
@@ -285,7 +285,7 @@ class _Call:
             if charged:
                 self.owner.cache.put(self.owner.name, answers, self.owner.purse, cost)
 
-    async def send(self, body: dict[str, Any]) -> tuple[Reply, bool] | Reply | _Fault:
+    async def send(self, key: bytes, body: dict[str, Any]) -> tuple[Reply, bool] | Reply | _Fault:
         """(answer, whether its token counts are known), a rejection that costs nothing, or what went wrong.
         TagprError where it concerns every request."""
         seconds = self.owner.block.timeouts.attempt_s
@@ -293,7 +293,11 @@ class _Call:
         try:
             async with asyncio.timeout(seconds):
                 # The response as it came: the library's own parsing takes a page of HTML for an answer.
-                response = await self.client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+                # A server that honours the key charges once for a question, however often its answer was lost.
+                options: RequestOptions = {"headers": {"Idempotency-Key": key.hex()}}
+                response = await self.client.post(
+                    "/chat/completions", cast_to=httpx2.Response, body=body, options=options
+                )
                 return read_body(response.content)
         except TimeoutError:
             return late

@@ -52,6 +52,8 @@ class Server:
         self.begun: dict[int, list[str]] = defaultdict(list)
         self.sent: dict[int, int] = defaultdict(int)
         self.usage = [0, 0]
+        self.paid: set[str] = set()
+        self.charges = 0
         self.in_flight = self.most_in_flight = 0
         self.bodies: list[Any] = []
         self.times: list[float] = []
@@ -76,8 +78,8 @@ class Server:
         if path.endswith("/models"):
             return {"object": "list", "data": [{"id": "good-model", "object": "model"}]}
         return {
-            "begun": self.begun, "sent": self.sent, "usage": self.usage, "most_in_flight": self.most_in_flight,
-            "in_flight": self.in_flight, "bodies": self.bodies[-5:], "times": self.times,
+            "begun": self.begun, "sent": self.sent, "usage": self.usage, "charges": self.charges,
+            "most_in_flight": self.most_in_flight, "in_flight": self.in_flight, "bodies": self.bodies[-5:], "times": self.times,
         }  # fmt: skip
 
     def reply(self, writer: asyncio.StreamWriter, status: int, value: Any, *headers: str, cut: int = 0) -> None:
@@ -108,6 +110,11 @@ class Server:
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         await asyncio.sleep(args.slow_s if kind == "slow" else args.latency_s)
         self.in_flight -= 1
+        # Idempotency keys as the IETF's draft has them: the same request with the same key is charged once.
+        token = re.search(r"(?i)idempotency-key: *(\w+)", head)
+        if kind in PAID and (token is None or token[1] not in self.paid):
+            self.charges += 1
+            self.paid.add(token[1] if token else "")
         return self.finish(writer, kind, number, text)
 
     def finish(self, writer: asyncio.StreamWriter, kind: str, number: int, prompt: str) -> bool:

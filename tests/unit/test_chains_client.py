@@ -106,8 +106,8 @@ def run_client(base_url: str, path: str, n: int) -> None:
 
 def test_nothing_committed_is_asked_again_after_twenty_kills(tmp_path: Path) -> None:
     """SIGKILL at 20 random moments. The server counts: a question is asked again only if it was in flight at a kill,
-    and so an answer is paid for twice only if it was on its way: at most `concurrency` per kill. A worker that took its
-    next question before it committed its answer would make it more."""
+    at most `concurrency` per kill, and with the same idempotency key, so that a server that honours it charges once.
+    A worker that took its next question before it committed its answer would make it more."""
     n, concurrency, path = 1500, 16, tmp_path / "answers"
     keys = {question_key("m", request): i for i, request in enumerate(ask(n))}
     context = multiprocessing.get_context("forkserver")
@@ -143,6 +143,7 @@ def test_nothing_committed_is_asked_again_after_twenty_kills(tmp_path: Path) -> 
     assert all(reply.status == "OK" and json.loads(reply.text)["number"] == i for i, reply in enumerate(replies))
     twice = sum(log["sent"].values()) - n
     assert twice == sum(in_flight), "exactly those in flight at a kill were asked again"
+    assert twice > 0 and log["charges"] == n, "none was paid for twice"
     assert max(in_flight) <= concurrency
     assert len(done) > 0 and sum(reply.cached for reply in replies) == len(done)
     print(f"\n{twice} of {n + twice} answers were in flight at one of 20 kills and were asked for again: {in_flight}")
