@@ -55,8 +55,8 @@ demo: install  ## the whole method on the embedded world; FRESH=1 starts over
 test: install  ## every test
 	@$(PY) -m pytest tests
 
-test-fast: install  ## the tests without torch and Ray
-	@$(PY) -m pytest -m "not torch and not stack" tests
+test-fast: install  ## the tests without torch and Ray that take no time
+	@$(PY) -m pytest -m "not torch and not stack and not slow" tests
 
 lint: install  ## ruff and mypy
 	@$(VENV)/bin/ruff check .

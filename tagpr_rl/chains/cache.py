@@ -11,6 +11,7 @@ import hashlib
 import json
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,10 +68,23 @@ class AnswerCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
             try:
-                self._prepare()
+                self._prepare_in_turn()
             except BaseException:
                 self._db.close()
                 raise
+
+    def _prepare_in_turn(self) -> None:
+        """SQLite does not wait for its own lock where the journal's mode changes (sqlite3_busy_handler): we do."""
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return self._prepare()
+            except sqlite3.OperationalError as error:
+                if self._db.in_transaction:
+                    self._db.rollback()
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
     def _prepare(self) -> None:
         tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]

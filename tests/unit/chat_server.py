@@ -79,7 +79,8 @@ class Server:
             return {"object": "list", "data": [{"id": "good-model", "object": "model"}]}
         return {
             "begun": self.begun, "sent": self.sent, "usage": self.usage, "charges": self.charges,
-            "most_in_flight": self.most_in_flight, "in_flight": self.in_flight, "bodies": self.bodies[-5:], "times": self.times,
+            "most_in_flight": self.most_in_flight, "in_flight": self.in_flight,
+            "bodies": self.bodies[-5:], "times": self.times,
         }  # fmt: skip
 
     def reply(self, writer: asyncio.StreamWriter, status: int, value: Any, *headers: str, cut: int = 0) -> None:

@@ -56,6 +56,7 @@ def mistake(base_url: str, path: Path, requests: list[ChatRequest] | None = None
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_two_thousand_requests_with_a_tenth_faulty_are_all_accounted_for(tmp_path: Path) -> None:
     """Each reply's status follows from the last thing that the server did with its question, token counts are the
     server's own sums, and what may have been charged is the bound of each attempt that ended without an answer."""
@@ -104,6 +105,7 @@ def run_client(base_url: str, path: str, n: int) -> None:
     generate(base_url, Path(path), ask(n), concurrency=16)
 
 
+@pytest.mark.slow
 def test_nothing_committed_is_asked_again_after_twenty_kills(tmp_path: Path) -> None:
     """SIGKILL at 20 random moments. The server counts: a question is asked again only if it was in flight at a kill,
     at most `concurrency` per kill, and with the same idempotency key, so that a server that honours it charges once.
@@ -172,6 +174,7 @@ def test_a_spent_budget_stops_cleanly_and_more_goes_on(tmp_path: Path, limit: di
         assert [r.cached for r in last] == [r.status == "OK" for r in first]
 
 
+@pytest.mark.slow
 def test_retry_after_holds_every_request_back(tmp_path: Path) -> None:
     """Every attempt gets a 429 with one second: attempts come in bursts, at most one per worker, a second apart."""
     with serving(always="429", retry_after=1) as url:
