@@ -27,6 +27,7 @@ from tagpr_rl.data.lamp import (
     write_lamp,
 )
 from tagpr_rl.data.prompt import build_prompt
+from tagpr_rl.data.rankings import read_rankings
 from tagpr_rl.data.retrieve import rank
 from tagpr_rl.data.rows import to_row
 from tagpr_rl.data.words import word_counter
@@ -137,7 +138,8 @@ def _hop_prompt(page: Page, recipe: Recipe, record: LampRecord) -> Prompt:
         "The profile items nearest to the question are retrieved and "
         "written above it. A profile can never forge a tag: its markup is neutralised.",
     )
-    items = rank(record, retrieval.k, retrieval.method)
+    rankings = read_rankings(retrieval.path, recipe.data.tasks) if retrieval.path is not None else None
+    items = rank(record, retrieval.k, retrieval.method, retrieval.seed, ties=retrieval.ties, rankings=rankings)
     page.block(
         "in",
         f"rank(record, k={retrieval.k}, method={retrieval.method!r}) -> {len(items)} of "

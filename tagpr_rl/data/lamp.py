@@ -77,7 +77,7 @@ def load_lamp(questions: Path, outputs: Path | None, split: str, *, task: str | 
     questions = Path(questions)
     if split not in SPLITS:
         raise TagprError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    rows = _read_json(questions)
+    rows = read_json(questions)
     named, golds = _read_golds(Path(outputs)) if outputs is not None else (None, None)
     name = _resolve_task(questions, task, named)
     if named is not None and not _same_task(name, named):
@@ -146,7 +146,7 @@ def read_predictions(path: Path, task: str) -> dict[str, str]:
     return golds
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     """Parsed JSON, or a TagprError that says what the file is instead."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -174,7 +174,7 @@ def _read_json(path: Path) -> Any:
 
 def _read_golds(path: Path) -> tuple[str, dict[str, str]]:
     """The task name as written and id -> output."""
-    data = _read_json(path)
+    data = read_json(path)
     if not isinstance(data, dict) or "task" not in data or not isinstance(data.get("golds"), list):
         raise TagprError(f'{path}: {_kind(data)} instead of {{"task", "golds": [{{"id", "output"}}]}}')
     golds: dict[str, str] = {}
