@@ -52,7 +52,9 @@ class RetrievalBlock(Closed):
     def _has_what_it_reads(self) -> RetrievalBlock:
         for method, key in (("file", "path"), ("dense", "encoder")):
             if (getattr(self, key) is not None) != (self.method == method):
-                raise ValueError(f"method {self.method} with {key}={getattr(self, key)}: {key} belongs to method {method}")
+                raise ValueError(
+                    f"method {self.method} with {key}={getattr(self, key)}: {key} belongs to method {method}"
+                )
         return self
 
 

@@ -63,7 +63,8 @@ class Bm25Index:
         ends_Q = np.cumsum(n_Q)
         postings = np.arange(ends_Q[-1]) + np.repeat(start_Q - (ends_Q - n_Q), n_Q)
         # bincount adds its weights one after the other, so each text's sum has the query's order.
-        return np.bincount(self._text_P[postings], weights=self._value_P[postings], minlength=self.size)
+        sums_D = np.bincount(self._text_P[postings], weights=self._value_P[postings], minlength=self.size)
+        return sums_D.astype(np.float64, copy=False)
 
     def top(self, query: str, k: int) -> list[int]:
         """Positions of the `k` best texts as `BM25Okapi.get_top_n` orders them, equal scores included."""

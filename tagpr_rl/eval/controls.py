@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tagpr_rl.data.check import leaks_gold
 from tagpr_rl.data.retrieve import bm25_scores, rank
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.eval.lamp_eval import question_key
 from tagpr_rl.types import LampRecord, TagprError
+
+__all__ = ["baselines", "empty_profiles", "leaks_gold", "shuffle_profiles", "without_leaks"]
 
 
 def empty_profiles(records: Sequence[LampRecord]) -> list[LampRecord]:
@@ -24,15 +27,6 @@ def without_leaks(records: Sequence[LampRecord]) -> list[LampRecord]:
     LaMP has a few (9 of 2,500 in LaMP_5's dev split). Off unless called: report it as a second number.
     """
     return [record for record in records if not leaks_gold(record)]
-
-
-def leaks_gold(record: LampRecord) -> bool:
-    """Whether a profile item's own title (or tweet) is the gold. Always False for closed label lists."""
-    spec = TASKS[record.task]
-    if spec.kind != "generation" or record.gold is None or spec.label_key is None:
-        return False
-    gold = record.gold.strip()
-    return any(item.fields[spec.label_key].strip() == gold for item in record.profile)
 
 
 def shuffle_profiles(records: Sequence[LampRecord], seed: int) -> list[LampRecord]:

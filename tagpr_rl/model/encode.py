@@ -56,7 +56,9 @@ class Encoder:
 
     @torch.inference_mode()
     def _pool(self, tokenizer: Any, model: Any, texts: list[str]) -> Vectors:
-        limit = min(MAX_TOKENS, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", MAX_TOKENS))
+        limit = min(
+            MAX_TOKENS, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", MAX_TOKENS)
+        )
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(self.device)
         hidden_BTH = model(**tokens).last_hidden_state.float()
         mask_BT1 = tokens["attention_mask"].unsqueeze(-1)
