@@ -125,7 +125,8 @@ class _Reader:
             except RecursionError:
                 raise self._broken("nested too deeply", self.at) from None
             else:
-                if self.ended or end < len(self.text):  # else a number could go on in the next chunk
+                number = isinstance(value, int | float)  # one that stands at the buffer's end may go on behind it
+                if self.ended or not number or end < len(self.text) - _MARGIN:
                     self.at = end
                     return value
             self._fill()
