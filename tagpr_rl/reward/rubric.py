@@ -78,7 +78,7 @@ class Rubric:
         else:
             task_value, format_value = task_reward(task, trace.answer, gold), 1.0
             tag_value = tag_score(trace, self.schema)
-            repetition = repetition_penalty("\n".join(step.text for step in trace.steps))
+            repetition = repetition_penalty("\n".join([step.text for step in trace.steps]))
         weights = self.weights
         return RewardBreakdown(
             total=task_value * format_value
