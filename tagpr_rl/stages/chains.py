@@ -28,7 +28,7 @@ def run(context: StageContext) -> StageResult:
     context.clean()
     records = load_split(recipe, context.nearest("data", reads=("lamp",)).root, TRAIN)
     tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
-    make = prompt_maker(recipe, schema, "reasoning", tokenizer.count)
+    make = prompt_maker(recipe, schema, "reasoning", tokenizer)
     teacher, labeller, rules = teacher_for(recipe), ScriptedLabeller(), keep_rules(recipe, stage)
     asked = with_empty_profiles(records, stage.empty_profile_fraction, stage.seed)
     chains = build_chains(

@@ -71,7 +71,7 @@ def _answer_all(
         for label, (model, records) in asked.items():
             status.update(f"  {context.name}: {label}, {len(records)} questions")
             tokenizer = ChatTokenizer(folders[model])
-            make = prompt_maker(context.recipe, context.schema, prompt_style(context.recipe, model), tokenizer.count)
+            make = prompt_maker(context.recipe, context.schema, prompt_style(context.recipe, model), tokenizer)
             prompts = [make(record) for record in records]
             engine.use(folders[model])
             texts = engine(

@@ -87,7 +87,8 @@ def corpus(context: StageContext, schema: TagSchema) -> list[str]:
         return build_prompt(record, items, style=style, schema=schema, max_tokens=sys.maxsize, count_tokens=lambda _: 0)
 
     texts = [record.gold for record in train if record.gold is not None]
-    shown = [(record, unlimited(record, "reasoning")) for record in (*train, *held_out)[:CORPUS_SIZE]]
+    style = context.recipe.data.prompt.style
+    shown = [(record, unlimited(record, style)) for record in (*train, *held_out)[:CORPUS_SIZE]]
     bare = [replace(record, profile=()) for record in first_of_each_task(train)]
     shown += [(record, unlimited(record, style)) for record in bare for style in ("reasoning", "direct")]
     texts += [message["content"] for _, prompt in shown for message in prompt.messages]

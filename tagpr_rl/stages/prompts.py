@@ -15,7 +15,7 @@ def run(context: StageContext) -> StageResult:
     context.clean()
     data = context.nearest("data", reads=("lamp",)).root
     tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
-    make = prompt_maker(context.recipe, context.schema, "reasoning", tokenizer.count)
+    make = prompt_maker(context.recipe, context.schema, "reasoning", tokenizer)
     facts = {}
     for split, name in ((TRAIN, "train"), (HELD_OUT, "held_out")):
         records = load_split(context.recipe, data, split)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tagpr_rl.config import Recipe
 from tagpr_rl.data.lamp import load_folder
-from tagpr_rl.data.prompt import build_prompt
+from tagpr_rl.data.prompt import build_official_prompt, build_prompt
 from tagpr_rl.data.rankings import read_rankings
 from tagpr_rl.data.retrieve import Retriever, query_and_texts
 from tagpr_rl.data.tokens import ChatTokenizer, Messages
@@ -43,13 +43,16 @@ def retriever(recipe: Recipe, prepare: Sequence[LampRecord] = ()) -> Retriever:
 
 
 def prompt_maker(
-    recipe: Recipe, schema: TagSchema, style: str, count: Callable[[Messages], int]
+    recipe: Recipe, schema: TagSchema, style: str, tokenizer: ChatTokenizer
 ) -> Callable[[LampRecord], Prompt]:
-    """record -> its prompt under the recipe's retrieval and limit."""
+    """record -> its prompt under the recipe's retrieval and limit; `style` is that of a recipe with our prompts."""
     retrieve, limit = retriever(recipe), recipe.data.prompt.max_tokens
+    official = recipe.data.prompt.style == "official"
 
     def make(record: LampRecord) -> Prompt:
-        items = retrieve(record)
+        items, count = retrieve(record), tokenizer.count
+        if official:
+            return build_official_prompt(record, items, max_tokens=limit, count_tokens=count, tokens=tokenizer)
         return build_prompt(record, items, style=style, schema=schema, max_tokens=limit, count_tokens=count)
 
     return make
