@@ -9,9 +9,11 @@ their first occurrence, a text's score over the query's words as they stand, rep
 from __future__ import annotations
 
 import math
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +25,9 @@ K1, B, EPSILON = 1.5, 0.75, 0.25
 CACHED_TOKENS = 4_000_000
 """Indexes of recent profiles are kept while they hold no more tokens together (about 50 bytes each)."""
 
-Ints = npt.NDArray[np.int64]
+CACHED_OWNERS = 4096
+
+Ints = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 
@@ -36,7 +40,11 @@ class Bm25Index:
         if self.n_tokens == 0:
             return
         # Sorted (word, text) keys; a run of equal keys is one posting and its length the word's count there.
-        keys_T = np.sort(codes_T * self.size + np.repeat(np.arange(self.size), lengths_D))
+        small = len(self._words) * self.size < 1 << 31  # half the bytes to sort
+        keys_T = codes_T if small else codes_T.astype(np.int64)
+        keys_T = keys_T * keys_T.dtype.type(self.size)
+        keys_T += np.repeat(np.arange(self.size, dtype=keys_T.dtype), lengths_D)
+        keys_T.sort()
         at_P = np.flatnonzero(np.concatenate(([True], keys_T[1:] != keys_T[:-1])))
         count_P = np.diff(np.append(at_P, self.n_tokens))
         word_P, self._text_P = np.divmod(keys_T[at_P], self.size)
@@ -48,16 +56,16 @@ class Bm25Index:
 
     @cached_property
     def _code_of(self) -> dict[str, int]:
-        return {word: code for code, word in enumerate(self._words.to_pylist())}
+        return dict(zip(self._words.to_pylist(), range(len(self._words)), strict=True))
 
     def scores(self, query: str) -> Floats:
         """Scores [D] of `query`'s white-space tokens; 0 where no text has a word (the library fails there)."""
         if self.n_tokens == 0:
             return np.zeros(self.size)
-        code_of = self._code_of
-        codes_Q = np.array([code_of[word] for word in query.split() if word in code_of], dtype=np.int64)
-        if not len(codes_Q):
+        codes = [code for code in map(self._code_of.get, query.split()) if code is not None]
+        if not codes:
             return np.zeros(self.size)
+        codes_Q = np.array(codes, dtype=np.int64)
         start_Q = self._start_V[codes_Q]
         n_Q = self._start_V[codes_Q + 1] - start_Q
         ends_Q = np.cumsum(n_Q)
@@ -83,7 +91,8 @@ def official_order(scores_D: Floats) -> list[int]:
 def _tokenise(texts: Sequence[str]) -> tuple[Ints, Ints, pa.Array]:
     """(tokens of each text [D], code of each token, the words by code); codes count up by first occurrence."""
     # Arrow makes an empty token of white space at an end and of an empty text; `str.split` does not.
-    rows = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pa.array(texts, type=pa.large_string())))
+    trimmed = pc.utf8_trim_whitespace(pa.array(texts, type=pa.large_string()))
+    rows = (pc.ascii_split_whitespace if _plain(texts) else pc.utf8_split_whitespace)(trimmed)
     lengths_D = np.diff(rows.offsets.to_numpy())
     tokens = rows.flatten()
     empty_D = np.fromiter((not text or text.isspace() for text in texts), dtype=bool, count=len(texts))
@@ -91,7 +100,13 @@ def _tokenise(texts: Sequence[str]) -> tuple[Ints, Ints, pa.Array]:
         tokens = tokens.filter(pc.not_equal(tokens, ""))
         lengths_D = np.where(empty_D, 0, lengths_D)
     coded = tokens.dictionary_encode()
-    return lengths_D, coded.indices.to_numpy().astype(np.int64), coded.dictionary
+    return lengths_D, coded.indices.to_numpy(), coded.dictionary
+
+
+def _plain(texts: Sequence[str]) -> bool:
+    """Whether Arrow's faster split for ASCII finds what Python finds: it takes \\x1c to \\x1f for no white space."""
+    whole = "".join(texts)
+    return whole.isascii() and not any(mark in whole for mark in "\x1c\x1d\x1e\x1f")
 
 
 def _idf(size: int, frequency_V: Ints) -> Floats:
@@ -110,12 +125,25 @@ def _idf_table(size: int) -> Floats:
 
 
 class IndexCache:
-    """The indexes of recently used profiles, by their texts."""
+    """The indexes of recently used profiles, by their texts; a profile asked for again is known by its identity."""
 
     def __init__(self, max_tokens: int = CACHED_TOKENS) -> None:
         self.max_tokens = max_tokens
         self._indexes: OrderedDict[tuple[str, ...], Bm25Index] = OrderedDict()
         self._tokens = 0
+        # The owner is kept, so that no other object can get its id.
+        self._by_owner: OrderedDict[int, tuple[object, weakref.ref[Bm25Index]]] = OrderedDict()
+
+    def of(self, owner: object, texts: Callable[[], Sequence[str]]) -> Bm25Index:
+        """The index of `texts()`, which is asked for only if `owner`, an immutable object, was not seen lately."""
+        known = self._by_owner.get(id(owner))
+        index = known[1]() if known is not None else None
+        if index is None:
+            index = self.get(texts())
+            self._by_owner[id(owner)] = owner, weakref.ref(index)
+            if len(self._by_owner) > CACHED_OWNERS:
+                self._by_owner.popitem(last=False)
+        return index
 
     def get(self, texts: Sequence[str]) -> Bm25Index:
         """The index of `texts`, made now or found."""

@@ -93,11 +93,15 @@ def rank(
     if method == "file":
         return _as_listed(record, rankings)[:k]
     spec = TASKS[task_name(record.task)]
-    texts, query = [spec.item_text(item) for item in profile], spec.query(record)
+    query = spec.query(record)
+
+    def texts() -> list[str]:
+        return [spec.item_text(item) for item in profile]
+
     if method == "bm25":
-        scores = _INDEXES.get(texts).scores(query)
+        scores = _INDEXES.of(profile, texts).scores(query)
     else:
-        scores = np.asarray(_required(similarity, method)(texts, query), dtype=np.float64)
+        scores = np.asarray(_required(similarity, method)(texts(), query), dtype=np.float64)
     if ties == "official":
         order = official_order(scores)
     else:
