@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+from tagpr_rl.tags.words import RUN, plain_tokens
 
 # A run of letters and digits is one token per 16 characters, so that a loop without spaces is seen too.
-_RUN = 16
-_TOKEN = re.compile(r"\w{1,16}|[^\w\s]")
-
-# The same tokens for ASCII text without the regular expression, which alone costs more than all else in a reward.
-_WORD_BYTES = bytes(code for code in range(128) if chr(code).isalnum() or chr(code) == "_")
-_SPACE_BYTES = bytes(code for code in range(128) if chr(code).isspace())
-_WORD_MASK = bytes(0x77 if code in _WORD_BYTES else 0x20 for code in range(256))
-_WORDS_AND_SPACES = _WORD_BYTES + _SPACE_BYTES
-_LONG_RUN = b"w" * (_RUN + 1)
+_TOKEN = re.compile(rf"\w{{1,{RUN}}}|[^\w\s]")
 
 
 def repetition_penalty(text: str, n: int = 4) -> float:
@@ -28,7 +23,16 @@ def repetition_penalty(text: str, n: int = 4) -> float:
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    tokens = _tokens(text)
+    return _penalty(_tokens(text), n)
+
+
+def _tokens(text: str) -> list[str]:
+    """`_TOKEN.findall(text.lower())`, faster where the text is plain."""
+    plain = plain_tokens(text)
+    return plain[0] if plain is not None else _TOKEN.findall(text.lower())
+
+
+def _penalty(tokens: Sequence[str], n: int) -> float:
     total = len(tokens) - n + 1
     if total <= 0:
         return 0.0
@@ -36,14 +40,11 @@ def repetition_penalty(text: str, n: int = 4) -> float:
     return (distinct - total) / total
 
 
-def _tokens(text: str) -> list[str]:
-    """`_TOKEN.findall(text.lower())`."""
-    lowered = text.lower()
-    if not lowered.isascii():
-        return _TOKEN.findall(lowered)
-    raw = lowered.encode("ascii")
-    if _LONG_RUN in raw.translate(_WORD_MASK):
-        return _TOKEN.findall(lowered)
-    for mark in set(raw.translate(None, _WORDS_AND_SPACES).decode("ascii")):
-        lowered = lowered.replace(mark, f" {mark} ")
-    return lowered.split()
+def steps_penalty(texts: Sequence[str], plain: Sequence[tuple[list[str], int] | None], n: int = 4) -> float:
+    """`repetition_penalty` of texts one a line, given `plain_tokens` of each."""
+    tokens: list[str] = []
+    for one in plain:
+        if one is None:
+            return repetition_penalty("\n".join(texts), n)
+        tokens += one[0]
+    return _penalty(tokens, n)

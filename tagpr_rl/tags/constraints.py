@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.tags.words import plain_tokens
 from tagpr_rl.types import Step, TaggedTrace
 
 DUPLICATE_JACCARD = 0.8
@@ -18,8 +19,8 @@ MAX_CHARS, MAX_WORDS = 8192, 512
 """How much of a step's beginning is compared."""
 
 _WORD = re.compile(r"[^\W_]+")
-# ASCII letters to lower case, digits as they are, all else to a space: then `split` finds `_WORD`'s words.
-_LOWER_WORDS = bytes(ord(chr(code).lower()) if code < 128 and chr(code).isalnum() else 0x20 for code in range(256))
+Plain = tuple[list[str], int]
+"""What `plain_tokens` gives."""
 
 
 class _Fault(Enum):
@@ -29,7 +30,7 @@ class _Fault(Enum):
     LATE = 3
 
 
-def tag_score(trace: TaggedTrace, schema: TagSchema) -> float:
+def tag_score(trace: TaggedTrace, schema: TagSchema, plain: Sequence[Plain | None] | None = None) -> float:
     """Score in [0, 1]: `coverage * sound`; 1 if and only if `violations` is empty. The formula is ours.
 
         coverage = sum_r min(useful_r, min_r) / sum_r min_r      over the required tags r
@@ -47,12 +48,14 @@ def tag_score(trace: TaggedTrace, schema: TagSchema) -> float:
     tags earn nothing by being there, so there is nothing to collect by using all of them. What a step *says*
     is for the task reward and PRMU to judge, not for this one.
 
+    `plain` may bring `plain_tokens` of each step's text, where the caller has them already.
+
     Raises:
         ValueError: a tag that is not in the schema (a parsed trace never has one).
     """
     if not trace.steps:
         return 0.0
-    faults, _ = _judge(trace.steps, schema)
+    faults, _ = _judge(trace.steps, schema, plain)
     n_sound = faults.count(None)
     if not schema.required:
         return n_sound / len(faults)  # the first useful step is never late, so 0 only if none is useful
@@ -92,30 +95,40 @@ def _useful_counts(steps: Sequence[Step], faults: Sequence[_Fault | None]) -> di
 
 
 class _Likeness:
-    """Which earlier step a step nearly repeats. Pairs of words are made when first needed, and once."""
+    """Which earlier step a step nearly repeats. Words and pairs are made when first needed, and once."""
 
-    def __init__(self) -> None:
-        self.words: dict[int, list[str]] = {}
-        self._pairs: dict[int, tuple[set[str], frozenset[tuple[str, str]]]] = {}
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = steps
+        self.compared: list[int] = []
+        """Steps so far that have a word."""
+        self._words: dict[int, list[str]] = {}
+        self._prints: dict[int, tuple[set[str], frozenset[tuple[str, str]]]] = {}
+
+    def words(self, index: int) -> list[str]:
+        """The words of a step."""
+        if index not in self._words:
+            self._words[index] = _words(self.steps[index].text)
+        return self._words[index]
 
     def twin(self, index: int) -> int | None:
         """The first step before `index` that it nearly repeats."""
         bag, pairs = self._print(index)
-        for other in self.words:
-            if other >= index:
-                break
+        for other in self.compared:
             other_bag, other_pairs = self._print(other)
             if bag == other_bag or _similar(pairs, other_pairs):
                 return other
         return None
 
     def _print(self, index: int) -> tuple[set[str], frozenset[tuple[str, str]]]:
-        if index not in self._pairs:
-            self._pairs[index] = set(self.words[index]), _word_pairs(self.words[index])
-        return self._pairs[index]
+        if index not in self._prints:
+            words = self.words(index)
+            self._prints[index] = set(words), _word_pairs(words)
+        return self._prints[index]
 
 
-def _judge(steps: Sequence[Step], schema: TagSchema) -> tuple[list[_Fault | None], dict[int, str]]:
+def _judge(
+    steps: Sequence[Step], schema: TagSchema, plain: Sequence[Plain | None] | None = None
+) -> tuple[list[_Fault | None], dict[int, str]]:
     """(each step's fault or None, step at fault -> the rest of the sentence that describes it).
 
     Left to right; counts and order see useful steps, likeness all earlier ones. A step's words that no earlier step
@@ -126,7 +139,7 @@ def _judge(steps: Sequence[Step], schema: TagSchema) -> tuple[list[_Fault | None
     faults: list[_Fault | None] = []
     why: dict[int, str] = {}
     seen: dict[str, int] = {}
-    likeness = _Likeness()
+    likeness = _Likeness(steps)
     known: set[str] = set()
     tags = schema.by_name
     for index, step in enumerate(steps):
@@ -137,13 +150,21 @@ def _judge(steps: Sequence[Step], schema: TagSchema) -> tuple[list[_Fault | None
         fault, reason = None, ""
         if index >= MAX_STEPS:
             fault, reason = _Fault.SURPLUS, f"is over the limit of {MAX_STEPS} steps"
-        elif not (words := _words(step.text)):
-            fault, reason = _Fault.WORDLESS, "has no word"
         else:
-            count, n_known = seen.get(tag, 0), len(known)
-            known.update(words)
-            likeness.words[index] = words
-            twin = likeness.twin(index) if 4 * (len(known) - n_known) <= len(words) + 1 else None
+            tokens, n_marks = (plain[index] if plain is not None else plain_tokens(step.text)) or (None, 0)
+            if tokens is None or len(tokens) > MAX_WORDS or len(step.text) > MAX_CHARS:
+                tokens, n_marks = likeness.words(index), 0
+            n_known = len(known)
+            known.update(tokens)
+            twin = None
+            if 4 * (len(known) - n_known - n_marks) <= len(tokens) + 1:  # few new words, or none at all
+                if not likeness.words(index):
+                    faults.append(_Fault.WORDLESS)
+                    why[index] = "has no word"
+                    continue
+                twin = likeness.twin(index)
+            likeness.compared.append(index)
+            count = seen.get(tag, 0)
             if twin is not None:
                 fault, reason = _Fault.DUPLICATE, f"is a near-duplicate of step {twin}"
             elif count >= spec.max_count:
@@ -162,10 +183,9 @@ def _judge(steps: Sequence[Step], schema: TagSchema) -> tuple[list[_Fault | None
 def _words(text: str) -> list[str]:
     """Lower-case letter and digit runs; width variants and invisible characters do not make a new word."""
     head = text[:MAX_CHARS]
-    if head.isascii():
-        return head.encode("ascii").translate(_LOWER_WORDS).decode("ascii").split()[:MAX_WORDS]
-    head = unicodedata.normalize("NFKC", head)
-    head = "".join(char for char in head if unicodedata.category(char) != "Cf")
+    if not head.isascii():
+        head = unicodedata.normalize("NFKC", head)
+        head = "".join(char for char in head if unicodedata.category(char) != "Cf")
     return _WORD.findall(head.casefold())[:MAX_WORDS]
 
 
