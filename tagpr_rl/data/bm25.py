@@ -13,6 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,10 @@ class Bm25Index:
         count_P = np.diff(np.append(at_P, self.n_tokens))
         word_P, self._text_P = np.divmod(keys_T[at_P], self.size)
         frequency_V = np.bincount(word_P, minlength=len(self._words))
-        self._start_V = np.concatenate(([0], np.cumsum(frequency_V)))
+        ends_V = np.cumsum(frequency_V)
+        # One more word, V, stands for all that no text has: it has no posting.
+        self._start_V = np.concatenate((ends_V - frequency_V, ends_V[-1:]))
+        self._n_V = np.append(frequency_V, 0)
         idf_V = _idf(self.size, frequency_V)
         norm_D = K1 * (1 - B + B * lengths_D / (self.n_tokens / self.size))
         self._value_P = np.repeat(idf_V, frequency_V) * (count_P * (K1 + 1) / (count_P + norm_D[self._text_P]))
@@ -62,14 +66,14 @@ class Bm25Index:
         """Scores [D] of `query`'s white-space tokens; 0 where no text has a word (the library fails there)."""
         if self.n_tokens == 0:
             return np.zeros(self.size)
-        codes = [code for code in map(self._code_of.get, query.split()) if code is not None]
-        if not codes:
+        words = query.split()
+        if not words:
             return np.zeros(self.size)
-        codes_Q = np.array(codes, dtype=np.int64)
-        start_Q = self._start_V[codes_Q]
-        n_Q = self._start_V[codes_Q + 1] - start_Q
+        codes_Q = np.fromiter(map(self._code_of.get, words, repeat(len(self._words))), dtype=np.int64, count=len(words))
+        n_Q = self._n_V[codes_Q]
         ends_Q = np.cumsum(n_Q)
-        postings = np.arange(ends_Q[-1]) + np.repeat(start_Q - (ends_Q - n_Q), n_Q)
+        postings = np.repeat(self._start_V[codes_Q] - ends_Q + n_Q, n_Q)
+        postings += np.arange(len(postings))
         # bincount adds its weights one after the other, so each text's sum has the query's order.
         sums_D = np.bincount(self._text_P[postings], weights=self._value_P[postings], minlength=self.size)
         return sums_D.astype(np.float64, copy=False)
@@ -90,23 +94,23 @@ def official_order(scores_D: Floats) -> list[int]:
 
 def _tokenise(texts: Sequence[str]) -> tuple[Ints, Ints, pa.Array]:
     """(tokens of each text [D], code of each token, the words by code); codes count up by first occurrence."""
-    # Arrow makes an empty token of white space at an end and of an empty text; `str.split` does not.
-    trimmed = pc.utf8_trim_whitespace(pa.array(texts, type=pa.large_string()))
-    rows = (pc.ascii_split_whitespace if _plain(texts) else pc.utf8_split_whitespace)(trimmed)
-    lengths_D = np.diff(rows.offsets.to_numpy())
-    tokens = rows.flatten()
-    empty_D = np.fromiter((not text or text.isspace() for text in texts), dtype=bool, count=len(texts))
-    if empty_D.any():
-        tokens = tokens.filter(pc.not_equal(tokens, ""))
-        lengths_D = np.where(empty_D, 0, lengths_D)
-    coded = tokens.dictionary_encode()
+    # Arrow makes an empty token of an empty text and of white space at an end; `str.split` does not.
+    filled_D = np.fromiter((bool(text) and not text.isspace() for text in texts), dtype=bool, count=len(texts))
+    whole = filled_D.all()
+    filled = pa.array(texts if whole else [text for text in texts if text and not text.isspace()], pa.large_string())
+    rows = (pc.ascii_split_whitespace if _plain(texts) else pc.utf8_split_whitespace)(pc.utf8_trim_whitespace(filled))
+    lengths_D = np.zeros(len(texts), dtype=np.int64)
+    lengths_D[filled_D] = np.diff(rows.offsets.to_numpy())
+    coded = rows.flatten().dictionary_encode()
     return lengths_D, coded.indices.to_numpy(), coded.dictionary
 
 
 def _plain(texts: Sequence[str]) -> bool:
     """Whether Arrow's faster split for ASCII finds what Python finds: it takes \\x1c to \\x1f for no white space."""
+    if not all(map(str.isascii, texts)):
+        return False
     whole = "".join(texts)
-    return whole.isascii() and not any(mark in whole for mark in "\x1c\x1d\x1e\x1f")
+    return not any(mark in whole for mark in "\x1c\x1d\x1e\x1f")
 
 
 def _idf(size: int, frequency_V: Ints) -> Floats:

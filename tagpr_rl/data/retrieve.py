@@ -106,7 +106,7 @@ def rank(
         order = official_order(scores)
     else:
         order = np.argsort(-scores, kind="stable").tolist()
-    return tuple(profile[index] for index in order[:k])
+    return tuple(map(profile.__getitem__, order[:k]))
 
 
 def query_and_texts(record: LampRecord) -> tuple[str, list[str]]:
