@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tagpr_rl.tags.words import RUN, plain_tokens
+from tagpr_rl.tags.words import RUN, Plain, plain_tokens
 
 # A run of letters and digits is one token per 16 characters, so that a loop without spaces is seen too.
 _TOKEN = re.compile(rf"\w{{1,{RUN}}}|[^\w\s]")
@@ -23,13 +23,15 @@ def repetition_penalty(text: str, n: int = 4) -> float:
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    return _penalty(_tokens(text), n)
+    plain = plain_tokens([text.replace("\n", " ")])
+    return _penalty(_TOKEN.findall(text.lower()) if plain is None else plain[0][0], n)
 
 
-def _tokens(text: str) -> list[str]:
-    """`_TOKEN.findall(text.lower())`, faster where the text is plain."""
-    plain = plain_tokens(text)
-    return plain[0] if plain is not None else _TOKEN.findall(text.lower())
+def steps_penalty(texts: Sequence[str], plain: Plain | None, n: int = 4) -> float:
+    """`repetition_penalty` of texts one a line, given their `plain_tokens`."""
+    if plain is None:
+        return repetition_penalty("\n".join(texts), n)
+    return _penalty([token for tokens in plain[0] for token in tokens], n)
 
 
 def _penalty(tokens: Sequence[str], n: int) -> float:
@@ -38,13 +40,3 @@ def _penalty(tokens: Sequence[str], n: int) -> float:
         return 0.0
     distinct = len(set(zip(*[tokens[shift:] for shift in range(n)], strict=False)))  # ends with the shortest
     return (distinct - total) / total
-
-
-def steps_penalty(texts: Sequence[str], plain: Sequence[tuple[list[str], int] | None], n: int = 4) -> float:
-    """`repetition_penalty` of texts one a line, given `plain_tokens` of each."""
-    tokens: list[str] = []
-    for one in plain:
-        if one is None:
-            return repetition_penalty("\n".join(texts), n)
-        tokens += one[0]
-    return _penalty(tokens, n)

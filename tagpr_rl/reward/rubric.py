@@ -79,7 +79,7 @@ class Rubric:
         else:
             task_value, format_value = task_reward(task, trace.answer, gold), 1.0
             texts = [step.text for step in trace.steps]
-            plain = [plain_tokens(text) for text in texts]
+            plain = plain_tokens(texts)
             tag_value = tag_score(trace, self.schema, plain)
             repetition = steps_penalty(texts, plain)
         weights = self.weights

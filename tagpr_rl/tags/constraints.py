@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from enum import Enum
 
 from tagpr_rl.tags.schema import TagSchema
-from tagpr_rl.tags.words import plain_tokens
+from tagpr_rl.tags.words import Plain, plain_tokens
 from tagpr_rl.types import Step, TaggedTrace
 
 DUPLICATE_JACCARD = 0.8
@@ -19,8 +19,6 @@ MAX_CHARS, MAX_WORDS = 8192, 512
 """How much of a step's beginning is compared."""
 
 _WORD = re.compile(r"[^\W_]+")
-Plain = tuple[list[str], int]
-"""What `plain_tokens` gives."""
 
 
 class _Fault(Enum):
@@ -30,7 +28,7 @@ class _Fault(Enum):
     LATE = 3
 
 
-def tag_score(trace: TaggedTrace, schema: TagSchema, plain: Sequence[Plain | None] | None = None) -> float:
+def tag_score(trace: TaggedTrace, schema: TagSchema, plain: Plain | None = None) -> float:
     """Score in [0, 1]: `coverage * sound`; 1 if and only if `violations` is empty. The formula is ours.
 
         coverage = sum_r min(useful_r, min_r) / sum_r min_r      over the required tags r
@@ -48,7 +46,7 @@ def tag_score(trace: TaggedTrace, schema: TagSchema, plain: Sequence[Plain | Non
     tags earn nothing by being there, so there is nothing to collect by using all of them. What a step *says*
     is for the task reward and PRMU to judge, not for this one.
 
-    `plain` may bring `plain_tokens` of each step's text, where the caller has them already.
+    `plain` may bring `plain_tokens` of the steps' texts, where the caller has them already.
 
     Raises:
         ValueError: a tag that is not in the schema (a parsed trace never has one).
@@ -99,8 +97,6 @@ class _Likeness:
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.steps = steps
-        self.compared: list[int] = []
-        """Steps so far that have a word."""
         self._words: dict[int, list[str]] = {}
         self._prints: dict[int, tuple[set[str], frozenset[tuple[str, str]]]] = {}
 
@@ -110,10 +106,10 @@ class _Likeness:
             self._words[index] = _words(self.steps[index].text)
         return self._words[index]
 
-    def twin(self, index: int) -> int | None:
-        """The first step before `index` that it nearly repeats."""
+    def twin(self, index: int, earlier: Sequence[int]) -> int | None:
+        """The first of the steps `earlier` that step `index` nearly repeats."""
         bag, pairs = self._print(index)
-        for other in self.compared:
+        for other in earlier:
             other_bag, other_pairs = self._print(other)
             if bag == other_bag or _similar(pairs, other_pairs):
                 return other
@@ -127,7 +123,7 @@ class _Likeness:
 
 
 def _judge(
-    steps: Sequence[Step], schema: TagSchema, plain: Sequence[Plain | None] | None = None
+    steps: Sequence[Step], schema: TagSchema, plain: Plain | None = None
 ) -> tuple[list[_Fault | None], dict[int, str]]:
     """(each step's fault or None, step at fault -> the rest of the sentence that describes it).
 
@@ -139,8 +135,10 @@ def _judge(
     faults: list[_Fault | None] = []
     why: dict[int, str] = {}
     seen: dict[str, int] = {}
-    likeness = _Likeness(steps)
-    known: set[str] = set()
+    likeness: _Likeness | None = None
+    compared: list[int] = []  # the steps so far that have a word
+    plain = plain or plain_tokens([step.text for step in steps])
+    known: set[str] = set() if plain is None else set(plain[1])  # marks are no new words
     tags = schema.by_name
     for index, step in enumerate(steps):
         tag = step.tag
@@ -151,19 +149,21 @@ def _judge(
         if index >= MAX_STEPS:
             fault, reason = _Fault.SURPLUS, f"is over the limit of {MAX_STEPS} steps"
         else:
-            tokens, n_marks = (plain[index] if plain is not None else plain_tokens(step.text)) or (None, 0)
-            if tokens is None or len(tokens) > MAX_WORDS or len(step.text) > MAX_CHARS:
-                tokens, n_marks = likeness.words(index), 0
+            if plain is not None and len(tokens := plain[0][index]) <= MAX_WORDS and len(step.text) <= MAX_CHARS:
+                words = tokens  # and marks, which are known
+            else:
+                words = _words(step.text)
             n_known = len(known)
-            known.update(tokens)
+            known.update(words)
             twin = None
-            if 4 * (len(known) - n_known - n_marks) <= len(tokens) + 1:  # few new words, or none at all
+            if 4 * (len(known) - n_known) <= len(words) + 1:  # few new words, or none at all
+                likeness = likeness or _Likeness(steps)
                 if not likeness.words(index):
                     faults.append(_Fault.WORDLESS)
                     why[index] = "has no word"
                     continue
-                twin = likeness.twin(index)
-            likeness.compared.append(index)
+                twin = likeness.twin(index, compared)
+            compared.append(index)
             count = seen.get(tag, 0)
             if twin is not None:
                 fault, reason = _Fault.DUPLICATE, f"is a near-duplicate of step {twin}"

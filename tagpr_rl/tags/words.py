@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _WORD = bytes(code for code in range(128) if chr(code).isalnum())
 _SPACE = bytes(code for code in range(128) if chr(code).isspace())
 _WORD_OR_SPACE = _WORD + _SPACE
@@ -11,21 +13,26 @@ RUN = 16
 _LONG_RUN = b"w" * (RUN + 1)
 
 
-def plain_tokens(text: str) -> tuple[list[str], int] | None:
-    """(lower-case words and single other marks of `text` in order, how many kinds of marks); None: not plain.
+Plain = tuple[list[list[str]], set[str]]
+"""(tokens of each text, the marks among them)."""
 
-    Plain is ASCII without underscores and without a run of more than RUN letters and digits. There the tokens are
-    those of the pattern `\\w{1,16}|[^\\w\\s]`, and without the marks those of `[^\\W_]+`.
+
+def plain_tokens(texts: Sequence[str]) -> Plain | None:
+    """Lower-case words and single other marks of each text, in order; None where a text is not plain.
+
+    Plain is ASCII without underscores, line breaks and runs of more than RUN letters and digits. There the tokens
+    are those of the pattern `\\w{1,16}|[^\\w\\s]`, and without the marks those of `[^\\W_]+`.
     """
-    if not text.isascii():
+    whole = "\n".join(texts)
+    if not whole.isascii() or whole.count("\n") >= len(texts):
         return None
-    raw = text.encode("ascii")
+    raw = whole.encode("ascii")
     if _LONG_RUN in raw.translate(_MASK):
         return None
     marks = set(raw.translate(None, _WORD_OR_SPACE).decode("ascii"))
     if "_" in marks:
         return None
-    lowered = text.lower()
+    whole = whole.lower()
     for mark in marks:
-        lowered = lowered.replace(mark, f" {mark} ")
-    return lowered.split(), len(marks)
+        whole = whole.replace(mark, f" {mark} ")
+    return [line.split() for line in whole.split("\n")], marks
