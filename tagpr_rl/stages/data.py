@@ -12,7 +12,7 @@ from tagpr_rl.data.split import link_users, split_by_user
 from tagpr_rl.data.world import World, WorldConfig, make_world
 from tagpr_rl.paths import write_json
 from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.stages.records import HELD_OUT, TRAIN, retriever
+from tagpr_rl.stages.records import HELD_OUT, TRAIN
 from tagpr_rl.types import LampRecord, TagprError
 
 
@@ -52,10 +52,6 @@ def run(context: StageContext) -> StageResult:
         "bounds": bounds,
     }
     write_json(context.dir.root / "data.json", facts)
-    if recipe.data.retrieval.method in ("dense", "file"):
-        retrieve = retriever(recipe, prepare=[*train, *held_out])
-        for record in (*train, *held_out):  # what does not fit the questions is said here, not hours later
-            retrieve(record)
     metrics = {"questions": float(n_questions), "train": float(len(train)), "held_out": float(len(held_out))}
     return StageResult(outputs=(folder, context.dir.root / "data.json"), metrics=metrics)
 

@@ -80,7 +80,7 @@ def corpus(context: StageContext, schema: TagSchema) -> list[str]:
     data = context.nearest("data", reads=("lamp",)).root
     train = load_split(context.recipe, data, TRAIN)
     held_out = load_split(context.recipe, data, HELD_OUT)
-    retrieve = retriever(context.recipe)
+    retrieve = retriever(context.recipe, prepare=(*train, *held_out))
 
     def unlimited(record: LampRecord, style: str) -> Prompt:
         items = retrieve(record)
