@@ -285,15 +285,18 @@ def bench_rewards(quick: bool) -> dict[str, Any]:
 # ---- streaming ----
 
 _CHILD = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
 from tagpr_rl.data.lamp import load_lamp, stream_lamp
-path, how = Path(sys.argv[1]), sys.argv[2]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-start = time.process_time()
+
+def peak():  # not ru_maxrss, which a new process inherits from the one that starts it
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+path, how, before, start = Path(sys.argv[1]), sys.argv[2], peak(), time.process_time()
 reader = stream_lamp(path, None, "train", task="LaMP_3")
 n = sum(1 for _ in reader) if how == "stream" else len(load_lamp(path, None, "train", task="LaMP_3"))
-print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, before / 1024, time.process_time() - start)
+print(n, peak(), before, time.process_time() - start)
 """
 
 
