@@ -28,11 +28,34 @@ class WorldBlock(Closed):
 
 
 class RetrievalBlock(Closed):
-    method: Literal["bm25", "recency", "random", "none"] = "bm25"
+    method: Literal["bm25", "dense", "recency", "random", "file", "none"] = "bm25"
     k: Count = 5
+    ties: Literal["official", "position"] = "official"
+    """Equal scores: as the official code's sort leaves them (fixed on one machine), or in the profile's order."""
+    seed: int = 0
+    """Of `random`."""
+    path: Path | None = None
+    """`file`: official rankings, {question id: [item ids]}; with several tasks a folder of `<task>.json`."""
+    encoder: Path | None = None
+    """`dense`: folder of a Hugging Face encoder."""
+    cache: Path | None = None
+    """`dense`: folder of computed embeddings; null = `<out>/embeddings`."""
+    batch_size: Count = 64
+    """`dense`: texts in one pass of the encoder."""
+
+    @model_validator(mode="after")
+    def _has_what_it_reads(self) -> RetrievalBlock:
+        for method, key in (("file", "path"), ("dense", "encoder")):
+            if (getattr(self, key) is not None) != (self.method == method):
+                raise ValueError(
+                    f"method {self.method} with {key}={getattr(self, key)}: {key} belongs to method {method}"
+                )
+        return self
 
 
 class PromptBlock(Closed):
+    style: Literal["reasoning", "official"] = "reasoning"
+    """Ours with the tag schema, or LaMP's published template with its token budget."""
     max_tokens: Count = 192
     """Prompt limit after the chat template; retrieved items are dropped to meet it."""
     max_response_tokens: Count = 96
@@ -52,6 +75,15 @@ class DataBlock(Closed):
     retrieval: RetrievalBlock = RetrievalBlock()
     prompt: PromptBlock = PromptBlock()
     world: WorldBlock = WorldBlock()
+
+    @model_validator(mode="after")
+    def _recency_needs_dates(self) -> DataBlock:
+        if self.retrieval.method == "recency" and self.split == "user":
+            raise ValueError(
+                "retrieval.method: recency needs dates, which only the time split has (split: time); the user split's "
+                "profiles are in random order"
+            )
+        return self
 
 
 class TinyBlock(Closed):

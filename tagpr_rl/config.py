@@ -144,6 +144,11 @@ class Recipe(Closed):
             if isinstance(stage, EvaluateStage):
                 for model in stage.models:
                     check(f"stages.{name}.models", model, makes_weights)
+                if self.data.retrieval.method == "file" and "shuffled" in stage.controls:
+                    mistakes.append(
+                        f"stages.{name}.controls: shuffled profiles cannot be ranked by data.retrieval.path, which "
+                        "knows each user's own items only; set controls: [empty] or another retrieval.method"
+                    )
             needs = {
                 "model": {"data"}, "prompts": {"data", "model"}, "chains": {"data", "model"},
                 "sft": {"data", "model"}, "prmu": {"chains"}, "grpo": {"prompts"}, "evaluate": {"data", "model"},
@@ -162,7 +167,12 @@ class Recipe(Closed):
 
 
 def prompt_style(recipe: Recipe, name: str) -> str:
-    """How the weights of stage `name` are to be asked: "direct" where they were taught direct answers."""
+    """How the weights of stage `name` are to be asked: "direct" where they were taught direct answers.
+
+    "official" for all of them where `data.prompt.style` says so.
+    """
+    if recipe.data.prompt.style == "official":
+        return "official"
     stage = recipe.stages[name]
     if isinstance(stage, GrpoStage):
         return prompt_style(recipe, stage.init)

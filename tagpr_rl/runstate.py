@@ -136,6 +136,8 @@ def stage_inputs(recipe: Recipe, run: RunDir, name: str) -> dict[str, str]:
         found |= _lamp_files(recipe.data.lamp_dir, recipe.data.tasks)
     if kind == "model" and recipe.model.path is not None:
         found |= _model_files(recipe.model.path)
+    if kind != "data":
+        found |= _retrieval_files(recipe)
     if recipe.schema_file is not None and kind != "data":
         found["schema_file"] = _file_identity(recipe.schema_file)
     return found
@@ -342,6 +344,20 @@ def _lamp_files(folder: Path, tasks: Iterable[str]) -> dict[str, str]:
         if not files:
             found[f"lamp_dir/{task}"] = _ABSENT
     return found
+
+
+def _retrieval_files(recipe: Recipe) -> dict[str, str]:
+    """The rankings or the encoder that prompts depend on."""
+    block = recipe.data.retrieval
+    if block.encoder is not None:
+        files = sorted(path for path in block.encoder.glob("*") if path.is_file())
+        return {f"encoder/{file.name}": _file_identity(file) for file in files} or {"encoder": _ABSENT}
+    if block.path is None:
+        return {}
+    if not block.path.is_dir():
+        return {"rankings": _file_identity(block.path)}
+    files = [block.path / f"{task}.json" for task in recipe.data.tasks]
+    return {f"rankings/{file.name}": _file_identity(file) for file in files}
 
 
 def _model_files(folder: Path) -> dict[str, str]:

@@ -143,6 +143,8 @@ class MetricResult:
     low: float
     high: float
     """95 % percentile bootstrap by user."""
+    user_macro: float | None = None
+    """Mean over users of the metric on each user's questions; None for F1, which needs many questions."""
 
 
 @dataclass(frozen=True, slots=True)

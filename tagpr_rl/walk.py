@@ -26,10 +26,11 @@ from tagpr_rl.data.lamp import (
     splits_present,
     write_lamp,
 )
-from tagpr_rl.data.prompt import build_prompt
+from tagpr_rl.data.prompt import build_official_prompt, build_prompt
+from tagpr_rl.data.rankings import read_rankings
 from tagpr_rl.data.retrieve import rank
 from tagpr_rl.data.rows import to_row
-from tagpr_rl.data.words import word_counter
+from tagpr_rl.data.words import WordTokens, word_counter
 from tagpr_rl.data.world import WorldConfig, make_world
 from tagpr_rl.data.world_rules import WORLD_TASKS
 from tagpr_rl.paths import RunDir
@@ -137,7 +138,8 @@ def _hop_prompt(page: Page, recipe: Recipe, record: LampRecord) -> Prompt:
         "The profile items nearest to the question are retrieved and "
         "written above it. A profile can never forge a tag: its markup is neutralised.",
     )
-    items = rank(record, retrieval.k, retrieval.method)
+    rankings = read_rankings(retrieval.path, recipe.data.tasks) if retrieval.path is not None else None
+    items = rank(record, retrieval.k, retrieval.method, retrieval.seed, ties=retrieval.ties, rankings=rankings)
     page.block(
         "in",
         f"rank(record, k={retrieval.k}, method={retrieval.method!r}) -> {len(items)} of "
@@ -145,7 +147,12 @@ def _hop_prompt(page: Page, recipe: Recipe, record: LampRecord) -> Prompt:
     )
     tiny = recipe.model.path is None
     counter = word_counter(page.schema if tiny else None)
-    prompt = build_prompt(record, items, style="reasoning", schema=page.schema, max_tokens=limit, count_tokens=counter)
+    if recipe.data.prompt.style == "official":
+        prompt = build_official_prompt(record, items, max_tokens=limit, count_tokens=counter, tokens=WordTokens())
+    else:
+        prompt = build_prompt(
+            record, items, style="reasoning", schema=page.schema, max_tokens=limit, count_tokens=counter
+        )
     page.block(
         f"out: Prompt, {len(prompt.messages)} chat message, {prompt.n_tokens} words, items "
         f"{list(prompt.item_ids)}, {prompt.items_dropped} dropped",

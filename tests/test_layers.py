@@ -43,10 +43,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"types", "paths", "config", "runstate", "budget"},
     "deploy": {"types", "config"},
     "render": {"types", "paths", "config", "plan", "deploy"},
+    "lamp_commands": {"types", "paths", "tags", "data", "eval", "model"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
-MAY_IMPORT["backend"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render"}
-MAY_IMPORT["stages"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render"}
+MAY_IMPORT["backend"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render", "lamp_commands"}
+MAY_IMPORT["stages"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render", "lamp_commands"}
 MAY_IMPORT["chains_cli"] = {"types", "paths", "config", "runstate", "tags", "chains", "report", "stages"}
 MAY_IMPORT["launch"] = set(MAY_IMPORT)
 

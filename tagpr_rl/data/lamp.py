@@ -7,11 +7,13 @@ in `tasks.py`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tagpr_rl.data.stream import decode, page_instead, stream_list
 from tagpr_rl.data.tasks import TASKS, TaskSpec, task_name
 from tagpr_rl.paths import write_json
 from tagpr_rl.types import LampRecord, ProfileItem, TagprError
@@ -24,14 +26,23 @@ __all__ = [
     "load_lamp",
     "outputs_path",
     "questions_path",
+    "read_json",
     "read_predictions",
     "splits_present",
+    "stream_lamp",
     "task_name",
     "write_lamp",
     "write_predictions",
 ]
 
 SPLITS = ("train", "dev", "test")
+
+OnFault = Callable[[str], None]
+"""Told of each record that is refused: one message with file, record and reason."""
+
+
+def _refuse(message: str) -> None:
+    raise TagprError(message)
 
 
 def questions_path(folder: Path, task: str, split: str) -> Path:
@@ -69,37 +80,70 @@ def load_folder(folder: Path, tasks: Iterable[str], split: str) -> list[LampReco
 
 
 def load_lamp(questions: Path, outputs: Path | None, split: str, *, task: str | None = None) -> list[LampRecord]:
-    """Records of one LaMP file pair, in file order.
+    """Records of one LaMP file pair, in file order: `stream_lamp` in a list."""
+    return list(stream_lamp(questions, outputs, split, task=task))
+
+
+def stream_lamp(
+    questions: Path,
+    outputs: Path | None,
+    split: str,
+    *,
+    task: str | None = None,
+    on_fault: OnFault = _refuse,
+) -> Iterator[LampRecord]:
+    """Records of one LaMP file pair, one at a time; only the golds are held in memory.
 
     `task` may be left out when the folder or the outputs file names it. Ids and scores may be numbers; they
-    become text. An empty profile is fine. Every other deviation from LaMP's shapes raises TagprError.
+    become text. An empty profile is fine. Every other deviation from LaMP's shapes refuses its record: each
+    is either yielded or told to `on_fault`, which raises TagprError unless given. What makes a file
+    unreadable from some place on (broken JSON, another task) raises TagprError in any case.
     """
     questions = Path(questions)
     if split not in SPLITS:
         raise TagprError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    rows = _read_json(questions)
-    named, golds = _read_golds(Path(outputs)) if outputs is not None else (None, None)
+    named, golds = _read_golds(Path(outputs), on_fault) if outputs is not None else (None, None)
+    rows = enumerate(stream_list(questions))
     name = _resolve_task(questions, task, named)
     if named is not None and not _same_task(name, named):
         raise TagprError(
             f'{outputs}: "task" is {named!r}, but these are {name} questions ({questions}); '
             "pair each questions file with its own outputs file"
         )
-    if not isinstance(rows, list):
-        raise TagprError(f"{questions}: the top level is {_kind(rows)}, not a list of questions{_hint(rows)}")
-    if not rows:
-        raise TagprError(f"{questions}: holds no question; download it again")
-    records: list[LampRecord] = []
     seen: set[str] = set()
-    for index, row in enumerate(rows):
-        record = _read_question(questions, index, row, TASKS[name], split)
-        if record.id in seen:
-            raise TagprError(f"{questions}: record {index}: id {record.id!r} stands twice; ids must be unique")
-        seen.add(record.id)
-        records.append(record)
-    if golds is None:
-        return records
-    return _join_golds(records, golds, questions, Path(str(outputs)), TASKS[name])
+    index = -1
+    for index, row in rows:
+        try:
+            record = _read_question(questions, index, row, TASKS[name], split)
+            where = f"{questions}: record {index} (id {record.id!r})"
+            if record.id in seen:
+                raise TagprError(f"{where}: id {record.id!r} stands twice; ids must be unique")
+            seen.add(record.id)
+            if golds is not None:
+                record = replace(record, gold=_gold(golds, record.id, where, Path(str(outputs)), TASKS[name]))
+        except TagprError as fault:
+            on_fault(str(fault))
+        else:
+            yield record
+    if index < 0:
+        raise TagprError(f"{questions}: holds no question; download it again")
+    for key in golds or ():
+        if key not in seen:
+            on_fault(
+                f"{outputs}: the gold of id {key!r} has no readable question in {questions}; "
+                "the two files must come from the same split"
+            )
+
+
+def _gold(golds: Mapping[str, str], key: str, where: str, outputs: Path, spec: TaskSpec) -> str:
+    if key not in golds:
+        raise TagprError(f"{where}: no gold in {outputs}; the two files must come from the same split")
+    gold = golds[key]
+    if spec.labels and gold.strip() not in spec.labels:
+        raise TagprError(
+            f"{outputs}: gold of {key!r} is {gold!r}, not one of {spec.name}'s answers: {', '.join(spec.labels)}"
+        )
+    return gold
 
 
 def write_lamp(folder: Path, task: str, split: str, records: Sequence[LampRecord]) -> None:
@@ -146,10 +190,10 @@ def read_predictions(path: Path, task: str) -> dict[str, str]:
     return golds
 
 
-def _read_json(path: Path) -> Any:
-    """Parsed JSON, or a TagprError that says what the file is instead."""
+def read_json(path: Path) -> Any:
+    """The JSON value of a whole file, or a TagprError that says what the file is instead."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise TagprError(f"{path}: no such file; download LaMP into that folder, or correct the path") from None
     except UnicodeDecodeError as error:
@@ -159,36 +203,34 @@ def _read_json(path: Path) -> Any:
     if not text.strip():
         raise TagprError(f"{path}: empty file; download it again")
     if text.lstrip()[:1] == "<":
-        raise TagprError(
-            f"{path}: holds HTML, not JSON (a wrong download address answers with a web page); "
-            "check the address and download it again"
-        )
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TagprError(
-            f"{path}: broken JSON at line {error.lineno} column {error.colno} (character {error.pos} of "
-            f"{len(text)}): {error.msg}; the download may be cut short, download it again"
-        ) from None
+        raise page_instead(path)
+    return decode(path, text)
 
 
-def _read_golds(path: Path) -> tuple[str, dict[str, str]]:
-    """The task name as written and id -> output."""
-    data = _read_json(path)
+def _read_golds(path: Path, on_fault: OnFault = _refuse) -> tuple[str, dict[str, str]]:
+    """The task name as written and id -> output; an entry that cannot be read goes to `on_fault`."""
+    return parse_golds(str(path), read_json(path), on_fault)
+
+
+def parse_golds(source: str, data: Any, on_fault: OnFault = _refuse) -> tuple[str, dict[str, str]]:
+    """(task name as written, id -> output) of an outputs or predictions file's value; `source` for messages."""
     if not isinstance(data, dict) or "task" not in data or not isinstance(data.get("golds"), list):
-        raise TagprError(f'{path}: {_kind(data)} instead of {{"task", "golds": [{{"id", "output"}}]}}')
+        raise TagprError(f'{source}: {_kind(data)} instead of {{"task", "golds": [{{"id", "output"}}]}}')
     golds: dict[str, str] = {}
     for index, row in enumerate(data["golds"]):
-        where = f"{path}: gold {index}"
-        if not isinstance(row, dict):
-            raise TagprError(f'{where}: {_kind(row)} instead of {{"id", "output"}}')
-        for key in ("id", "output"):
-            if key not in row:
-                raise TagprError(f"{where} (id {row.get('id')!r}): lacks {key!r}")
-        key = _text(row["id"], f'{where}: "id"')
-        if key in golds:
-            raise TagprError(f"{where}: id {key!r} stands twice; ids must be unique")
-        golds[key] = _text(row["output"], f'{where} (id {key!r}): "output"')
+        where = f"{source}: gold {index}"
+        try:
+            if not isinstance(row, dict):
+                raise TagprError(f'{where}: {_kind(row)} instead of {{"id", "output"}}')
+            for key in ("id", "output"):
+                if key not in row:
+                    raise TagprError(f"{where} (id {row.get('id')!r}): lacks {key!r}")
+            key = _text(row["id"], f'{where}: "id"')
+            if key in golds:
+                raise TagprError(f"{where}: id {key!r} stands twice; ids must be unique")
+            golds[key] = _text(row["output"], f'{where} (id {key!r}): "output"')
+        except TagprError as fault:
+            on_fault(str(fault))
     return str(data["task"]), golds
 
 
@@ -245,30 +287,6 @@ def _read_item(where: str, row: Any, spec: TaskSpec) -> ProfileItem:
     return ProfileItem(id=_text(row["id"], f'{where}: "id"'), fields=fields, date=date)
 
 
-def _join_golds(
-    records: list[LampRecord], golds: dict[str, str], questions: Path, outputs: Path, spec: TaskSpec
-) -> list[LampRecord]:
-    ids = {record.id for record in records}
-    orphans = [key for key in golds if key not in ids]
-    if orphans:
-        raise TagprError(
-            f"{outputs}: {len(orphans)} golds have no question in {questions}, first id {orphans[0]!r}; "
-            "the two files must come from the same split"
-        )
-    bare = [record.id for record in records if record.id not in golds]
-    if bare:
-        raise TagprError(
-            f"{questions}: {len(bare)} questions have no gold in {outputs}, first id {bare[0]!r}; "
-            "the two files must come from the same split"
-        )
-    for key, gold in golds.items():
-        if spec.labels and gold.strip() not in spec.labels:
-            raise TagprError(
-                f"{outputs}: gold of {key!r} is {gold!r}, not one of {spec.name}'s answers: {', '.join(spec.labels)}"
-            )
-    return [LampRecord(r.id, r.task, r.split, r.user_id, r.input, r.profile, gold=golds[r.id]) for r in records]
-
-
 def _question_row(record: LampRecord) -> dict[str, Any]:
     row: dict[str, Any] = {"id": record.id}
     if record.user_id != record.id:
@@ -285,7 +303,7 @@ def _text(value: Any, where: str) -> str:
     if isinstance(value, str):
         # Half a surrogate pair (an emoji cut in two) is legal JSON, but UTF-8 and tokenizers refuse it.
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     raise TagprError(f"{where} is {_kind(value)}, not text")
 
@@ -299,9 +317,3 @@ def _kind(value: Any) -> str:
     if value is None:
         return "null"
     return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."
-
-
-def _hint(value: Any) -> str:
-    if isinstance(value, dict) and "golds" in value:
-        return "; this looks like an outputs file"
-    return ""

@@ -2,8 +2,8 @@
 
 Three styles. `official` is LaMP's published prompt. `reasoning` and `direct` are ours: one constant
 instruction, one line per item (LaMP's item template), then LaMP's input; they differ only in the instruction.
-Upstream shares the profile's budget equally among items and cuts each; we keep whole items, best first, and
-leave out the rest.
+`build_prompt` keeps whole items, best first, and leaves out the rest. `build_official_prompt` shares the profile's
+budget among the items and cuts each, as upstream does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
+from tagpr_rl.data.official import Tokens, official_text
 from tagpr_rl.data.tasks import TASKS, literals
 from tagpr_rl.tags.grammar import neutralise
 from tagpr_rl.tags.schema import TagSchema, TagSpec, default_schema
@@ -159,6 +160,42 @@ def build_prompt(
     )
 
 
+def build_official_prompt(
+    record: LampRecord,
+    items: Sequence[ProfileItem],
+    *,
+    max_tokens: int,
+    count_tokens: CountTokens,
+    tokens: Tokens,
+) -> Prompt:
+    """LaMP's published prompt of one record with its token budget (`data.official`), as one chat message.
+
+    `max_tokens` holds after the chat template, whose own tokens are taken off first. All texts pass `clean`; text
+    without markup is LaMP's to the letter. Raises TagprError when the template alone is over the limit.
+    """
+    limit = max_tokens - count_tokens(_user_turn(""))
+    while limit > 0:
+        made = official_text(record, items, limit, tokens)
+        messages = _user_turn(clean(made.text))
+        over = count_tokens(messages) - max_tokens
+        if over <= 0:
+            return Prompt(
+                record_id=record.id,
+                task=record.task,
+                user_id=record.user_id,
+                messages=messages,
+                item_ids=tuple(item.id for item in items[: made.n_items]),
+                items_dropped=len(items) - made.n_items,
+                question_cut=made.question_cut,
+                n_tokens=over + max_tokens,
+            )
+        limit -= over  # template and text may share no token, or cleaned text may need more of them
+    raise TagprError(
+        f"record {record.id!r} ({record.task}): the chat template alone needs {count_tokens(_user_turn(''))} tokens, "
+        f"and the limit max_tokens is {max_tokens}; raise the limit"
+    )
+
+
 def prompt_stats(prompts: Iterable[Prompt]) -> dict[str, int]:
     """Totals over prompts: how many, their tokens, and what the limit cost (items dropped, questions cut)."""
     listed = list(prompts)
@@ -190,6 +227,10 @@ def _messages(task: str, lines: list[str], text: str, style: str, schema: TagSch
         profile = [PROFILE_HEADER, *lines] if lines else [NO_PROFILE]
         # Cleaned once more as a whole: two harmless texts could join to markup.
         content = f"{instruction}\n" + clean("\n".join([*profile, QUESTION_HEADER, text]))
+    return _user_turn(content)
+
+
+def _user_turn(content: str) -> Messages:
     return ({"role": "user", "content": content},)
 
 

@@ -45,6 +45,19 @@ class ChatTokenizer:
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return ids
 
+    def length(self, text: str) -> int:
+        """Tokens of `text` with the special tokens the tokenizer adds (`data.official.Tokens`)."""
+        return len(self.tokenizer(text)["input_ids"])
+
+    def cut(self, text: str, limit: int) -> tuple[int, str]:
+        """(tokens kept, their text) of the first `limit` tokens. ValueError below the special tokens."""
+        if limit < self.tokenizer.num_special_tokens_to_add():
+            raise ValueError(f"limit {limit} is below the special tokens")
+        if limit == 0:  # Hugging Face takes 0 for no limit
+            return 0, ""
+        ids = self.tokenizer(text, max_length=limit, truncation=True)["input_ids"]
+        return len(ids), str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
     @property
     def end(self) -> int:
         """Id of the token that ends an assistant turn."""

@@ -9,6 +9,21 @@ from tagpr_rl.data.prompt import prompt_phrases
 from tagpr_rl.tags.schema import TagSchema
 
 
+class WordTokens:
+    """White-space words as tokens, for `data.official` where no tokenizer is at hand."""
+
+    def length(self, text: str) -> int:
+        """Words of `text`."""
+        return len(text.split())
+
+    def cut(self, text: str, limit: int) -> tuple[int, str]:
+        """(words kept, their text) of the first `limit` words."""
+        if limit < 0:
+            raise ValueError(f"limit {limit} is below 0")
+        words = text.split()[:limit]
+        return len(words), " ".join(words)
+
+
 def word_counter(schema: TagSchema | None) -> Callable[[Sequence[Mapping[str, str]]], int]:
     """A count of white-space words in chat messages; with a schema, a constant phrase counts as one word."""
     phrases = prompt_phrases(schema) if schema else ()

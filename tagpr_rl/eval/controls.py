@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from tagpr_rl.data.check import leaks_gold
 from tagpr_rl.data.retrieve import bm25_scores, rank
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.eval.lamp_eval import question_key
 from tagpr_rl.types import LampRecord, TagprError
+
+__all__ = [
+    "BASELINES",
+    "baseline_answers",
+    "baselines",
+    "empty_profiles",
+    "leaks_gold",
+    "shuffle_profiles",
+    "without_leaks",
+]
 
 
 def empty_profiles(records: Sequence[LampRecord]) -> list[LampRecord]:
@@ -24,15 +35,6 @@ def without_leaks(records: Sequence[LampRecord]) -> list[LampRecord]:
     LaMP has a few (9 of 2,500 in LaMP_5's dev split). Off unless called: report it as a second number.
     """
     return [record for record in records if not leaks_gold(record)]
-
-
-def leaks_gold(record: LampRecord) -> bool:
-    """Whether a profile item's own title (or tweet) is the gold. Always False for closed label lists."""
-    spec = TASKS[record.task]
-    if spec.kind != "generation" or record.gold is None or spec.label_key is None:
-        return False
-    gold = record.gold.strip()
-    return any(item.fields[spec.label_key].strip() == gold for item in record.profile)
 
 
 def shuffle_profiles(records: Sequence[LampRecord], seed: int) -> list[LampRecord]:
@@ -64,6 +66,44 @@ def shuffle_profiles(records: Sequence[LampRecord], seed: int) -> list[LampRecor
     return shuffled
 
 
+BASELINES = ("constant", "majority", "random", "nearest")
+
+
+def baseline_answers(
+    name: str,
+    records: Sequence[LampRecord],
+    golds: Mapping[str, Sequence[str]],
+    *,
+    constant: str | None = None,
+    seed: int = 0,
+) -> dict[str, str]:
+    """One baseline's answers, question key -> text. `golds`: task -> the golds it may learn from (training golds).
+
+    constant: the text `constant` to every question; the others as in `baselines`. `nearest` needs profiles, and
+    `golds` only for users without one. TagprError for an unknown name, or golds that are needed and missing.
+    """
+    if name not in BASELINES:
+        raise TagprError(f"baseline {name!r} is not one of {', '.join(BASELINES)}")
+    if name == "constant":
+        if constant is None:
+            raise TagprError("the constant baseline needs its answer (--constant TEXT)")
+        return {question_key(record): constant for record in records}
+    answers = {}
+    majorities = {task: Counter(own).most_common(1)[0][0] for task, own in golds.items() if own}
+    for record in records:
+        if record.task not in majorities:
+            raise TagprError(f"baseline {name}: no training gold for {record.task}; give a file with some")
+        key = question_key(record)
+        if name == "majority":
+            answers[key] = majorities[record.task]
+        elif name == "random":
+            choices = TASKS[record.task].labels or tuple(golds[record.task])
+            answers[key] = random.Random(f"{seed}/{key}").choice(choices)
+        else:
+            answers[key] = _nearest(record, majorities[record.task])
+    return answers
+
+
 def baselines(
     records_train: Sequence[LampRecord], records_eval: Sequence[LampRecord], seed: int = 0
 ) -> dict[str, dict[str, str]]:
@@ -79,18 +119,10 @@ def baselines(
     for record in records_train:
         if record.gold is not None:
             golds.setdefault(record.task, []).append(record.gold)
-    answers: dict[str, dict[str, str]] = {"majority": {}, "random": {}, "nearest": {}}
     for record in records_eval:
-        own = golds.get(record.task)
-        if not own:
+        if record.task not in golds:
             raise TagprError(f"baselines: no training gold for {record.task}; add its train split or split by user")
-        key = question_key(record)
-        majority = Counter(own).most_common(1)[0][0]
-        choices = TASKS[record.task].labels or tuple(own)
-        answers["majority"][key] = majority
-        answers["random"][key] = random.Random(f"{seed}/{key}").choice(choices)
-        answers["nearest"][key] = _nearest(record, majority)
-    return answers
+    return {name: baseline_answers(name, records_eval, golds, seed=seed) for name in ("majority", "random", "nearest")}
 
 
 def _nearest(record: LampRecord, default: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tagpr_rl.data.check import leaks_gold
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.eval.metrics import (
     RESAMPLES,
@@ -68,6 +69,10 @@ class EvalResult:
     n: int
     n_users: int
     n_unparsable: int
+    n_leaks: int
+    """Questions whose gold stands verbatim in the user's own profile (`data.check.leaks_gold`)."""
+    metrics_without_leaks: tuple[MetricResult, ...]
+    """The official metrics of tasks with such questions, once more without them; a second number, not the first."""
     questions: tuple[QuestionScore, ...]
 
     def scores(self) -> dict[str, float]:
@@ -102,18 +107,20 @@ def evaluate(
     schema: TagSchema,
     *,
     prefilled: bool = False,
+    thoughts: bool = True,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> EvalResult:
     """Score one response per record.
 
     `responses` maps `question_key` or, where ids are unique over the records, the plain id to the model's
-    text. `prefilled` is the grammar's: the template has already written `<think>`. Raises TagprError for
+    text. `prefilled` is the grammar's: the template has already written `<think>`. Without `thoughts` the texts are
+    answers as a predictions file holds them, and are scored whole, as upstream does. Raises TagprError for
     records without a gold, and for responses that are missing or belong to no record.
     """
     texts = _match(records, responses)
     questions = tuple(
-        _score_question(record, text, schema, prefilled) for record, text in zip(records, texts, strict=True)
+        _score_question(record, text, schema, prefilled, thoughts) for record, text in zip(records, texts, strict=True)
     )
     users = [question.user_id for question in questions]
     tasks = [question.task for question in questions]
@@ -121,12 +128,13 @@ def evaluate(
     strict = [q.score if q.parse_status == ParseStatus.OK else 0.0 for q in questions]
     counts = Counter(question.parse_status for question in questions)
     score, low, high = task_mean(scores, tasks, users, seed=seed, resamples=resamples)
+    leaky = [leaks_gold(record) for record in records]
     metrics: list[MetricResult] = []
+    metrics_without_leaks: list[MetricResult] = []
     task_scores: dict[str, float] = {}
-    for task in dict.fromkeys(tasks):
-        members = [index for index, name in enumerate(tasks) if name == task]
-        task_scores[task] = sum(scores[index] for index in members) / len(members)
-        metrics += official_metrics(
+
+    def measured(task: str, members: Sequence[int]) -> list[MetricResult]:
+        return official_metrics(
             task,
             [questions[index].answer for index in members],
             [str(records[index].gold) for index in members],
@@ -134,6 +142,14 @@ def evaluate(
             seed=seed,
             resamples=resamples,
         )
+
+    for task in dict.fromkeys(tasks):
+        members = [index for index, name in enumerate(tasks) if name == task]
+        task_scores[task] = sum(scores[index] for index in members) / len(members)
+        metrics += measured(task, members)
+        clean = [index for index in members if not leaky[index]]
+        if 0 < len(clean) < len(members):
+            metrics_without_leaks += measured(task, clean)
     return EvalResult(
         metrics=tuple(metrics),
         task_scores=task_scores,
@@ -147,12 +163,14 @@ def evaluate(
         n=len(questions),
         n_users=len(set(users)),
         n_unparsable=sum(question.unparsable for question in questions),
+        n_leaks=sum(leaky),
+        metrics_without_leaks=tuple(metrics_without_leaks),
         questions=questions,
     )
 
 
-def _score_question(record: LampRecord, text: str, schema: TagSchema, prefilled: bool) -> QuestionScore:
-    answer = final_answer(text)
+def _score_question(record: LampRecord, text: str, schema: TagSchema, prefilled: bool, thoughts: bool) -> QuestionScore:
+    answer = final_answer(text) if thoughts else text.strip()
     return QuestionScore(
         key=question_key(record),
         id=record.id,

@@ -35,6 +35,8 @@ class Statistic:
     columns_NC: Array
     finish: Callable[[Array], Array]
     higher_is_better: bool
+    by_user: bool = True
+    """Whether the metric means something on one user's few questions."""
 
 
 def official_metrics(
@@ -68,6 +70,7 @@ def official_metrics(
                 higher_is_better=statistic.higher_is_better,
                 low=low,
                 high=high,
+                user_macro=user_macro(statistic.columns_NC, users, statistic.finish) if statistic.by_user else None,
             )
         )
     return results
@@ -112,15 +115,27 @@ def bootstrap(
     resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
     """95 % percentile interval of `finish(sum over questions)`, whole users drawn with replacement."""
-    ids = {user: index for index, user in enumerate(dict.fromkeys(users))}
-    sums_UC = np.zeros((len(ids), columns_NC.shape[1]))
-    np.add.at(sums_UC, [ids[user] for user in users], columns_NC)
-    weights_RU = np.random.default_rng(seed).multinomial(len(ids), np.full(len(ids), 1 / len(ids)), size=resamples)
+    sums_UC = _sums_by_user(columns_NC, users)
+    n_users = len(sums_UC)
+    weights_RU = np.random.default_rng(seed).multinomial(n_users, np.full(n_users, 1 / n_users), size=resamples)
     with np.errstate(invalid="ignore", divide="ignore"):
         values_R = finish(weights_RU.astype(np.float64) @ sums_UC)
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.nanpercentile(values_R, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def user_macro(columns_NC: Array, users: Sequence[str], finish: Callable[[Array], Array]) -> float:
+    """Mean over users of `finish(sum over the user's questions)`: a user with many questions counts once."""
+    return float(finish(_sums_by_user(columns_NC, users)).mean())
+
+
+def _sums_by_user(columns_NC: Array, users: Sequence[str]) -> Array:
+    """[U, C], users in order of their first question."""
+    ids = {user: index for index, user in enumerate(dict.fromkeys(users))}
+    sums_UC = np.zeros((len(ids), columns_NC.shape[1]))
+    np.add.at(sums_UC, [ids[user] for user in users], columns_NC)
+    return sums_UC
 
 
 def user_macro_mean(scores: Sequence[float], users: Sequence[str]) -> float:
@@ -190,7 +205,7 @@ def _statistics(task: str, answers: list[str], golds: list[str]) -> list[Statist
         hits = _with_count(_hits(answers, golds, spec.labels))
         return [
             Statistic("accuracy", hits, _finish_mean, True),
-            Statistic("f1", _f1_columns(answers, golds, spec.labels), _finish_f1, True),
+            Statistic("f1", _f1_columns(answers, golds, spec.labels), _finish_f1, True, by_user=False),
         ]
     if spec.kind == "rating":
         errors = np.array([rating(answer, gold) - float(gold) for answer, gold in zip(answers, golds, strict=True)])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+from tagpr_rl.tags.words import RUN, Plain, plain_tokens
 
 # A run of letters and digits is one token per 16 characters, so that a loop without spaces is seen too.
-_TOKEN = re.compile(r"\w{1,16}|[^\w\s]")
+_TOKEN = re.compile(rf"\w{{1,{RUN}}}|[^\w\s]")
 
 
 def repetition_penalty(text: str, n: int = 4) -> float:
@@ -20,9 +23,20 @@ def repetition_penalty(text: str, n: int = 4) -> float:
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    tokens = _TOKEN.findall(text.lower())
+    plain = plain_tokens([text.replace("\n", " ")])
+    return _penalty(_TOKEN.findall(text.lower()) if plain is None else plain[0][0], n)
+
+
+def steps_penalty(texts: Sequence[str], plain: Plain | None, n: int = 4) -> float:
+    """`repetition_penalty` of texts one a line, given their `plain_tokens`."""
+    if plain is None:
+        return repetition_penalty("\n".join(texts), n)
+    return _penalty([token for tokens in plain[0] for token in tokens], n)
+
+
+def _penalty(tokens: Sequence[str], n: int) -> float:
     total = len(tokens) - n + 1
     if total <= 0:
         return 0.0
-    distinct = len(set(zip(*(tokens[shift : shift + total] for shift in range(n)), strict=True)))
+    distinct = len(set(zip(*[tokens[shift:] for shift in range(n)], strict=False)))  # ends with the shortest
     return (distinct - total) / total

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields
 
-from tagpr_rl.reward.repetition import repetition_penalty
+from tagpr_rl.reward.repetition import repetition_penalty, steps_penalty
 from tagpr_rl.reward.task import check_gold, task_reward
 from tagpr_rl.tags.constraints import tag_score
 from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.tags.words import plain_tokens
 from tagpr_rl.types import RewardBreakdown
 
 REWARD_KEYS = tuple(field.name for field in fields(RewardBreakdown))
@@ -77,8 +78,10 @@ class Rubric:
             repetition = repetition_penalty(response)
         else:
             task_value, format_value = task_reward(task, trace.answer, gold), 1.0
-            tag_value = tag_score(trace, self.schema)
-            repetition = repetition_penalty("\n".join(step.text for step in trace.steps))
+            texts = [step.text for step in trace.steps]
+            plain = plain_tokens(texts)
+            tag_value = tag_score(trace, self.schema, plain)
+            repetition = steps_penalty(texts, plain)
         weights = self.weights
         return RewardBreakdown(
             total=task_value * format_value

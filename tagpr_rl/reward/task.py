@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from functools import cache
-from typing import Any
+
+from rapidfuzz.distance import LCSseq
 
 from tagpr_rl.types import TagprError
 
 EXACT_TASKS = frozenset({"LaMP_1", "LaMP_2", "LaMP_2N"})
 RATING_TASKS = frozenset({"LaMP_3"})
 TEXT_TASKS = frozenset({"LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7"})
-TASK_NAMES = tuple(sorted(EXACT_TASKS | RATING_TASKS | TEXT_TASKS))
+_KNOWN = EXACT_TASKS | RATING_TASKS | TEXT_TASKS
+TASK_NAMES = tuple(sorted(_KNOWN))
 
 MAX_ROUGE_TOKENS = 512
 """ROUGE-L is quadratic; a reward reads no more than this many ROUGE tokens of each side (ours)."""
 MAX_RATING_CHARS = 64
 """A longer "number" is no rating."""
+
+_ROUGE_LETTERS = b"abcdefghijklmnopqrstuvwxyz0123456789"
+_ROUGE_BYTES = bytes(code if code in _ROUGE_LETTERS else 0x20 for code in range(256))
 
 
 def task_reward(task: str, answer: str, gold: str) -> float:
@@ -39,7 +43,7 @@ def task_reward(task: str, answer: str, gold: str) -> float:
 
 def check_gold(task: str, gold: str) -> None:
     """Raise TagprError for an unknown task or a gold that the task cannot use, as `task_reward` would."""
-    if task not in TASK_NAMES:
+    if task not in _KNOWN:
         raise TagprError(f"unknown task {task!r}; known: {', '.join(TASK_NAMES)}")
     if task in RATING_TASKS:
         _gold_rating(gold)
@@ -73,31 +77,34 @@ def _finite(text: str) -> float | None:
 
 
 def rouge(pred: str, gold: str, *, max_tokens: int | None = MAX_ROUGE_TOKENS) -> tuple[float, float]:
-    """F of ROUGE-1 and ROUGE-L by `rouge_score` without stemmer, each in [0, 1].
+    """F of ROUGE-1 and ROUGE-L, each in [0, 1]: the values of `rouge_score` without stemmer, computed faster.
 
     Each side is cut after `max_tokens` ROUGE tokens (lower-case runs of a-z and 0-9), so that a runaway
     answer costs no more than a long one and gains nothing by its tail. `None` cuts nothing: exact, for
     official numbers. Text without such tokens scores 0.
     """
-    scorer = _scorer()
-    if max_tokens is not None:
-        # The scorer tokenises again; tokens joined by spaces come back as they are.
-        pred, gold = (_first_tokens(text, max_tokens) for text in (pred, gold))
-    scores = scorer.score(gold, pred)
-    return float(scores["rouge1"].fmeasure), float(scores["rougeL"].fmeasure)
+    theirs, ours = rouge_tokens(gold)[:max_tokens], rouge_tokens(pred)[:max_tokens]
+    if not theirs or not ours:
+        return 0.0, 0.0
+    left: dict[bytes, int] = {}
+    for token in theirs:
+        left[token] = left.get(token, 0) + 1
+    shared = [token for token in ours if token in left]  # no other token can be part of a common subsequence
+    hits = 0
+    for token in shared:
+        if left[token]:
+            left[token] -= 1
+            hits += 1
+    longest = LCSseq.similarity(shared, theirs) if hits > 1 else hits
+    return _f(hits, len(ours), len(theirs)), _f(longest, len(ours), len(theirs))
 
 
-def _first_tokens(text: str, limit: int) -> str:
-    if len(text) <= limit:  # a token is at least one character
-        return text
-    from rouge_score.tokenize import tokenize
-
-    return " ".join(tokenize(text, None)[:limit])
+def rouge_tokens(text: str) -> list[bytes]:
+    """`rouge_score.tokenize.tokenize(text, None)` as bytes: lower-case runs of a-z and 0-9."""
+    return text.lower().encode("ascii", "replace").translate(_ROUGE_BYTES).split()
 
 
-@cache
-def _scorer() -> Any:
-    """The one scorer; imported on first use, since it takes nltk with it."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+def _f(hits: int, n_pred: int, n_gold: int) -> float:
+    """The F value, by the operations of `rouge_score.scoring.fmeasure` in their order."""
+    precision, recall = hits / n_pred, hits / n_gold
+    return 2 * precision * recall / (precision + recall) if hits else 0.0

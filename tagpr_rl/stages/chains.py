@@ -14,15 +14,14 @@ from tagpr_rl.chains.pairs import build_pairs
 from tagpr_rl.chains.swap import ProfilePool
 from tagpr_rl.chains.usage import MeteredLabeller, MeteredTeacher
 from tagpr_rl.config import ChainsStage
-from tagpr_rl.data.retrieve import rank
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.paths import write_json
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.generators import Generators
-from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, write_parquet
+from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, retriever, write_parquet
 from tagpr_rl.stages.teachers import keep_rules, labeller_for, teacher_for
-from tagpr_rl.types import LampRecord, ProfileItem, TagprError
+from tagpr_rl.types import LampRecord, TagprError
 
 
 def run(context: StageContext) -> StageResult:
@@ -40,14 +39,11 @@ def _run(context: StageContext, models: Generators) -> StageResult:
     context.clean()
     records = load_split(recipe, context.nearest("data", reads=("lamp",)).root, TRAIN)
     tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
-    make = prompt_maker(recipe, schema, "reasoning", tokenizer.count)
+    make = prompt_maker(recipe, schema, "reasoning", tokenizer)
+    make_lent = prompt_maker(recipe, schema, "reasoning", tokenizer, lent=True)
     teacher = MeteredTeacher(teacher_for(recipe, models=models, schema=schema))
     labeller = MeteredLabeller(labeller_for(stage, models))
     rules = keep_rules(recipe, stage)
-
-    def shown(record: LampRecord) -> tuple[ProfileItem, ...]:
-        return rank(record, recipe.data.retrieval.k, recipe.data.retrieval.method)
-
     asked = with_empty_profiles(records, stage.empty_profile_fraction, stage.seed)
     chains = build_chains(
         asked,
@@ -58,8 +54,8 @@ def _run(context: StageContext, models: Generators) -> StageResult:
         rules,
         samples=stage.samples,
         seed=stage.seed,
-        empty_prompts={r.id: make(replace(r, profile=())) for r in records if TASKS[r.task].kind == "generation"},
-        swapping=Swapping(ProfilePool(records, stage.seed), shown, make),
+        empty_prompts={r.id: make_lent(replace(r, profile=())) for r in records if TASKS[r.task].kind == "generation"},
+        swapping=Swapping(ProfilePool(records, stage.seed), retriever(recipe, lent=True), make_lent),
     )
     require_budget(context.name, stage, teacher, labeller)
     write_rejected(context.dir.root, chains.rejected)  # first, so that `chains inspect` can show why none was kept
@@ -69,7 +65,7 @@ def _run(context: StageContext, models: Generators) -> StageResult:
             f"`launch.py chains inspect {context.run.root}` shows them"
         )
     pairs = build_pairs(
-        chains, records, make, teacher, labeller, schema, rules, max_pairs=stage.max_pairs, seed=stage.seed
+        chains, records, make_lent, teacher, labeller, schema, rules, max_pairs=stage.max_pairs, seed=stage.seed
     )
     require_budget(context.name, stage, teacher, labeller)
     write_parquet(context.dir.root / "chains.parquet", [_chain_row(row) for row in chains.rows])

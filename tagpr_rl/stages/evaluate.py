@@ -11,8 +11,10 @@ from typing import Any
 from rich.console import Console
 
 from tagpr_rl.config import EvaluateStage, prompt_style
+from tagpr_rl.data.lamp import write_predictions
 from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.eval.controls import baselines, empty_profiles, shuffle_profiles
+from tagpr_rl.eval.describe import describe, prompts_sha256
 from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
 from tagpr_rl.eval.metrics import paired_difference
 from tagpr_rl.paths import write_json, write_text
@@ -23,7 +25,7 @@ from tagpr_rl.types import LampRecord, Prompt
 
 
 def run(context: StageContext) -> StageResult:
-    """Write eval.json, and every response under responses/<model or control>.jsonl."""
+    """Write eval.json, every response under responses/<model or control>.jsonl, and official predictions files."""
     recipe, stage = context.recipe, context.recipe.stages[context.name]
     assert isinstance(stage, EvaluateStage)
     context.clean()
@@ -37,20 +39,35 @@ def run(context: StageContext) -> StageResult:
         asked["shuffled"] = (last, shuffle_profiles(control_records, stage.seed))
     if "empty" in stage.controls:
         asked["empty"] = (last, empty_profiles(control_records))
-    results = _answer_all(context, stage, folders, asked)
+    results, prompt_hashes = _answer_all(context, stage, folders, asked)
     base = baselines(load_split(recipe, data, TRAIN), held_out, stage.seed)
+    decoding = {
+        "temperature": stage.temperature,
+        "max_tokens": recipe.data.prompt.max_response_tokens,
+        "seed": stage.seed,
+    }
+    description = describe(
+        dict.fromkeys(record.task for record in held_out),
+        split="held out" if recipe.data.lamp_dir is None else "dev",
+        setting=recipe.data.split,
+        prompt_sha256=prompt_hashes[last],
+        schema_sha256=context.schema.sha256,
+        decoding=decoding,
+    )
     facts = {
         "models": {name: results[name].as_dict() for name in stage.models},
         "controls": {name: results[name].as_dict() for name in stage.controls},
         "control_model": last,
         "baselines": {name: evaluate(held_out, given, context.schema).as_dict() for name, given in base.items()},
         "comparisons": comparisons({name: results[name] for name in stage.models}),
-        "decoding": {"temperature": stage.temperature, "max_tokens": recipe.data.prompt.max_response_tokens},
+        "decoding": decoding,
+        "description": description,
+        "prompts_sha256": prompt_hashes,
     }
     write_json(context.dir.root / "eval.json", facts)
     _show_samples(context.console, context, last)
     metrics = {f"score/{name}": result.score for name, result in results.items()}
-    outputs = (context.dir.root / "eval.json", context.dir.root / "responses")
+    outputs = tuple(context.dir.root / name for name in ("eval.json", "responses", "predictions"))
     return StageResult(outputs=outputs, metrics=metrics)
 
 
@@ -59,20 +76,22 @@ def _answer_all(
     stage: EvaluateStage,
     folders: Mapping[str, Path],
     asked: Mapping[str, tuple[str, list[LampRecord]]],
-) -> dict[str, EvalResult]:
-    """Generate and score every set of questions; one engine serves all weights in turn."""
+) -> tuple[dict[str, EvalResult], dict[str, str]]:
+    """(label -> result, label -> hash of its prompts); one engine serves all weights in turn."""
     from tagpr_rl.backend.generate import Engine
 
     context.start_ray()
     results: dict[str, EvalResult] = {}
+    hashes: dict[str, str] = {}
     first = next(iter(folders.values()))
     prefilled = context.recipe.model.thought_prefilled
     with context.console.status(f"  {context.name}: starting vLLM") as status, Engine(context.recipe, first) as engine:
         for label, (model, records) in asked.items():
             status.update(f"  {context.name}: {label}, {len(records)} questions")
             tokenizer = ChatTokenizer(folders[model])
-            make = prompt_maker(context.recipe, context.schema, prompt_style(context.recipe, model), tokenizer.count)
+            make = prompt_maker(context.recipe, context.schema, prompt_style(context.recipe, model), tokenizer)
             prompts = [make(record) for record in records]
+            hashes[label] = prompts_sha256(prompts)
             engine.use(folders[model])
             texts = engine(
                 [tokenizer.encode(tokenizer.render(prompt.messages)) for prompt in prompts],
@@ -82,7 +101,10 @@ def _answer_all(
             responses = {question_key(record): text for record, text in zip(records, texts, strict=True)}
             results[label] = evaluate(records, responses, context.schema, prefilled=prefilled)
             _write_responses(context.dir.root / "responses" / f"{label}.jsonl", records, prompts, texts, results[label])
-    return results
+            for task in dict.fromkeys(record.task for record in records):
+                path = context.dir.root / "predictions" / label / f"{task}.json"
+                write_predictions(path, task, results[label].answers(task))
+    return results, hashes
 
 
 def comparisons(results: Mapping[str, EvalResult]) -> list[dict[str, Any]]:

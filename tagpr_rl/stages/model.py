@@ -9,11 +9,10 @@ from pathlib import Path
 from tagpr_rl.chains.teacher import TeacherRequest
 from tagpr_rl.config import ModelStage
 from tagpr_rl.data.prompt import DIRECT_INSTRUCTION, build_prompt, prompt_phrases
-from tagpr_rl.data.retrieve import rank
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.fetch import model_folder
-from tagpr_rl.stages.records import HELD_OUT, TRAIN, load_split
+from tagpr_rl.stages.records import HELD_OUT, TRAIN, load_split, retriever
 from tagpr_rl.stages.teachers import teacher_for
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, Prompt, TagprError
@@ -81,14 +80,15 @@ def corpus(context: StageContext, schema: TagSchema) -> list[str]:
     data = context.nearest("data", reads=("lamp",)).root
     train = load_split(context.recipe, data, TRAIN)
     held_out = load_split(context.recipe, data, HELD_OUT)
-    retrieval = context.recipe.data.retrieval
+    retrieve = retriever(context.recipe, prepare=(*train, *held_out))
 
     def unlimited(record: LampRecord, style: str) -> Prompt:
-        items = rank(record, retrieval.k, retrieval.method)
+        items = retrieve(record)
         return build_prompt(record, items, style=style, schema=schema, max_tokens=sys.maxsize, count_tokens=lambda _: 0)
 
     texts = [record.gold for record in train if record.gold is not None]
-    shown = [(record, unlimited(record, "reasoning")) for record in (*train, *held_out)[:CORPUS_SIZE]]
+    style = context.recipe.data.prompt.style
+    shown = [(record, unlimited(record, style)) for record in (*train, *held_out)[:CORPUS_SIZE]]
     bare = [replace(record, profile=()) for record in first_of_each_task(train)]
     shown += [(record, unlimited(record, style)) for record in bare for style in ("reasoning", "direct")]
     texts += [message["content"] for _, prompt in shown for message in prompt.messages]

@@ -6,18 +6,17 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from tagpr_rl import __version__
 from tagpr_rl.config import Recipe, dump_recipe
+from tagpr_rl.eval.describe import code_version
 from tagpr_rl.mirror import Mirror, mirror_of
 from tagpr_rl.paths import RunDir, write_json
 from tagpr_rl.report import build_report, summary_table
@@ -168,15 +167,5 @@ def describe_environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "packages": versions,
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        **code_version(),
     }
-
-
-def _git(*arguments: str) -> str:
-    root = Path(__file__).resolve().parents[2]
-    try:
-        found = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""

@@ -7,7 +7,7 @@ from tagpr_rl.data.rows import to_row
 from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.paths import write_json
 from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.stages.records import HELD_OUT, TRAIN, load_split, prompt_maker, write_parquet
+from tagpr_rl.stages.records import HELD_OUT, TRAIN, load_split, prompt_maker, retriever, write_parquet
 
 
 def run(context: StageContext) -> StageResult:
@@ -15,10 +15,13 @@ def run(context: StageContext) -> StageResult:
     context.clean()
     data = context.nearest("data", reads=("lamp",)).root
     tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
-    make = prompt_maker(context.recipe, context.schema, "reasoning", tokenizer.count)
+    make = prompt_maker(context.recipe, context.schema, "reasoning", tokenizer)
+    splits = {split: load_split(context.recipe, data, split) for split in (TRAIN, HELD_OUT)}
+    if context.recipe.data.retrieval.encoder is not None:
+        retriever(context.recipe, prepare=[record for records in splits.values() for record in records])
     facts = {}
     for split, name in ((TRAIN, "train"), (HELD_OUT, "held_out")):
-        records = load_split(context.recipe, data, split)
+        records = splits[split]
         prompts = [make(record) for record in records]
         rows = [to_row(record, prompt, i) for i, (record, prompt) in enumerate(zip(records, prompts, strict=True))]
         write_parquet(context.dir.root / f"{name}.parquet", rows)

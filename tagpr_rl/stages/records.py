@@ -8,8 +8,9 @@ from typing import Any
 
 from tagpr_rl.config import Recipe
 from tagpr_rl.data.lamp import load_folder
-from tagpr_rl.data.prompt import build_prompt
-from tagpr_rl.data.retrieve import rank
+from tagpr_rl.data.prompt import build_official_prompt, build_prompt
+from tagpr_rl.data.rankings import read_rankings
+from tagpr_rl.data.retrieve import Retriever, query_and_texts
 from tagpr_rl.data.tokens import ChatTokenizer, Messages
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, Prompt
@@ -23,14 +24,39 @@ def load_split(recipe: Recipe, data: Path, split: str) -> list[LampRecord]:
     return load_folder(data / "lamp", recipe.data.tasks, split)
 
 
+def retriever(recipe: Recipe, prepare: Sequence[LampRecord] = (), *, lent: bool = False) -> Retriever:
+    """The recipe's retrieval. With `prepare`, dense retrieval embeds all texts of these records in large batches.
+    `lent`: for questions read with another user's profile, which a file of rankings does not rank; BM25 does."""
+    block = recipe.data.retrieval
+    if lent and block.method == "file":
+        return Retriever(block.k, "bm25", block.seed, block.ties)
+    rankings = similarity = None
+    if block.path is not None:
+        rankings = read_rankings(block.path, recipe.data.tasks)
+    if block.encoder is not None:
+        from tagpr_rl.model.encode import Encoder
+
+        device = "cuda" if recipe.platform.device == "cuda" else "cpu"
+        encoder = Encoder(block.encoder, batch_size=block.batch_size, device=device)
+        store = encoder.store(block.cache or recipe.out / "embeddings")
+        pairs = [query_and_texts(record) for record in prepare if record.profile]
+        store.prepare([text for query, texts in pairs for text in (query, *texts)])
+        similarity = store.similarity
+    return Retriever(block.k, block.method, block.seed, block.ties, similarity, rankings)
+
+
 def prompt_maker(
-    recipe: Recipe, schema: TagSchema, style: str, count: Callable[[Messages], int]
+    recipe: Recipe, schema: TagSchema, style: str, tokenizer: ChatTokenizer, *, lent: bool = False
 ) -> Callable[[LampRecord], Prompt]:
-    """record -> its prompt under the recipe's retrieval and limit."""
-    retrieval, limit = recipe.data.retrieval, recipe.data.prompt.max_tokens
+    """record -> its prompt under the recipe's retrieval and limit; `style` is that of a recipe with our prompts;
+    `lent`: see retriever."""
+    retrieve, limit = retriever(recipe, lent=lent), recipe.data.prompt.max_tokens
+    official = recipe.data.prompt.style == "official"
 
     def make(record: LampRecord) -> Prompt:
-        items = rank(record, retrieval.k, retrieval.method)
+        items, count = retrieve(record), tokenizer.count
+        if official:
+            return build_official_prompt(record, items, max_tokens=limit, count_tokens=count, tokens=tokenizer)
         return build_prompt(record, items, style=style, schema=schema, max_tokens=limit, count_tokens=count)
 
     return make

@@ -84,7 +84,7 @@ def _sft_examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str
         rows = pq.read_table(chains, columns=["messages", "response"]).to_pylist()
         return sft_rows(tokenizer, [(row["messages"], row["response"]) for row in rows], limit)
     records = load_split(recipe, context.nearest("data", reads=("lamp",)).root, TRAIN)
-    make = prompt_maker(recipe, context.schema, "direct", tokenizer.count)
+    make = prompt_maker(recipe, context.schema, "direct", tokenizer)
     return sft_rows(tokenizer, [(make(r).messages, r.gold) for r in records if r.gold is not None], limit)
 
 

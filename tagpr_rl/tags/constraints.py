@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from enum import Enum
 
 from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.tags.words import Plain, plain_tokens
 from tagpr_rl.types import Step, TaggedTrace
 
 DUPLICATE_JACCARD = 0.8
@@ -28,11 +28,7 @@ class _Fault(Enum):
     LATE = 3
 
 
-_Verdict = tuple[_Fault | None, str]
-"""A step's fault, if any, and the rest of the sentence that describes it."""
-
-
-def tag_score(trace: TaggedTrace, schema: TagSchema) -> float:
+def tag_score(trace: TaggedTrace, schema: TagSchema, plain: Plain | None = None) -> float:
     """Score in [0, 1]: `coverage * sound`; 1 if and only if `violations` is empty. The formula is ours.
 
         coverage = sum_r min(useful_r, min_r) / sum_r min_r      over the required tags r
@@ -50,19 +46,23 @@ def tag_score(trace: TaggedTrace, schema: TagSchema) -> float:
     tags earn nothing by being there, so there is nothing to collect by using all of them. What a step *says*
     is for the task reward and PRMU to judge, not for this one.
 
+    `plain` may bring `plain_tokens` of the steps' texts, where the caller has them already.
+
     Raises:
         ValueError: a tag that is not in the schema (a parsed trace never has one).
     """
     if not trace.steps:
         return 0.0
-    verdicts = _judge(trace.steps, schema)
-    n_sound = sum(fault is None for fault, _ in verdicts)
-    useful = _useful_counts(trace.steps, verdicts)
-    needed = sum(spec.min_count for spec in schema.tags)
-    if needed == 0:
-        return n_sound / len(verdicts)  # the first useful step is never late, so 0 only if none is useful
-    covered = sum(min(useful[spec.name], spec.min_count) for spec in schema.tags)
-    return covered * n_sound / (needed * len(verdicts))  # one division: equal fractions are equal floats
+    faults, _ = _judge(trace.steps, schema, plain)
+    n_sound = faults.count(None)
+    if not schema.required:
+        return n_sound / len(faults)  # the first useful step is never late, so 0 only if none is useful
+    useful = _useful_counts(trace.steps, faults)
+    needed = covered = 0
+    for name, least in schema.required:
+        needed += least
+        covered += min(useful.get(name, 0), least)
+    return covered * n_sound / (needed * len(faults))  # one division: equal fractions are equal floats
 
 
 def violations(trace: TaggedTrace, schema: TagSchema) -> list[str]:
@@ -73,57 +73,111 @@ def violations(trace: TaggedTrace, schema: TagSchema) -> list[str]:
     """
     if not trace.steps:
         return ["the chain has no steps"]
-    verdicts = _judge(trace.steps, schema)
-    found = [
-        f"step {index} <{step.tag}> {why}"
-        for index, (step, (fault, why)) in enumerate(zip(trace.steps, verdicts, strict=True))
-        if fault is not None
-    ]
-    useful = _useful_counts(trace.steps, verdicts)
+    faults, why = _judge(trace.steps, schema)
+    found = [f"step {index} <{trace.steps[index].tag}> {reason}" for index, reason in sorted(why.items())]
+    useful = _useful_counts(trace.steps, faults)
     found += [
-        f"<{spec.name}> occurs {useful[spec.name]} times as a useful step, at least {spec.min_count} required"
+        f"<{spec.name}> occurs {useful.get(spec.name, 0)} times as a useful step, at least {spec.min_count} required"
         for spec in schema.tags
-        if useful[spec.name] < spec.min_count
+        if useful.get(spec.name, 0) < spec.min_count
     ]
     return found
 
 
-def _useful_counts(steps: Sequence[Step], verdicts: Sequence[_Verdict]) -> Counter[str]:
-    pairs = zip(steps, verdicts, strict=True)
-    return Counter(step.tag for step, (fault, _) in pairs if fault in (None, _Fault.LATE))
+def _useful_counts(steps: Sequence[Step], faults: Sequence[_Fault | None]) -> dict[str, int]:
+    useful: dict[str, int] = {}
+    for step, fault in zip(steps, faults, strict=True):
+        if fault is None or fault is _Fault.LATE:
+            useful[step.tag] = useful.get(step.tag, 0) + 1
+    return useful
 
 
-def _judge(steps: Sequence[Step], schema: TagSchema) -> list[_Verdict]:
-    """One verdict a step, left to right; counts and order see useful steps, likeness all earlier ones."""
-    verdicts: list[_Verdict] = []
-    seen: Counter[str] = Counter()
-    prints: list[tuple[int, frozenset[str], frozenset[tuple[str, str]]]] = []
+class _Likeness:
+    """Which earlier step a step nearly repeats. Words and pairs are made when first needed, and once."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.steps = steps
+        self._words: dict[int, list[str]] = {}
+        self._prints: dict[int, tuple[set[str], frozenset[tuple[str, str]]]] = {}
+
+    def words(self, index: int) -> list[str]:
+        """The words of a step."""
+        if index not in self._words:
+            self._words[index] = _words(self.steps[index].text)
+        return self._words[index]
+
+    def twin(self, index: int, earlier: Sequence[int]) -> int | None:
+        """The first of the steps `earlier` that step `index` nearly repeats."""
+        bag, pairs = self._print(index)
+        for other in earlier:
+            other_bag, other_pairs = self._print(other)
+            if bag == other_bag or _similar(pairs, other_pairs):
+                return other
+        return None
+
+    def _print(self, index: int) -> tuple[set[str], frozenset[tuple[str, str]]]:
+        if index not in self._prints:
+            words = self.words(index)
+            self._prints[index] = set(words), _word_pairs(words)
+        return self._prints[index]
+
+
+def _judge(
+    steps: Sequence[Step], schema: TagSchema, plain: Plain | None = None
+) -> tuple[list[_Fault | None], dict[int, str]]:
+    """(each step's fault or None, step at fault -> the rest of the sentence that describes it).
+
+    Left to right; counts and order see useful steps, likeness all earlier ones. A step's words that no earlier step
+    has begin pairs of words that none has. Jaccard >= .8 leaves room for a quarter as many pairs of one's own as are
+    shared, and a step has at most words + 1 pairs: with more new words than a quarter of that it repeats nothing.
+    Most steps are of this kind, and nothing but their words need be looked at.
+    """
+    faults: list[_Fault | None] = []
+    why: dict[int, str] = {}
+    seen: dict[str, int] = {}
+    likeness: _Likeness | None = None
+    compared: list[int] = []  # the steps so far that have a word
+    plain = plain or plain_tokens([step.text for step in steps])
+    known: set[str] = set() if plain is None else set(plain[1])  # marks are no new words
+    tags = schema.by_name
     for index, step in enumerate(steps):
-        spec = schema.by_name.get(step.tag)
+        tag = step.tag
+        spec = tags.get(tag)
         if spec is None:
-            raise ValueError(f"step {index}: tag {step.tag!r} is not in the schema {schema.version!r}")
+            raise ValueError(f"step {index}: tag {tag!r} is not in the schema {schema.version!r}")
+        fault, reason = None, ""
         if index >= MAX_STEPS:
-            verdicts.append((_Fault.SURPLUS, f"is over the limit of {MAX_STEPS} steps"))
-            continue
-        words = _words(step.text)
-        if not words:
-            verdicts.append((_Fault.WORDLESS, "has no word"))
-            continue
-        bag, pairs = frozenset(words), _word_pairs(words)
-        twins = (at for at, bag_, pairs_ in prints if bag == bag_ or _similar(pairs, pairs_))
-        twin = next(twins, None)
-        prints.append((index, bag, pairs))
-        if twin is not None:
-            verdicts.append((_Fault.DUPLICATE, f"is a near-duplicate of step {twin}"))
-            continue
-        if seen[step.tag] >= spec.max_count:
-            verdicts.append((_Fault.SURPLUS, f"is over the tag's max_count of {spec.max_count}"))
-            continue
-        late = [] if seen[step.tag] else [name for name in spec.before if seen[name]]
-        why = f"must come before <{late[0]}>" if late else ""
-        verdicts.append((_Fault.LATE if late else None, why))
-        seen[step.tag] += 1
-    return verdicts
+            fault, reason = _Fault.SURPLUS, f"is over the limit of {MAX_STEPS} steps"
+        else:
+            if plain is not None and len(tokens := plain[0][index]) <= MAX_WORDS and len(step.text) <= MAX_CHARS:
+                words = tokens  # and marks, which are known
+            else:
+                words = _words(step.text)
+            n_known = len(known)
+            known.update(words)
+            twin = None
+            if 4 * (len(known) - n_known) <= len(words) + 1:  # few new words, or none at all
+                likeness = likeness or _Likeness(steps)
+                if not likeness.words(index):
+                    faults.append(_Fault.WORDLESS)
+                    why[index] = "has no word"
+                    continue
+                twin = likeness.twin(index, compared)
+            compared.append(index)
+            count = seen.get(tag, 0)
+            if twin is not None:
+                fault, reason = _Fault.DUPLICATE, f"is a near-duplicate of step {twin}"
+            elif count >= spec.max_count:
+                fault, reason = _Fault.SURPLUS, f"is over the tag's max_count of {spec.max_count}"
+            else:
+                seen[tag] = count + 1
+                if not count and not seen.keys().isdisjoint(spec.before):
+                    fault = _Fault.LATE
+                    reason = f"must come before <{next(name for name in spec.before if name in seen)}>"
+        faults.append(fault)
+        if fault is not None:
+            why[index] = reason
+    return faults, why
 
 
 def _words(text: str) -> list[str]:

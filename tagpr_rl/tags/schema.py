@@ -66,6 +66,11 @@ class TagSchema:
         return {tag.name: tag for tag in self.tags}
 
     @cached_property
+    def required(self) -> tuple[tuple[str, int], ...]:
+        """(name, least occurrences) of the tags that must occur."""
+        return tuple((tag.name, tag.min_count) for tag in self.tags if tag.min_count > 0)
+
+    @cached_property
     def sha256(self) -> str:
         """Hex SHA-256 of the schema as canonical JSON (sorted keys, no spaces, UTF-8)."""
         text = json.dumps(to_mapping(self), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

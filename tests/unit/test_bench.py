@@ -303,3 +303,31 @@ class TestGpu:
             with pytest.raises(SystemExit) as error:
                 gpu.parse(["--out", str(tmp_path), *words])
             assert error.value.code == 2
+
+
+@pytest.fixture(scope="module")
+def lamp(root: Path) -> ModuleType:
+    return load(root, "lamp")
+
+
+def test_lamp_metrics_equal_scikit_learns(lamp: ModuleType) -> None:
+    pytest.importorskip("sklearn")
+    assert lamp.bench_metrics()["largest_difference_to_scikit_learn"] <= 1e-12
+
+
+def test_lamp_rankings_and_rouge_equal_their_libraries(lamp: ModuleType) -> None:
+    assert lamp.bench_bm25(quick=True)["rankings_that_differ"] == 0
+    assert lamp.bench_rouge(quick=True)["largest_difference"] <= 1e-12
+
+
+def test_lamp_bars_by_hand(lamp: ModuleType) -> None:
+    facts: dict[str, Any] = {
+        "bm25": {"rankings_that_differ": 1, "ratio": 49.0},
+        "rouge": {"largest_difference": 0.0, "ratio": 15.0},
+        "stream": {"stream": {"peak_mib": 1025.0}},
+    }
+    assert lamp.misses(facts) == [
+        "missed: bm25: rankings that differ",
+        "missed: bm25: ratio below 50",
+        "missed: stream: over 1 GiB",
+    ]

@@ -110,7 +110,7 @@ def test_an_unknown_key_at_any_depth_is_refused_with_the_nearest_known_one(
 
 
 def test_an_unknown_key_near_nothing_lists_the_known_ones() -> None:
-    assert "data.retrieval.qqqqqqq: unknown key; known keys: method, k" in refusal(
+    assert "data.retrieval.qqqqqqq: unknown key; known keys: method, k, ties, " in refusal(
         small(data={"retrieval": {"qqqqqqq": 1}})
     )
 

@@ -142,14 +142,14 @@ BAD = {
     "missing": (lambda q, o: q.unlink(), r"dev_questions.json: no such file"),
     "truncated": (
         lambda q, o: q.write_text('[{"id": "1", "inp'),
-        r"dev_questions.json: broken JSON at line 1 column 14 \(character 13 of 17\)",
+        r"dev_questions.json: record 0 \(begins at character 1\): broken JSON at character 13: Unterminated string",
     ),
     "empty": (lambda q, o: q.write_text("\n"), r"dev_questions.json: empty file"),
     "html": (lambda q, o: o.write_text("<!DOCTYPE html><html>"), r"dev_outputs.json: holds HTML, not JSON"),
     "binary": (lambda q, o: q.write_bytes(b"PK\x03\xff"), r"dev_questions.json: not UTF-8 text \(byte 3\)"),
     "not a list": (
         lambda q, o: q.write_text('{"task": "LaMP_2", "golds": []}'),
-        r"top level is an object .*not a list of questions; this looks like an outputs file",
+        r"top level is an object, not a list of questions; this looks like an outputs file",
     ),
     "no question": (lambda q, o: q.write_text("[]"), "holds no question"),
     "no input": (
@@ -173,14 +173,14 @@ BAD = {
         questions_with(lambda rows: rows[1]["profile"][0].update(tag=None)),
         r"record 1 \(id '8'\): profile item 0: 'tag' is null, not text",
     ),
-    "duplicate id": (questions_with(lambda rows: rows[1].update(id="7")), r"record 1: id '7' stands twice"),
+    "duplicate id": (questions_with(lambda rows: rows[1].update(id="7")), r"record 1 \(id '7'\): id '7' stands twice"),
     "gold alone": (
         outputs_with(lambda data: data["golds"].append({"id": "99", "output": "comedy"})),
-        r"dev_outputs.json: 1 golds have no question in .*dev_questions.json, first id '99'",
+        r"dev_outputs.json: the gold of id '99' has no readable question in .*dev_questions.json",
     ),
     "question alone": (
         outputs_with(lambda data: data["golds"].pop(0)),
-        r"dev_questions.json: 1 questions have no gold in .*dev_outputs.json, first id '7'",
+        r"dev_questions.json: record 0 \(id '7'\): no gold in .*dev_outputs.json",
     ),
     "other task": (
         outputs_with(lambda data: data.update(task="LaMP_3")),

@@ -41,17 +41,17 @@ def test_bm25_uses_the_tasks_query_and_puts_the_best_first() -> None:
     # "scale" stands in LaMP_3's instruction, not in the query: item 0 must not win by it.
     record = reviews(["scale of the thing", "a red lamp", "two"], query="red lamp")
     assert ids(rank(record, 1)) == ["1"]
-    assert ids(rank(record, 9)) == ["1", "0", "2"]
+    assert ids(rank(record, 9, ties="position")) == ["1", "0", "2"]
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from(["red lamp", "red", "blue", "blue lamp", ""]), max_size=12), st.integers(0, 15))
-def test_bm25_ties_keep_their_position(texts: list[str], k: int) -> None:
+def test_bm25_ties_may_keep_their_position(texts: list[str], k: int) -> None:
     record = reviews(texts, query="red lamp")
-    ranked = rank(record, k)
+    ranked = rank(record, k, ties="position")
     assert len(ranked) == min(k, len(texts))
     scores = bm25_scores(texts, "red lamp")
-    places = [int(item.id) for item in rank(record, len(texts))]
+    places = [int(item.id) for item in rank(record, len(texts), ties="position")]
     for before, after in pairwise(places):
         assert scores[before] > scores[after] or (scores[before] == scores[after] and before < after)
     assert ids(ranked) == [str(place) for place in places[:k]]
@@ -85,8 +85,14 @@ def test_none_empty_and_bad_arguments() -> None:
     for method in METHODS:
         assert rank(reviews([]), 5, method) == ()
         assert rank(record, 0, method) == ()
-    with pytest.raises(TagprError, match="'BM25' is not one of bm25, recency, random, none"):
+    with pytest.raises(TagprError, match="'BM25' is not one of bm25, dense, recency, random, file, none"):
         rank(record, 1, "BM25")
+    with pytest.raises(TagprError, match="ties 'first' is not one of official, position"):
+        rank(record, 1, ties="first")
+    with pytest.raises(TagprError, match="method dense needs an encoder"):
+        rank(record, 1, "dense")
+    with pytest.raises(TagprError, match=r"method file needs data\.retrieval\.path"):
+        rank(record, 1, "file")
     with pytest.raises(TagprError, match="k is -1"):
         rank(record, -1)
 

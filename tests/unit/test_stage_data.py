@@ -96,7 +96,7 @@ BAD = {
             lambda found: {**found, "golds": [{**found["golds"][0], "id": "nobody"}, *found["golds"][1:]]},
         ),
         [],
-        ["dev_outputs.json", "nobody"],
+        ["dev_outputs.json", "no gold in"],
     ),
     "missing golds": (drop_golds, [], ["gold", "outputs.json"]),
     "unknown key": (lambda lamp: None, ["data.retreival.k=3"], ["data.retreival", "retrieval"]),

@@ -1,0 +1,163 @@
+"""What a folder of LaMP files holds: counts, hashes, refused records and defects. Reads each file once, streaming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tagpr_rl.data.lamp import SPLITS, TASKS, outputs_path, questions_path, stream_lamp
+from tagpr_rl.paths import sha256_file
+from tagpr_rl.types import LampRecord, TagprError
+
+SHOWN = 5
+"""Examples kept of each kind of defect."""
+
+
+@dataclass
+class Defects:
+    """Questions with one kind of defect: they load, and a number made from them deserves a second look."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count one; keep the first few."""
+        self.count += 1
+        if len(self.examples) < SHOWN:
+            self.examples.append(example)
+
+
+@dataclass
+class FileCheck:
+    """One task and split."""
+
+    task: str
+    split: str
+    questions: Path
+    outputs: Path | None
+    sha256: dict[str, str]
+    """File name -> hash."""
+    n_read: int = 0
+    n_refused: int = 0
+    users: int = 0
+    items: int = 0
+    items_max: int = 0
+    empty_profiles: int = 0
+    dated: int = 0
+    """Questions whose profile items all have a date: the time split."""
+    refused: list[str] = field(default_factory=list)
+    """Every refusal: file, record and reason."""
+    broken: str | None = None
+    """Why nothing after the last record read could be read."""
+    defects: dict[str, Defects] = field(default_factory=dict)
+
+    @property
+    def setting(self) -> str:
+        """time, user, or what is neither."""
+        with_items = self.n_read - self.empty_profiles
+        if not with_items:
+            return "no profiles"
+        return {0: "user", with_items: "time"}.get(self.dated, "some dates are missing")
+
+    @property
+    def fine(self) -> bool:
+        """Whether every record was read."""
+        return not self.n_refused and self.broken is None
+
+
+def leaks_gold(record: LampRecord) -> bool:
+    """Whether a profile item's own title (or tweet) is the gold. Always False for closed label lists."""
+    spec = TASKS[record.task]
+    if spec.kind != "generation" or record.gold is None or spec.label_key is None:
+        return False
+    gold = record.gold.strip()
+    return any(item.fields[spec.label_key].strip() == gold for item in record.profile)
+
+
+def query_fault(record: LampRecord) -> str | None:
+    """Why retrieval could not find this question's query, or would find a wrong one; None when all is well."""
+    spec = TASKS[record.task]
+    try:
+        query = spec.query(record)
+    except TagprError as fault:
+        return str(fault)
+    if not query.split():
+        return "the query is empty"
+    if spec.query_marker is None and (quotes := record.input.count('"')) != 6:
+        return f"{quotes} quotation marks instead of 6, so the candidates are cut wrongly"
+    return None
+
+
+def present(folder: Path, tasks: Iterable[str] = TASKS, splits: Iterable[str] = SPLITS) -> list[tuple[str, str]]:
+    """(task, split) of every questions file under `folder`."""
+    splits = tuple(splits)
+    return [(task, split) for task in tasks for split in splits if questions_path(folder, task, split).is_file()]
+
+
+def check_folder(folder: Path, tasks: Iterable[str] = TASKS, splits: Iterable[str] = SPLITS) -> Iterator[FileCheck]:
+    """One check per task and split found. TagprError when there is none."""
+    found = present(folder, tasks, splits)
+    if not found:
+        raise TagprError(
+            f"{folder}: no <task>/<split>_questions.json there (tasks {', '.join(TASKS)}; splits {', '.join(SPLITS)}); "
+            "name the folder that holds one folder per task"
+        )
+    for task, split in found:
+        yield check_files(folder, task, split)
+
+
+def check_files(folder: Path, task: str, split: str) -> FileCheck:
+    """Read one pair of files; refusals and defects are counted, not raised."""
+    questions, outputs = questions_path(folder, task, split), outputs_path(folder, task, split)
+    own_outputs = outputs if outputs.is_file() else None
+    files = [questions, *([outputs] if own_outputs else [])]
+    found = FileCheck(task, split, questions, own_outputs, {path.name: sha256_file(path) for path in files})
+    users: set[str] = set()
+    try:
+        for record in stream_lamp(questions, own_outputs, split, task=task, on_fault=found.refused.append):
+            found.n_read += 1
+            users.add(record.user_id)
+            _count(found, record)
+    except TagprError as error:
+        found.broken = str(error)
+    found.n_refused, found.users = len(found.refused), len(users)
+    return found
+
+
+def _count(found: FileCheck, record: LampRecord) -> None:
+    found.items += len(record.profile)
+    found.items_max = max(found.items_max, len(record.profile))
+    found.empty_profiles += not record.profile
+    found.dated += bool(record.profile) and all(item.date is not None for item in record.profile)
+
+    def defect(kind: str, example: str) -> None:
+        found.defects.setdefault(kind, Defects()).add(f"{record.id}: {example}" if example else record.id)
+
+    if leaks_gold(record):
+        defect("gold stands in the user's own profile", "")
+    if (why := query_fault(record)) is not None:
+        defect("malformed query", why)
+    if len({item.id for item in record.profile}) < len(record.profile):
+        defect("profile items share an id", "")
+    if record.gold is not None and not record.gold.strip():
+        defect("empty gold", "")
+
+
+def describe(found: FileCheck) -> list[str]:
+    """The check as lines for a terminal."""
+    mean = found.items / found.n_read if found.n_read else 0.0
+    lines = [
+        f"{found.task} {found.split} ({found.setting} split): {found.n_read} questions read, {found.n_refused} entries "
+        f"refused, {found.users} users, {mean:.1f} profile items on average, at most {found.items_max}, "
+        f"{found.empty_profiles} empty profiles" + ("" if found.outputs else "; no outputs file, so no golds")
+    ]
+    lines += [f"  sha256 {digest}  {name}" for name, digest in found.sha256.items()]
+    for kind, defects in found.defects.items():
+        shown = "; ".join(defects.examples)
+        more = f" and {defects.count - len(defects.examples)} more" if defects.count > len(defects.examples) else ""
+        lines.append(f"  defect: {kind}: {defects.count} (id {shown}{more})")
+    lines += [f"  refused: {message}" for message in found.refused]
+    if found.broken is not None:
+        lines.append(f"  broken: {found.broken}")
+    return lines

@@ -1,0 +1,126 @@
+"""Official prediction and gold files, alone or in the benchmark's zip of seven, from this or any other system."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tagpr_rl.data.lamp import parse_golds, read_json
+from tagpr_rl.data.stream import decode
+from tagpr_rl.data.tasks import task_name
+from tagpr_rl.paths import replacing, sha256_file
+from tagpr_rl.types import TagprError
+
+ZIP_TASKS = ("LaMP_1", "LaMP_2", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7")
+"""What `eval_all.py` upstream wants in a zip; any other number of tasks stops it."""
+MAX_MEMBER = 1 << 28
+"""A larger member of a zip is refused: predictions are a few megabytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One task's predictions or golds."""
+
+    task: str
+    path: Path
+    sha256: str
+    """Of the file it stands in."""
+    outputs: Mapping[str, str]
+    """Question id -> text."""
+
+
+def read_answers(path: Path, task: str | None = None) -> dict[str, Answers]:
+    """Task -> answers of an official `.json` file or a `.zip` of them.
+
+    `task` says what a file means that calls itself LaMP_2 and holds the news task (LaMP_2N).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TagprError(f"{path}: no such file; give an official predictions or outputs file, or a zip of them")
+    digest = sha256_file(path)
+    if zipfile.is_zipfile(path):
+        members = _members(path)
+    else:
+        members = {str(path): read_json(path)}
+    found: dict[str, Answers] = {}
+    for source, value in members.items():
+        named, outputs = parse_golds(source, value)
+        name = _task(source, named, task if len(members) == 1 else None)
+        if name in found:
+            raise TagprError(f"{source}: {name} stands in {path} twice")
+        if not outputs:
+            raise TagprError(f"{source}: holds no answer")
+        found[name] = Answers(name, path, digest, outputs)
+    return found
+
+
+def require_same_questions(preds: Answers, golds: Answers) -> None:
+    """TagprError unless both name exactly the same ids, as upstream's evaluation demands."""
+    missing = [key for key in golds.outputs if key not in preds.outputs]
+    extra = [key for key in preds.outputs if key not in golds.outputs]
+    if missing or extra:
+        parts = [f"{len(missing)} of {len(golds.outputs)} questions have no prediction, first {missing[0]!r}"] * bool(
+            missing
+        ) + [f"{len(extra)} predictions belong to no gold, first {extra[0]!r}"] * bool(extra)
+        raise TagprError(
+            f"{preds.path} and {golds.path}: {'; '.join(parts)}; predictions must answer the golds' questions, all of "
+            "them and no other"
+        )
+
+
+def write_zip(path: Path, answers: Iterable[Answers]) -> None:
+    """The zip that `eval_all.py` reads: `LaMP_1.json` ... `LaMP_7.json`. TagprError unless it is all seven."""
+    by_task = {answer.task: answer for answer in answers}
+    missing = [task for task in ZIP_TASKS if task not in by_task]
+    extra = [task for task in by_task if task not in ZIP_TASKS]
+    if missing or extra:
+        raise TagprError(
+            f"{path}: the official zip has exactly {', '.join(ZIP_TASKS)}; missing: {', '.join(missing) or 'none'}; "
+            f"not among them: {', '.join(extra) or 'none'}"
+        )
+    with replacing(Path(path)) as temp, zipfile.ZipFile(temp, "w", zipfile.ZIP_DEFLATED) as archive:
+        for task in ZIP_TASKS:
+            golds = [{"id": key, "output": text} for key, text in by_task[task].outputs.items()]
+            # A fixed time stamp: the same answers make the same bytes.
+            info = zipfile.ZipInfo(f"{task}.json", date_time=(1980, 1, 1, 0, 0, 0))
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, json.dumps({"task": task, "golds": golds}, ensure_ascii=False))
+
+
+def _members(path: Path) -> dict[str, object]:
+    """Source for messages -> JSON value, of every .json file in a zip; nothing is unpacked to disk."""
+    found: dict[str, object] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                hidden = Path(info.filename).name.startswith(".") or info.filename.startswith("__MACOSX/")
+                if info.is_dir() or hidden or not info.filename.endswith(".json"):
+                    continue
+                source = f"{path}, member {info.filename}"
+                if info.file_size > MAX_MEMBER:
+                    raise TagprError(f"{source}: {info.file_size} bytes unpacked; predictions are much smaller")
+                try:
+                    text = archive.read(info).decode("utf-8-sig")
+                except UnicodeDecodeError as error:
+                    raise TagprError(f"{source}: not UTF-8 text (byte {error.start})") from None
+                found[source] = decode(Path(source), text)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:  # damaged, encrypted, odd method
+        raise TagprError(f"{path}: the zip cannot be read: {error}") from None
+    if not found:
+        raise TagprError(f"{path}: the zip holds no .json file")
+    return found
+
+
+def _task(source: str, named: str, wanted: str | None) -> str:
+    try:
+        name = task_name(named)
+    except TagprError as error:
+        raise TagprError(f'{source}: "task": {error}') from None
+    if wanted is None or name == task_name(wanted):
+        return name
+    if (task_name(wanted), name) == ("LaMP_2N", "LaMP_2"):
+        return "LaMP_2N"
+    raise TagprError(f'{source}: "task" is {named!r}, expected {task_name(wanted)}')
