@@ -315,6 +315,7 @@ def test_lamp_metrics_equal_scikit_learns(lamp: ModuleType) -> None:
     assert lamp.bench_metrics()["largest_difference_to_scikit_learn"] <= 1e-12
 
 
+@pytest.mark.slow
 def test_lamp_rankings_and_rouge_equal_their_libraries(lamp: ModuleType) -> None:
     assert lamp.bench_bm25(quick=True)["rankings_that_differ"] == 0
     assert lamp.bench_rouge(quick=True)["largest_difference"] <= 1e-12
