@@ -1,9 +1,10 @@
 """Kill a GRPO stage at random moments of its checkpoint writes, go on each time, compare with an undisturbed run.
 
-    python bench/interrupt.py --out /data/interrupt [--kills 10]
+    python bench/interrupt.py --out /data/interrupt [--kills 10] [key=value ...]
 
-Both runs are recipes/smoke.yaml with a checkpoint after each step. The moments are drawn within the time that a save
-took in the undisturbed run, so that kills fall before, into and after the writing and the renaming.
+Both runs are recipes/smoke.yaml with a checkpoint after each step, and the overrides given. The moments are drawn
+within the time that a save took in the undisturbed run, so that kills fall before, into and after the writing and the
+renaming.
 """
 
 from __future__ import annotations
@@ -74,11 +75,15 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for example stages.guided.strategy=deepspeed"
+    )
     given = parser.parse_args()
     given.out.mkdir(parents=True)
     log = given.out / "log.txt"
     calm, hurt = (given.out / name / "smoke" for name in ("calm", "hurt"))
-    first = launch("run", "recipes/smoke.yaml", *SHORT, f"out={calm.parent}", log=log)
+    recipe = ("run", "recipes/smoke.yaml", *SHORT, *given.overrides)
+    first = launch(*recipe, f"out={calm.parent}", log=log)
     longest, since = 0.0, None
     while first.poll() is None:
         now = time.monotonic()
@@ -88,7 +93,7 @@ def main() -> int:
     if first.returncode:
         raise SystemExit(f"the undisturbed run failed: {log}")
     rng, met = random.Random(given.seed), []
-    command = ("run", "recipes/smoke.yaml", *SHORT, f"out={hurt.parent}")
+    command = (*recipe, f"out={hurt.parent}")
     for number in range(given.kills):
         process = launch(*command, log=log)
         delay = rng.uniform(0, longest * 1.3)
