@@ -208,16 +208,21 @@ def engine_parts(recipe: Recipe, shape: ModelShape, memory: float | None) -> tup
 
 
 def scorer_part(recipe: Recipe, stage: GrpoStage) -> Part | None:
-    """PRMU's scorer: fp32 weights, and the states of the 32,768 padded tokens it takes at a time."""
+    """One PRMU scorer: fp32 weights, the states of the padded tokens it takes at a time, and its cache."""
     if stage.prmu is None or not stage.weights.beta:
         return None
     shape = prmu_shape(recipe, stage.prmu)
     if shape is None:
         return None
     # Every layer's states, normalised, weighted and stacked (prmu.model.PrmuModel.states).
-    states = 32_768 * 4 * (4 * shape.hidden * (shape.layers + 1) + 3 * shape.ffn)
-    text = f"4 B x {shape.parameters:,} + 32,768 tokens x {states // 32_768:,} B of states"
-    return Part("prmu", 4 * shape.parameters + states, text)
+    serving = recipe.placement.prmu_serving
+    per_token = 4 * (4 * shape.hidden * (shape.layers + 1) + 3 * shape.ffn)
+    text = (
+        f"4 B x {shape.parameters:,} + {serving.batch_tokens:,} tokens x {per_token:,} B of states "
+        f"+ {serving.cache_mb:g} MiB of items"
+    )
+    cache = serving.cache_mb * (1 << 20)
+    return Part("prmu", 4 * shape.parameters + serving.batch_tokens * per_token + cache, text)
 
 
 def prmu_training_parts(shape: ModelShape, stage: PrmuStage) -> tuple[Part, ...]:

@@ -20,6 +20,8 @@ from tagpr_rl.types import TagprError
 
 CACHED_TEXTS = 50_000
 """Tokenised texts kept per encoder."""
+CHARACTERS_PER_TOKEN = 64
+"""Text beyond `limit * CHARACTERS_PER_TOKEN` characters is not read: a 100 kB item costs what a long one does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,13 @@ class TextEncoder:
         self._cached_item = lru_cache(CACHED_TEXTS)(self._item)
 
     def _ids(self, text: str) -> list[int]:
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, which no tokenizer takes, becomes "?"
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def response(self, question: str, response: str) -> ResponseIds:
         """One response row, cached."""
-        return self._cached_response(question, response)
+        most = self.limits.max_tokens * CHARACTERS_PER_TOKEN
+        return self._cached_response(question[-most:], response[:most])
 
     def _response(self, question: str, response: str) -> ResponseIds:
         """At most `max_tokens`: the question loses its beginning first, then the response its end."""
@@ -79,7 +83,7 @@ class TextEncoder:
 
     def item(self, text: str) -> tuple[int, ...]:
         """One item row, cached; () when the text has no tokens."""
-        return self._cached_item(text)
+        return self._cached_item(text[: self.limits.max_item_tokens * CHARACTERS_PER_TOKEN])
 
     def _item(self, text: str) -> tuple[int, ...]:
         """One item row of at most `max_item_tokens`; () when the text has no tokens."""

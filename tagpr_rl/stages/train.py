@@ -119,11 +119,14 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
     if stage.prmu is not None and stage.weights.beta > 0:
         folder = context.earlier(stage.prmu, reads=("prmu",)).root / "prmu"
         prmu = {"path": str(folder.resolve()), **scorer_placement(recipe.placement)}
+    health_s = recipe.placement.prmu_serving.health_s
     schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
     weights = stage.weights.model_dump()
     scorers = {
         "checker": {"schema_file": schema_file, "prefilled": recipe.model.thought_prefilled, **weights},
         "prmu": prmu,
+        "health_s": health_s,
+        "stall_s": max(health_s, stage.prmu_timeout_s),
     }
     ray = context.start_ray()
     from tagpr_rl.backend import cluster
@@ -141,10 +144,19 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
 
 
 def scorer_placement(placement: PlacementBlock) -> dict[str, Any]:
-    """The PRMU actor's device: none, one that the policy uses, or its own."""
+    """Arguments of prmu_actor.start_all: the actors' device (none, one that the policy uses, or their own), limits."""
+    serving = placement.prmu_serving
+    found = {
+        "scorers": serving.scorers,
+        "max_batch_tokens": serving.batch_tokens,
+        "max_waiting": serving.max_waiting,
+        "cache_mb": serving.cache_mb,
+        "restarts": serving.restarts,
+    }
     if placement.prmu == "cpu":
-        return {"device": "cpu"}
-    return {"device": "cuda", "num_gpus": placement.prmu_devices if placement.prmu == "dedicated" else 0.0}
+        return {"device": "cpu", **found}
+    own = placement.prmu_devices if placement.prmu == "dedicated" else 0.0
+    return {"device": "cuda", "num_gpus": own, **found}
 
 
 def run_prmu(context: StageContext) -> StageResult:
