@@ -250,6 +250,8 @@ class PrmuStage(TrainingStage):
     centre: NonNegative = 0.01
     user_dropout: Fraction = 0.5
     max_items: Count = 16
+    user_shards: Count | None = None
+    """Files that hold the rows of known users, in float16 and read through memory maps; None = in the model's file."""
 
 
 class RewardWeights(Closed):

@@ -21,10 +21,12 @@ def train_prmu_remote(
     tracking: dict[str, Any],
     threads: int,
     zero: dict[str, Any] | None = None,
+    user_shards: int | None = None,
 ) -> dict[str, float]:
     """Train PRMU on the pairs file and return its figures (prmu.train.train_prmu).
 
     `zero`: config.DeepSpeedBlock as a dict, to train with DeepSpeed; None trains with FSDP2.
+    `user_shards`: move the users' rows into so many files afterwards (prmu.users_table); None leaves them.
     """
     import torch
 
@@ -46,7 +48,7 @@ def train_prmu_remote(
         tracker.log({f"prmu/{key}": value for key, value in row.items() if key != "step"}, step=int(row["step"]))
 
     try:
-        return train_prmu(
+        figures = train_prmu(
             read_pairs(Path(pairs)),
             backbone=Path(backbone),
             out=Path(out),
@@ -54,5 +56,10 @@ def train_prmu_remote(
             on_step=on_step,
             make_engine=make_engine,
         )
+        if user_shards is not None:
+            from tagpr_rl.prmu.users_table import shard_users
+
+            shard_users(Path(out), shards=user_shards)
+        return figures
     finally:
         tracker.finish()

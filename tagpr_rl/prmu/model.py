@@ -20,7 +20,9 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from tagpr_rl.paths import replacing, write_json
 from tagpr_rl.prmu.inputs import Batch, Limits, TextEncoder
+from tagpr_rl.prmu.mapped import MappedUsers
 from tagpr_rl.prmu.users import UserEncoder, UserTable, interact, with_item_mean, with_window_mean
+from tagpr_rl.prmu.users_table import INDEX, ShardedUsers
 from tagpr_rl.types import TagprError
 
 FORMAT = "tagpr_rl.prmu/1"
@@ -57,7 +59,8 @@ class PrmuModel(nn.Module):
         super().__init__()
         hidden: Any = backbone.config
         dim, depth = int(hidden.hidden_size), int(hidden.num_hidden_layers)
-        self.config, self.table = config, users
+        self.config = config
+        self.table: UserTable | ShardedUsers = users
         self.backbone = backbone
         self.layer_mix = nn.Parameter(torch.tensor([3.0] + [0.0] * depth))
         self.norm = nn.LayerNorm(dim)
@@ -128,6 +131,8 @@ class PrmuModel(nn.Module):
 
         `state` replaces the module's own weights when those are sharded.
         """
+        if isinstance(self.table, ShardedUsers):
+            raise TagprError(f"PRMU: its users are in {self.table.folder}; copy the whole folder instead")
         state = self.state_dict() if state is None else state
         backbone: Any = self.backbone
         backbone.config.save_pretrained(folder / "backbone")
@@ -150,8 +155,19 @@ class PrmuModel(nn.Module):
                 f"{folder / 'model.safetensors'}: does not hold this model ({' '.join(str(error).split())}); "
                 "train PRMU again"
             ) from error
+        attach_table(model, folder / "users")
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         return model.eval(), TextEncoder(tokenizer, config.limits)
+
+
+def attach_table(model: PrmuModel, folder: Path) -> None:
+    """Give a model without identity rows those of the sharded table in `folder`, if there is one."""
+    if not (folder / INDEX).is_file():
+        return
+    table, dim = ShardedUsers(folder), model.users.e_0.shape[0]
+    if model.users.identity is not None or table.dim != dim:
+        raise TagprError(f"{folder}: rows of {table.dim} for a PRMU of {dim}, or one with rows of its own; train again")
+    model.table, model.users.identity = table, MappedUsers(table)
 
 
 def gather_items(states: Tensor, mask: Tensor, profile: Tensor) -> tuple[Tensor, Tensor]:

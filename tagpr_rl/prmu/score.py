@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -12,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from tagpr_rl.prmu.cache import ArrayCache
 from tagpr_rl.prmu.inputs import ResponseIds, TextEncoder, collate_responses, pad
 from tagpr_rl.prmu.model import PrmuModel
 from tagpr_rl.prmu.requests import ScoreRequest, check_request
@@ -75,10 +75,8 @@ class Scorer:
     ) -> None:
         self.device = torch.device(device)
         self.model, self.encoder = model.to(self.device), encoder
-        self.path, self.max_padded_tokens, self.cached_items = path, max_padded, cached
-        self.cache_bytes = int(cache_mb * (1 << 20))
-        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._cached_bytes = 0
+        self.path, self.max_padded_tokens = path, max_padded
+        self._cache: ArrayCache[Tensor] = ArrayCache(cached, int(cache_mb * (1 << 20)))
         self._cached_for = self._versions()
 
     def _versions(self) -> tuple[int, ...]:
@@ -91,13 +89,12 @@ class Scorer:
     def forget(self) -> None:
         """Drop the cached item states, which belong to the weights that made them."""
         self._cache.clear()
-        self._cached_bytes = 0
         self._cached_for = self._versions()
 
     @property
     def cached(self) -> tuple[int, int]:
         """Items in the cache, and their bytes."""
-        return len(self._cache), self._cached_bytes
+        return len(self._cache), self._cache.nbytes
 
     def length(self, request: ScoreRequest) -> int:
         """Tokens of the request's response row, at least 1. TagprError on a field of the wrong type."""
@@ -174,19 +171,15 @@ class Scorer:
         if self._versions() != self._cached_for:
             self.forget()
         keys = {item: hashlib.sha256(repr(item).encode()).digest() for item in sorted(wanted)}
-        found = {item: self._cache[key] for item, key in keys.items() if key in self._cache}
-        for item in found:
-            self._cache.move_to_end(keys[item])
+        kept = ((item, self._cache.get(key)) for item, key in keys.items())
+        found = {item: state for item, state in kept if state is not None}
         missing = [item for item in keys if item not in found]
         for batch in micro_batches([len(item) for item in missing], self.max_padded_tokens):
             ids, mask = (x.to(self.device) for x in pad([missing[i] for i in batch]))
             states, there = self.model.item_states(ids, mask)
             for i, state, keep in zip(batch, states, there, strict=True):
-                found[missing[i]] = self._cache[keys[missing[i]]] = state[keep].clone()
-                self._cached_bytes += found[missing[i]].nbytes
-        while len(self._cache) > self.cached_items or self._cached_bytes > self.cache_bytes:
-            _, oldest = self._cache.popitem(last=False)
-            self._cached_bytes -= oldest.nbytes
+                found[missing[i]] = state[keep].clone()
+                self._cache.put(keys[missing[i]], found[missing[i]])
         return found
 
 

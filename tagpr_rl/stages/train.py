@@ -197,6 +197,7 @@ def run_prmu(context: StageContext) -> StageResult:
         _tracking(context),
         recipe.platform.threads,
         stage.zero().model_dump() if stage.strategy == "deepspeed" else None,
+        stage.user_shards,
     )
     _wait(context, ray, task, steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
     figures: dict[str, float] = ray.get(task)
