@@ -21,6 +21,7 @@ import json
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,10 @@ def hash_ids(ids: Iterable[str], salt: int = 0) -> Array:
     digests = (
         hashlib.blake2b(user.encode("utf-8", "surrogatepass"), digest_size=8, salt=mark).digest() for user in ids
     )
-    return np.frombuffer(b"".join(digests), dtype="<u8")
+    parts = []
+    while part := b"".join(islice(digests, 100_000)):  # millions of small objects would take ten times the memory
+        parts.append(part)
+    return np.frombuffer(b"".join(parts), dtype="<u8")
 
 
 def shard_of(hashes: Array, shards: int) -> Array:
