@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch-tokens", type=int, default=32_768)
+    parser.add_argument("--batch-tokens", type=int, default=16_384)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()

@@ -32,7 +32,7 @@ class PrmuServing(Closed):
 
     scorers: Count = 1
     """Actors, each with the whole model. A user's responses go to the same one while it is well."""
-    batch_tokens: Count = 32_768
+    batch_tokens: Count = 16_384
     """Padded tokens of a forward pass, profile included."""
     max_waiting: Count = 16_384
     """Responses that may wait in an actor's queue; more are turned away and asked again."""

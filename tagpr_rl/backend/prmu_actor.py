@@ -30,7 +30,7 @@ class PrmuActor:
         path: str,
         device: str = "cpu",
         max_wait_ms: float = 3.0,
-        max_batch_tokens: int = 32_768,
+        max_batch_tokens: int = 16_384,
         max_waiting: int = 16_384,
         cache_mb: float = 512.0,
         threads: int = 1,
@@ -137,9 +137,9 @@ def start_all(name: str, scorers: int, **arguments: Any) -> dict[str, Any]:
 
 
 def last_line(error: BaseException) -> str:
-    """What an error says, without the traceback that Ray puts before it."""
+    """What an error says in at most 300 characters, without the traceback that Ray puts before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1][:300] if lines else type(error).__name__
 
 
 def _shared_device(number: int) -> tuple[dict[str, Any], str]:

@@ -57,7 +57,8 @@ def component_metrics(rows: Sequence[dict[str, Any]], tasks: Sequence[str], grou
     by_group: dict[str, list[float]] = defaultdict(list)
     for row, task, group in zip(rows, tasks, groups, strict=True):
         by_task[task].append(float(row["task"]))
-        by_group[group].append(float(row["total"]))
+        if _counts("total", row["prmu_status"]):
+            by_group[group].append(float(row["total"]))
     metrics |= {f"task/{task}/mean": sum(values) / len(values) for task, values in sorted(by_task.items())}
     counts = Counter(str(row["parse_status"]) for row in rows)
     metrics |= {f"parse/{status}": count / len(rows) for status, count in sorted(counts.items())}
