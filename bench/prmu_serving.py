@@ -41,7 +41,7 @@ from tagpr_rl.prmu.requests import ScoreRequest
 from tagpr_rl.prmu.score import Scorer
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCHES = (8, 16, 32, 64, 128)
+BATCHES = (4, 8, 16, 32, 64, 128)
 THROUGHPUT_BAR, WAIT_BAR = 0.9, 0.02
 
 
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch-tokens", type=int, default=16_384)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()

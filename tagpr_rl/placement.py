@@ -32,8 +32,9 @@ class PrmuServing(Closed):
 
     scorers: Count = 1
     """Actors, each with the whole model. A user's responses go to the same one while it is well."""
-    batch_tokens: Count = 16_384
-    """Padded tokens of a forward pass, profile included."""
+    batch_tokens: Count | None = None
+    """Padded tokens of a forward pass, profile included. None: 2,048 on the CPU, whose caches hold no more, and 16,384
+    on a GPU."""
     max_waiting: Count = 16_384
     """Responses that may wait in an actor's queue; more are turned away and asked again."""
     cache_mb: Annotated[float, Field(ge=0.0)] = 512.0
@@ -107,6 +108,11 @@ class BudgetBlock(Closed):
     """Mean sequence length as a share of the limit; 1 = an upper bound of the time."""
     reserve_gib: NonNegative = 6.0
     """CUDA context, NCCL buffers and fragmentation, an assumption (ours)."""
+
+
+def scorer_tokens(placement: PlacementBlock) -> int:
+    """Padded tokens of one forward pass of PRMU's scorer."""
+    return placement.prmu_serving.batch_tokens or (2048 if placement.prmu == "cpu" else 16_384)
 
 
 def checkpointing(platform: PlatformBlock, training: TrainingBlock) -> bool:

@@ -30,7 +30,7 @@ class PrmuActor:
         path: str,
         device: str = "cpu",
         max_wait_ms: float = 3.0,
-        max_batch_tokens: int = 16_384,
+        max_batch_tokens: int = 2048,
         max_waiting: int = 16_384,
         cache_mb: float = 512.0,
         threads: int = 1,

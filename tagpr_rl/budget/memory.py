@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tagpr_rl.budget.shapes import DEVICES, Device, ModelShape, shape_of
 from tagpr_rl.config import BudgetBlock, DeepSpeedBlock, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
-from tagpr_rl.placement import checkpointing
+from tagpr_rl.placement import checkpointing, scorer_tokens
 from tagpr_rl.types import TagprError
 
 GIB = 2**30
@@ -215,14 +215,13 @@ def scorer_part(recipe: Recipe, stage: GrpoStage) -> Part | None:
     if shape is None:
         return None
     # Every layer's states, normalised, weighted and stacked (prmu.model.PrmuModel.states).
-    serving = recipe.placement.prmu_serving
+    serving, batch = recipe.placement.prmu_serving, scorer_tokens(recipe.placement)
     per_token = 4 * (4 * shape.hidden * (shape.layers + 1) + 3 * shape.ffn)
     text = (
-        f"4 B x {shape.parameters:,} + {serving.batch_tokens:,} tokens x {per_token:,} B of states "
-        f"+ {serving.cache_mb:g} MiB of items"
+        f"4 B x {shape.parameters:,} + {batch:,} tokens x {per_token:,} B of states + {serving.cache_mb:g} MiB of items"
     )
     cache = serving.cache_mb * (1 << 20)
-    return Part("prmu", 4 * shape.parameters + serving.batch_tokens * per_token + cache, text)
+    return Part("prmu", 4 * shape.parameters + batch * per_token + cache, text)
 
 
 def prmu_training_parts(shape: ModelShape, stage: PrmuStage) -> tuple[Part, ...]:

@@ -17,6 +17,7 @@ from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides, sft_overrid
 from tagpr_rl.config import GrpoStage, PlacementBlock, PrmuStage, Recipe, SftStage
 from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.paths import RunDir, sha256_file, write_json
+from tagpr_rl.placement import scorer_tokens
 from tagpr_rl.resume import ATTEMPT
 from tagpr_rl.runlog import step_offset, tracker_id
 from tagpr_rl.runstate import stage_config, stage_dir, stage_inputs
@@ -148,7 +149,7 @@ def scorer_placement(placement: PlacementBlock) -> dict[str, Any]:
     serving = placement.prmu_serving
     found = {
         "scorers": serving.scorers,
-        "max_batch_tokens": serving.batch_tokens,
+        "max_batch_tokens": scorer_tokens(placement),
         "max_waiting": serving.max_waiting,
         "cache_mb": serving.cache_mb,
         "restarts": serving.restarts,

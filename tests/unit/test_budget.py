@@ -142,7 +142,7 @@ def test_a_scorer_is_weights_states_and_cache_and_each_device_counts_its_own() -
     host = stage_budget(recipe("qwen3_8b", "placement.prmu=cpu", f"{block}.scorers=2"), "guided")
     alone = stage_budget(recipe("qwen3_8b", "placement.prmu=cpu"), "guided")
     assert host is not None and alone is not None
-    scorer = weights + 16_384 * states // 1000 + (512 << 20)
+    scorer = weights + 2048 * states // 1000 + (512 << 20)
     assert host.host_bytes - alone.host_bytes == scorer
 
 
