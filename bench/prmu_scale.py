@@ -38,8 +38,9 @@ def user(number: int) -> str:
 
 
 def rss() -> float:
-    """Private memory of this process in MiB: pages of mapped files are shared, and the system may drop them."""
-    return float(psutil.Process().memory_full_info().uss) / MIB
+    """Memory of this process in MiB without pages of mapped files, which processes share and the system may drop."""
+    memory = psutil.Process().memory_info()
+    return float(memory.rss - memory.shared) / MIB
 
 
 def percentiles(times: Sequence[float]) -> dict[str, float]:
@@ -106,7 +107,8 @@ def look_up(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     batches = [known[start : start + 256] for start in range(0, len(known) - 255, 256)]
     many = timed(lambda names: table.vectors(np.array(table.rows(names))), batches)
     found["batch_of_256"] = percentiles(many)
-    found["private_memory_mib"] = rss() - before
+    found["mapped_pages_mib"] = psutil.Process().memory_info().shared / MIB
+    found["memory_without_mapped_pages_mib"] = rss() - before
     if not all(table.rows(known[:1000])) or any(table.rows(unknown[:1000])):
         raise SystemExit("the table does not know its own users")
     found["cache"] = cached(options, numbers)
