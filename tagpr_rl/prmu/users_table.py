@@ -141,11 +141,13 @@ class ShardedUsers:
         """Row number of each user, 0 where unknown."""
         hashes = hash_ids(users, self.salt)
         found = np.zeros(len(users), dtype=np.int64)
-        for i, shard in enumerate(shard_of(hashes, len(self._hash)).tolist()):
-            known = self._hash[shard]
-            place = int(np.searchsorted(known, hashes[i]))
-            if place < len(known) and known[place] == hashes[i]:
-                found[i] = 1 + self._start[shard] + place
+        shards = shard_of(hashes, len(self._hash))
+        for shard in set(shards.tolist()):
+            mine, known = np.flatnonzero(shards == shard), self._hash[shard]
+            if len(known):
+                place = np.minimum(np.searchsorted(known, hashes[mine]), len(known) - 1)
+                there = known[place] == hashes[mine]
+                found[mine[there]] = 1 + self._start[shard] + place[there]
         return [int(row) for row in found]
 
     def vectors(self, rows: Array) -> Array:
