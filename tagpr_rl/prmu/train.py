@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tagpr_rl.paths import write_json
 from tagpr_rl.prmu.evaluate import evaluate, own, score_statistics
-from tagpr_rl.prmu.inputs import NOTHING, PROFILES, ROWS, TEXT, Limits, TextEncoder, collate
+from tagpr_rl.prmu.inputs import PROFILES, ROWS, TEXT, Limits, TextEncoder, collate
 from tagpr_rl.prmu.loss import PairLoss, pair_loss
 from tagpr_rl.prmu.model import PrmuModel, PrmuModelConfig, new_model, write_config
 from tagpr_rl.prmu.pairs import PairRow, PairSplit, check_leakage, check_pair, split_by_user, users_of
