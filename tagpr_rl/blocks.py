@@ -263,6 +263,9 @@ class PrmuStage(TrainingStage):
     """Responses that the policy `init` writes to each of `policy_questions`: its right ones against its wrong ones
     become pairs, as best-of-N and RL will compare them; 0 = none."""
     policy_questions: Count = 800
+    probe_fraction: Fraction = 0.0
+    """For this share of the pairs, two more against gaming: chosen against a copy of the user's own profile with a
+    wrong answer, and against itself with a step said twice."""
     save_every: Count | None = None
     """Steps between checkpoints (None = none: an interrupted stage starts over)."""
     keep_checkpoints: Count = 1

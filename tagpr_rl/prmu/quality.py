@@ -18,9 +18,9 @@ from tagpr_rl.prmu.requests import ScoreRequest
 Asked = list[tuple[ScoreRequest, ScoreRequest]]
 
 
-def third_users(pairs: Sequence[PairRow], seed: int = 0) -> tuple[Asked, list[PairRow]]:
-    """(chosen, rejected) scored for a random user of the same task who is neither of the pair's two; and the pairs
-    for which there is one."""
+def third_users(pairs: Sequence[PairRow], seed: int = 0, draws: int = 4) -> tuple[Asked, list[PairRow]]:
+    """(chosen, rejected) scored for `draws` random users of the same task who are neither of the pair's two; and the
+    pair of each. Pairs for which there is no such user are left out."""
     rng = random.Random(seed)
     by_task: dict[str, dict[str, PairRow]] = defaultdict(dict)
     for pair in pairs:
@@ -28,8 +28,8 @@ def third_users(pairs: Sequence[PairRow], seed: int = 0) -> tuple[Asked, list[Pa
     asks, kept = [], []
     for pair in pairs:
         others = [p for user, p in by_task[pair.task].items() if user not in (pair.user_id, pair.other_user_id)]
-        if others:
-            other = replace(rng.choice(others), question=pair.question)
+        for lender in rng.sample(others, min(draws, len(others))):
+            other = replace(lender, question=pair.question)
             asks.append((other.request(pair.chosen), other.request(pair.rejected)))
             kept.append(pair)
     return asks, kept
