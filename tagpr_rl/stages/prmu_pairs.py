@@ -37,7 +37,8 @@ def training_pairs(context: StageContext, stage: PrmuStage, out: Path) -> int:
         form = context.schema, context.recipe.model.thought_prefilled
         made = ([copied(pair, *form), padded(pair, *form)] for pair in drawn)
         rows += [pair for both in made for pair in both if pair is not None]
-    random.Random(f"pairs/{stage.seed}").shuffle(rows)
+    if stage.policy_samples or stage.probe_fraction:
+        random.Random(f"pairs/{stage.seed}").shuffle(rows)
     write_pairs(out, rows)
     return len(rows)
 
