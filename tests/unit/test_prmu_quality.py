@@ -138,7 +138,7 @@ def test_probes_by_hand() -> None:
     assert twice is not None
     trace = parse(copy.rejected, SCHEMA).trace
     assert trace is not None
-    assert (trace.answer, [step.text for step in trace.steps][0]) == ("blue", "i like a red hat")
+    assert (trace.answer, trace.steps[0].text) == ("blue", "i like a red hat")
     assert twice.rejected.count("a longer step") == 2
     assert twice.rejected.count("short") == 1
     assert parse(twice.rejected, SCHEMA).status is ParseStatus.OK
