@@ -126,6 +126,7 @@ def quality(recipes: Mapping[int, Recipe]) -> dict[str, Any]:
                 for name in runs[0]["best_of_n"]["rankings"]
             },
             "correlation": [facts["best_of_n"]["correlation"] for facts in runs],
+            "policy_pairs_per_seed": [facts["policy"].get("accuracy") for facts in runs],
             "ece_per_seed": [facts["held_out"]["calibration"]["ece"] for facts in runs],
             "by_kind": _mean_of([{k: v["accuracy"][0] for k, v in f["held_out"]["by_kind"].items()} for f in runs]),
             "by_task": _mean_of([{k: v["accuracy"][0] for k, v in f["held_out"]["by_task"].items()} for f in runs]),
@@ -147,7 +148,7 @@ def bars(models: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[d
     rows: list[tuple[str, bool | None, str]] = [
         ("three seeds or more", len(held) >= 3, f"{len(held)} seeds, {runs[0]['held_out']['pairs']} pairs of "
          f"{runs[0]['held_out']['users']} users in the first"),
-        ("pairwise accuracy of users never seen >= 0.85", min(held) >= 0.85, f"{spread(prmu['held_out'])}; {held}"),
+        ("pairwise accuracy of users never seen >= 0.85", min(held) >= 0.85, f"{spread(prmu['held_out'])}; {held}; {prmu['by_kind']}"),
     ]  # fmt: skip
     for name in ("generic", "identity"):
         entry = models[f"prmu_{name}"]

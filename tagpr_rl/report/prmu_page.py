@@ -28,6 +28,7 @@ def prmu_summary(facts: Facts) -> list[tuple[str, str]]:
         ("accuracy: written for another user, scored for a third", number(held.get("shuffled"))),
         ("accuracy: pairs that differ only in the user, own user", spread(only.get("own"))),
         ("accuracy: the same pairs, a third user", spread(only.get("shuffled"))),
+        ("accuracy: the policy's own responses, right above wrong", spread(facts["policy"].get("accuracy"))),
         ("expected calibration error", number(held["calibration"]["ece"] if held else None)),
     ]
     rows += [

@@ -81,6 +81,7 @@ def measure(raw: RawScore, material: Material, context: StageContext, *, seed: i
     found: dict[str, Any] = {
         "training_users": evaluate(raw, material.seen, material.unseen, seed=seed),
         "held_out": held_out(raw, material.held_out, seed),
+        "policy": held_out(raw, material.policy, seed),
         "user_only": user_only(raw, material.user_only, seed) | {"checked_by_rules": material.user_only_checked},
         "cold_start": cold_start(raw, material, seed),
         "best_of_n": best_of_n(raw, material, seed),

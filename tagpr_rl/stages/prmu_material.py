@@ -36,7 +36,9 @@ class Material:
     unseen: tuple[PairRow, ...]
     """Users that training never shows; early stopping has looked at them."""
     held_out: tuple[PairRow, ...]
-    """Users of the held-out split: nothing was chosen on them."""
+    """Chains for users of the held-out split: nothing was chosen on them."""
+    policy: tuple[PairRow, ...]
+    """The same users: the policy's own responses, a right one against a wrong one."""
     user_only: tuple[PairRow, ...]
     """Held-out pairs that differ only in the user."""
     user_only_checked: bool
@@ -67,7 +69,14 @@ def gather(context: StageContext, stage: PrmuStage, *, questions: int, samples: 
         user_only = _only_true(user_only, by_user)
     policy = pairs_of_samples(asked, responses, context.schema, prefilled=recipe.model.thought_prefilled)
     return Material(
-        split.seen, split.unseen, (*held_out, *policy), tuple(user_only), checked, tuple(asked), tuple(responses)
+        split.seen,
+        split.unseen,
+        tuple(held_out),
+        tuple(policy),
+        tuple(user_only),
+        checked,
+        tuple(asked),
+        tuple(responses),
     )
 
 
