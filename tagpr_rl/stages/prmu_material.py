@@ -14,7 +14,7 @@ from tagpr_rl.config import ChainsStage, PrmuStage, Recipe
 from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.data.world_rules import world_rules
 from tagpr_rl.paths import sha256_file, write_text
-from tagpr_rl.prmu.pairs import PairRow, read_pairs, split_by_user, user_only_pairs
+from tagpr_rl.prmu.pairs import PairRow, check_leakage, read_pairs, split_by_user, user_only_pairs
 from tagpr_rl.runstate import stage_dir
 from tagpr_rl.stages.context import StageContext
 from tagpr_rl.stages.prmu_pairs import PAIRS, encoded_prompts, item_lines, pairs_of_samples, sampled
@@ -59,6 +59,8 @@ def gather(context: StageContext, stage: PrmuStage, *, questions: int, samples: 
     asked = whole_users(records, questions)
     responses = sampled_responses(context, stage.init, asked, samples, stage.seed)
     held_out = _held_out_pairs(context, asked)
+    if recipe.data.split == "user":
+        check_leakage(split.train, held_out)
     source = held_out or split.unseen
     both = {(row.task, row.user_id): row.profile_texts for row in source}
     both |= {(record.task, record.user_id): item_lines(record) for record in asked}
