@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from tagpr_rl import plan as planning
+from tagpr_rl import prmu_cli
 from tagpr_rl import render as rendering
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, load_recipe
 from tagpr_rl.mirror import Mirror, is_url, mirror_of
@@ -70,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what)
         command.add_argument("target", metavar="RUN_OR_RECIPE", type=Path, help="a run's folder or a recipe")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="recipe overrides (recipe only)")
+    prmu_cli.add_commands(commands)
     _cluster_commands(commands)
     return top
 
@@ -274,7 +276,7 @@ def _jobs(arguments: argparse.Namespace, console: Console) -> int:
 
 _COMMANDS = {
     "run": _run, "resume": _resume, "plan": _plan, "walk": _walk, "status": _status, "report": _report,
-    "export": _export, "render": _render, "submit": _submit, "jobs": _jobs,
+    "export": _export, "render": _render, "submit": _submit, "jobs": _jobs, "prmu": prmu_cli.run_command,
 }  # fmt: skip
 
 

@@ -40,10 +40,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": {"types", "paths", "config", "runstate", "budget"},
     "deploy": {"types", "config"},
     "render": {"types", "paths", "config", "plan", "deploy"},
+    "prmu_cli": {"types", "paths", "runstate", "report"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
-MAY_IMPORT["backend"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render"}
-MAY_IMPORT["stages"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render"}
+MAY_IMPORT["backend"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render", "prmu_cli"}
+MAY_IMPORT["stages"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render", "prmu_cli"}
 MAY_IMPORT["launch"] = set(MAY_IMPORT)
 
 # Outside package -> units that may import it.

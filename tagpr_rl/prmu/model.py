@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from tagpr_rl.paths import replacing, write_json
-from tagpr_rl.prmu.inputs import Batch, Limits, TextEncoder
+from tagpr_rl.prmu.inputs import NOTHING, PROFILES, TEXT, USERS, Batch, Limits, TextEncoder
 from tagpr_rl.prmu.mapped import MappedUsers
 from tagpr_rl.prmu.users import UserEncoder, UserTable, interact, with_item_mean, with_window_mean
 from tagpr_rl.prmu.users_table import INDEX, ShardedUsers
@@ -33,6 +33,9 @@ INTERACTIONS = ("token", "pooled")
 class PrmuModelConfig:
     """Shape of the model, and the statistics that bring its scores into [0, 1]."""
 
+    user: str = PROFILES
+    """"attention": e_u = e_0 + attention over the profile (+ o_u). Baselines: "identity": e_0 + o_u, as P-RLHF
+    (arXiv 2402.05133); "text": the profile stands in the backbone's input; "generic": no user."""
     interaction: str = "token"
     """"token": every response token asks the profile's tokens, so a claim can be checked against its source.
     "pooled": the question asks the items' mean-pooled states, and one e_u meets the response's last state."""
@@ -44,6 +47,8 @@ class PrmuModelConfig:
     score_std: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.user not in USERS:
+            raise TagprError(f"PRMU: user is {self.user!r}; use one of {', '.join(USERS)}")
         if self.interaction not in INTERACTIONS:
             raise TagprError(f"PRMU: interaction is {self.interaction!r}; use {' or '.join(INTERACTIONS)}")
         if self.window < 1:
@@ -62,7 +67,9 @@ class PrmuModel(nn.Module):
         self.config = config
         self.table: UserTable | ShardedUsers = users
         self.backbone = backbone
-        self.layer_mix = nn.Parameter(torch.tensor([3.0] + [0.0] * depth))
+        mix = [0.0] * (depth + 1)
+        mix[-1 if config.user in (TEXT, NOTHING) else 0] = 3.0  # see `states`; these two can only use the backbone
+        self.layer_mix = nn.Parameter(torch.tensor(mix))
         self.norm = nn.LayerNorm(dim)
         wide = 2 * dim if config.interaction == "token" else dim
         self.users = UserEncoder(wide, config.heads, len(users))
@@ -157,7 +164,7 @@ class PrmuModel(nn.Module):
             ) from error
         attach_table(model, folder / "users")
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        return model.eval(), TextEncoder(tokenizer, config.limits)
+        return model.eval(), TextEncoder(tokenizer, config.limits, config.user)
 
 
 def attach_table(model: PrmuModel, folder: Path) -> None:
@@ -187,7 +194,7 @@ def new_model(backbone: Path, config: PrmuModelConfig, users: UserTable) -> tupl
         raise TagprError(f"{backbone}: no config.json; give the folder of a Hugging Face model")
     model = AutoModel.from_pretrained(backbone, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(backbone)
-    return PrmuModel(model, config, users), TextEncoder(tokenizer, config.limits)
+    return PrmuModel(model, config, users), TextEncoder(tokenizer, config.limits, config.user)
 
 
 def write_config(folder: Path, config: PrmuModelConfig) -> None:
@@ -204,6 +211,7 @@ def _read_config(folder: Path) -> tuple[PrmuModelConfig, list[str]]:
         raise TagprError(f"{folder}: not a PRMU folder ({error}); give one that training wrote") from error
     if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise TagprError(f"{path}: format is not {FORMAT!r}; train PRMU again")
+    raw.setdefault("user", PROFILES)  # folders from before the baselines
     unknown = sorted(set(raw) ^ {f.name for f in fields(PrmuModelConfig)})
     if unknown:
         raise TagprError(f"{path}: key {unknown[0]!r} is unknown or missing; train PRMU again")

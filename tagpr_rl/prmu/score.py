@@ -99,7 +99,7 @@ class Scorer:
     def length(self, request: ScoreRequest) -> int:
         """Tokens of the request's response row, at least 1. TagprError on a field of the wrong type."""
         check_request(request)
-        return len(self.encoder.response(request.question, request.response).ids)
+        return len(self.encoder.row(request).ids)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[float]:
         """Scores in [0, 1]: sigmoid((raw - mean) / std), with statistics fixed when PRMU was trained."""
@@ -132,8 +132,8 @@ class Scorer:
 
     @torch.inference_mode()
     def _raw(self, requests: Sequence[ScoreRequest]) -> list[float]:
-        rows = [self.encoder.response(r.question, r.response) for r in map(check_request, requests)]
-        profiles = [self.encoder.items(r.profile_texts) for r in requests]
+        rows = [self.encoder.row(r) for r in map(check_request, requests)]
+        profiles = [self.encoder.profile(r) for r in requests]
         known = self.model.table.rows([r.user_id for r in requests])
         scores = [math.nan] * len(rows)
         # the attention over a profile is the other large array, so its length counts too
