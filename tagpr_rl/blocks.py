@@ -276,6 +276,11 @@ class PrmuStage(TrainingStage):
     init: str
     backbone: str | None = None
     """A folder or hub name of another model to train instead of `init`'s weights; PRMU is given text, not tokens."""
+    user: Literal["attention", "identity", "text", "generic"] = "attention"
+    """Where PRMU looks for the user: the profile by attention; or a baseline: a table of training users (P-RLHF), the
+    profile in the backbone's prompt, nowhere."""
+    identity: bool = True
+    """With `user: attention`: training users get a vector of their own beside the profile's."""
     steps: Count = 200
     max_epochs: Annotated[float, Field(gt=0.0)] = 10.0
     """Few pairs end the stage before `steps`: never more passes over them than this."""
@@ -290,6 +295,30 @@ class PrmuStage(TrainingStage):
     centre: NonNegative = 0.01
     user_dropout: Fraction = 0.5
     max_items: Count = 16
+    user_shards: Count | None = None
+    """Files that hold the rows of known users, in float16 and read through memory maps; None = in the model's file."""
+    eval_every: Annotated[int, Field(ge=0)] = 50
+    """Steps between accuracies on pairs of unseen users; 0 = only at the end."""
+    patience: Annotated[int, Field(ge=0)] = 3
+    """Stop after this many of them without a better one, and keep the best weights; 0 = never."""
+    policy_samples: Annotated[int, Field(ge=0)] = 0
+    """Responses that the policy `init` writes to each of `policy_questions`: its right ones against its wrong ones
+    become pairs, as best-of-N and RL will compare them; 0 = none."""
+    policy_questions: Count = 800
+    probe_fraction: Fraction = 0.0
+    """For this share of the pairs, two more against gaming: chosen against a copy of the user's own profile with a
+    wrong answer, and against itself with a step said twice."""
+    save_every: Count | None = None
+    """Steps between checkpoints (None = none: an interrupted stage starts over)."""
+    keep_checkpoints: Count = 1
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> PrmuStage:
+        if self.patience and not self.eval_every:
+            raise ValueError("patience counts evaluations, and eval_every is 0; set eval_every, or patience: 0")
+        if self.policy_samples == 1:
+            raise ValueError("policy_samples is 1; a pair needs two responses to one question")
+        return self
 
 
 class RewardWeights(Closed):
@@ -307,6 +336,8 @@ class GrpoStage(TrainingStage):
     init: str
     prmu: str | None = None
     """Stage whose PRMU scores responses; required when weights.beta > 0."""
+    prmu_users: Literal["own", "shuffled"] = "own"
+    """Whose profile PRMU scores a response for; shuffled = always the same other user's of the task: a control."""
     weights: RewardWeights = RewardWeights()
     steps: Count = 20
     prompts_per_step: Count = 32

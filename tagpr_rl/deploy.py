@@ -51,7 +51,7 @@ def need(recipe: Recipe) -> Need:
     if placement.rollout == "separate":
         parts += [placement.rollout_devices_per_node] * placement.rollout_nodes
     if placement.prmu == "dedicated":
-        parts.append(placement.prmu_devices)
+        parts += [placement.prmu_devices] * placement.prmu_serving.scorers
     return Need(tuple(sorted(parts, reverse=True)), sum(map(_part_cpus, parts)) + CPUS_PER_RUN)
 
 

@@ -150,6 +150,11 @@ class RunDir:
     def report_html(self) -> Path:
         return self.root / "report.html"
 
+    @property
+    def prmu_eval(self) -> Path:
+        """What `launch.py prmu eval` measured: `<stage>.json`, `<stage>.html`, and the responses it ranked."""
+        return self.root / "prmu_eval"
+
     def stage(self, index: int, name: str) -> StageDir:
         """Folder of the `index`-th stage (from 0): `010_<name>`, `020_<name>`, ..."""
         return StageDir(self.root / f"{(index + 1) * 10:03d}_{name}")

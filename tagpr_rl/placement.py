@@ -27,6 +27,24 @@ class LoraBlock(Closed):
     rounded (verl merges in bfloat16). What a stage publishes is always merged, in the weights' own precision."""
 
 
+class PrmuServing(Closed):
+    """The actors that score responses with PRMU while a GRPO stage trains."""
+
+    scorers: Count = 1
+    """Actors, each with the whole model. A user's responses go to the same one while it is well."""
+    batch_tokens: Count | None = None
+    """Padded tokens of a forward pass, profile included. None: 2,048 on the CPU, whose caches hold no more, and 16,384
+    on a GPU."""
+    max_waiting: Count = 16_384
+    """Responses that may wait in an actor's queue; more are turned away and asked again."""
+    cache_mb: Annotated[float, Field(ge=0.0)] = 512.0
+    """Of encoded profile items in each actor, where the model is (MiB); the last used ones are kept."""
+    health_s: Annotated[float, Field(gt=0.0)] = 15.0
+    """An actor that does not say within this that it is well is restarted."""
+    restarts: Annotated[int, Field(ge=0)] = 3
+    """Of each actor in a stage, after crashes and freezes."""
+
+
 class PlacementBlock(Closed):
     """What runs beside the policy's devices (`platform.nodes` x `platform.devices_per_node`)."""
 
@@ -45,7 +63,8 @@ class PlacementBlock(Closed):
     prmu: Literal["cpu", "shared", "dedicated"] = "cpu"
     """cpu: the scorer has no accelerator. shared: on one of the policy's devices. dedicated: on its own."""
     prmu_devices: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of a device that a dedicated scorer reserves (Ray's num_gpus)."""
+    """Share of a device that each dedicated scorer reserves (Ray's num_gpus)."""
+    prmu_serving: PrmuServing = PrmuServing()
 
 
 class TrainingBlock(Closed):
@@ -89,6 +108,11 @@ class BudgetBlock(Closed):
     """Mean sequence length as a share of the limit; 1 = an upper bound of the time."""
     reserve_gib: NonNegative = 6.0
     """CUDA context, NCCL buffers and fragmentation, an assumption (ours)."""
+
+
+def scorer_tokens(placement: PlacementBlock) -> int:
+    """Padded tokens of one forward pass of PRMU's scorer."""
+    return placement.prmu_serving.batch_tokens or (2048 if placement.prmu == "cpu" else 16_384)
 
 
 def checkpointing(platform: PlatformBlock, training: TrainingBlock) -> bool:

@@ -44,10 +44,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deploy": {"types", "config"},
     "render": {"types", "paths", "config", "plan", "deploy"},
     "lamp_commands": {"types", "paths", "tags", "data", "eval", "model"},
+    "prmu_cli": {"types", "paths", "runstate", "report"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
-MAY_IMPORT["backend"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render", "lamp_commands"}
-MAY_IMPORT["stages"] = set(MAY_IMPORT) - {"plan", "walk", "budget", "render", "lamp_commands"}
+_COMMANDS = {"plan", "walk", "budget", "render", "lamp_commands", "prmu_cli"}
+MAY_IMPORT["backend"] = set(MAY_IMPORT) - _COMMANDS
+MAY_IMPORT["stages"] = set(MAY_IMPORT) - _COMMANDS
 MAY_IMPORT["chains_cli"] = {"types", "paths", "config", "runstate", "tags", "chains", "report", "stages"}
 MAY_IMPORT["launch"] = set(MAY_IMPORT)
 

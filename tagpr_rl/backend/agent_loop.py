@@ -25,7 +25,7 @@ class TagprAgentLoopWorker(_Worker):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         settings = config.reward.reward_kwargs
-        self.scorer = ResponseScorer(settings.tag_checker, settings.prmu, float(settings.prmu_timeout_s))
+        self.scorer = ResponseScorer(settings.tag_checker, list(settings.prmu), float(settings.prmu_timeout_s))
 
     async def _compute_score(self, outputs: list[Any], kwargs: dict[str, Any]) -> None:
         """Set the last output's reward and reward row (overrides verl's agent_loop.py:967)."""
@@ -34,9 +34,10 @@ class TagprAgentLoopWorker(_Worker):
         with simple_timer("compute_score", timing):
             # verl's own managers decode the same way; our tags are ordinary tokens, so they survive it.
             response = self.tokenizer.decode(final.response_ids, skip_special_tokens=True)
-            row = await self.scorer.score(kwargs["extra_info"], response)
+            row, asked = await self.scorer.score(kwargs["extra_info"], response)
         final.reward_score = row["total"]
         final.extra_fields["reward_extra_info"] = row
+        final.extra_fields["prmu"] = asked.row()
         final.metrics.compute_score = timing["compute_score"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import ray
@@ -19,7 +20,9 @@ class GrpoDriver:
 
         Args:
             overrides: verl keys (verl_config.grpo_overrides).
-            scorers: {"checker": kwargs of TagChecker, "prmu": kwargs of the PRMU actor or None}.
+            scorers: {"checker": kwargs of TagChecker, "prmu": kwargs of prmu_actor.start_all or None,
+                "health_s": seconds within which a PRMU actor must say that it is well, "stall_s": the longest that
+                it may take for one batch}.
             tracking: TrackingSettings as a dict.
             device: the recipe's device; RuntimeError if verl resolved another.
         """
@@ -44,20 +47,19 @@ class GrpoDriver:
         trainer_base.Tracking = trackers
         job = ray.get_runtime_context().get_job_id()
         checker_name = f"tag_checker_{job}_{os.getpid()}"
-        keep = [tag_checker.start(checker_name, **scorers["checker"])]
-        prmu_name = ""
+        checker = tag_checker.start(checker_name, **scorers["checker"])
+        prmu: dict[str, Any] = {}
         if scorers["prmu"] is not None:
             from tagpr_rl.backend import prmu_actor
 
-            prmu_name = f"prmu_{job}_{os.getpid()}"
-            keep.append(prmu_actor.start(prmu_name, **scorers["prmu"]))
-        ray.get([actor.health.remote() for actor in keep])
+            prmu = prmu_actor.start_all(f"prmu_{job}_{os.getpid()}", **scorers["prmu"])
+        ray.get(checker.health.remote())
         config = compose(
             "ppo_trainer",
             {
                 **overrides,
                 "+reward.reward_kwargs.tag_checker": checker_name,
-                "+reward.reward_kwargs.prmu": prmu_name,
+                "+reward.reward_kwargs.prmu": list(prmu),
             },
         )
         validate_config(
@@ -66,13 +68,28 @@ class GrpoDriver:
             use_critic=need_critic(config),
         )
         runner = main_ppo.TaskRunnerV1.__ray_metadata__.modified_class()
+        watching = _watch(prmu, scorers)
         try:
             runner.run(config)
         finally:
+            watching.set()
             trackers.finish()
             _remove_placement_groups(runner.trainer)
             if separate:
                 remove_rollout_placement_groups(runner.trainer)
+
+
+def _watch(actors: dict[str, Any], scorers: dict[str, Any]) -> threading.Event:
+    """Watch the PRMU actors in a thread, until the returned event is set."""
+    stop = threading.Event()
+    if actors:
+        from tagpr_rl.backend import prmu_client
+
+        limit = float(scorers["health_s"])
+        times = {"every_s": limit / 4, "limit_s": limit, "stall_s": float(scorers["stall_s"])}
+        arguments = {**times, "stopped": stop.wait, "report": lambda line: print(line, flush=True)}
+        threading.Thread(target=prmu_client.watch, args=(actors,), kwargs=arguments, daemon=True).start()
+    return stop
 
 
 def _remove_placement_groups(trainer: Any) -> None:

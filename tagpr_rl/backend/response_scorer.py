@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 
 from tagpr_rl.backend.coalesce import Coalescer
-from tagpr_rl.prmu.requests import ScoreRequest
+from tagpr_rl.backend.prmu_client import ScorerPool
+from tagpr_rl.prmu.requests import ScoreReply, ScoreRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """When PRMU was asked for a response's score and when it answered (Unix seconds), and why it gave none."""
+
+    asked_at: float
+    done_at: float
+    reason: str = ""
+
+    def row(self) -> dict[str, float | str]:
+        """As plain values, for a response's extra fields."""
+        return asdict(self)
 
 
 class ResponseScorer:
@@ -18,43 +33,39 @@ class ResponseScorer:
     Responses that end close together share a call to each actor.
     """
 
-    def __init__(self, checker: str, prmu: str, prmu_timeout_s: float) -> None:
+    def __init__(self, checker: str, prmu: Sequence[str], prmu_timeout_s: float) -> None:
         """`checker` and `prmu` are actor names; an empty `prmu` switches that component off."""
         self._checker = ray.get_actor(checker)
-        self._prmu = ray.get_actor(prmu) if prmu else None
-        self._timeout_s = prmu_timeout_s
+        self._prmu = ScorerPool(prmu, prmu_timeout_s) if prmu else None
         self._check: Coalescer[tuple[Any, ...], dict[str, Any]] = Coalescer(self._call_checker)
-        self._rate: Coalescer[ScoreRequest, float] = Coalescer(self._call_prmu)
 
-    async def score(self, info: dict[str, Any], response: str) -> dict[str, Any]:
-        """Every component of one response. Malformed text gets a status; a dead or failing actor raises.
+    async def score(self, info: dict[str, Any], response: str) -> tuple[dict[str, Any], Asked]:
+        """Every component of one response, and how PRMU was asked.
+
+        Malformed text gets a status. A response that PRMU could not score has the status "masked": the trainer
+        leaves it out of the update, and stops the stage when there are too many. A dead tag checker raises.
 
         Args:
             info: the record's `extra_info`, not changed (stages.prompts.extra_info).
             response: the decoded response, tags included.
         """
-        score, status = await self._prmu_score(info, response)
-        return await self._check.submit((response, info["task"], info["gold"], score, status))
+        asked_at = time.time()
+        reply = await self._prmu_score(info, response)
+        asked = Asked(asked_at, time.time(), reply.reason if reply else "")
+        score = reply.score if reply else None
+        status = "off" if reply is None else "masked" if reply.score is None else "scored"
+        return await self._check.submit((response, info["task"], info["gold"], score, status)), asked
 
-    async def _prmu_score(self, info: dict[str, Any], response: str) -> tuple[float | None, str]:
-        """The PRMU score in [0, 1] and its status: "scored", "off", or "masked" after a time-out."""
+    async def _prmu_score(self, info: dict[str, Any], response: str) -> ScoreReply | None:
         if self._prmu is None:
-            return None, "off"
+            return None
         request = ScoreRequest(
             user_id=info["user_id"],
             profile_texts=tuple(info["profile_texts"]),
             question=info["question"],
             response=response,
         )
-        try:
-            score = await asyncio.wait_for(self._rate.submit(request), self._timeout_s)
-        except TimeoutError:
-            return None, "masked"
-        return float(score), "scored"
+        return await self._prmu.score(request)
 
     async def _call_checker(self, items: list[tuple[Any, ...]]) -> Sequence[dict[str, Any]]:
         return await self._checker.score_many.remote(items)
-
-    async def _call_prmu(self, requests: list[ScoreRequest]) -> Sequence[float]:
-        assert self._prmu is not None
-        return await self._prmu.score_many.remote(requests)

@@ -23,6 +23,7 @@ from tagpr_rl.backend.agent_loop import OneServerClient
 from tagpr_rl.backend.trainer_checkpoints import CheckpointHooks
 from tagpr_rl.paths import write_text
 from tagpr_rl.reward.rubric import REWARD_KEYS
+from tagpr_rl.types import TagprError
 
 NUMERIC_KEYS = ("total", "task", "format", "tag", "prmu", "repetition")
 
@@ -36,13 +37,14 @@ def component_metrics(rows: Sequence[dict[str, Any]], tasks: Sequence[str], grou
         groups: prompt uid of each response.
 
     Returns:
-        `reward/<key>/{mean,std,min,max}`, `task/<LaMP_x>/mean`, `parse/<STATUS>` (fraction),
-        `prmu/masked_fraction`, `groups/zero_variance_fraction` (groups whose rewards are all equal,
-        which teach nothing).
+        `reward/<key>/{mean,std,min,max}` (`prmu` and `total` over the responses that have them),
+        `task/<LaMP_x>/mean`, `parse/<STATUS>` (fraction), `prmu/masked` (responses without a score) and
+        `prmu/masked_fraction`, `groups/zero_variance_fraction` (groups whose rewards are all equal, which teach
+        nothing).
     """
     metrics: dict[str, float] = {}
     for key in NUMERIC_KEYS:
-        values = [float(row[key]) for row in rows if key != "prmu" or row["prmu_status"] == "scored"]
+        values = [float(row[key]) for row in rows if _counts(key, row["prmu_status"])]
         if not values:
             continue
         mean = sum(values) / len(values)
@@ -55,14 +57,57 @@ def component_metrics(rows: Sequence[dict[str, Any]], tasks: Sequence[str], grou
     by_group: dict[str, list[float]] = defaultdict(list)
     for row, task, group in zip(rows, tasks, groups, strict=True):
         by_task[task].append(float(row["task"]))
-        by_group[group].append(float(row["total"]))
+        if _counts("total", row["prmu_status"]):
+            by_group[group].append(float(row["total"]))
     metrics |= {f"task/{task}/mean": sum(values) / len(values) for task, values in sorted(by_task.items())}
     counts = Counter(str(row["parse_status"]) for row in rows)
     metrics |= {f"parse/{status}": count / len(rows) for status, count in sorted(counts.items())}
-    metrics["prmu/masked_fraction"] = sum(row["prmu_status"] == "masked" for row in rows) / len(rows)
+    metrics["prmu/masked"] = float(sum(row["prmu_status"] == "masked" for row in rows))
+    metrics["prmu/masked_fraction"] = metrics["prmu/masked"] / len(rows)
     flat = sum(max(values) - min(values) < 1e-9 for values in by_group.values())
     metrics["groups/zero_variance_fraction"] = flat / len(by_group)
     return metrics
+
+
+def _counts(key: str, prmu_status: str) -> bool:
+    """Whether a response's `key` is a measurement: without a PRMU score it has neither that nor a total."""
+    if key == "prmu":
+        return prmu_status == "scored"
+    return key != "total" or prmu_status != "masked"
+
+
+def prmu_metrics(asked: Sequence[dict[str, Any]], step_s: float | None) -> dict[str, float]:
+    """How long PRMU took, from each response's `response_scorer.Asked` row; {} when PRMU is off (no rows).
+
+    Returns:
+        `timing_s/prmu_wait`: seconds from the end of the last rollout to the last score, which the step waits for;
+        `prmu/wait_fraction`: as a share of the step's seconds `step_s`; `prmu/seconds/{mean,max}` of a response.
+    """
+    if not asked:
+        return {}
+    wait = max(row["done_at"] for row in asked) - max(row["asked_at"] for row in asked)
+    seconds = [row["done_at"] - row["asked_at"] for row in asked]
+    found = {
+        "timing_s/prmu_wait": wait,
+        "prmu/seconds/mean": sum(seconds) / len(seconds),
+        "prmu/seconds/max": max(seconds),
+    }
+    return found if not step_s else found | {"prmu/wait_fraction": wait / step_s}
+
+
+def too_many_unscored(
+    statuses: Sequence[str], reasons: Sequence[str], masked: int, limit: float, timeout_s: float
+) -> str:
+    """Why the stage must stop: more than `limit` of the responses have no score, or nothing is left; else ""."""
+    unscored = statuses.count("masked")
+    if not unscored or (unscored <= limit * len(statuses) and masked < len(statuses)):
+        return ""
+    said = Counter(reason for reason, status in zip(reasons, statuses, strict=True) if status == "masked")
+    why = "; ".join(f"{count} x {reason}" for reason, count in said.most_common(3))
+    return (
+        f"PRMU could not score {unscored} of {len(statuses)} responses (max_masked_fraction={limit:g}, "
+        f"prmu_timeout_s={timeout_s:g}): {why}"
+    )
 
 
 def responses_to_mask(statuses: Sequence[str], groups: Sequence[str]) -> list[int]:
@@ -85,8 +130,8 @@ class RewardHooks:
     tokenizer: Any
     global_steps: int
 
-    def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Reward rows and dataset `extra_info` of the batch's responses, in the batch's order."""
+    def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+        """Reward rows, dataset `extra_info` and `Asked` rows of the batch's responses, in the batch's order."""
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", "extra_info"]
         )
@@ -95,21 +140,21 @@ class RewardHooks:
         for row in rows:
             missing = set(REWARD_KEYS) - set(row)
             assert not missing, f"reward row lacks {sorted(missing)}"
-        return rows, [dict(item) for item in list(data["extra_info"])]
+        return rows, [dict(item) for item in list(data["extra_info"])], [dict(item["prmu"]) for item in extra]
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """verl's advantages, after taking unscored responses out of their group and of the loss."""
-        rows, _ = self._reward_rows(batch)
+        rows, _, asked = self._reward_rows(batch)
         statuses = [str(row["prmu_status"]) for row in rows]
         groups = [key.rsplit("_", 2)[0] for key in batch.keys]
         masked = responses_to_mask(statuses, groups)
-        unscored = sum(status == "masked" for status in statuses)
-        limit = self.config.reward.reward_kwargs.max_masked_fraction
-        if unscored > limit * len(rows):
-            raise RuntimeError(
-                f"{unscored} of {len(rows)} responses got no PRMU score in time (prmu_timeout_s="
-                f"{self.config.reward.reward_kwargs.prmu_timeout_s}), above max_masked_fraction={limit}"
-            )
+        settings = self.config.reward.reward_kwargs
+        reasons = [str(row["reason"]) for row in asked]
+        problem = too_many_unscored(
+            statuses, reasons, len(masked), settings.max_masked_fraction, settings.prmu_timeout_s
+        )
+        if problem:
+            raise TagprError(problem)
         if masked:
             self._mask_out(batch, masked)
         return super()._compute_advantage(batch, metrics)
@@ -128,13 +173,15 @@ class RewardHooks:
         self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
     ) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
-        rows, infos = self._reward_rows(batch)
+        rows, infos, asked = self._reward_rows(batch)
         groups = [key.rsplit("_", 2)[0] for key in batch.keys]
         metrics.update(component_metrics(rows, [info["task"] for info in infos], groups))
+        on = [row for row, reward in zip(asked, rows, strict=True) if reward["prmu_status"] != "off"]
+        metrics.update(prmu_metrics(on, metrics.get("timing_s/step")))
 
     def _log_rollout_data(self, batch: Any, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
         """Write every response of the step with its reward row and advantage, one JSON object a line."""
-        rows, infos = self._reward_rows(batch)
+        rows, infos, asked = self._reward_rows(batch)
         fields = ["prompts", "responses", "advantages"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         decode = self.tokenizer.decode
@@ -155,6 +202,7 @@ class RewardHooks:
                     **{f"reward_{name}": rows[i][name] for name in NUMERIC_KEYS},
                     "parse_status": rows[i]["parse_status"],
                     "prmu_status": rows[i]["prmu_status"],
+                    "prmu_reason": asked[i]["reason"],
                 }
             )
         lines.sort(key=lambda line: (line["task"], line["record_id"], line["sample"]))

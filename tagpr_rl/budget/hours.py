@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tagpr_rl.budget.memory import PRMU_ITEM_TOKENS, PRMU_TOKENS, engine_devices, longest, prmu_shape
 from tagpr_rl.budget.shapes import Device, ModelShape
 from tagpr_rl.config import BudgetBlock, GrpoStage, PrmuStage, Recipe
@@ -80,6 +82,11 @@ def grpo_time(recipe: Recipe, stage: GrpoStage, shape: ModelShape, device: Devic
     if scorer is not None and recipe.placement.prmu != "cpu":
         read = stage.steps * responses * PRMU_TOKENS * budget.mean_length  # profile items are cached
         flops = read * scorer.forward_flops(PRMU_TOKENS / 2)
-        text = f"{flops:.2e} FLOPs / ({device.fp32_tflops:g} TFLOPS fp32 x MFU {budget.mfu:g})"
-        found.append(("score", flops / (device.fp32_tflops * 1e12 * budget.mfu), text))
+        used = recipe.placement.prmu_serving.scorers
+        if recipe.placement.prmu == "dedicated":
+            used = max(1, math.ceil(used * recipe.placement.prmu_devices))
+        else:
+            used = min(used, recipe.platform.nodes * recipe.platform.devices_per_node)
+        text = f"{flops:.2e} FLOPs / ({used} x {device.fp32_tflops:g} TFLOPS fp32 x MFU {budget.mfu:g})"
+        found.append(("score", flops / (used * device.fp32_tflops * 1e12 * budget.mfu), text))
     return tuple(found)

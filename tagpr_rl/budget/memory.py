@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tagpr_rl.budget.shapes import DEVICES, Device, ModelShape, shape_of
 from tagpr_rl.config import BudgetBlock, DeepSpeedBlock, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
-from tagpr_rl.placement import checkpointing
+from tagpr_rl.placement import checkpointing, scorer_tokens
 from tagpr_rl.types import TagprError
 
 GIB = 2**30
@@ -208,16 +208,20 @@ def engine_parts(recipe: Recipe, shape: ModelShape, memory: float | None) -> tup
 
 
 def scorer_part(recipe: Recipe, stage: GrpoStage) -> Part | None:
-    """PRMU's scorer: fp32 weights, and the states of the 32,768 padded tokens it takes at a time."""
+    """One PRMU scorer: fp32 weights, the states of the padded tokens it takes at a time, and its cache."""
     if stage.prmu is None or not stage.weights.beta:
         return None
     shape = prmu_shape(recipe, stage.prmu)
     if shape is None:
         return None
     # Every layer's states, normalised, weighted and stacked (prmu.model.PrmuModel.states).
-    states = 32_768 * 4 * (4 * shape.hidden * (shape.layers + 1) + 3 * shape.ffn)
-    text = f"4 B x {shape.parameters:,} + 32,768 tokens x {states // 32_768:,} B of states"
-    return Part("prmu", 4 * shape.parameters + states, text)
+    serving, batch = recipe.placement.prmu_serving, scorer_tokens(recipe.placement)
+    per_token = 4 * (4 * shape.hidden * (shape.layers + 1) + 3 * shape.ffn)
+    text = (
+        f"4 B x {shape.parameters:,} + {batch:,} tokens x {per_token:,} B of states + {serving.cache_mb:g} MiB of items"
+    )
+    cache = serving.cache_mb * (1 << 20)
+    return Part("prmu", 4 * shape.parameters + batch * per_token + cache, text)
 
 
 def prmu_training_parts(shape: ModelShape, stage: PrmuStage) -> tuple[Part, ...]:

@@ -106,12 +106,15 @@ def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device
     scorer = scorer_part(recipe, stage)
     if stage.kl_coef > 0 and recipe.lora is None:  # with LoRA the reference is the policy without its adapter
         host += 4 * shape.parameters / recipe.platform.nodes  # verl keeps it in host memory (CPUOffloadPolicy)
+    scorers = recipe.placement.prmu_serving.scorers
     if scorer is not None and recipe.placement.prmu == "shared":
-        phases = [Phase(phase.name, (*phase.parts, scorer)) for phase in phases]
+        per_device = -(-scorers // (recipe.platform.nodes * recipe.platform.devices_per_node))  # the fullest device
+        phases = [Phase(phase.name, (*phase.parts, *[scorer] * per_device)) for phase in phases]
     elif scorer is not None and recipe.placement.prmu == "dedicated":
-        phases.append(Phase("score (PRMU's device)", (scorer,)))
+        per_device = min(scorers, max(1, int(1 / recipe.placement.prmu_devices)))
+        phases.append(Phase("score (PRMU's device)", (scorer,) * per_device))
     elif scorer is not None:
-        host += scorer.bytes
+        host += scorer.bytes * scorers  # Ray may put all of them on one node
     times = grpo_time(recipe, stage, shape, device, fits)
     return _judged(recipe, name, tuple(phases), host, times, device, wrong)
 

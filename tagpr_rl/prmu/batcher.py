@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,12 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Request = TypeVar("Request")
+Outcome = float | Exception
+"""What a request comes to: its score, or the error that it alone is at fault for."""
+
+
+class QueueFull(Exception):
+    """Too many requests wait already; the caller may ask again later."""
 
 
 @dataclass(slots=True)
@@ -21,6 +28,8 @@ class BatcherStats:
     batches: int = 0
     failed: int = 0
     largest: int = 0
+    refused: int = 0
+    """Requests that a full queue turned away; they are not among `requests`."""
 
 
 @dataclass(slots=True)
@@ -34,29 +43,48 @@ class Batcher(Generic[Request]):
     """A queue in front of `score`, which runs in one thread so that callers keep arriving meanwhile.
 
     A batch closes `max_wait_s` seconds after its first request, or as soon as its sizes reach `max_size`.
-    While one batch is scored the next one gathers. If a batch raises, its requests are scored one by one, so
-    that only those at fault see the error.
+    While one batch is scored the next one gathers. `score` may return an exception in a request's place, which its
+    caller gets. If `score` itself raises, the batch's requests are scored one by one, so that only those at fault
+    see the error.
     """
 
     def __init__(
         self,
-        score: Callable[[Sequence[Request]], list[float]],
+        score: Callable[[Sequence[Request]], Sequence[Outcome]],
         size: Callable[[Request], int],
         *,
         max_wait_s: float = 0.003,
         max_size: int = 32_768,
+        max_waiting: int | None = None,
     ) -> None:
+        """`max_waiting`: requests that may queue; one more is refused with QueueFull. None = no bound."""
         self.stats = BatcherStats()
         self._score, self._size = score, size
-        self._max_wait_s, self._max_size = max_wait_s, max_size
+        self._max_wait_s, self._max_size, self._max_waiting = max_wait_s, max_size, max_waiting
         self._queue: deque[_Waiting[Request]] = deque()
         self._queued = 0
         self._filled = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
+        self._since: float | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prmu")
 
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    def busy_s(self) -> float:
+        """Seconds since the batch that is being scored was begun; 0 when none is."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
+
     async def submit(self, request: Request) -> float:
-        """Score one request. `size` is asked first, so a request it refuses never enters a batch."""
+        """Score one request. `size` is asked first, so a request it refuses never enters a batch.
+
+        Raises QueueFull when the queue is full, and whatever `score` has to say of this request.
+        """
+        if self._max_waiting is not None and len(self._queue) >= self._max_waiting:
+            self.stats.refused += 1
+            raise QueueFull(f"{len(self._queue)} requests wait already (the limit is {self._max_waiting})")
         waiting = _Waiting(request, self._size(request), asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._queued += waiting.size
@@ -94,6 +122,7 @@ class Batcher(Generic[Request]):
         requests = [waiting.request for waiting in batch]
         try:
             loop = asyncio.get_running_loop()
+            self._since = time.monotonic()
             scores = await loop.run_in_executor(self._thread, self._score, requests)
             if len(scores) != len(batch):
                 raise RuntimeError(f"PRMU returned {len(scores)} scores for {len(batch)} requests")
@@ -106,6 +135,13 @@ class Batcher(Generic[Request]):
             if not batch[0].future.done():
                 batch[0].future.set_exception(error)
             return
+        finally:
+            self._since = None
         for waiting, score in zip(batch, scores, strict=True):
-            if not waiting.future.done():
+            self.stats.failed += isinstance(score, Exception)
+            if waiting.future.done():
+                continue
+            if isinstance(score, Exception):
+                waiting.future.set_exception(score)
+            else:
                 waiting.future.set_result(score)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tagpr_rl.prmu.pairs import KINDS, PairRow
 from tagpr_rl.prmu.requests import ScoreRequest
@@ -44,7 +45,7 @@ def own(pair: PairRow) -> tuple[ScoreRequest, ScoreRequest]:
 
 
 def shuffled(pairs: Sequence[PairRow], seed: int = 0) -> list[tuple[ScoreRequest, ScoreRequest]]:
-    """Both responses scored for a random *other* user of the same task (id and profile).
+    """Both responses to the pair's question, scored for a random *other* user of the same task (id and profile).
 
     Pairs whose task has no other user among `pairs` are left out.
     """
@@ -56,7 +57,7 @@ def shuffled(pairs: Sequence[PairRow], seed: int = 0) -> list[tuple[ScoreRequest
     for pair in pairs:
         others = [other for other in by_task[pair.task] if other.user_id != pair.user_id]
         if others:
-            other = rng.choice(others)
+            other = replace(rng.choice(others), question=pair.question)
             asks.append((other.request(pair.chosen), other.request(pair.rejected)))
     return asks
 

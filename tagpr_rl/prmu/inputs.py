@@ -1,7 +1,13 @@
 """From texts to padded tensors: what PRMU's model reads.
 
-A response row is `question <eos> response <eos>`; an item row is `item <eos>`. The profile is never in a
-response row. Rows are padded on the right, so that a causal backbone gives a token the same state in any batch.
+A response row is `question <eos> response <eos>`; an item row is `item <eos>`. Only the `text` baseline has the profile
+in its response row, in front of the question. Rows are padded on the right, so that a causal
+backbone gives a token the same state in any batch.
+
+What is scored and how it is cut, for any input: an unknown user or an empty profile is scored with e_0. Of more than
+`max_items` items the ones nearest to the question (BM25) are read, in the profile's order. An item is its first
+`max_item_tokens` tokens, looked for in its first CHARACTERS_PER_TOKEN times as many characters; question and response
+see Limits.max_tokens. Halves of a surrogate pair become U+FFFD, which a tokenizer can read. Other than texts: an error.
 Shapes: R response rows, T tokens, B users, I distinct items, L item tokens, N items and M item states of a user.
 """
 
@@ -15,11 +21,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tagpr_rl.data.retrieve import bm25_scores
 from tagpr_rl.prmu.requests import ScoreRequest
 from tagpr_rl.types import TagprError
 
 CACHED_TEXTS = 50_000
 """Tokenised texts kept per encoder."""
+CACHED_PROFILES = 2_000
+"""Choices of nearest items kept per encoder."""
+CHARACTERS_PER_TOKEN = 32
+"""More than any tokenizer needs for a token of natural text: what lies beyond is cut before the tokenizer reads it."""
+RETRIEVED_CHARACTERS = 1000
+"""Of an item, when items are compared with the question."""
+PROFILES, ROWS, TEXT, NOTHING = "attention", "identity", "text", "generic"
+"""Where a PRMU looks for the user: the profile by attention, the identity table, the profile in the prompt, nowhere."""
+USERS = (PROFILES, ROWS, TEXT, NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +45,7 @@ class Limits:
     max_tokens: int = 1024
     """Of question and response together, `<eos>` included. The question's beginning goes first."""
     max_items: int = 16
-    """Profile items per user; the first are kept (they come best first)."""
+    """Profile items per user; of more, the ones nearest to the question are kept."""
     max_item_tokens: int = 128
     """Per item, `<eos>` included; the end is cut."""
 
@@ -53,43 +69,75 @@ class ResponseIds:
 class TextEncoder:
     """A tokenizer with PRMU's row format and limits."""
 
-    def __init__(self, tokenizer: Any, limits: Limits) -> None:
+    def __init__(self, tokenizer: Any, limits: Limits, user: str = PROFILES) -> None:
         eos = tokenizer.eos_token_id
         if not isinstance(eos, int):
             raise TagprError("PRMU: the tokenizer has no eos_token; set one in its tokenizer_config.json")
-        self.tokenizer, self.limits, self.eos = tokenizer, limits, eos
+        self.tokenizer, self.limits, self.eos, self.user = tokenizer, limits, eos, user
 
         self._cached_response = lru_cache(CACHED_TEXTS)(self._response)
         self._cached_item = lru_cache(CACHED_TEXTS)(self._item)
+        self._cached_nearest = lru_cache(CACHED_PROFILES)(self._nearest)
 
     def _ids(self, text: str) -> list[int]:
+        """Tokens of a text; halves of a surrogate pair are joined or become U+FFFD."""
+        if not text.isascii():
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
+    def row(self, request: ScoreRequest) -> ResponseIds:
+        """The response row of a request."""
+        if self.user != TEXT or not request.profile_texts:
+            return self.response(request.question, request.response)
+        plain = self.response(request.question, request.response)
+        room = self.limits.max_tokens - len(plain.ids)
+        kept: list[tuple[int, ...]] = []
+        for item in self.items(request.profile_texts, request.question):
+            if len(item) > room:
+                break
+            kept.insert(0, item)
+            room -= len(item)
+        before = tuple(token for item in kept for token in item)
+        return ResponseIds((*before, *plain.ids), len(before) + plain.start)
+
+    def profile(self, request: ScoreRequest) -> list[tuple[int, ...]]:
+        """The item rows that a request's user attends to; none where PRMU does not attend to profiles."""
+        return self.items(request.profile_texts, request.question) if self.user == PROFILES else []
+
     def response(self, question: str, response: str) -> ResponseIds:
-        """One response row, cached."""
+        """One response row without a profile, cached."""
         return self._cached_response(question, response)
 
     def _response(self, question: str, response: str) -> ResponseIds:
         """At most `max_tokens`: the question loses its beginning first, then the response its end."""
         room = self.limits.max_tokens - 2
-        answer = self._ids(response)[:room]
-        asked = self._ids(question)
+        most = room * CHARACTERS_PER_TOKEN
+        answer = self._ids(response[:most])[:room]
+        asked = self._ids(question[-most:])
         asked = asked[max(0, len(asked) - (room - len(answer))) :]
         return ResponseIds((*asked, self.eos, *answer, self.eos), len(asked) + 1)
 
     def item(self, text: str) -> tuple[int, ...]:
         """One item row, cached; () when the text has no tokens."""
-        return self._cached_item(text)
+        return self._cached_item(text[: self.limits.max_item_tokens * CHARACTERS_PER_TOKEN])
 
     def _item(self, text: str) -> tuple[int, ...]:
         """One item row of at most `max_item_tokens`; () when the text has no tokens."""
-        ids = self._ids(text)[: self.limits.max_item_tokens - 1]
+        most = self.limits.max_item_tokens
+        ids = self._ids(text[: most * CHARACTERS_PER_TOKEN])[: most - 1]
         return (*ids, self.eos) if ids else ()
 
-    def items(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """The rows of a profile's first `max_items` items that have tokens."""
-        rows = (self.item(text) for text in texts[: self.limits.max_items])
-        return [row for row in rows if row]
+    def items(self, texts: Sequence[str], question: str = "") -> list[tuple[int, ...]]:
+        """The rows of a profile's items that have tokens: of at most `max_items`, the nearest to the question."""
+        if len(texts) > self.limits.max_items:
+            texts = self._cached_nearest(tuple(texts), question)
+        return [row for row in map(self.item, texts) if row]
+
+    def _nearest(self, texts: tuple[str, ...], question: str) -> tuple[str, ...]:
+        """`max_items` of the texts with the best BM25 scores (ties: the earlier), in the profile's order."""
+        scores = bm25_scores([text[:RETRIEVED_CHARACTERS] for text in texts], question[-RETRIEVED_CHARACTERS:])
+        best = sorted(range(len(texts)), key=lambda i: -scores[i])[: self.limits.max_items]
+        return tuple(texts[i] for i in sorted(best))
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tensor]:
@@ -141,12 +189,11 @@ def collate(
 
     The profile of user row b is that of its first request. Equal items are encoded once.
     """
-    ids, mask, start = collate_responses([encoder.response(r.question, r.response) for r in requests])
+    ids, mask, start = collate_responses([encoder.row(r) for r in requests])
     first = dict(reversed(list(zip(users, requests, strict=True))))
     index: dict[tuple[int, ...], int] = {}
     profiles = [
-        [index.setdefault(row, len(index)) for row in encoder.items(first[user].profile_texts)]
-        for user in range(len(known))
+        [index.setdefault(row, len(index)) for row in encoder.profile(first[user])] for user in range(len(known))
     ]
     # never empty, because under FSDP every process must call the backbone
     item_ids, item_mask = pad(list(index) or [(encoder.eos,)])

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from tagpr_rl.paths import replacing, write_json
-from tagpr_rl.prmu.inputs import Batch, Limits, TextEncoder
+from tagpr_rl.prmu.inputs import NOTHING, PROFILES, TEXT, USERS, Batch, Limits, TextEncoder
+from tagpr_rl.prmu.mapped import MappedUsers
 from tagpr_rl.prmu.users import UserEncoder, UserTable, interact, with_item_mean, with_window_mean
+from tagpr_rl.prmu.users_table import INDEX, ShardedUsers
 from tagpr_rl.types import TagprError
 
 FORMAT = "tagpr_rl.prmu/1"
@@ -31,6 +33,9 @@ INTERACTIONS = ("token", "pooled")
 class PrmuModelConfig:
     """Shape of the model, and the statistics that bring its scores into [0, 1]."""
 
+    user: str = PROFILES
+    """"attention": e_u = e_0 + attention over the profile (+ o_u). Baselines: "identity": e_0 + o_u, as P-RLHF
+    (arXiv 2402.05133); "text": the profile stands in the backbone's input; "generic": no user."""
     interaction: str = "token"
     """"token": every response token asks the profile's tokens, so a claim can be checked against its source.
     "pooled": the question asks the items' mean-pooled states, and one e_u meets the response's last state."""
@@ -42,6 +47,8 @@ class PrmuModelConfig:
     score_std: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.user not in USERS:
+            raise TagprError(f"PRMU: user is {self.user!r}; use one of {', '.join(USERS)}")
         if self.interaction not in INTERACTIONS:
             raise TagprError(f"PRMU: interaction is {self.interaction!r}; use {' or '.join(INTERACTIONS)}")
         if self.window < 1:
@@ -57,9 +64,12 @@ class PrmuModel(nn.Module):
         super().__init__()
         hidden: Any = backbone.config
         dim, depth = int(hidden.hidden_size), int(hidden.num_hidden_layers)
-        self.config, self.table = config, users
+        self.config = config
+        self.table: UserTable | ShardedUsers = users
         self.backbone = backbone
-        self.layer_mix = nn.Parameter(torch.tensor([3.0] + [0.0] * depth))
+        mix = [0.0] * (depth + 1)
+        mix[-1 if config.user in (TEXT, NOTHING) else 0] = 3.0  # see `states`; these two can only use the backbone
+        self.layer_mix = nn.Parameter(torch.tensor(mix))
         self.norm = nn.LayerNorm(dim)
         wide = 2 * dim if config.interaction == "token" else dim
         self.users = UserEncoder(wide, config.heads, len(users))
@@ -128,6 +138,8 @@ class PrmuModel(nn.Module):
 
         `state` replaces the module's own weights when those are sharded.
         """
+        if isinstance(self.table, ShardedUsers):
+            raise TagprError(f"PRMU: its users are in {self.table.folder}; copy the whole folder instead")
         state = self.state_dict() if state is None else state
         backbone: Any = self.backbone
         backbone.config.save_pretrained(folder / "backbone")
@@ -150,8 +162,19 @@ class PrmuModel(nn.Module):
                 f"{folder / 'model.safetensors'}: does not hold this model ({' '.join(str(error).split())}); "
                 "train PRMU again"
             ) from error
+        attach_table(model, folder / "users")
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        return model.eval(), TextEncoder(tokenizer, config.limits)
+        return model.eval(), TextEncoder(tokenizer, config.limits, config.user)
+
+
+def attach_table(model: PrmuModel, folder: Path) -> None:
+    """Give a model without identity rows those of the sharded table in `folder`, if there is one."""
+    if not (folder / INDEX).is_file():
+        return
+    table, dim = ShardedUsers(folder), model.users.e_0.shape[0]
+    if model.users.identity is not None or table.dim != dim:
+        raise TagprError(f"{folder}: rows of {table.dim} for a PRMU of {dim}, or one with rows of its own; train again")
+    model.table, model.users.identity = table, MappedUsers(table)
 
 
 def gather_items(states: Tensor, mask: Tensor, profile: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,7 +194,7 @@ def new_model(backbone: Path, config: PrmuModelConfig, users: UserTable) -> tupl
         raise TagprError(f"{backbone}: no config.json; give the folder of a Hugging Face model")
     model = AutoModel.from_pretrained(backbone, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(backbone)
-    return PrmuModel(model, config, users), TextEncoder(tokenizer, config.limits)
+    return PrmuModel(model, config, users), TextEncoder(tokenizer, config.limits, config.user)
 
 
 def write_config(folder: Path, config: PrmuModelConfig) -> None:
@@ -188,6 +211,7 @@ def _read_config(folder: Path) -> tuple[PrmuModelConfig, list[str]]:
         raise TagprError(f"{folder}: not a PRMU folder ({error}); give one that training wrote") from error
     if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise TagprError(f"{path}: format is not {FORMAT!r}; train PRMU again")
+    raw.setdefault("user", PROFILES)  # folders from before the baselines
     unknown = sorted(set(raw) ^ {f.name for f in fields(PrmuModelConfig)})
     if unknown:
         raise TagprError(f"{path}: key {unknown[0]!r} is unknown or missing; train PRMU again")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,13 @@ from tagpr_rl.paths import replacing
 from tagpr_rl.prmu.requests import ScoreRequest
 from tagpr_rl.types import TagprError
 
-KINDS = ("cross_profile", "no_profile", "wrong", "no_evidence")
+USER_ONLY = "user_only"
+COPIED, PADDED = "copied", "padded"
+KINDS = ("cross_profile", "no_profile", "wrong", "no_evidence", COPIED, PADDED, USER_ONLY)
 """How `rejected` came about: another user's profile, no profile, or the own profile and a wrong answer; no_evidence: a
-right answer whose thought does not use the profile."""
+right answer whose thought does not use the profile; copied: a thought that only copies the profile, before a wrong
+answer; padded: `chosen` with a step said twice; user_only: the pair also stands there with its two responses swapped,
+for the other user: only the user tells which is right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class PairRow:
     task: str
     user_id: str
     other_user_id: str
-    """Whose profile `rejected` was written with; empty unless kind is "cross_profile"."""
+    """Whose profile `rejected` was written with; empty unless kind is "cross_profile" or "user_only"."""
     question: str
     """Without the profile."""
     profile_texts: tuple[str, ...]
@@ -54,10 +58,9 @@ def check_pair(row: PairRow, where: str) -> PairRow:
         raise TagprError(f"{name}: kind is {row.kind!r}; use one of {', '.join(KINDS)}")
     if not isinstance(row.profile_texts, tuple) or not all(isinstance(t, str) for t in row.profile_texts):
         raise TagprError(f"{name}: profile_texts is {row.profile_texts!r}; give a tuple of strings")
-    if row.kind == "cross_profile" and row.other_user_id in ("", row.user_id):
+    if row.kind in ("cross_profile", USER_ONLY) and row.other_user_id in ("", row.user_id):
         raise TagprError(
-            f"{name}: other_user_id is {row.other_user_id!r}; a cross_profile pair needs another user than "
-            f"{row.user_id!r}"
+            f"{name}: other_user_id is {row.other_user_id!r}; a {row.kind} pair needs another user than {row.user_id!r}"
         )
     if row.chosen == row.rejected:
         raise TagprError(f"{name}: chosen and rejected are the same text; leave the pair out")
@@ -173,3 +176,21 @@ def split_by_user(
     )
     check_leakage(split.train, split.unseen)
     return split
+
+
+def user_only_pairs(rows: Sequence[PairRow], profiles: Mapping[tuple[str, str], tuple[str, ...]]) -> list[PairRow]:
+    """Pairs that differ only in the user: each cross_profile pair, and the same with its responses swapped for the
+    other user, whose profile is `profiles[task, other_user_id]`. Rows whose other user has none there are left out.
+
+    Any score that does not look at the user gets exactly half of them right.
+    """
+    found = []
+    for row in rows:
+        profile = profiles.get((row.task, row.other_user_id))
+        if row.kind == "cross_profile" and profile:
+            swapped = replace(
+                row, kind=USER_ONLY, user_id=row.other_user_id, other_user_id=row.user_id, profile_texts=profile,
+                chosen=row.rejected, rejected=row.chosen,
+            )  # fmt: skip
+            found += [replace(row, kind=USER_ONLY), swapped]
+    return found

@@ -28,6 +28,22 @@ class ScoreRequest:
         return ScoreRequest(UNKNOWN_USER, (), self.question, self.response)
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreReply:
+    """What became of one request: a score, or the reason why there is none. Never both, never neither."""
+
+    score: float | None
+    """In [0, 1]; None = could not be scored."""
+    reason: str = ""
+    """Why there is no score."""
+    again: bool = False
+    """True when the same request may be scored later, or by another scorer (a full queue)."""
+
+    def __post_init__(self) -> None:
+        if (self.score is None) != bool(self.reason):
+            raise ValueError(f"score {self.score!r} with reason {self.reason!r}: a reason if and only if no score")
+
+
 def check_request(request: ScoreRequest) -> ScoreRequest:
     """Return `request`, or raise TagprError naming the field whose type is wrong."""
     if not isinstance(request, ScoreRequest):

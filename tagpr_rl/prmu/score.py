@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -12,9 +11,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from tagpr_rl.prmu.cache import ArrayCache
 from tagpr_rl.prmu.inputs import ResponseIds, TextEncoder, collate_responses, pad
 from tagpr_rl.prmu.model import PrmuModel
 from tagpr_rl.prmu.requests import ScoreRequest, check_request
+from tagpr_rl.types import TagprError
 
 __all__ = ["ScoreRequest", "Scorer", "micro_batches"]
 
@@ -37,10 +38,21 @@ class Scorer:
     """A PRMU on one device. Not thread-safe: call it from one thread."""
 
     def __init__(
-        self, path: Path, device: str = "cpu", *, max_padded_tokens: int = 32_768, cached_items: int = 20_000
+        self,
+        path: Path,
+        device: str = "cpu",
+        *,
+        max_padded_tokens: int = 32_768,
+        cached_items: int = 200_000,
+        cache_mb: float = 512.0,
     ) -> None:
+        """Load the PRMU folder `path`. TagprError naming the tensor when one of its weights is not finite.
+
+        The states of profile items are kept, the last used ones, up to `cached_items` and `cache_mb` MiB.
+        """
         model, encoder = PrmuModel.from_pretrained(path)
-        self._set(model, encoder, device, path, max_padded_tokens, cached_items)
+        check_finite(model, path)
+        self._set(model, encoder, device, path, max_padded_tokens, cached_items, cache_mb)
 
     @classmethod
     def of(
@@ -48,32 +60,80 @@ class Scorer:
     ) -> Self:
         """A scorer of a model that is in memory already."""
         scorer = cls.__new__(cls)
-        scorer._set(model, encoder, device, Path("memory"), max_padded_tokens, 20_000)
+        scorer._set(model, encoder, device, Path("memory"), max_padded_tokens, 200_000, 512.0)
         return scorer
 
     def _set(
-        self, model: PrmuModel, encoder: TextEncoder, device: str, path: Path, max_padded: int, cached: int
+        self,
+        model: PrmuModel,
+        encoder: TextEncoder,
+        device: str,
+        path: Path,
+        max_padded: int,
+        cached: int,
+        cache_mb: float,
     ) -> None:
         self.device = torch.device(device)
         self.model, self.encoder = model.to(self.device), encoder
-        self.path, self.max_padded_tokens, self.cached_items = path, max_padded, cached
-        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.path, self.max_padded_tokens = path, max_padded
+        self._cache: ArrayCache[Tensor] = ArrayCache(cached, int(cache_mb * (1 << 20)))
+        self._cached_for = self._versions()
+
+    def _versions(self) -> tuple[int, ...]:
+        """Changes whenever a weight is updated in place (an optimizer's step, load_state_dict) or replaced.
+
+        Not seen: a write through `parameter.data`, which torch does not count. `forget` is for that.
+        """
+        return tuple(x for weight in self.model.parameters() for x in (id(weight), weight._version))
+
+    def forget(self) -> None:
+        """Drop the cached item states, which belong to the weights that made them."""
+        self._cache.clear()
+        self._cached_for = self._versions()
+
+    @property
+    def cached(self) -> tuple[int, int]:
+        """Items in the cache, and their bytes."""
+        return len(self._cache), self._cache.nbytes
 
     def length(self, request: ScoreRequest) -> int:
         """Tokens of the request's response row, at least 1. TagprError on a field of the wrong type."""
         check_request(request)
-        return len(self.encoder.response(request.question, request.response).ids)
+        return len(self.encoder.row(request).ids)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[float]:
         """Scores in [0, 1]: sigmoid((raw - mean) / std), with statistics fixed when PRMU was trained."""
         config = self.model.config
         return [_sigmoid((raw - config.score_mean) / config.score_std) for raw in self.raw(requests)]
 
-    @torch.inference_mode()
+    def score_each(self, requests: Sequence[ScoreRequest]) -> list[float | Exception]:
+        """As `score`, with a FloatingPointError in the place of a score that is not finite; the others stand."""
+        config = self.model.config
+        return [
+            _sigmoid((raw - config.score_mean) / config.score_std)
+            if math.isfinite(raw)
+            else self._not_finite(request, raw)
+            for request, raw in zip(requests, self._raw(requests), strict=True)
+        ]
+
     def raw(self, requests: Sequence[ScoreRequest]) -> list[float]:
         """Raw scores, in the order of `requests`. FloatingPointError when one is not finite."""
-        rows = [self.encoder.response(r.question, r.response) for r in map(check_request, requests)]
-        profiles = [self.encoder.items(r.profile_texts) for r in requests]
+        scores = self._raw(requests)
+        for request, value in zip(requests, scores, strict=True):
+            if not math.isfinite(value):
+                raise self._not_finite(request, value)
+        return scores
+
+    def _not_finite(self, request: ScoreRequest, value: float) -> FloatingPointError:
+        return FloatingPointError(
+            f"PRMU in {self.path} gave {value} for user {request.user_id!r}, response "
+            f"{request.response[:60]!r}; its weights are damaged or overflow"
+        )
+
+    @torch.inference_mode()
+    def _raw(self, requests: Sequence[ScoreRequest]) -> list[float]:
+        rows = [self.encoder.row(r) for r in map(check_request, requests)]
+        profiles = [self.encoder.profile(r) for r in requests]
         known = self.model.table.rows([r.user_id for r in requests])
         scores = [math.nan] * len(rows)
         # the attention over a profile is the other large array, so its length counts too
@@ -82,26 +142,25 @@ class Scorer:
             values = self._run([rows[i] for i in batch], [profiles[i] for i in batch], [known[i] for i in batch])
             for i, value in zip(batch, values, strict=True):
                 scores[i] = value
-        for request, value in zip(requests, scores, strict=True):
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"PRMU in {self.path} gave {value} for user {request.user_id!r}, response "
-                    f"{request.response[:60]!r}; its weights are damaged or overflow"
-                )
         return scores
 
     def _run(self, rows: list[ResponseIds], profiles: list[list[tuple[int, ...]]], known: list[int]) -> list[float]:
         states = self._item_states({item for items in profiles for item in items})
-        per_row = [[states[item] for item in items] for items in profiles]
-        width = max((sum(len(state) for state in found) for found in per_row), default=0) or 1
+        distinct: dict[tuple[tuple[int, ...], ...], int] = {}  # a group's responses share one profile
+        place = [distinct.setdefault(tuple(items), len(distinct)) for items in profiles]
+        per_profile = [[states[item] for item in items] for items in distinct]
+        width = max((sum(len(state) for state in found) for found in per_profile), default=0) or 1
         dim = self.model.proj.weight.shape[0]
-        items = torch.zeros(len(rows), width, dim, device=self.device)
-        mask = torch.zeros(len(rows), width, dtype=torch.bool, device=self.device)
-        for i, found in enumerate(per_row):
+        items = torch.zeros(len(distinct), width, dim, device=self.device)
+        mask = torch.zeros(len(distinct), width, dtype=torch.bool, device=self.device)
+        for i, found in enumerate(per_profile):
             if found:
                 joined = torch.cat(found)
                 items[i, : len(joined)] = joined
                 mask[i, : len(joined)] = True
+        if len(distinct) < len(rows):
+            index = torch.tensor(place, device=self.device)
+            items, mask = items[index], mask[index]
         ids, text_mask, start = (x.to(self.device) for x in collate_responses(rows))
         users = torch.tensor(known, dtype=torch.long, device=self.device)
         scores, _ = self.model.scores(ids, text_mask, start, items, mask, users)
@@ -109,19 +168,28 @@ class Scorer:
 
     def _item_states(self, wanted: set[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
         """States `[length or 1, D]` of each item row: from the cache, else encoded and cached."""
+        if self._versions() != self._cached_for:
+            self.forget()
         keys = {item: hashlib.sha256(repr(item).encode()).digest() for item in sorted(wanted)}
-        found = {item: self._cache[key] for item, key in keys.items() if key in self._cache}
-        for item in found:
-            self._cache.move_to_end(keys[item])
+        kept = ((item, self._cache.get(key)) for item, key in keys.items())
+        found = {item: state for item, state in kept if state is not None}
         missing = [item for item in keys if item not in found]
         for batch in micro_batches([len(item) for item in missing], self.max_padded_tokens):
             ids, mask = (x.to(self.device) for x in pad([missing[i] for i in batch]))
             states, there = self.model.item_states(ids, mask)
             for i, state, keep in zip(batch, states, there, strict=True):
-                found[missing[i]] = self._cache[keys[missing[i]]] = state[keep].clone()
-        while len(self._cache) > self.cached_items:
-            self._cache.popitem(last=False)
+                found[missing[i]] = state[keep].clone()
+                self._cache.put(keys[missing[i]], found[missing[i]])
         return found
+
+
+def check_finite(model: PrmuModel, path: Path) -> None:
+    """TagprError naming the first tensor of `model`, read from `path`, that holds NaN or infinity."""
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise TagprError(
+                f"{path}: {name} holds values that are not finite; train PRMU again, or restore the folder"
+            )
 
 
 def _sigmoid(x: float) -> float:

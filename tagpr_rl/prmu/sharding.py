@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -32,6 +39,12 @@ class PrmuEngine(Protocol):
 
     def full_state(self) -> dict[str, Tensor]:
         """The whole weights on the CPU of the first process (others may get an empty dict)."""
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer, as they are sharded, to a new folder."""
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote in the same run."""
 
 
 MakeEngine = Callable[[PrmuModel, Callable[[torch.nn.Module], torch.optim.Optimizer], float, torch.device], PrmuEngine]
@@ -78,3 +91,17 @@ class Fsdp2Engine:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state: dict[str, Any] = get_model_state_dict(self.model, options=options)
         return {name: tensor.clone() for name, tensor in state.items()}
+
+    def save(self, folder: Path) -> None:
+        """See PrmuEngine; another number of processes may load it."""
+        weights, optimizer = get_state_dict(self.model, self.optimizer)
+        dcp.save({"weights": weights, "optimizer": optimizer}, checkpoint_id=folder)
+
+    def load(self, folder: Path) -> None:
+        """See PrmuEngine."""
+        weights, optimizer = get_state_dict(self.model, self.optimizer)
+        state: dict[str, Any] = {"weights": weights, "optimizer": optimizer}
+        dcp.load(state, checkpoint_id=folder)
+        set_state_dict(
+            self.model, self.optimizer, model_state_dict=state["weights"], optim_state_dict=state["optimizer"]
+        )

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from tagpr_rl.paths import write_json
 from tagpr_rl.prmu.evaluate import evaluate, own, score_statistics
-from tagpr_rl.prmu.inputs import Limits, TextEncoder, collate
+from tagpr_rl.prmu.inputs import PROFILES, ROWS, TEXT, Limits, TextEncoder, collate
 from tagpr_rl.prmu.loss import PairLoss, pair_loss
 from tagpr_rl.prmu.model import PrmuModel, PrmuModelConfig, new_model, write_config
 from tagpr_rl.prmu.pairs import PairRow, PairSplit, check_leakage, check_pair, split_by_user, users_of
+from tagpr_rl.prmu.progress import Checkpoints, Progress, restore, save, trim
 from tagpr_rl.prmu.score import Scorer
 from tagpr_rl.prmu.sharding import Fsdp2Engine, MakeEngine, PrmuEngine
 from tagpr_rl.prmu.users import UserTable, drop_users
@@ -47,10 +48,13 @@ class PrmuConfig:
     grad_clip: float = 1.0
     individual_weight: float = 0.8
     centre: float = 0.01
+    user: str = PROFILES
+    """Where the user is looked for: model.PrmuModelConfig.user."""
     identity: bool = True
-    """Give users of the training set an o_u."""
+    """Give users of the training set an o_u (user "attention"; "identity" always does, the others never)."""
     user_dropout: float = 0.5
-    """Probability that a training pair's user counts as unknown (no o_u)."""
+    """Probability that a training pair's user counts as unknown (no o_u). With user "text" a share of
+    1 - individual_weight of the pairs is shown without the profile instead."""
     interaction: str = "token"
     heads: int = 4
     window: int = 6
@@ -87,7 +91,12 @@ class PrmuConfig:
     def model(self) -> PrmuModelConfig:
         """The model's part of these settings."""
         limits = Limits(self.max_tokens, self.max_items, self.max_item_tokens)
-        return PrmuModelConfig(interaction=self.interaction, heads=self.heads, window=self.window, limits=limits)
+        return PrmuModelConfig(self.user, self.interaction, self.heads, self.window, limits)
+
+    @property
+    def has_table(self) -> bool:
+        """Whether training users get an o_u."""
+        return self.user == ROWS or (self.user == PROFILES and self.identity)
 
 
 def train_prmu(
@@ -99,18 +108,19 @@ def train_prmu(
     on_step: Callable[[dict[str, float]], None] | None = None,
     validation: Sequence[PairRow] | None = None,
     make_engine: MakeEngine = Fsdp2Engine,
+    checkpoints: Checkpoints | None = None,
 ) -> dict[str, float]:
     """Train on `pairs`, write the model and metrics.jsonl to `out`, and return `evaluate`'s figures.
 
     Without `validation` some of the pairs' users are held out. With it, a user in both is a TagprError, and
     all of `validation` counts as unseen. Under torchrun every process calls this with the same arguments; the
-    first one writes.
+    first one writes. With `checkpoints` it goes on from the newest one, and the rows of `on_step` go on with it.
     """
     for row in (*pairs, *(validation or ())):
         check_pair(row, "prmu training")
     split = _split(pairs, validation, config)
     torch.manual_seed(config.seed)
-    table = UserTable(sorted(users_of(split.train))) if config.identity else UserTable()
+    table = UserTable(sorted(users_of(split.train))) if config.has_table else UserTable()
     with _process_group(config) as device:
         if config.batch_size % dist.get_world_size():
             raise TagprError(
@@ -121,14 +131,14 @@ def train_prmu(
         if _rank() == 0:
             out.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        steps, best = _fit(engine, encoder, split, config, out / "metrics.jsonl", on_step)
+        progress = _fit(engine, encoder, split, config, out / "metrics.jsonl", on_step, checkpoints)
         seconds = time.perf_counter() - started
-        state = best or engine.full_state()
+        state = progress.best or engine.full_state()
         results: list[dict[str, float]] = [{}]
         if _rank() == 0:
             model.save_pretrained(out, encoder.tokenizer, state)
             results[0] = _finish(out, split, config, str(device))
-            results[0] |= {"steps": float(steps), "train_seconds": seconds}
+            results[0] |= {"steps": float(progress.step), "train_seconds": seconds}
             results[0] |= {"train/pairs": float(len(split.train)), "train/dropped": float(split.dropped)}
             write_json(out / "metrics.json", results[0])
         dist.broadcast_object_list(results, src=0)
@@ -186,6 +196,9 @@ def batch_loss(
 ) -> tuple[PairLoss, Tensor]:
     """Loss of some pairs, and how many are ordered rightly (for the user). Drops users when training."""
     requests = [request for pair in pairs for request in own(pair)]
+    if encoder.user == TEXT and model.training:
+        bare = torch.rand(len(pairs), generator=generator) >= config.individual_weight
+        requests = [request.generic() if bare[i // 2] else request for i, request in enumerate(requests)]
     known = model.table.rows([pair.user_id for pair in pairs])
     batch = collate(encoder, requests, [i // 2 for i in range(len(requests))], known)
     if model.training:
@@ -205,18 +218,21 @@ def _fit(
     config: PrmuConfig,
     log: Path,
     on_step: Callable[[dict[str, float]], None] | None,
-) -> tuple[int, dict[str, Tensor] | None]:
-    """Run the steps; return how many ran, and the best weights when early stopping is on."""
+    checkpoints: Checkpoints | None,
+) -> Progress:
+    """Run the steps that are left; return how many ran, and the best weights when early stopping is on."""
     model = engine.model
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         engine.optimizer, lambda step: learning_rate_scale(step, config.steps, config.warmup)
     )
     generator = torch.Generator().manual_seed(config.seed + 1000 * _rank())
-    best, best_accuracy, waited, step = None, -1.0, 0, 0
+    progress = restore(checkpoints, engine, scheduler, generator) if checkpoints is not None else Progress()
     order = batches(len(split.train), config.batch_size, config.steps, config.seed)
     if _rank() == 0:
-        log.write_text("", encoding="utf-8")
-    for step, indices in enumerate(_progress(order, config.steps), start=1):
+        trim(log, progress.step)
+    for step, indices in enumerate(_shown(order, config.steps), start=1):
+        if step <= progress.step or _stops(progress, config):
+            continue
         model.train()
         rows = [split.train[i] for i in indices[_rank() :: dist.get_world_size()]]
         row = {"step": float(step), "lr": float(scheduler.get_last_lr()[0])}
@@ -224,20 +240,24 @@ def _fit(
         scheduler.step()
         if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
             row["unseen/accuracy"] = _accuracy(model, encoder, split.unseen[:256], config)
-            waited += 1
-            if config.patience and row["unseen/accuracy"] > best_accuracy:
-                best, best_accuracy, waited = engine.full_state(), row["unseen/accuracy"], 0
+            if config.patience:
+                progress.measured(row["unseen/accuracy"], engine)
+        progress.step = step
         if _rank() == 0:
             with log.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row) + "\n")
             if on_step is not None:
                 on_step(row)
-        if config.patience and waited >= config.patience:
-            break
-    return step, best
+        if checkpoints is not None and step % checkpoints.every == 0 and step < config.steps:
+            save(checkpoints, progress, engine, scheduler, generator)
+    return progress
 
 
-def _progress(order: Iterator[list[int]], steps: int) -> Iterable[list[int]]:
+def _stops(progress: Progress, config: PrmuConfig) -> bool:
+    return bool(config.patience) and progress.waited >= config.patience
+
+
+def _shown(order: Iterator[list[int]], steps: int) -> Iterable[list[int]]:
     """`order` with a progress bar, on the first process's terminal only."""
     console = Console(stderr=True)
     shown = console.is_terminal and _rank() == 0

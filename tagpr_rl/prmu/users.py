@@ -64,9 +64,10 @@ class UserEncoder(nn.Module):
         self.null_key = nn.Parameter(torch.zeros(dim))
         for layer in (self.query, self.key, self.value):
             nn.init.eye_(layer.weight)
-        self.identity = nn.Embedding(n_known + 1, dim, padding_idx=0) if n_known else None
-        if self.identity is not None:
-            nn.init.zeros_(self.identity.weight)
+        self.identity: nn.Module | None = None
+        if n_known:
+            self.identity = table = nn.Embedding(n_known + 1, dim, padding_idx=0)
+            nn.init.zeros_(table.weight)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [R, heads, n, D/heads]

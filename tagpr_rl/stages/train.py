@@ -16,17 +16,24 @@ from tagpr_rl.backend.tracking import TrackingSettings, settings_dict, warnings_
 from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides, sft_overrides, world_size
 from tagpr_rl.config import GrpoStage, PlacementBlock, PrmuStage, Recipe, SftStage
 from tagpr_rl.data.tokens import ChatTokenizer
-from tagpr_rl.paths import RunDir, sha256_file, write_json
+from tagpr_rl.paths import RunDir, sha256_file, write_json, write_text
+from tagpr_rl.placement import scorer_tokens
+from tagpr_rl.report.prmu_card import prmu_card
 from tagpr_rl.resume import ATTEMPT
 from tagpr_rl.runlog import step_offset, tracker_id
 from tagpr_rl.runstate import stage_config, stage_dir, stage_inputs
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.fetch import model_folder
+from tagpr_rl.stages.prmu_pairs import PAIRS, shuffled_rows, training_pairs
 from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, sft_rows, write_parquet
 from tagpr_rl.stages.watch import last_row, trim_metrics, wait_with_progress
 from tagpr_rl.types import TagprError
 
 _RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", ATTEMPT)
+_SAME_NAME = (
+    "batch_size", "lr", "head_lr", "individual_weight", "centre", "user", "identity", "user_dropout", "max_items",
+    "eval_every", "patience", "seed",
+)  # fmt: skip
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "chat_template*")
 
 
@@ -95,6 +102,8 @@ def run_grpo(context: StageContext) -> StageResult:
     context.guard_attempt()
     context.clean(*_RESUMABLE)
     rows = context.nearest("prompts", reads=("train.parquet",)).root / "train.parquet"
+    if stage.prmu is not None and stage.weights.beta > 0 and stage.prmu_users == "shuffled":
+        rows = shuffled_rows(rows, context.dir.root / "train.parquet", stage.seed)
     paths = _paths(context, stage.init, rows)
     start = _resume(context, paths.model)
     if start.step < stage.steps:
@@ -119,11 +128,14 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
     if stage.prmu is not None and stage.weights.beta > 0:
         folder = context.earlier(stage.prmu, reads=("prmu",)).root / "prmu"
         prmu = {"path": str(folder.resolve()), **scorer_placement(recipe.placement)}
+    health_s = recipe.placement.prmu_serving.health_s
     schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
     weights = stage.weights.model_dump()
     scorers = {
         "checker": {"schema_file": schema_file, "prefilled": recipe.model.thought_prefilled, **weights},
         "prmu": prmu,
+        "health_s": health_s,
+        "stall_s": max(health_s, stage.prmu_timeout_s),
     }
     ray = context.start_ray()
     from tagpr_rl.backend import cluster
@@ -141,34 +153,35 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
 
 
 def scorer_placement(placement: PlacementBlock) -> dict[str, Any]:
-    """The PRMU actor's device: none, one that the policy uses, or its own."""
+    """Arguments of prmu_actor.start_all: the actors' device (none, one that the policy uses, or their own), limits."""
+    serving = placement.prmu_serving
+    found = {
+        "scorers": serving.scorers,
+        "max_batch_tokens": scorer_tokens(placement),
+        "max_waiting": serving.max_waiting,
+        "cache_mb": serving.cache_mb,
+        "restarts": serving.restarts,
+    }
     if placement.prmu == "cpu":
-        return {"device": "cpu"}
-    return {"device": "cuda", "num_gpus": placement.prmu_devices if placement.prmu == "dedicated" else 0.0}
+        return {"device": "cpu", **found}
+    own = placement.prmu_devices if placement.prmu == "dedicated" else 0.0
+    return {"device": "cuda", "num_gpus": own, **found}
 
 
 def run_prmu(context: StageContext) -> StageResult:
-    """Train PRMU on the chains stage's pairs, in a Ray task."""
+    """Train PRMU on the chains stage's pairs, and on the policy's own where asked for, in a Ray task."""
     recipe, stage = context.recipe, context.recipe.stages[context.name]
     assert isinstance(stage, PrmuStage)
-    context.clean()
-    pairs = context.nearest("chains", reads=("pairs.parquet",)).root / "pairs.parquet"
-    import pyarrow.parquet as pq
-
-    examples = pq.read_metadata(pairs).num_rows
+    context.guard_attempt()
+    context.clean(*_RESUMABLE, PAIRS)
+    pairs = context.dir.root / PAIRS
+    examples = training_pairs(context, stage, pairs)
     steps = steps_within(stage.steps, stage.batch_size, examples, stage.max_epochs)
     settings = {
         "steps": steps,
-        "batch_size": stage.batch_size,
         "micro_batch_size": stage.micro_batch_size or 0,
-        "lr": stage.lr,
-        "head_lr": stage.head_lr,
         "warmup": min(stage.warmup_steps, steps // 2),
-        "individual_weight": stage.individual_weight,
-        "centre": stage.centre,
-        "user_dropout": stage.user_dropout,
-        "max_items": stage.max_items,
-        "seed": stage.seed,
+        **{name: getattr(stage, name) for name in _SAME_NAME},
     }
     if stage.backbone is not None:
         backbone = model_folder(stage.backbone, f"stages.{context.name}.backbone")
@@ -177,6 +190,7 @@ def run_prmu(context: StageContext) -> StageResult:
     ray = context.start_ray()
     from tagpr_rl.backend.prmu_train import train_prmu_remote
 
+    start = _resume(context, backbone)
     task = train_prmu_remote.remote(
         str(pairs.resolve()),
         str(backbone.resolve()),
@@ -185,14 +199,19 @@ def run_prmu(context: StageContext) -> StageResult:
         _tracking(context),
         recipe.platform.threads,
         stage.zero().model_dump() if stage.strategy == "deepspeed" else None,
+        (str(context.dir.checkpoints.resolve()), stage.save_every or 0),
+        stage.user_shards,
     )
     _wait(context, ray, task, steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
     figures: dict[str, float] = ray.get(task)
     write_json(context.dir.root / "prmu.json", figures)
-    outputs = (context.dir.root / "prmu", context.dir.root / "prmu.json", context.dir.metrics)
+    shutil.rmtree(context.dir.checkpoints, ignore_errors=True)  # the stage's result is in prmu/
+    card = prmu_card(recipe, context.name, figures)
+    write_text(context.dir.root / "prmu" / "README.md", card)
+    outputs = (context.dir.root / "prmu", context.dir.root / "prmu.json", context.dir.metrics, pairs)
     first = [key for key in ("unseen/accuracy", "unseen/cross_profile", "unseen/shuffled") if key in figures]
     ordered = {key: figures[key] for key in (*first, *(key for key in figures if key not in first))}
-    notes = _capped(steps, stage.steps, examples, stage.max_epochs)
+    notes = (*_notes(context, start), *_capped(steps, stage.steps, examples, stage.max_epochs))
     return StageResult(outputs=outputs, metrics=ordered, notes=notes)
 
 
@@ -233,14 +252,14 @@ def _resume(context: StageContext, model: Path) -> checkpoints.Chosen:
     """The checkpoint that verl will go on from (step 0 = none); later metrics and rollouts are dropped."""
     recipe, name = context.recipe, context.name
     stage = recipe.stages[name]
-    assert isinstance(stage, SftStage | GrpoStage)
+    assert isinstance(stage, SftStage | GrpoStage | PrmuStage)
     tokenizer = [path for part in _TOKENIZER_FILES for path in sorted(model.glob(part)) if path.is_file()]
     facts = {
         "stage": name,
         "config": stage_config(recipe, name),
         "inputs": stage_inputs(recipe, context.run, name),
         "tokenizer": {path.name: sha256_file(path) for path in tokenizer},
-        "world_size": world_size(recipe),
+        "world_size": 1 if isinstance(stage, PrmuStage) else world_size(recipe),
     }
     root = context.dir.checkpoints
     elastic = getattr(stage, "strategy", "fsdp2") == "deepspeed"  # universal checkpoints

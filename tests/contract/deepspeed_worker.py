@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,7 +127,56 @@ def train_reward_model(job: dict[str, Any]) -> None:
         steps=job["steps"], batch_size=2 * dist.get_world_size(), micro_batch_size=1, lr=1e-3, head_lr=3e-3, heads=2,
         warmup=2, grad_clip=0.1, device="cpu",
     )  # fmt: skip
-    train_prmu(toy_pairs(8), backbone=out.parent / "toy", out=out, config=config, make_engine=make)
+    train = partial(train_prmu, toy_pairs(8), backbone=out.parent / "toy", out=out, config=config)
+    if job["strategy"] == "deepspeed":  # interrupted after three updates, it goes on from the checkpoint of step 2
+        checkpoints = Checkpoints(out.parent / f"{out.name}_steps")
+        with suppress(Interrupted):
+            train(make_engine=interrupted(make, 3), checkpoints=checkpoints)
+            raise AssertionError("it was not interrupted")
+        train(make_engine=make, checkpoints=checkpoints)
+    else:
+        train(make_engine=make)
+
+
+class Interrupted(Exception):
+    """Stands for the end of the process."""
+
+
+def interrupted(make: Any, after: int) -> Any:
+    """Engines that raise in the update after `after`, on every process."""
+
+    def build(*arguments: Any) -> Any:
+        engine = make(*arguments)
+        update, done = engine.update, iter(range(after))
+
+        def counted() -> float:
+            if next(done, None) is None:
+                raise Interrupted
+            return float(update())
+
+        engine.update = counted
+        return engine
+
+    return build
+
+
+class Checkpoints:
+    """A folder per step, for prmu.train."""
+
+    every = 2
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @contextmanager
+    def saving(self, step: int) -> Iterator[Path]:
+        """The step's folder."""
+        (self.root / str(step)).mkdir(parents=True)
+        yield self.root / str(step)
+
+    def newest(self) -> Path | None:
+        """The latest step's folder."""
+        return max(self.root.glob("*"), key=lambda path: int(path.name), default=None)
 
 
 def run(job: dict[str, Any]) -> None:

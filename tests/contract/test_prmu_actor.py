@@ -1,9 +1,15 @@
-"""The PRMU actor under Ray: batches of many callers, the scorer's own values, and errors that reach the caller."""
+"""The PRMU actors under Ray: batches of many callers, the scorer's own values, and what happens when they fail."""
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Iterator
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +25,11 @@ import torch  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
-from tagpr_rl.backend import prmu_actor  # noqa: E402
+from tagpr_rl.backend import prmu_actor, prmu_client, tag_checker  # noqa: E402
+from tagpr_rl.backend.prmu_client import ScorerPool  # noqa: E402
+from tagpr_rl.backend.response_scorer import ResponseScorer  # noqa: E402
 from tagpr_rl.prmu.model import PrmuModel, PrmuModelConfig, new_model  # noqa: E402
-from tagpr_rl.prmu.requests import ScoreRequest  # noqa: E402
+from tagpr_rl.prmu.requests import ScoreReply, ScoreRequest  # noqa: E402
 from tagpr_rl.prmu.score import Scorer  # noqa: E402
 from tagpr_rl.prmu.users import UserTable  # noqa: E402
 from tagpr_rl.types import TagprError  # noqa: E402
@@ -60,46 +68,192 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+def poison(folder: Path) -> None:
+    """Replace the folder's weights by ones with a NaN."""
+    model, encoder = PrmuModel.from_pretrained(folder)
+    model.head.bias.data.fill_(math.nan)
+    model.save_pretrained(folder, encoder.tokenizer)
+
+
+def ask(pool: ScorerPool, requests: Sequence[ScoreRequest], after: float = 0.0, then: Any = None) -> list[ScoreReply]:
+    """All replies; `then()` is called `after` seconds, while they are waited for."""
+
+    async def run() -> list[ScoreReply]:
+        tasks = [asyncio.create_task(pool.score(request)) for request in requests]
+        if then is not None:
+            await asyncio.sleep(after)
+            then()
+        return list(await asyncio.gather(*tasks))
+
+    return asyncio.run(run())
+
+
+def pid(actor: Any) -> int:
+    return int(ray.get(actor.health.remote())["pid"])
+
+
 def test_many_callers_get_the_scorer_s_values_in_few_batches(folder: Path) -> None:
     actor = prmu_actor.start("prmu_many", str(folder), max_wait_ms=20.0)
     ray.get(actor.health.remote())
     got = ray.get([ray.get_actor("prmu_many").score.remote(ask) for ask in ASKS])
     assert got == pytest.approx(Scorer(folder).score(ASKS), abs=1e-5)
     assert len({round(value, 6) for value in got}) > 5
-    assert ray.get(actor.score_many.remote(ASKS[:9])) == pytest.approx(got[:9], abs=1e-5)
+    many = ray.get(actor.score_many.remote(ASKS[:9], 30.0))
+    assert [reply.score for reply in many] == pytest.approx(got[:9], abs=1e-5)
     health = ray.get(actor.health.remote())
     assert (health["requests"], health["failed"], health["path"]) == (73, 0, str(folder))
-    assert health["batches"] <= 16
+    assert health["batches"] <= 16 and health["waiting"] == 0 and health["busy_s"] == 0.0
+    assert health["cached_items"] == 2  # "like red hat" and "like blue"
     ray.kill(actor)
 
 
-def test_a_bad_request_raises_and_the_others_are_scored(folder: Path) -> None:
+def test_a_bad_request_gets_the_reason_and_the_others_are_scored(folder: Path) -> None:
     actor = prmu_actor.start("prmu_bad", str(folder))
     bad: Any = replace(ASKS[0], response=None)
-    calls = [actor.score.remote(ask) for ask in (ASKS[0], bad, ASKS[1])]
-    assert 0 <= ray.get(calls[0]) <= 1
+    first, refused, last = ray.get(actor.score_many.remote([ASKS[0], bad, ASKS[1]], 30.0))
+    assert 0 <= first.score <= 1 and 0 <= last.score <= 1
+    assert refused.score is None and "request.response is None" in refused.reason and not refused.again
     with pytest.raises(TagprError, match=r"request\.response is None"):
-        ray.get(calls[1])
-    assert 0 <= ray.get(calls[2]) <= 1
+        ray.get(actor.score.remote(bad))
     ray.kill(actor)
 
 
-def test_nan_is_an_error_not_a_score(folder: Path, tmp_path: Path) -> None:
+def test_odd_inputs_are_scored_and_the_actor_lives(folder: Path) -> None:
+    """Unknown user, no profile, 10,000 items, emoji, 100 kB of text, half a surrogate pair, nothing at all."""
+    actor = prmu_actor.start("prmu_odd", str(folder))
+    before = pid(actor)
+    whole = ScoreRequest("u0", ("like red hat", "like blue"), "hat", "take red")
+    long = "red " * 25_000
+    asks = [
+        replace(whole, user_id="nobody has this id"), replace(whole, profile_texts=()),
+        replace(whole, profile_texts=("like red hat", "like blue") * 5_000),
+        replace(whole, profile_texts=("like red hat", "like blue") * 8),  # as many as are read
+        replace(whole, user_id="\U0001f9e2", profile_texts=("\U0001f44d\U0001f3fd" * 300,), response="\U0001f9e2"),
+        replace(whole, profile_texts=(long,) * 16, question=long, response=long),
+        replace(whole, response="\ud83d", question="\udc4d", user_id="\ud83d"), ScoreRequest("", (), "", ""),
+    ]  # fmt: skip
+    replies = ray.get(actor.score_many.remote(asks, 60.0))
+    assert [reply.reason for reply in replies] == [""] * len(asks)
+    assert all(0 <= reply.score <= 1 for reply in replies)
+    assert replies[2].score == pytest.approx(replies[3].score, abs=1e-6)
+    assert pid(actor) == before
+    ray.kill(actor)
+
+
+def test_a_score_that_is_not_finite_is_an_error_not_a_score(folder: Path, tmp_path: Path) -> None:
+    """Weights are finite and their products overflow: known only when a response is scored."""
     model, encoder = PrmuModel.from_pretrained(folder)
-    model.head.bias.data.fill_(math.nan)
+    model.proj.weight.data.fill_(1e38)
     model.save_pretrained(tmp_path, encoder.tokenizer)
-    actor = prmu_actor.start("prmu_nan", str(tmp_path))
-    with pytest.raises(FloatingPointError, match="gave nan for user 'u0'"):
+    actor = prmu_actor.start("prmu_overflow", str(tmp_path))
+    with pytest.raises(FloatingPointError, match="for user 'u0'"):
         ray.get(actor.score.remote(ASKS[0]))
-    assert ray.get(actor.health.remote())["failed"] == 1
+    (reply,) = ask(ScorerPool(["prmu_overflow"], 30.0), ASKS[:1])
+    assert reply.score is None and "its weights are damaged or overflow" in reply.reason
+    assert ray.get(actor.health.remote())["failed"] == 2
+    ray.kill(actor)
+
+
+def test_weights_that_are_not_finite_stop_the_stage_at_its_start(folder: Path, tmp_path: Path) -> None:
+    poisoned = shutil.copytree(folder, tmp_path / "prmu")
+    poison(poisoned)
+    with pytest.raises(TagprError, match=r"did not start: .*head\.bias holds values that are not finite"):
+        prmu_actor.start_all("prmu_nan", 1, path=str(poisoned))
+
+
+def test_a_scorer_killed_in_the_middle_restarts_and_every_response_is_scored(folder: Path) -> None:
+    (name, actor), *_ = prmu_actor.start_all("prmu_kill", 1, path=str(folder), max_wait_ms=2000.0).items()
+    before = pid(actor)
+    replies = ask(ScorerPool([name], 60.0), ASKS, 0.5, lambda: os.kill(before, signal.SIGKILL))
+    assert [reply.score for reply in replies] == pytest.approx(Scorer(folder).score(ASKS), abs=1e-5)
+    assert pid(actor) != before
+    ray.kill(actor)
+
+
+def test_a_scorer_that_restarts_into_nan_weights_gives_the_reason_at_once(folder: Path, tmp_path: Path) -> None:
+    poisoned = shutil.copytree(folder, tmp_path / "prmu")
+    (name, actor), *_ = prmu_actor.start_all("prmu_later", 1, path=str(poisoned), max_wait_ms=2000.0).items()
+    poison(poisoned)
+    started, before = time.monotonic(), pid(actor)
+    replies = ask(ScorerPool([name], 120.0), ASKS[:5], 0.5, lambda: os.kill(before, signal.SIGKILL))
+    assert time.monotonic() - started < 60
+    assert {reply.score for reply in replies} == {None}
+    (reason,) = {reply.reason for reply in replies}
+    assert name in reason and "head.bias holds values that are not finite" in reason
+
+
+def test_a_frozen_scorer_is_restarted_and_meanwhile_the_other_scores(folder: Path) -> None:
+    actors = prmu_actor.start_all("prmu_two", 2, path=str(folder))
+    stop, said = threading.Event(), list[str]()
+    times = {"every_s": 0.5, "limit_s": 4.0, "stall_s": 60.0}
+    arguments = {**times, "stopped": stop.wait, "report": said.append}
+    frozen = pid(actors["prmu_two_0"])
+    os.kill(frozen, signal.SIGSTOP)
+    thread = threading.Thread(target=prmu_client.watch, args=(actors,), kwargs=arguments)
+    thread.start()
+    try:
+        replies = ask(ScorerPool(list(actors), 60.0), ASKS)
+        assert [reply.score for reply in replies] == pytest.approx(Scorer(folder).score(ASKS), abs=1e-5)
+        deadline = time.monotonic() + 60
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        stop.set()
+        thread.join()
+    assert said[0] == "PRMU's scorer prmu_two_0 did not answer within 4 s: restarted"
+    after = ask(ScorerPool(list(actors)[:1], 60.0), ASKS[:3])
+    assert all(reply.score is not None for reply in after) and pid(actors["prmu_two_0"]) != frozen
+    for actor in actors.values():
+        ray.kill(actor)
+
+
+def test_no_answer_in_time_is_a_masked_response_with_the_reason(folder: Path) -> None:
+    """One scorer, frozen, and nobody who restarts it: the reward row says so, and scores come again after it."""
+    (name, actor), *_ = prmu_actor.start_all("prmu_frozen", 1, path=str(folder)).items()
+    checker = tag_checker.start("prmu_checker", schema_file=None, prefilled=False, alpha=0.2, beta=0.2, gamma=0.1)
+    info = {
+        "task": "LaMP_2", "gold": "comedy", "user_id": "u0", "profile_texts": ["like red hat"], "question": "hat",
+    }  # fmt: skip
+    scorer = ResponseScorer("prmu_checker", [name], 1.5)
+    before = pid(actor)
+    os.kill(before, signal.SIGSTOP)
+    try:
+        row, asked = asyncio.run(scorer.score(info, "take red"))
+    finally:
+        os.kill(before, signal.SIGCONT)
+    assert row["prmu_status"] == "masked" and row["prmu"] == 0.0
+    assert asked.reason == f"no score after prmu_timeout_s=1.5; last: {name} did not answer within 1.5 s"
+    assert 1.4 < asked.done_at - asked.asked_at < 6
+    row, asked = asyncio.run(ResponseScorer("prmu_checker", [name], 30.0).score(info, "take red"))
+    assert row["prmu_status"] == "scored" and asked.reason == "" and asked.done_at >= asked.asked_at
+    ray.kill(actor)
+    ray.kill(checker)
+
+
+def test_a_full_queue_is_asked_again_until_the_time_is_up(folder: Path) -> None:
+    actor = prmu_actor.start("prmu_full", str(folder), max_waiting=8, max_wait_ms=20.0)
+    ray.get(actor.health.remote())
+    replies = ask(ScorerPool(["prmu_full"], 60.0), ASKS)
+    assert [reply.score for reply in replies] == pytest.approx(Scorer(folder).score(ASKS), abs=1e-5)
+    assert ray.get(actor.health.remote())["refused"] >= len(ASKS) - 8
+    ray.kill(actor)
+    actor = prmu_actor.start("prmu_stuck", str(folder), max_waiting=8, max_wait_ms=60_000.0)
+    ray.get(actor.health.remote())
+    replies = ask(ScorerPool(["prmu_stuck"], 1.5), ASKS)
+    assert {reply.score for reply in replies} == {None}
+    full = [reply.reason for reply in replies if "QueueFull: 8 requests wait already" in reply.reason]
+    late = [reply.reason for reply in replies if "the scorer needs more than 1.2 s (8 requests wait)" in reply.reason]
+    assert (len(full), len(late)) == (len(ASKS) - 8, 8)
     ray.kill(actor)
 
 
 def test_the_scorer_s_place_is_the_recipe_s() -> None:
     from tagpr_rl.config import PlacementBlock
+    from tagpr_rl.placement import PrmuServing
     from tagpr_rl.stages.train import scorer_placement
 
-    assert scorer_placement(PlacementBlock()) == {"device": "cpu"}
-    assert scorer_placement(PlacementBlock(prmu="shared")) == {"device": "cuda", "num_gpus": 0.0}
-    own = PlacementBlock(prmu="dedicated", prmu_devices=0.5)
-    assert scorer_placement(own) == {"device": "cuda", "num_gpus": 0.5}
+    limits = {"scorers": 1, "max_batch_tokens": 16_384, "max_waiting": 16_384, "cache_mb": 512.0, "restarts": 3}
+    assert scorer_placement(PlacementBlock()) == {"device": "cpu", **limits, "max_batch_tokens": 2048}
+    assert scorer_placement(PlacementBlock(prmu="shared")) == {"device": "cuda", "num_gpus": 0.0, **limits}
+    own = PlacementBlock(prmu="dedicated", prmu_devices=0.5, prmu_serving=PrmuServing(scorers=3))
+    assert scorer_placement(own) == {"device": "cuda", "num_gpus": 0.5, **limits, "scorers": 3}

@@ -37,14 +37,14 @@ def test_component_metrics_by_hand() -> None:
         row(0.5, task=0.5, prmu=0.6),
     ]
     found = component_metrics(rows, ["LaMP_2", "LaMP_2", "LaMP_3", "LaMP_3"], ["a", "a", "b", "b"])
-    assert found["reward/total/mean"] == 0.5
-    assert found["reward/total/std"] == pytest.approx((0.5 / 4) ** 0.5)  # deviations .5, .5, 0, 0
+    assert found["reward/total/mean"] == 0.5  # of 1, 0 and .5: the masked response has no total either
+    assert found["reward/total/std"] == pytest.approx((0.5 / 3) ** 0.5)  # deviations .5, .5, 0
     assert found["reward/format/mean"] == 0.75
     assert found["reward/prmu/mean"] == pytest.approx(0.6)  # the masked response has no score
     assert found["reward/prmu/min"] == 0.4
     assert found["task/LaMP_2/mean"] == 0.5 and found["task/LaMP_3/mean"] == 0.5
     assert found["parse/OK"] == 0.75 and found["parse/TRUNCATED"] == 0.25
-    assert found["prmu/masked_fraction"] == 0.25
+    assert (found["prmu/masked"], found["prmu/masked_fraction"]) == (1.0, 0.25)
     assert found["groups/zero_variance_fraction"] == 0.5  # group b
 
 
@@ -69,6 +69,30 @@ def test_unscored_responses_and_those_left_alone_are_masked(statuses: list[str],
 
     found = responses_to_mask(statuses, ["a", "a", "b", "b"])
     assert found == (masked if statuses[0] != "masked" else [0, 1])
+
+
+def test_the_wait_for_scores_is_from_the_last_rollout_to_the_last_score() -> None:
+    from tagpr_rl.backend.trainer import prmu_metrics
+
+    asked = [(10.0, 10.5), (12.0, 12.1), (11.0, 12.4)]  # the last rollout ends at 12, the last score comes at 12.4
+    rows = [{"asked_at": start, "done_at": end, "reason": ""} for start, end in asked]
+    assert prmu_metrics(rows, 8.0) == pytest.approx(
+        {"timing_s/prmu_wait": 0.4, "prmu/wait_fraction": 0.05, "prmu/seconds/mean": 2 / 3, "prmu/seconds/max": 1.4}
+    )
+    assert "prmu/wait_fraction" not in prmu_metrics(rows, None) and prmu_metrics([], 8.0) == {}
+
+
+def test_too_many_unscored_responses_stop_the_stage_with_their_reasons() -> None:
+    from tagpr_rl.backend.trainer import too_many_unscored
+
+    statuses = ["masked"] * 3 + ["scored"] * 57
+    reasons = ["late", "nan", "late"] + [""] * 57
+    assert too_many_unscored(statuses, reasons, 3, 0.05, 60.0) == ""  # 5 %, the limit itself
+    assert too_many_unscored(statuses, reasons, 3, 0.04, 60.0) == (
+        "PRMU could not score 3 of 60 responses (max_masked_fraction=0.04, prmu_timeout_s=60): 2 x late; 1 x nan"
+    )
+    assert too_many_unscored(statuses, reasons, 60, 1.0, 60.0)  # nobody is left to learn from
+    assert too_many_unscored(["off"] * 4, [""] * 4, 4, 0.0, 60.0) == ""
 
 
 def test_the_hooks_that_we_override_are_still_there() -> None:

@@ -128,6 +128,24 @@ def test_lora_trains_its_adapters_alone() -> None:
     assert budget is not None and {"gradients", "optimizer"}.isdisjoint(item.name for item in budget.phases[0].parts)
 
 
+def test_a_scorer_is_weights_states_and_cache_and_each_device_counts_its_own() -> None:
+    block = "placement.prmu_serving"
+    one = recipe("qwen3_8b", f"{block}.batch_tokens=1000", f"{block}.cache_mb=0", f"{block}.scorers=8")
+    # Qwen3-0.6B: 596,049,920 weights of 4 B; 28 layers and the embedding of 1024, four times; an MLP of 3072, thrice
+    weights, states = 4 * 596_049_920, 1000 * 4 * (4 * 29 * 1024 + 3 * 3072)
+    assert part(one, "guided", 1, "prmu") == weights + states
+    cached = recipe("qwen3_8b", f"{block}.batch_tokens=1000", f"{block}.cache_mb=256", f"{block}.scorers=9")
+    assert part(cached, "guided", 1, "prmu") == weights + states + (256 << 20)
+    budget = stage_budget(cached, "guided")
+    assert budget is not None  # nine scorers on eight devices: one device has two
+    assert [item.name for item in budget.phases[1].parts].count("prmu") == 2
+    host = stage_budget(recipe("qwen3_8b", "placement.prmu=cpu", f"{block}.scorers=2"), "guided")
+    alone = stage_budget(recipe("qwen3_8b", "placement.prmu=cpu"), "guided")
+    assert host is not None and alone is not None
+    scorer = weights + 2048 * states // 1000 + (512 << 20)
+    assert host.host_bytes - alone.host_bytes == scorer
+
+
 def test_offload_and_separate_leave_the_engine_alone() -> None:
     found = recipe("qwen3_8b", "training.offload_params=true", "training.offload_optimizer=true")
     budget = stage_budget(found, "guided")

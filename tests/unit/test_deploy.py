@@ -45,6 +45,10 @@ def test_a_rollout_and_a_scorer_of_their_own_need_devices_of_their_own() -> None
     # 12 CPUs for each part of 4, 9 for the 3, 3 for the half (it is scheduled like a whole one), 12 for the run
     assert need(made) == Need(parts=(4, 4, 3, 0.5), cpus=12 + 12 + 9 + 3 + 12)
     assert (node_devices(made), node_count(made)) == (4, 3)  # 4 | 4 | 3 + .5
+    halves = recipe(
+        *policy, on_policy, "placement.prmu=dedicated", "placement.prmu_devices=0.5", "placement.prmu_serving.scorers=3"
+    )
+    assert need(halves).parts == (4, 4, 0.5, 0.5, 0.5)
     wide = recipe(*policy, *rollout, on_policy, "cluster.devices_per_node=8")
     assert (node_devices(wide), node_count(wide), node_cpus(wide)) == (8, 2, 36)  # 4 + 4 | 3
     assert lacks(need(made), nodes((8, 60), (4, 60)), 12, 120) == ()

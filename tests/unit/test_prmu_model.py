@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -17,7 +18,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from tagpr_rl.prmu.evaluate import own  # noqa: E402
-from tagpr_rl.prmu.inputs import Limits, TextEncoder, collate  # noqa: E402
+from tagpr_rl.prmu.inputs import NOTHING, ROWS, TEXT, USERS, Limits, TextEncoder, collate  # noqa: E402
 from tagpr_rl.prmu.loss import pair_loss  # noqa: E402
 from tagpr_rl.prmu.model import PrmuModel, PrmuModelConfig, new_model  # noqa: E402
 from tagpr_rl.prmu.requests import UNKNOWN_USER, ScoreRequest  # noqa: E402
@@ -232,3 +233,86 @@ def test_micro_batches_hold_every_row_once(lengths: list[int], most: int) -> Non
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= most
+
+
+@pytest.fixture(scope="module")
+def baselines(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
+    """A saved and loaded PRMU for each way to look for the user."""
+    found = {}
+    for user in USERS:
+        folder = tmp_path_factory.mktemp(user)
+        table = UserTable([] if user in (TEXT, NOTHING) else ["u0", "u1"])
+        model, encoder = new_model(backbone, PrmuModelConfig(user=user), table)
+        randomised(model).save_pretrained(folder, encoder.tokenizer)
+        found[user] = Scorer(folder)
+    return found
+
+
+def test_baselines_read_what_they_may(baselines: dict[str, Scorer]) -> None:
+    other_profile = replace(ASK, profile_texts=("i like a blue hat",))
+    other_user = replace(ASK, user_id="u0")
+    reads = {}
+    for user, scorer in baselines.items():
+        own, profile, table, nobody = scorer.raw([ASK, other_profile, other_user, ASK.generic()])
+        reads[user] = (abs(own - profile) > 1e-4, abs(own - table) > 1e-4)
+        assert (own == nobody) is (user == NOTHING)
+    assert reads == {"attention": (True, True), ROWS: (False, True), TEXT: (True, False), NOTHING: (False, False)}
+
+
+def test_the_profile_stands_before_the_question_in_the_text_baseline(baselines: dict[str, Scorer]) -> None:
+    encoder = baselines[TEXT].encoder
+    plain = encoder.response(ASK.question, ASK.response)
+    row = encoder.row(ASK)
+    items = encoder.items(ASK.profile_texts)
+    assert row.ids == (*items[1], *items[0], *plain.ids)
+    assert row.start == plain.start + sum(map(len, items))
+    short = TextEncoder(encoder.tokenizer, Limits(max_tokens=len(plain.ids) + len(items[0]) + 1), TEXT)
+    assert short.row(ASK).ids == (*items[0], *plain.ids)  # whole items, while there is room
+    assert encoder.row(ASK.generic()) == plain
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_any_user_and_profile_is_scored_by_the_stated_rule(baselines: dict[str, Scorer], user: str) -> None:
+    scorer = baselines[user]
+    many = tuple(f"i like a grey {'coat' if i % 2 else 'scarf'}" for i in range(10_000))
+    huge = "red hat " * 12_500  # 100 kB
+    strange = ("\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467", "\ud83d", "\x00", " ", "\u202e red")
+    asks = [
+        replace(ASK, user_id="never seen"),
+        replace(ASK, user_id="\U0001f600"),
+        replace(ASK, profile_texts=()),
+        replace(ASK, profile_texts=many),
+        replace(ASK, profile_texts=(huge, huge)),
+        replace(ASK, profile_texts=strange),
+        replace(ASK, question=huge, response=huge),
+        replace(ASK, question="", response=""),
+        replace(ASK, response="\ud83d\ude00 \udc00"),
+    ]
+    assert all(0 <= score <= 1 for score in scorer.score(asks))
+    with pytest.raises(TagprError, match="profile_texts"):
+        scorer.score([replace(ASK, profile_texts=(None,))])  # type: ignore[arg-type]
+
+
+def test_long_profiles_are_cut_to_what_is_nearest_to_the_question(baselines: dict[str, Scorer]) -> None:
+    scorer = baselines["attention"]
+    near = ("which hat i like", "which red hat")
+    far = tuple(f"i like a grey {'coat' if i % 2 else 'scarf'} {i}" for i in range(10_000))
+    mixed = (*far[:5000], near[0], *far[5000:], near[1])
+    encoder = TextEncoder(scorer.encoder.tokenizer, Limits(max_items=2))
+    assert encoder.items(mixed, "which hat") == [encoder.item(near[0]), encoder.item(near[1])]
+    assert encoder.items(far[:2], "which hat") == [encoder.item(text) for text in far[:2]]
+    # an item is its first tokens: what follows 127 of them changes nothing
+    words = "red hat " * 100
+    assert encoder.item(words) == encoder.item(words + "blue")
+    assert len(encoder.item(words)) == encoder.limits.max_item_tokens
+
+
+def test_a_folder_from_before_the_baselines_loads(scorer: Scorer, tmp_path: Path) -> None:
+    scorer.model.save_pretrained(tmp_path, scorer.encoder.tokenizer)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["user"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert PrmuModel.from_pretrained(tmp_path)[0].config == scorer.model.config
+    (tmp_path / "config.json").write_text(json.dumps(config | {"user": "table"}))
+    with pytest.raises(TagprError, match="user is 'table'"):
+        Scorer(tmp_path)

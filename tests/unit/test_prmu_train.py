@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,3 +112,76 @@ def test_batches_are_whole_passes() -> None:
     drawn = [i for batch in batches(5, 4, 5, seed=3) for i in batch]
     assert all(sorted(drawn[k : k + 5]) == [0, 1, 2, 3, 4] for k in range(0, 20, 5))
     assert drawn != [i for batch in batches(5, 4, 5, seed=4) for i in batch]
+
+
+class Folder:
+    """Step checkpoints as training sees them: whole or not there."""
+
+    every = 2
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @contextmanager
+    def saving(self, step: int) -> Iterator[Path]:
+        """Renamed when whole; only the newest stays."""
+        temp = self.root / "temp"
+        temp.mkdir(parents=True)
+        yield temp
+        if (old := self.newest()) is not None:
+            shutil.rmtree(old)
+        temp.rename(self.root / f"step_{step}")
+
+    def newest(self) -> Path | None:
+        """The one that is there."""
+        return next(self.root.glob("step_*"), None)
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(backbone: Path, tmp_path: Path) -> None:
+    config = replace(SHORT, steps=7, user_dropout=0.5, eval_every=3, patience=5)
+    pairs = toy_pairs(users=8)
+    whole: list[dict[str, float]] = []
+    expected = train_prmu(pairs, backbone=backbone, out=tmp_path / "whole", config=config, on_step=whole.append)
+
+    def until(step: int) -> None:
+        def on_step(row: dict[str, float]) -> None:
+            if row["step"] == step:
+                raise Killed
+
+        train_prmu(
+            pairs, backbone=backbone, out=tmp_path / "cut", config=config, on_step=on_step,
+            checkpoints=Folder(tmp_path / "steps"),
+        )  # fmt: skip
+
+    for step in (3, 6):
+        with pytest.raises(Killed):
+            until(step)
+    assert Folder(tmp_path / "steps").newest() == tmp_path / "steps" / "step_4"
+    rest: list[dict[str, float]] = []
+    got = train_prmu(
+        pairs, backbone=backbone, out=tmp_path / "cut", config=config, on_step=rest.append,
+        checkpoints=Folder(tmp_path / "steps"),
+    )  # fmt: skip
+    assert [row["step"] for row in rest] == [5, 6, 7]
+    for mine, theirs in zip(rest, whole[4:], strict=True):
+        assert {k: v for k, v in mine.items() if k != "seconds"} == pytest.approx(
+            {k: v for k, v in theirs.items() if k != "seconds"}, abs=1e-6
+        )
+    logged = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert logged == [1, 2, 3, 4, 5, 6, 7]
+    same = {key for key in expected if key != "train_seconds"}
+    assert {key: got[key] for key in same} == pytest.approx({key: expected[key] for key in same}, abs=1e-5)
+
+
+@pytest.mark.parametrize("user", ["identity", "text", "generic"])
+def test_baselines_train_behind_the_same_interface(backbone: Path, tmp_path: Path, user: str) -> None:
+    metrics = train_prmu(toy_pairs(8), backbone=backbone, out=tmp_path, config=replace(SHORT, user=user))
+    scorer = Scorer(tmp_path)
+    assert scorer.model.config.user == user
+    assert bool(scorer.model.table.ids) is (user == "identity")
+    if user != "text":  # they know nothing of a user whom training does not show
+        assert metrics["unseen/accuracy"] == metrics["unseen/generic"]

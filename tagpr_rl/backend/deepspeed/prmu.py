@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ import torch
 from tagpr_rl.backend.deepspeed import patches
 from tagpr_rl.backend.deepspeed.weights import master_weights
 from tagpr_rl.backend.deepspeed.zero import ZeroSettings, zero_config
+from tagpr_rl.types import TagprError
+
+_TAG = "native"
 
 
 class ZeroPrmuEngine:
@@ -43,3 +47,13 @@ class ZeroPrmuEngine:
     def full_state(self) -> dict[str, torch.Tensor]:
         """The whole fp32 weights, on every process's CPU."""
         return dict(master_weights(self.model.module))
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer in DeepSpeed's own form."""
+        self.model.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, with the same number of processes."""
+        path, _ = self.model.load_checkpoint(str(folder), tag=_TAG)
+        if path is None:
+            raise TagprError(f"{folder}: DeepSpeed finds no checkpoint there; delete {folder.parent} to go without it")

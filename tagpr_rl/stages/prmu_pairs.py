@@ -1,0 +1,150 @@
+"""PRMU's pairs beyond the chains stage's: the policy's own right and wrong responses, the same two for two users."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tagpr_rl.config import PrmuStage, Recipe, prompt_style
+from tagpr_rl.data.tasks import TASKS
+from tagpr_rl.data.tokens import ChatTokenizer
+from tagpr_rl.prmu.pairs import PairRow, read_pairs, write_pairs
+from tagpr_rl.reward.task import task_reward
+from tagpr_rl.stages.context import StageContext
+from tagpr_rl.stages.prmu_probes import copied, padded
+from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, write_parquet
+from tagpr_rl.tags.grammar import final_answer, parse
+from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.types import LampRecord, ParseStatus, TagprError
+
+PAIRS = "pairs.parquet"
+POLICY_MARGIN = 0.2
+"""Least difference of the task reward between a policy's right and wrong response."""
+
+
+def training_pairs(context: StageContext, stage: PrmuStage, out: Path) -> int:
+    """Write what PRMU is trained on to `out`; returns the number of pairs. A resumed stage keeps what it began with."""
+    if out.is_file():
+        return len(read_pairs(out))
+    rows = read_pairs(context.nearest("chains", reads=(PAIRS,)).root / PAIRS)
+    if stage.policy_samples:
+        rows += _policy_pairs(context, stage)
+    if stage.probe_fraction:
+        rng = random.Random(f"probes/{stage.seed}")
+        drawn = rng.sample(rows, round(stage.probe_fraction * len(rows)))
+        form = context.schema, context.recipe.model.thought_prefilled
+        made = ([copied(pair, *form), padded(pair, *form)] for pair in drawn)
+        rows += [pair for both in made for pair in both if pair is not None]
+    if stage.policy_samples or stage.probe_fraction:
+        random.Random(f"pairs/{stage.seed}").shuffle(rows)
+    write_pairs(out, rows)
+    return len(rows)
+
+
+def _policy_pairs(context: StageContext, stage: PrmuStage) -> list[PairRow]:
+    recipe = context.recipe
+    records = load_split(recipe, context.nearest("data", reads=("lamp",)).root, TRAIN)
+    asked = spread_out([record for record in records if record.gold is not None], stage.policy_questions)
+    from tagpr_rl.backend.generate import Engine
+
+    context.start_ray()
+    folder = context.model_folder(stage.init)
+    prompts = encoded_prompts(recipe, context.schema, folder, stage.init, asked)
+    status = f"  {context.name}: {stage.policy_samples} responses to {len(asked)} questions"
+    with context.console.status(status), Engine(recipe, folder) as engine:
+        texts = sampled(engine, prompts, stage.policy_samples, seed=stage.seed)
+    return pairs_of_samples(asked, texts, context.schema, prefilled=recipe.model.thought_prefilled, seed=stage.seed)
+
+
+def encoded_prompts(
+    recipe: Recipe, schema: TagSchema, folder: Path, model: str, records: Sequence[LampRecord]
+) -> list[list[int]]:
+    """The prompts of the records as token ids, as the weights of stage `model` (in `folder`) were taught to read."""
+    tokenizer = ChatTokenizer(folder)
+    make = prompt_maker(recipe, schema, prompt_style(recipe, model), tokenizer)
+    return [tokenizer.encode(tokenizer.render(make(record).messages)) for record in records]
+
+
+def sampled(
+    engine: Any, prompts: Sequence[list[int]], n: int, *, seed: int, temperature: float = 1.0
+) -> list[list[str]]:
+    """`n` responses to each prompt. `engine` is a backend.generate.Engine."""
+    # Seeded requests of one prompt would be equal: one call per sample, each with a seed of its own.
+    calls = [engine(list(prompts), temperature=temperature, seed=1000 * seed + i) for i in range(n)]
+    return [list(texts) for texts in zip(*calls, strict=True)]
+
+
+def pairs_of_samples(
+    records: Sequence[LampRecord],
+    texts: Sequence[Sequence[str]],
+    schema: TagSchema,
+    *,
+    prefilled: bool = False,
+    seed: int = 0,
+) -> list[PairRow]:
+    """A pair of kind "wrong" for each question whose well-formed responses differ by POLICY_MARGIN or more.
+
+    `texts[i]` are responses to `records[i]`; of the best ones one is drawn, and of the worst ones one. Both are
+    the policy's, so that nothing but what they say of this user tells them apart.
+    """
+    rng = random.Random(f"policy/{seed}")
+    rows = []
+    for record, responses in zip(records, texts, strict=True):
+        formed = sorted({t for t in responses if parse(t, schema, prefilled=prefilled).status is ParseStatus.OK})
+        scores = {text: task_reward(record.task, final_answer(text), str(record.gold)) for text in formed}
+        if not scores or max(scores.values()) - min(scores.values()) < POLICY_MARGIN:
+            continue
+        best = rng.choice([text for text in formed if scores[text] == max(scores.values())])
+        worst = rng.choice([text for text in formed if scores[text] == min(scores.values())])
+        rows.append(
+            PairRow(record.id, record.task, record.user_id, "", record.input, item_lines(record), best, worst, "wrong")
+        )
+    return rows
+
+
+def item_lines(record: LampRecord) -> tuple[str, ...]:
+    """The whole profile as PRMU reads it, each item with the user's label, score or title (data.rows.to_row)."""
+    return tuple(TASKS[record.task].item_line(dict(item.fields)).strip() for item in record.profile)
+
+
+def spread_out(records: Sequence[LampRecord], most: int) -> list[LampRecord]:
+    """At most `most` records, evenly spread (tasks and users stay mixed)."""
+    if most >= len(records):
+        return list(records)
+    return [records[i * len(records) // most] for i in range(most)]
+
+
+def shuffled_rows(source: Path, out: Path, seed: int) -> Path:
+    """verl's prompt rows with another user's id and profile for PRMU (extra_info); the prompts stay. Returns `out`.
+
+    Users of a task stand in a random circle and each lends to the one before, so nobody keeps their own.
+    """
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(source).to_pylist()
+    profiles: dict[tuple[str, str], Any] = {}
+    for row in rows:
+        info = row["extra_info"]
+        profiles.setdefault((info["task"], info["user_id"]), info["profile_texts"])
+    lender = circle(list(profiles), seed)
+    for row in rows:
+        info = row["extra_info"]
+        task = info["task"]
+        other = lender[task, info["user_id"]]
+        row["extra_info"] = {**info, "user_id": other, "profile_texts": profiles[task, other]}
+    write_parquet(out, rows)
+    return out
+
+
+def circle(users: Sequence[tuple[str, str]], seed: int) -> Mapping[tuple[str, str], str]:
+    """(task, user) -> another user of the task. TagprError where a task has one user."""
+    lender: dict[tuple[str, str], str] = {}
+    for task in dict.fromkeys(task for task, _ in users):
+        ring = sorted(user for other, user in users if other == task)
+        if len(ring) < 2:
+            raise TagprError(f"prmu_users: shuffled needs two users of {task} or more, and there is one; use own")
+        random.Random(f"{seed}/{task}").shuffle(ring)
+        lender |= {(task, user): ring[(i + 1) % len(ring)] for i, user in enumerate(ring)}
+    return lender

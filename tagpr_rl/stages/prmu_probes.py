@@ -1,0 +1,80 @@
+"""Probes of what PRMU must not reward: a step said twice, and a thought that only copies the profile.
+
+The same two make training pairs (PrmuStage.probe_fraction); evaluation asks them about users that training never shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tagpr_rl.data.prompt import clean
+from tagpr_rl.eval.metrics import task_mean
+from tagpr_rl.prmu.evaluate import RawScore, mean, wins
+from tagpr_rl.prmu.pairs import COPIED, PADDED, PairRow
+from tagpr_rl.tags.grammar import parse, render
+from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.types import Step, TaggedTrace
+
+COPIED_ITEMS = 4
+
+
+def copied(pair: PairRow, schema: TagSchema, prefilled: bool) -> PairRow | None:
+    """`chosen` against a thought that copies the user's own items and ends in the answer of `rejected`.
+
+    None without items, or where `rejected` is not well formed.
+    """
+    trace = parse(pair.rejected, schema, prefilled=prefilled).trace
+    items = [text for item in pair.profile_texts[:COPIED_ITEMS] if (text := " ".join(clean(item).split()))]
+    if trace is None or not items:
+        return None
+    copy = TaggedTrace(tuple(Step(schema.names[0], text) for text in items), trace.answer)
+    return _against(pair, render(copy, schema=schema, prefilled=prefilled), COPIED)
+
+
+def padded(pair: PairRow, schema: TagSchema, prefilled: bool) -> PairRow | None:
+    """`chosen` against itself with its longest step written twice; None where `chosen` is not well formed."""
+    trace = parse(pair.chosen, schema, prefilled=prefilled).trace
+    if trace is None:
+        return None
+    index = max(range(len(trace.steps)), key=lambda i: len(trace.steps[i].text))
+    steps = (*trace.steps[: index + 1], *trace.steps[index:])
+    return _against(pair, render(replace(trace, steps=steps), schema=schema, prefilled=prefilled), PADDED)
+
+
+def _against(pair: PairRow, rejected: str, kind: str) -> PairRow:
+    return replace(pair, rejected=rejected, kind=kind, other_user_id="")
+
+
+def padding(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool) -> dict[str, Any]:
+    """Each chosen response against itself with a step said twice.
+
+    "raised": share of responses whose score rises [mean, low, high]; "change": mean change of the raw score, in
+    standard deviations of the chosen responses' raw scores.
+    """
+    asked = [row for pair in pairs if (row := padded(pair, schema, prefilled)) is not None]
+    if not asked:
+        return {"responses": 0}
+    before = raw([row.request(row.chosen) for row in asked])
+    after = raw([row.request(row.rejected) for row in asked])
+    centre = mean(before)
+    spread = max(mean([(score - centre) ** 2 for score in before]) ** 0.5, 1e-6)
+    changes = [(b - a) / spread for a, b in zip(before, after, strict=True)]
+    return {"responses": len(asked), "raised": _interval(wins(after, before), asked), "change": mean(changes)}
+
+
+def copying(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool) -> dict[str, Any]:
+    """Each chosen response against a thought that copies the user's own items and ends in the wrong answer.
+
+    "chosen_above": share of pairs in which the chosen response scores higher [mean, low, high].
+    """
+    asked = [row for pair in pairs if (row := copied(pair, schema, prefilled)) is not None]
+    if not asked:
+        return {"pairs": 0}
+    won = wins(raw([row.request(row.chosen) for row in asked]), raw([row.request(row.rejected) for row in asked]))
+    return {"pairs": len(asked), "chosen_above": _interval(won, asked)}
+
+
+def _interval(values: Sequence[float], pairs: Sequence[PairRow]) -> list[float]:
+    return list(task_mean(values, ["all"] * len(values), [pair.user_id for pair in pairs]))
