@@ -89,8 +89,7 @@ def pairs_of_samples(
     """Up to POLICY_PAIRS pairs of kind "wrong" per question, of the policy's responses `texts[i]` to `records[i]`.
 
     The best well-formed ones are chosen; rejected are those whose task reward is lower by POLICY_MARGIN or more, where
-    a malformed response counts as 0. Best-of-N and RL compare just such responses; PRMU that has only seen a teacher's
-    chains does not notice a policy's slips.
+    a malformed response counts as 0. Best-of-N and RL compare just such responses.
     """
     rng = random.Random(f"policy/{seed}")
     rows = []
