@@ -299,8 +299,9 @@ class PrmuStage(TrainingStage):
     """Files that hold the rows of known users, in float16 and read through memory maps; None = in the model's file."""
     eval_every: Annotated[int, Field(ge=0)] = 50
     """Steps between accuracies on pairs of unseen users; 0 = only at the end."""
-    patience: Annotated[int, Field(ge=0)] = 3
-    """Stop after this many of them without a better one, and keep the best weights; 0 = never."""
+    patience: Annotated[int, Field(ge=0)] = 8
+    """Stop after this many of them without a better one, and keep the best weights; 0 = never. Accuracy rises and
+    falls while the learning rate is high: too small a number stops too soon."""
     policy_samples: Annotated[int, Field(ge=0)] = 0
     """Responses that the policy `init` writes to each of `policy_questions`: its right ones against its wrong ones
     become pairs, as best-of-N and RL will compare them; 0 = none."""

@@ -159,7 +159,10 @@ def _only_true(rows: Sequence[PairRow], records: Mapping[tuple[str, str], LampRe
         good = True
         for side in (row, swapped):
             items = [item.fields for item in records[side.task, side.user_id].profile]
-            spread = rules[side.task].posterior(side.question, items)
+            try:
+                spread = rules[side.task].posterior(side.question, items)
+            except AssertionError:  # another user's question, to which no answer agrees with this user's items
+                spread = {}
             chosen, rejected = (spread.get(final_answer(text), 0.0) for text in (side.chosen, side.rejected))
             good = good and chosen > rejected
         kept += [row, swapped] if good else []

@@ -22,6 +22,8 @@ from tagpr_rl.types import LampRecord, ParseStatus, TagprError
 PAIRS = "pairs.parquet"
 POLICY_MARGIN = 0.2
 """Least difference of the task reward between a policy's right and wrong response."""
+POLICY_PAIRS = 2
+"""Most pairs from one question."""
 
 
 def training_pairs(context: StageContext, stage: PrmuStage, out: Path) -> int:
@@ -84,23 +86,29 @@ def pairs_of_samples(
     prefilled: bool = False,
     seed: int = 0,
 ) -> list[PairRow]:
-    """A pair of kind "wrong" for each question whose well-formed responses differ by POLICY_MARGIN or more.
+    """Up to POLICY_PAIRS pairs of kind "wrong" per question, of the policy's responses `texts[i]` to `records[i]`.
 
-    `texts[i]` are responses to `records[i]`; of the best ones one is drawn, and of the worst ones one. Both are
-    the policy's, so that nothing but what they say of this user tells them apart.
+    The best well-formed ones are chosen; rejected are those whose task reward is lower by POLICY_MARGIN or more, where
+    a malformed response counts as 0. Best-of-N and RL compare just such responses.
     """
     rng = random.Random(f"policy/{seed}")
     rows = []
     for record, responses in zip(records, texts, strict=True):
-        formed = sorted({t for t in responses if parse(t, schema, prefilled=prefilled).status is ParseStatus.OK})
-        scores = {text: task_reward(record.task, final_answer(text), str(record.gold)) for text in formed}
-        if not scores or max(scores.values()) - min(scores.values()) < POLICY_MARGIN:
-            continue
-        best = rng.choice([text for text in formed if scores[text] == max(scores.values())])
-        worst = rng.choice([text for text in formed if scores[text] == min(scores.values())])
-        rows.append(
-            PairRow(record.id, record.task, record.user_id, "", record.input, item_lines(record), best, worst, "wrong")
-        )
+        scores: dict[str, float] = {}
+        formed: set[str] = set()
+        for text in sorted(set(responses)):
+            good = parse(text, schema, prefilled=prefilled).status is ParseStatus.OK
+            scores[text] = task_reward(record.task, final_answer(text), str(record.gold)) if good else 0.0
+            formed |= {text} if good else set()
+        top = max((scores[text] for text in formed), default=0.0)
+        best = [text for text in scores if text in formed and scores[text] == top]
+        worse = [text for text in scores if scores[text] <= top - POLICY_MARGIN and text.strip()]
+        for side in (best, worse):
+            rng.shuffle(side)
+        fields = record.id, record.task, record.user_id, "", record.input, item_lines(record)
+        rows += [
+            PairRow(*fields, right, wrong, "wrong") for right, wrong in zip(best[:POLICY_PAIRS], worse, strict=False)
+        ]
     return rows
 
 

@@ -121,9 +121,14 @@ def movie(user: str, gold: str) -> LampRecord:
 
 def test_pairs_of_the_policy_s_own_responses() -> None:
     right, wrong, broken = response("comedy"), response("violence"), "comedy"
-    texts = [(right, wrong, broken), (right, right, broken), (broken, wrong, wrong)]
-    made = pairs_of_samples([movie("a", "comedy"), movie("b", "comedy"), movie("c", "comedy")], texts, SCHEMA)
-    assert [(row.user_id, row.chosen, row.rejected, row.kind) for row in made] == [("a", right, wrong, "wrong")]
+    texts = [(right, wrong, right), (right, right, broken), (broken, wrong, wrong), (right, right, " ")]
+    made = pairs_of_samples([movie(user, "comedy") for user in "abcd"], texts, SCHEMA)
+    found = [(row.user_id, row.chosen, row.rejected, row.kind) for row in made]
+    assert found == [("a", right, wrong, "wrong"), ("b", right, broken, "wrong")]
+    other = response("comedy", "another thought")
+    both = pairs_of_samples([movie("a", "comedy")], [(right, other, wrong, broken, response("action"))], SCHEMA)
+    assert len(both) == 2
+    assert {row.chosen for row in both} == {right, other}
     assert "comedy" in made[0].profile_texts[0]  # the user's tag stands in the item
     check_pair(made[0], "here")
 
