@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tagpr_rl.chains.build import build_chains
+from tagpr_rl.chains.build import Swapping, build_chains
 from tagpr_rl.chains.label import ScriptedLabeller
 from tagpr_rl.chains.pairs import build_pairs
+from tagpr_rl.chains.swap import ProfilePool
 from tagpr_rl.config import ChainsStage, PrmuStage, Recipe
 from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.data.world_rules import world_rules
@@ -18,7 +19,7 @@ from tagpr_rl.prmu.pairs import PairRow, check_leakage, read_pairs, split_by_use
 from tagpr_rl.runstate import stage_dir
 from tagpr_rl.stages.context import StageContext
 from tagpr_rl.stages.prmu_pairs import PAIRS, encoded_prompts, item_lines, pairs_of_samples, sampled
-from tagpr_rl.stages.records import HELD_OUT, load_split, prompt_maker
+from tagpr_rl.stages.records import HELD_OUT, load_split, prompt_maker, retriever
 from tagpr_rl.stages.teachers import keep_rules, teacher_for
 from tagpr_rl.tags.grammar import final_answer
 from tagpr_rl.types import LampRecord, TagprError
@@ -128,7 +129,10 @@ def _held_out_pairs(context: StageContext, records: Sequence[LampRecord]) -> lis
     teacher, rules = teacher_for(recipe, error_rate=0.0), keep_rules(recipe, stage)
     labeller = ScriptedLabeller()
     asked = list(records)
-    chains = build_chains(asked, [make(record) for record in asked], teacher, labeller, schema, rules)
+    swapping = Swapping(ProfilePool(asked, stage.seed), retriever(recipe, lent=True), make_lent)
+    chains = build_chains(
+        asked, [make(record) for record in asked], teacher, labeller, schema, rules, swapping=swapping
+    )
     made = build_pairs(
         chains,
         asked,
