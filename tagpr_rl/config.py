@@ -17,7 +17,6 @@ from tagpr_rl.blocks import (
     ChainsStage,
     Closed,
     CpuCuts,
-    DataBlock,
     DataStage,
     DeepSpeedBlock,
     EvaluateStage,
@@ -27,18 +26,16 @@ from tagpr_rl.blocks import (
     ModelStage,
     PlatformBlock,
     PrmuStage,
-    PromptBlock,
     PromptsStage,
-    RetrievalBlock,
     RewardWeights,
     SftStage,
     Stage,
     StageBase,
     TinyBlock,
     TrainingStage,
-    WorldBlock,
 )
 from tagpr_rl.cluster_blocks import ClusterBlock
+from tagpr_rl.data_blocks import DataBlock, PromptBlock, RetrievalBlock, WorldBlock
 from tagpr_rl.endpoints import BY_BLOCK, BY_NAME, EndpointBlock
 from tagpr_rl.keep_blocks import KeepBlock
 from tagpr_rl.placement import BudgetBlock, LoraBlock, PlacementBlock, TrainingBlock, placement_mistakes
