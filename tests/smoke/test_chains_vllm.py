@@ -76,7 +76,7 @@ def serving(model: Path, folder: Path) -> Iterator[str]:
         "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCH_COMPILE_DISABLE": "1", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     try:
-        importlib.metadata.version("vllm")
+        importlib.metadata.distribution("vllm")  # not `version`, which the platform's patch answers in this process
     except importlib.metadata.PackageNotFoundError:
         # The CPU build is installed as `vllm-cpu`, and the command line asks for the version of `vllm`
         # (vllm/entrypoints/cli/main.py:83).
