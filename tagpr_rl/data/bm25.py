@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 K1, B, EPSILON = 1.5, 0.75, 0.25
 """The library's defaults, which LaMP uses."""
@@ -92,8 +90,11 @@ def official_order(scores_D: Floats) -> list[int]:
     return order
 
 
-def _tokenise(texts: Sequence[str]) -> tuple[Ints, Ints, pa.Array]:
+def _tokenise(texts: Sequence[str]) -> tuple[Ints, Ints, Any]:
     """(tokens of each text [D], code of each token, the words by code); codes count up by first occurrence."""
+    import pyarrow as pa  # on first use: a reward model that ranks nothing runs where there is none
+    import pyarrow.compute as pc
+
     # Arrow makes an empty token of an empty text and of white space at an end; `str.split` does not.
     filled_D = np.fromiter((bool(text) and not text.isspace() for text in texts), dtype=bool, count=len(texts))
     whole = filled_D.all()

@@ -39,7 +39,7 @@ def corpus() -> list[str]:
             if style == "reasoning":
                 from tagpr_rl.chains.teacher import TeacherRequest
 
-                texts.append(ScriptedTeacher().generate([TeacherRequest(record, prompt)])[0])
+                texts.append(ScriptedTeacher().generate([TeacherRequest(record, prompt)])[0].text)
     return texts
 
 
