@@ -14,9 +14,21 @@ import pytest
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(600)]
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = ("data.world.train_users=40", "stages.sft.steps=5", "stages.base.steps=2", "stages.prmu.steps=60")
-PRMU = ("stages.prmu.save_every=5", "stages.prmu.policy_samples=4", "stages.prmu.policy_questions=40",
-        "stages.prmu.probe_fraction=0.1", "stages.prmu.eval_every=20")  # fmt: skip
+RECIPE = """
+name: short
+data:
+  prompt: {max_tokens: 512, max_response_tokens: 96}
+  world: {train_users: 40, held_out_users: 12, time_users: 4}
+log: {wandb: disabled}
+stages:
+  data: {kind: data}
+  model: {kind: model}
+  chains: {kind: chains}
+  sft: {kind: sft, init: model, steps: 10}
+  prmu:
+    {kind: prmu, init: sft, steps: 40, batch_size: 8, save_every: 5, policy_samples: 4, policy_questions: 40,
+     probe_fraction: 0.1, eval_every: 20}
+"""
 
 
 def launch(*arguments: str) -> subprocess.Popen[str]:
@@ -34,9 +46,10 @@ def rows(path: Path) -> list[dict[str, float]]:
 
 
 def test_prmu_is_killed_goes_on_and_is_measured(tmp_path: Path) -> None:
-    run = tmp_path / "smoke"
-    stage = run / "080_prmu"
-    first = launch("run", "recipes/smoke.yaml", f"out={tmp_path}", *SHORT, *PRMU, "--until", "prmu")
+    run, recipe = tmp_path / "short", tmp_path / "short.yaml"
+    stage = run / "050_prmu"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    first = launch("run", str(recipe), f"out={tmp_path}")
     deadline = time.monotonic() + 400
     try:
         while len(rows(stage / "metrics.jsonl")) < 12:
@@ -47,12 +60,12 @@ def test_prmu_is_killed_goes_on_and_is_measured(tmp_path: Path) -> None:
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
     assert not (stage / "manifest.json").exists()
-    again = launch("resume", str(run), "--until", "prmu")
+    again = launch("resume", str(run))
     output, _ = again.communicate(timeout=400)
     assert again.returncode == 0, output[-3000:]
     notes = json.loads((stage / "manifest.json").read_text(encoding="utf-8"))["notes"]
     assert any(note.startswith("resumed from step ") for note in notes), notes
-    assert [row["step"] for row in rows(stage / "metrics.jsonl")] == list(range(1, 61))
+    assert [row["step"] for row in rows(stage / "metrics.jsonl")] == list(range(1, 41))
     assert not list((stage / "prmu").glob("**/*.pt"))
     assert "Scores a response" in (stage / "prmu" / "README.md").read_text(encoding="utf-8")
 
