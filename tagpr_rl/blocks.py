@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 
 from tagpr_rl.closed import Closed, Count, Fraction, NonNegative
 from tagpr_rl.endpoints import LabellerChoice, TeacherChoice
+from tagpr_rl.grpo_blocks import GrpoStage
 from tagpr_rl.keep_blocks import KeepBlock
+from tagpr_rl.stage_base import StageBase, TrainingStage
 
 
 class TinyBlock(Closed):
@@ -79,51 +81,6 @@ class Loggers(Closed):
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """How the tracker "wandb" runs; one W&B run per pipeline."""
     project: str = "tagpr_rl"
-
-
-class StageBase(Closed):
-    seed: int = 1
-
-
-class DeepSpeedBlock(Closed):
-    """ZeRO settings of a stage with `strategy: deepspeed`."""
-
-    zero_stage: Literal[1, 2, 3] = 2
-    """1 shards optimizer states over the devices, 2 gradients as well, 3 weights as well."""
-    offload_optimizer: bool = False
-    """Keep optimizer states, and make updates, in host memory."""
-    offload_params: bool = False
-    """Keep weights in host memory between uses; needs zero_stage 3."""
-    universal_checkpoints: bool = True
-    """Convert a checkpoint that another number of devices wrote; false refuses it."""
-
-    @model_validator(mode="after")
-    def _offload_fits(self) -> DeepSpeedBlock:
-        if self.offload_params and self.zero_stage != 3:
-            raise ValueError(f"offload_params needs zero_stage: 3, and it is {self.zero_stage}")
-        return self
-
-
-class TrainingStage(StageBase):
-    """A stage that updates weights."""
-
-    strategy: Literal["fsdp2", "deepspeed"] = "fsdp2"
-    """Engine that shards and updates the weights."""
-    deepspeed: DeepSpeedBlock | None = None
-    """Only with `strategy: deepspeed`; null = its defaults."""
-
-    @model_validator(mode="after")
-    def _deepspeed_used(self) -> TrainingStage:
-        if self.deepspeed is not None and self.strategy != "deepspeed":
-            raise ValueError(
-                f"there is a `deepspeed` block, but strategy is {self.strategy}; set strategy: deepspeed or "
-                "deepspeed: null"
-            )
-        return self
-
-    def zero(self) -> DeepSpeedBlock:
-        """The ZeRO settings in force."""
-        return self.deepspeed or DeepSpeedBlock()
 
 
 class DataStage(StageBase):
@@ -245,66 +202,6 @@ class PrmuStage(TrainingStage):
             raise ValueError("patience counts evaluations, and eval_every is 0; set eval_every, or patience: 0")
         if self.policy_samples == 1:
             raise ValueError("policy_samples is 1; a pair needs two responses to one question")
-        return self
-
-
-class RewardWeights(Closed):
-    """R = task*format + alpha*tag + beta*prmu + gamma*repetition (ours; the paper's values are not public)."""
-
-    alpha: NonNegative = 0.2
-    beta: NonNegative = 0.2
-    gamma: NonNegative = 0.1
-
-
-class GrpoStage(TrainingStage):
-    """One GRPO stage; guided and exploratory are this with different weights."""
-
-    kind: Literal["grpo"] = "grpo"
-    init: str
-    prmu: str | None = None
-    """Stage whose PRMU scores responses; required when weights.beta > 0."""
-    prmu_users: Literal["own", "shuffled"] = "own"
-    """Whose profile PRMU scores a response for; shuffled = always the same other user's of the task: a control."""
-    weights: RewardWeights = RewardWeights()
-    steps: Count = 20
-    prompts_per_step: Count = 32
-    group_size: Count = 8
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    lr: Annotated[float, Field(gt=0.0)] = 3e-4
-    lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: NonNegative = 0.01
-    clip_low: Annotated[float, Field(gt=0.0)] = 0.2
-    clip_high: Annotated[float, Field(gt=0.0)] = 0.2
-    norm_advantage_by_std: bool = True
-    """False = Dr. GRPO."""
-    kl_coef: NonNegative = 0.0
-    """KL to the stage's start policy, in the loss; 0 = no reference model."""
-    loss_agg: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = "token-mean"
-    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    mini_batches: Count = 1
-    """Optimizer updates per step."""
-    micro_batch_size: Count = 32
-    reuse_rollout_logprobs: bool = True
-    """Old log-probabilities from the rollout (verl's bypass mode). Changes nothing on-policy in fp32."""
-    prmu_timeout_s: Annotated[float, Field(gt=0.0)] = 60.0
-    max_masked_fraction: Fraction = 0.05
-    """More unscored responses in a step than this abort the stage."""
-    save_every: Count | None = None
-    """Steps between checkpoints (None = one, after the last step)."""
-    keep_checkpoints: Count = 2
-
-    @model_validator(mode="after")
-    def _prmu_named(self) -> GrpoStage:
-        if self.weights.beta > 0 and self.prmu is None:
-            raise ValueError("weights.beta is above 0 but no `prmu` stage is named; name it or set beta: 0")
-        if self.group_size < 2:
-            raise ValueError("group_size must be at least 2: a group of one has advantage 0 and teaches nothing")
-        if (self.prompts_per_step * self.group_size) % (self.mini_batches * self.micro_batch_size):
-            raise ValueError(
-                f"prompts_per_step * group_size = {self.prompts_per_step * self.group_size} is not a multiple of "
-                f"mini_batches * micro_batch_size = {self.mini_batches * self.micro_batch_size}"
-            )
         return self
 
 

@@ -18,27 +18,24 @@ from tagpr_rl.blocks import (
     Closed,
     CpuCuts,
     DataStage,
-    DeepSpeedBlock,
     EvaluateStage,
-    GrpoStage,
     Loggers,
     ModelBlock,
     ModelStage,
     PlatformBlock,
     PrmuStage,
     PromptsStage,
-    RewardWeights,
     SftStage,
     Stage,
-    StageBase,
     TinyBlock,
-    TrainingStage,
 )
 from tagpr_rl.cluster_blocks import ClusterBlock
 from tagpr_rl.data_blocks import DataBlock, PromptBlock, RetrievalBlock, WorldBlock
 from tagpr_rl.endpoints import BY_BLOCK, BY_NAME, EndpointBlock
+from tagpr_rl.grpo_blocks import GrpoStage, RewardWeights
 from tagpr_rl.keep_blocks import KeepBlock
 from tagpr_rl.placement import BudgetBlock, LoraBlock, PlacementBlock, TrainingBlock, placement_mistakes
+from tagpr_rl.stage_base import DeepSpeedBlock, StageBase, TrainingStage
 from tagpr_rl.types import TagprError
 
 __all__ = [

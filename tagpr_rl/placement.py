@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tagpr_rl.blocks import Closed, Count, GrpoStage, NonNegative, PlatformBlock, StageBase, TrainingStage
+from tagpr_rl.blocks import PlatformBlock
+from tagpr_rl.closed import Closed, Count, NonNegative
+from tagpr_rl.grpo_blocks import GrpoStage
+from tagpr_rl.stage_base import StageBase, TrainingStage
 
 Positive = Annotated[float, Field(gt=0.0)]
 

@@ -9,7 +9,7 @@ import ray
 from verl.trainer.ppo.v1 import trainer_separate_async
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 
-from tagpr_rl.backend.trainer import RewardHooks
+from tagpr_rl.backend.reward_hooks import RewardHooks
 from tagpr_rl.backend.trainer_checkpoints import CheckpointHooks
 
 # verl 0.9.1 trainer_separate_async.py:181 calls logger.info(..., flush=True) where engines stay off the policy's

@@ -28,7 +28,7 @@ def row(
 
 
 def test_component_metrics_by_hand() -> None:
-    from tagpr_rl.backend.trainer import component_metrics
+    from tagpr_rl.monitor.step import component_metrics
 
     rows = [
         row(1.0, task=1.0, prmu=0.8),
@@ -49,7 +49,7 @@ def test_component_metrics_by_hand() -> None:
 
 
 def test_a_stage_without_prmu_logs_no_prmu_reward() -> None:
-    from tagpr_rl.backend.trainer import component_metrics
+    from tagpr_rl.monitor.step import component_metrics
 
     found = component_metrics([row(1.0, scored="off"), row(0.0, scored="off")], ["LaMP_1"] * 2, ["a", "a"])
     assert not [key for key in found if key.startswith("reward/prmu")]
@@ -65,14 +65,14 @@ def test_a_stage_without_prmu_logs_no_prmu_reward() -> None:
     ],
 )
 def test_unscored_responses_and_those_left_alone_are_masked(statuses: list[str], masked: list[int]) -> None:
-    from tagpr_rl.backend.trainer import responses_to_mask
+    from tagpr_rl.backend.reward_hooks import responses_to_mask
 
     found = responses_to_mask(statuses, ["a", "a", "b", "b"])
     assert found == (masked if statuses[0] != "masked" else [0, 1])
 
 
 def test_the_wait_for_scores_is_from_the_last_rollout_to_the_last_score() -> None:
-    from tagpr_rl.backend.trainer import prmu_metrics
+    from tagpr_rl.monitor.step import prmu_metrics
 
     asked = [(10.0, 10.5), (12.0, 12.1), (11.0, 12.4)]  # the last rollout ends at 12, the last score comes at 12.4
     rows = [{"asked_at": start, "done_at": end, "reason": ""} for start, end in asked]
@@ -83,7 +83,7 @@ def test_the_wait_for_scores_is_from_the_last_rollout_to_the_last_score() -> Non
 
 
 def test_too_many_unscored_responses_stop_the_stage_with_their_reasons() -> None:
-    from tagpr_rl.backend.trainer import too_many_unscored
+    from tagpr_rl.backend.reward_hooks import too_many_unscored
 
     statuses = ["masked"] * 3 + ["scored"] * 57
     reasons = ["late", "nan", "late"] + [""] * 57

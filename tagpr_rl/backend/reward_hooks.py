@@ -1,0 +1,137 @@
+"""What verl's V1 trainers do not do with rewards: every component logged, every response kept, unscored ones masked.
+
+Why: V1 computes no metric from the reward's components and drops them from the rollout dump
+(verl issues 2115, 7588), and gives a response that is alone in its group its raw reward as advantage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from verl.utils import tensordict_utils as tu
+
+from tagpr_rl.monitor.step import NUMERIC_KEYS, component_metrics, prmu_metrics
+from tagpr_rl.paths import write_text
+from tagpr_rl.reward.rubric import REWARD_KEYS
+from tagpr_rl.types import TagprError
+
+
+def too_many_unscored(
+    statuses: Sequence[str], reasons: Sequence[str], masked: int, limit: float, timeout_s: float
+) -> str:
+    """Why the stage must stop: more than `limit` of the responses have no score, or nothing is left; else ""."""
+    unscored = statuses.count("masked")
+    if not unscored or (unscored <= limit * len(statuses) and masked < len(statuses)):
+        return ""
+    said = Counter(reason for reason, status in zip(reasons, statuses, strict=True) if status == "masked")
+    why = "; ".join(f"{count} x {reason}" for reason, count in said.most_common(3))
+    return (
+        f"PRMU could not score {unscored} of {len(statuses)} responses (max_masked_fraction={limit:g}, "
+        f"prmu_timeout_s={timeout_s:g}): {why}"
+    )
+
+
+def responses_to_mask(statuses: Sequence[str], groups: Sequence[str]) -> list[int]:
+    """Indices of responses that must not take part in the update.
+
+    These are the unscored ones, and a response left alone by them: a group of one has no baseline.
+    """
+    scored = Counter(group for group, status in zip(groups, statuses, strict=True) if status != "masked")
+    return [
+        i
+        for i, (group, status) in enumerate(zip(groups, statuses, strict=True))
+        if status == "masked" or scored[group] < 2
+    ]
+
+
+class RewardHooks:
+    """For a V1 trainer: reward components logged, responses kept, unscored responses masked."""
+
+    config: Any
+    tokenizer: Any
+    global_steps: int
+
+    def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+        """Reward rows, dataset `extra_info` and `Asked` rows of the batch's responses, in the batch's order."""
+        data = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", "extra_info"]
+        )
+        extra = [dict(item) for item in list(data["extra_fields"])]
+        rows = [dict(item["reward_extra_info"]) for item in extra]
+        for row in rows:
+            missing = set(REWARD_KEYS) - set(row)
+            assert not missing, f"reward row lacks {sorted(missing)}"
+        return rows, [dict(item) for item in list(data["extra_info"])], [dict(item["prmu"]) for item in extra]
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """verl's advantages, after taking unscored responses out of their group and of the loss."""
+        rows, _, asked = self._reward_rows(batch)
+        statuses = [str(row["prmu_status"]) for row in rows]
+        groups = [key.rsplit("_", 2)[0] for key in batch.keys]
+        masked = responses_to_mask(statuses, groups)
+        settings = self.config.reward.reward_kwargs
+        reasons = [str(row["reason"]) for row in asked]
+        problem = too_many_unscored(
+            statuses, reasons, len(masked), settings.max_masked_fraction, settings.prmu_timeout_s
+        )
+        if problem:
+            raise TagprError(problem)
+        if masked:
+            self._mask_out(batch, masked)
+        return super()._compute_advantage(batch, metrics)
+
+    def _mask_out(self, batch: Any, indices: Sequence[int]) -> None:
+        """Zero the loss mask of these responses and give each a group of its own."""
+        keys = [batch.keys[i] for i in indices]
+        data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+        zeros = torch.nested.as_nested_tensor(
+            [torch.zeros_like(mask) for mask in data["response_mask"].unbind()], layout=torch.jagged
+        )
+        fields = {"response_mask": zeros, "loss_mask": zeros.clone(), "uid": [f"masked-{key}" for key in keys]}
+        tq.kv_batch_put(keys=keys, partition_id=batch.partition_id, fields=tu.get_tensordict(fields))
+
+    def _compute_metrics(
+        self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
+    ) -> None:
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        rows, infos, asked = self._reward_rows(batch)
+        groups = [key.rsplit("_", 2)[0] for key in batch.keys]
+        metrics.update(component_metrics(rows, [info["task"] for info in infos], groups))
+        on = [row for row, reward in zip(asked, rows, strict=True) if reward["prmu_status"] != "off"]
+        metrics.update(prmu_metrics(on, metrics.get("timing_s/step")))
+
+    def _log_rollout_data(self, batch: Any, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
+        """Write every response of the step with its reward row and advantage, one JSON object a line."""
+        rows, infos, asked = self._reward_rows(batch)
+        fields = ["prompts", "responses", "advantages"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        decode = self.tokenizer.decode
+        lines = []
+        for i, key in enumerate(batch.keys):
+            info, advantages = infos[i], data["advantages"][i]
+            lines.append(
+                {
+                    "step": self.global_steps,
+                    "record_id": info["record_id"],
+                    "task": info["task"],
+                    "user_id": info["user_id"],
+                    "sample": int(key.rsplit("_", 2)[1]),
+                    "prompt": decode(data["prompts"][i], skip_special_tokens=True),
+                    "response": decode(data["responses"][i], skip_special_tokens=True),
+                    "gold": info["gold"],
+                    "advantage": float(advantages[0]) if len(advantages) else 0.0,
+                    **{f"reward_{name}": rows[i][name] for name in NUMERIC_KEYS},
+                    "parse_status": rows[i]["parse_status"],
+                    "prmu_status": rows[i]["prmu_status"],
+                    "prmu_reason": asked[i]["reason"],
+                }
+            )
+        lines.sort(key=lambda line: (line["task"], line["record_id"], line["sample"]))
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_text(Path(rollout_data_dir) / f"step_{self.global_steps:04d}.jsonl", text)

@@ -1,0 +1,1 @@
+"""What a training step is watched by: figures from its responses, in plain Python."""
