@@ -1,6 +1,6 @@
 """PRMU's serving against the same model's raw batched forward, and what a GRPO step waits for scores: two bars.
 
-Run: python bench/prmu_serving.py [--run runs/demo] [--responses 256] [--rounds 5] [--device cpu] [--out FILE]
+Run: python bench/prmu_serving.py [--run runs/demo] [--responses 256] [--rounds 5] [--size 512,8] [--device cpu] [--out FILE]
 
 `--run` is a run whose guided stage has made rollouts; without it recipes/smoke.yaml is run first. The responses, the
 profiles and PRMU are that run's own. Raw: `PrmuModel.scores` on padded tensors that lie ready on the device, profile
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import json
 import os
 import statistics
@@ -31,14 +32,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pyarrow.parquet as pq
 import ray
 import torch
+from transformers import AutoModel
 
 from tagpr_rl.backend import prmu_actor
 from tagpr_rl.backend.prmu_client import ScorerPool
 from tagpr_rl.paths import write_json
 from tagpr_rl.prmu.inputs import collate, collate_responses
-from tagpr_rl.prmu.model import gather_items
+from tagpr_rl.prmu.model import PrmuModel, gather_items
 from tagpr_rl.prmu.requests import ScoreRequest
 from tagpr_rl.prmu.score import Scorer
+from tagpr_rl.prmu.users import UserTable
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (4, 8, 16, 32, 64, 128)
@@ -72,6 +75,18 @@ def requests_of(run: Path, count: int) -> list[ScoreRequest]:
         if len(found) >= count:
             break
     return [found[i % len(found)] for i in range(count)]
+
+
+def larger(source: Path, folder: Path, hidden: int, layers: int) -> Path:
+    """A random PRMU of another size with the tokenizer and the limits of `source`; its scores mean nothing."""
+    small, encoder = PrmuModel.from_pretrained(source)
+    shape = copy.deepcopy(small.backbone.config)
+    shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers = hidden, 3 * hidden, layers
+    shape.head_dim, shape.layer_types = hidden // shape.num_attention_heads, ["full_attention"] * layers
+    model = PrmuModel(AutoModel.from_config(shape), replace(small.config), UserTable())
+    folder.mkdir()
+    model.save_pretrained(folder, encoder.tokenizer)
+    return folder
 
 
 def new_in(requests: Sequence[ScoreRequest], number: int) -> list[ScoreRequest]:
@@ -198,6 +213,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--size", help="hidden,layers of a random PRMU to serve instead of the run's: its work counts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
@@ -208,7 +224,10 @@ def main() -> None:
         memory = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 200 << 20, "log_to_driver": False}
         ray.init(_node_ip_address="127.0.0.1", **memory)
         try:
-            measured = throughput(requests, stage_folder(run, "prmu") / "prmu", options)
+            folder = stage_folder(run, "prmu") / "prmu"
+            if options.size:
+                folder = larger(folder, Path(temp) / "prmu", *map(int, options.size.split(",")))
+            measured = throughput(requests, folder, options)
         finally:
             ray.shutdown()
     found = {"device": options.device, "throughput": measured, "wait": waited}

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Coalescer(Generic[Item, Result]):
-    """Collects items for `wait_s` seconds after the first and hands them to `call` as one list.
+    """Collects items for `wait_s` seconds after the first and hands them to `call` in lists of at most `most`.
 
     Calls may overlap: items that arrive while one is under way start the next. An error of a call reaches
     every caller whose item it carried.
     """
 
-    def __init__(self, call: Callable[[list[Item]], Awaitable[Sequence[Result]]], wait_s: float = 0.005) -> None:
-        self._call, self._wait_s = call, wait_s
+    def __init__(
+        self, call: Callable[[list[Item]], Awaitable[Sequence[Result]]], wait_s: float = 0.005, most: int = 1024
+    ) -> None:
+        self._call, self._wait_s, self._most = call, wait_s, most
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -27,14 +29,21 @@ class Coalescer(Generic[Item, Result]):
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if len(self._waiting) == 1:
-            task = asyncio.create_task(self._collect())
-            self._calls.add(task)  # the loop itself keeps no reference to a task
-            task.add_done_callback(self._calls.discard)
+            self._start(self._collect())
         return await future
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._calls.add(task)  # the loop itself keeps no reference to a task
+        task.add_done_callback(self._calls.discard)
 
     async def _collect(self) -> None:
         await asyncio.sleep(self._wait_s)
-        batch, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, []
+        for start in range(0, len(waiting), self._most):
+            self._start(self._pass_on(waiting[start : start + self._most]))
+
+    async def _pass_on(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:
             results = await self._call([item for item, _ in batch])
             if len(results) != len(batch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,6 +16,8 @@ from tagpr_rl.prmu.batcher import Batcher, QueueFull
 from tagpr_rl.prmu.requests import ScoreReply, ScoreRequest, check_request
 from tagpr_rl.types import TagprError
 
+READ_AT_ONCE = 8
+"""Requests of one call that are read before the first of them may be scored: reading all takes as long as a batch."""
 MAX_CONCURRENT = 8192
 """Calls that may wait inside an actor; Ray queues the rest."""
 
@@ -46,6 +49,7 @@ class PrmuActor:
         from tagpr_rl.prmu.score import Scorer
 
         torch.set_num_threads(threads)
+        gc.freeze()  # a full collection over everything that was imported takes .3 s, in the middle of a batch
         self._scorer = Scorer(Path(path), device, max_padded_tokens=max_batch_tokens, cache_mb=cache_mb)
         self._batcher: Batcher[ScoreRequest] = Batcher(
             self._scorer.score_each,
@@ -67,7 +71,11 @@ class PrmuActor:
 
         A request that is not scored within `timeout_s` is dropped from the queue: nobody waits for it any more.
         """
-        tasks = [asyncio.create_task(self.score(request)) for request in requests]
+        tasks = []
+        for number, request in enumerate(requests, start=1):
+            tasks.append(asyncio.create_task(self.score(request)))
+            if number % READ_AT_ONCE == 0:
+                await asyncio.sleep(0)
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_s)
         return [self._reply(task, timeout_s) for task in tasks]

@@ -20,6 +20,8 @@ PAUSE_S = 0.25
 """Between two attempts, while an actor restarts or its queue is full."""
 ANSWER_WITHIN = 0.8
 """Share of an attempt's time after which an actor says why it has no score yet; later the reason would be lost."""
+PER_CALL = 32
+"""Requests of one call: an actor scores the first of many while the rest are on their way."""
 
 
 class ScorerPool:
@@ -34,7 +36,7 @@ class ScorerPool:
         self._names, self._timeout_s = tuple(names), timeout_s
         self._share_s = timeout_s / len(self._actors)
         self._lanes: list[Coalescer[tuple[ScoreRequest, float], ScoreReply]] = [
-            Coalescer(partial(self._call, actor)) for actor in self._actors
+            Coalescer(partial(self._call, actor), most=PER_CALL) for actor in self._actors
         ]
         self._dead: dict[int, str] = {}
         self._down_until = [0.0] * len(self._actors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,6 +13,10 @@ from typing import Generic, TypeVar
 Request = TypeVar("Request")
 Outcome = float | Exception
 """What a request comes to: its score, or the error that it alone is at fault for."""
+
+
+IN_HAND = 2
+"""Batches begun at a time: while one is scored the next one waits for the thread, so that this never stands still."""
 
 
 class QueueFull(Exception):
@@ -65,7 +68,8 @@ class Batcher(Generic[Request]):
         self._queued = 0
         self._filled = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self._since: float | None = None
+        self._begun: list[float] = []
+        self._under_way: deque[asyncio.Task[None]] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prmu")
 
     @property
@@ -74,8 +78,8 @@ class Batcher(Generic[Request]):
         return len(self._queue)
 
     def busy_s(self) -> float:
-        """Seconds since the batch that is being scored was begun; 0 when none is."""
-        return 0.0 if self._since is None else time.monotonic() - self._since
+        """Seconds since the oldest batch in hand was begun; 0 when none is."""
+        return time.monotonic() - self._begun[0] if self._begun else 0.0
 
     async def submit(self, request: Request) -> float:
         """Score one request. `size` is asked first, so a request it refuses never enters a batch.
@@ -96,19 +100,32 @@ class Batcher(Generic[Request]):
         return await waiting.future
 
     async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._queue:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._filled.wait(), self._max_wait_s)
-            await self._run(self._take())
+            closing = loop.call_later(self._max_wait_s, self._filled.set)
+            await self._filled.wait()
+            closing.cancel()
+            if len(self._under_way) == IN_HAND:
+                await self._under_way.popleft()  # they end in this order
+            self._under_way.append(loop.create_task(self._run(self._take())))
 
     def _take(self) -> list[_Waiting[Request]]:
-        """Remove the next batch from the queue: at least one request, then while the size allows."""
-        batch: list[_Waiting[Request]] = []
-        total = 0
-        while self._queue and (not batch or total + self._queue[0].size <= self._max_size):
-            batch.append(self._queue.popleft())
-            total += batch[-1].size
-        self._queued -= total
+        """Remove the next batch from the queue: the oldest request, and those nearest to it in size.
+
+        As many as requests * largest size within the bound: the model pads a batch to its longest. The oldest is
+        always among them, so nothing waits for ever.
+        """
+        oldest = self._queue[0].size
+        order = sorted(range(len(self._queue)), key=lambda i: (abs(self._queue[i].size - oldest), i))
+        largest, taken = oldest, {0}
+        for i in order[1:]:
+            largest = max(largest, self._queue[i].size)
+            if (len(taken) + 1) * largest > self._max_size:
+                break
+            taken.add(i)
+        batch = [waiting for i, waiting in enumerate(self._queue) if i in taken]
+        self._queue = deque(waiting for i, waiting in enumerate(self._queue) if i not in taken)
+        self._queued -= sum(waiting.size for waiting in batch)
         if self._queued < self._max_size:
             self._filled.clear()
         return batch
@@ -117,31 +134,36 @@ class Batcher(Generic[Request]):
         batch = [waiting for waiting in batch if not waiting.future.done()]  # cancelled callers
         if not batch:
             return
-        self.stats.batches += 1
-        self.stats.largest = max(self.stats.largest, len(batch))
-        requests = [waiting.request for waiting in batch]
+        began = time.monotonic()
+        self._begun.append(began)
         try:
-            loop = asyncio.get_running_loop()
-            self._since = time.monotonic()
-            scores = await loop.run_in_executor(self._thread, self._score, requests)
-            if len(scores) != len(batch):
-                raise RuntimeError(f"PRMU returned {len(scores)} scores for {len(batch)} requests")
+            scores = await asyncio.get_running_loop().run_in_executor(self._thread, self._score_wanted, batch)
         except Exception as error:  # noqa: BLE001  (passed on to the caller whose request it is)
             if len(batch) > 1:
                 for waiting in batch:
                     await self._run([waiting])
                 return
-            self.stats.failed += 1
-            if not batch[0].future.done():
-                batch[0].future.set_exception(error)
-            return
+            scores = [error]
         finally:
-            self._since = None
+            self._begun.remove(began)
         for waiting, score in zip(batch, scores, strict=True):
             self.stats.failed += isinstance(score, Exception)
-            if waiting.future.done():
+            if waiting.future.done() or score is None:
                 continue
             if isinstance(score, Exception):
                 waiting.future.set_exception(score)
             else:
                 waiting.future.set_result(score)
+
+    def _score_wanted(self, batch: Sequence[_Waiting[Request]]) -> list[Outcome | None]:
+        """In the thread: the outcome of each request, None for those whose caller is gone by now."""
+        wanted = [waiting for waiting in batch if not waiting.future.done()]
+        if not wanted:
+            return [None] * len(batch)
+        self.stats.batches += 1
+        self.stats.largest = max(self.stats.largest, len(wanted))
+        found = self._score([waiting.request for waiting in wanted])
+        if len(found) != len(wanted):
+            raise RuntimeError(f"PRMU returned {len(found)} scores for {len(wanted)} requests")
+        by_request = dict(zip(map(id, wanted), found, strict=True))
+        return [by_request.get(id(waiting)) for waiting in batch]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,9 +96,12 @@ class Scorer:
         return len(self._cache), self._cache.nbytes
 
     def length(self, request: ScoreRequest) -> int:
-        """Tokens of the request's response row, at least 1. TagprError on a field of the wrong type."""
+        """Tokens that the request's forward pass reads, its response row's and its profile's, at least 1.
+
+        TagprError on a field of the wrong type.
+        """
         check_request(request)
-        return len(self.encoder.row(request).ids)
+        return len(self.encoder.row(request).ids) + sum(map(len, self.encoder.profile(request)))
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[float]:
         """Scores in [0, 1]: sigmoid((raw - mean) / std), with statistics fixed when PRMU was trained."""
@@ -170,16 +172,15 @@ class Scorer:
         """States `[length or 1, D]` of each item row: from the cache, else encoded and cached."""
         if self._versions() != self._cached_for:
             self.forget()
-        keys = {item: hashlib.sha256(repr(item).encode()).digest() for item in sorted(wanted)}
-        kept = ((item, self._cache.get(key)) for item, key in keys.items())
+        kept = ((item, self._cache.get(item)) for item in wanted)
         found = {item: state for item, state in kept if state is not None}
-        missing = [item for item in keys if item not in found]
+        missing = sorted(item for item in wanted if item not in found)
         for batch in micro_batches([len(item) for item in missing], self.max_padded_tokens):
             ids, mask = (x.to(self.device) for x in pad([missing[i] for i in batch]))
             states, there = self.model.item_states(ids, mask)
             for i, state, keep in zip(batch, states, there, strict=True):
                 found[missing[i]] = state[keep].clone()
-                self._cache.put(keys[missing[i]], found[missing[i]])
+                self._cache.put(missing[i], found[missing[i]])
         return found
 
 

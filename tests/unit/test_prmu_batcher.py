@@ -60,11 +60,13 @@ def test_a_cancelled_request_is_not_scored_and_a_stuck_batch_shows() -> None:
         await asyncio.sleep(0.1)
         late, other = asyncio.create_task(batcher.submit(2)), asyncio.create_task(batcher.submit(3))
         await asyncio.sleep(0.05)
-        assert batcher.waiting == 2 and 0.05 < batcher.busy_s() < 10
+        third = asyncio.create_task(batcher.submit(4))
+        await asyncio.sleep(0.05)
+        assert batcher.waiting == 1 and 0.05 < batcher.busy_s() < 10  # 2 and 3 are in hand, behind 1
         late.cancel()
         go.set()
-        assert await asyncio.gather(first, other) == [0.0, 0.0]
-        assert seen == [1, 3] and batcher.busy_s() == 0.0
+        assert await asyncio.gather(first, other, third) == [0.0, 0.0, 0.0]
+        assert seen == [1, 3, 4] and batcher.busy_s() == 0.0
 
     asyncio.run(run())
 
@@ -74,3 +76,21 @@ def test_a_reply_has_a_score_or_a_reason() -> None:
     for score, reason in ((None, ""), (0.5, "late")):
         with pytest.raises(ValueError, match="a reason if and only if no score"):
             ScoreReply(score, reason)
+
+
+def test_a_batch_is_the_oldest_request_and_those_nearest_in_size() -> None:
+    batches: list[list[int]] = []
+
+    def score(requests: Sequence[int]) -> list[float]:
+        batches.append(list(requests))
+        return [0.0] * len(requests)
+
+    async def run() -> None:
+        batcher: Batcher[int] = Batcher(score, lambda size: size, max_wait_s=0.05, max_size=30)
+        await asyncio.gather(*map(batcher.submit, (10, 3, 11, 4, 9)))
+
+    asyncio.run(run())
+    # 10 is the oldest: 9 fits (2 * 10), 11 would make 3 * 11 = 33 > 30. Then 3 and 4 (2 * 4), and 11 makes 3 * 11.
+    assert batches[0] == [10, 11] or batches[0] == [10, 9]
+    assert sorted(size for batch in batches for size in batch) == [3, 4, 9, 10, 11]
+    assert all(len(batch) * max(batch) <= 30 for batch in batches)
