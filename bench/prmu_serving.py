@@ -1,6 +1,6 @@
 """PRMU's serving against the same model's raw batched forward, and what a GRPO step waits for scores: two bars.
 
-Run: python bench/prmu_serving.py [--run runs/demo] [--responses 256] [--rounds 5] [--size 512,8] [--device cpu] [--out FILE]
+Run: python bench/prmu_serving.py [--run runs/demo] [--responses 256] [--rounds 5] [--size 384,6] [--out FILE]
 
 `--run` is a run whose guided stage has made rollouts; without it recipes/smoke.yaml is run first. The responses, the
 profiles and PRMU are that run's own. Raw: `PrmuModel.scores` on padded tensors that lie ready on the device, profile
