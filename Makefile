@@ -52,8 +52,8 @@ $(STAMP):
 demo: install  ## the whole method on the embedded world; FRESH=1 starts over
 	@$(PY) launch.py run $(RECIPE) $(if $(FRESH),--fresh)
 
-test: install  ## every test
-	@$(PY) -m pytest tests
+test: install  ## every test, two files at a time
+	@$(PY) -m pytest -n 2 --dist loadfile tests
 
 test-fast: install  ## the tests without torch and Ray that take no time
 	@$(PY) -m pytest -m "not torch and not stack and not slow" tests
