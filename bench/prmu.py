@@ -34,6 +34,9 @@ DEMO = Path(__file__).resolve().parents[1] / "recipes" / "demo.yaml"
 BASELINES = ("generic", "identity", "text")
 ARMS = {"prmu": {}, "off": {"beta": 0.0}, "shuffled": {}}
 """Guided stages of --rl: the demo's, without PRMU, and with PRMU asked for another user."""
+LONGER = {"steps": 1800, "policy_samples": 8, "policy_questions": 2000, "slip_fraction": 0.5}
+"""Of PRMU and the baselines, against the demo's: more steps, and the policy's own responses among the pairs. The demo
+has minutes; here PRMU must choose among responses of a policy that is right four times in five."""
 NEEDED = ("data", "model", "prompts", "base", "chains", "sft", "prmu")
 
 
@@ -53,6 +56,7 @@ def derive(demo: Recipe, *, out: Path, seed: int, world_seed: int, held_out_user
     raw["data"]["world"] |= {"seed": world_seed, "held_out_users": held_out_users}
     raw["model"]["tiny"]["seed"] = seed
     derived = {name: {**stages[name], "seed": seed} for name in NEEDED}
+    derived["prmu"] |= LONGER
     for user in BASELINES:
         derived[f"prmu_{user}"] = {**deepcopy(derived["prmu"]), "user": user}
     if rl:

@@ -192,6 +192,9 @@ class PrmuStage(TrainingStage):
     probe_fraction: Fraction = 0.0
     """For this share of the pairs, two more against gaming: chosen against a copy of the user's own profile with a
     wrong answer, and against itself with a step said twice."""
+    slip_fraction: Fraction = 0.0
+    """For this share of the pairs, one more: chosen against itself with the answer of rejected (every other time with
+    its last step, too), which does not follow from its thought. A policy's mistakes are often of this kind."""
     save_every: Count | None = None
     """Steps between checkpoints (None = none: an interrupted stage starts over)."""
     keep_checkpoints: Count = 1

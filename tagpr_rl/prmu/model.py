@@ -1,4 +1,4 @@
-"""PRMU's model: score(u, x, o) = head(h) + <proj(h), e_u>, on any Hugging Face causal backbone.
+"""PRMU's model: score(u, x, o) = head(h) + coherence(x, o) + <proj(h), e_u>, on any Hugging Face causal backbone.
 
 Ours, as the paper does not publish its own. The user enters only through the product with the response's
 states: a term that does not depend on the response is the same for both sides of a pair and would cancel.
@@ -7,6 +7,7 @@ states: a term that does not depend on the response is the same for both sides o
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from tagpr_rl.paths import replacing, write_json
-from tagpr_rl.prmu.inputs import NOTHING, PROFILES, TEXT, USERS, Batch, Limits, TextEncoder
+from tagpr_rl.prmu.coherence import Coherence
+from tagpr_rl.prmu.inputs import PROFILES, USERS, Batch, Limits, TextEncoder
 from tagpr_rl.prmu.mapped import MappedUsers
 from tagpr_rl.prmu.users import UserEncoder, UserTable, interact, with_item_mean, with_window_mean
 from tagpr_rl.prmu.users_table import INDEX, ShardedUsers
 from tagpr_rl.types import TagprError
 
-FORMAT = "tagpr_rl.prmu/1"
+FORMAT = "tagpr_rl.prmu/2"
 INTERACTIONS = ("token", "pooled")
 
 
@@ -67,33 +69,41 @@ class PrmuModel(nn.Module):
         self.config = config
         self.table: UserTable | ShardedUsers = users
         self.backbone = backbone
-        mix = [0.0] * (depth + 1)
-        mix[-1 if config.user in (TEXT, NOTHING) else 0] = 3.0  # see `states`; these two can only use the backbone
-        self.layer_mix = nn.Parameter(torch.tensor(mix))
+        # What meets the user starts mostly at the embeddings, what the head reads at the last layer.
+        self.layer_mix = nn.Parameter(3.0 * F.one_hot(torch.tensor(0), depth + 1).float())
+        self.head_mix = nn.Parameter(3.0 * F.one_hot(torch.tensor(depth), depth + 1).float())
         self.norm = nn.LayerNorm(dim)
+        self.head_norm = nn.LayerNorm(dim)
         wide = 2 * dim if config.interaction == "token" else dim
         self.users = UserEncoder(wide, config.heads, len(users))
         self.proj = nn.Linear(wide, wide, bias=False)
         nn.init.eye_(self.proj.weight)
+        self.coherence = Coherence(dim)
         self.head = nn.Linear(dim, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Backbone states `[n, T, D]`, fp32: a learned mix of the normalised layers, normalised.
+    def layers(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Every layer's states, each fp32 `[n, T, D]`: the embeddings first, the last after the model's own norm."""
+        attention = mask.long()
+        out = self.backbone(input_ids=ids, attention_mask=attention, output_hidden_states=True, use_cache=False)
+        return tuple(layer.float() for layer in out.hidden_states)
+
+    def states(self, layers: Sequence[Tensor]) -> Tensor:
+        """What meets the user, `[n, T, D]`: a learned mix of the normalised layers, normalised.
 
         The last layer of a language model is about the *next* token, so the mix starts mostly at the embeddings:
         there a quoted word equals its source, which is where checking a claim begins.
         """
-        attention = mask.long()
-        out = self.backbone(input_ids=ids, attention_mask=attention, output_hidden_states=True, use_cache=False)
-        weights = self.layer_mix.softmax(0)
-        layers = [F.layer_norm(layer.float(), layer.shape[-1:]) for layer in out.hidden_states]
-        return self.norm(torch.stack([w * layer for w, layer in zip(weights, layers, strict=True)]).sum(0))
+        return self.norm(_mixed(layers, self.layer_mix))
+
+    def head_states(self, layers: Sequence[Tensor]) -> Tensor:
+        """What the user-independent terms read, `[n, T, D]`: a mix of its own."""
+        return self.head_norm(_mixed(layers, self.head_mix))
 
     def item_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """States of items `[I, L]` that users attend to: `[I, L, 2 D]` and mask, or `[I, 1, D]` when pooled."""
-        states = self.states(ids, mask)
+        states = self.states(self.layers(ids, mask))
         if self.config.interaction == "token":
             return with_item_mean(states, mask), mask
         weight = mask[..., None].float()
@@ -106,11 +116,14 @@ class PrmuModel(nn.Module):
 
         `ids`, `mask` `[R, T]`, `start` `[R]`; `items` `[R, M, D or 2 D]`, `item_mask` `[R, M]`; `known` `[R]`.
         """
-        states = self.states(ids, mask)
+        layers = self.layers(ids, mask)
+        states, read = self.states(layers), self.head_states(layers)
         rows = torch.arange(ids.shape[0], device=ids.device)
-        last = states[rows, mask.sum(1) - 1]
-        base = self.head(last).squeeze(-1)
+        end = mask.sum(1) - 1
+        base = self.head(read[rows, end]).squeeze(-1)
+        base = base + self.coherence(layers[-1], layers[0], read, ids, mask, start)
         if self.config.interaction == "pooled":
+            last = states[rows, end]
             user = self.users(states[rows, start - 1][:, None], items, item_mask, known)[:, 0]
             side = self.proj(last)
             return base + interact(side, user), base + interact(side, self.users.e_0)
@@ -167,6 +180,12 @@ class PrmuModel(nn.Module):
         return model.eval(), TextEncoder(tokenizer, config.limits, config.user)
 
 
+def _mixed(layers: Sequence[Tensor], mix: Tensor) -> Tensor:
+    weights = mix.softmax(0)
+    normed = (F.layer_norm(layer, layer.shape[-1:]) for layer in layers)
+    return torch.stack([w * layer for w, layer in zip(weights, normed, strict=True)]).sum(0)
+
+
 def attach_table(model: PrmuModel, folder: Path) -> None:
     """Give a model without identity rows those of the sharded table in `folder`, if there is one."""
     if not (folder / INDEX).is_file():
@@ -211,7 +230,6 @@ def _read_config(folder: Path) -> tuple[PrmuModelConfig, list[str]]:
         raise TagprError(f"{folder}: not a PRMU folder ({error}); give one that training wrote") from error
     if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise TagprError(f"{path}: format is not {FORMAT!r}; train PRMU again")
-    raw.setdefault("user", PROFILES)  # folders from before the baselines
     unknown = sorted(set(raw) ^ {f.name for f in fields(PrmuModelConfig)})
     if unknown:
         raise TagprError(f"{path}: key {unknown[0]!r} is unknown or missing; train PRMU again")

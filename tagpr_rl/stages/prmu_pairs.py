@@ -13,7 +13,7 @@ from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.prmu.pairs import PairRow, read_pairs, write_pairs
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.stages.context import StageContext
-from tagpr_rl.stages.prmu_probes import copied, padded
+from tagpr_rl.stages.prmu_probes import copied, padded, slipped
 from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, write_parquet
 from tagpr_rl.tags.grammar import final_answer, parse
 from tagpr_rl.tags.schema import TagSchema
@@ -33,16 +33,22 @@ def training_pairs(context: StageContext, stage: PrmuStage, out: Path) -> int:
     rows = read_pairs(context.nearest("chains", reads=(PAIRS,)).root / PAIRS)
     if stage.policy_samples:
         rows += _policy_pairs(context, stage)
-    if stage.probe_fraction:
-        rng = random.Random(f"probes/{stage.seed}")
-        drawn = rng.sample(rows, round(stage.probe_fraction * len(rows)))
-        form = context.schema, context.recipe.model.thought_prefilled
-        made = ([copied(pair, *form), padded(pair, *form)] for pair in drawn)
-        rows += [pair for both in made for pair in both if pair is not None]
-    if stage.policy_samples or stage.probe_fraction:
+    form = context.schema, context.recipe.model.thought_prefilled
+    drawn = _drawn(rows, stage.probe_fraction, f"probes/{stage.seed}")
+    made = [probe for pair in drawn for probe in (copied(pair, *form), padded(pair, *form))]
+    made += [
+        slipped(pair, *form, late=bool(i % 2))
+        for i, pair in enumerate(_drawn(rows, stage.slip_fraction, f"slips/{stage.seed}"))
+    ]
+    rows += [pair for pair in made if pair is not None]
+    if stage.policy_samples or made:
         random.Random(f"pairs/{stage.seed}").shuffle(rows)
     write_pairs(out, rows)
     return len(rows)
+
+
+def _drawn(rows: Sequence[PairRow], fraction: float, seed: str) -> list[PairRow]:
+    return random.Random(seed).sample(rows, round(fraction * len(rows)))
 
 
 def _policy_pairs(context: StageContext, stage: PrmuStage) -> list[PairRow]:

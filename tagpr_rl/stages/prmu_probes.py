@@ -1,6 +1,8 @@
-"""Probes of what PRMU must not reward: a step said twice, and a thought that only copies the profile.
+"""Probes of what PRMU must not reward: a step said twice, a thought that only copies the profile, an answer that does
+not follow from its thought.
 
-The same two make training pairs (PrmuStage.probe_fraction); evaluation asks them about users that training never shows.
+The same make training pairs (PrmuStage.probe_fraction, slip_fraction); evaluation asks the first two about users that
+training never shows.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 from tagpr_rl.data.prompt import clean
 from tagpr_rl.eval.metrics import task_mean
 from tagpr_rl.prmu.evaluate import RawScore, mean, wins
-from tagpr_rl.prmu.pairs import COPIED, PADDED, PairRow
+from tagpr_rl.prmu.pairs import COPIED, PADDED, SLIPPED, PairRow
 from tagpr_rl.tags.grammar import parse, render
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import Step, TaggedTrace
@@ -41,6 +43,21 @@ def padded(pair: PairRow, schema: TagSchema, prefilled: bool) -> PairRow | None:
     index = max(range(len(trace.steps)), key=lambda i: len(trace.steps[i].text))
     steps = (*trace.steps[: index + 1], *trace.steps[index:])
     return _against(pair, render(replace(trace, steps=steps), schema=schema, prefilled=prefilled), PADDED)
+
+
+def slipped(pair: PairRow, schema: TagSchema, prefilled: bool, *, late: bool) -> PairRow | None:
+    """`chosen` against itself with the answer of `rejected`; with `late`, also with its last step.
+
+    A policy errs like this: it knows better and writes another word. None where a side is not well formed, or where
+    that is no other response.
+    """
+    right = parse(pair.chosen, schema, prefilled=prefilled).trace
+    wrong = parse(pair.rejected, schema, prefilled=prefilled).trace
+    if right is None or wrong is None or right.answer == wrong.answer:
+        return None
+    steps = (*right.steps[:-1], wrong.steps[-1]) if late else right.steps
+    text = render(TaggedTrace(steps, wrong.answer), schema=schema, prefilled=prefilled)
+    return None if text == pair.rejected else _against(pair, text, SLIPPED)
 
 
 def _against(pair: PairRow, rejected: str, kind: str) -> PairRow:

@@ -23,7 +23,7 @@ from tagpr_rl.prmu.quality import (
 )
 from tagpr_rl.prmu.requests import ScoreRequest
 from tagpr_rl.stages.prmu_pairs import circle, pairs_of_samples, shuffled_rows, spread_out
-from tagpr_rl.stages.prmu_probes import copied, copying, padded, padding
+from tagpr_rl.stages.prmu_probes import copied, copying, padded, padding, slipped
 from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import LampRecord, ParseStatus, ProfileItem, TagprError
@@ -131,6 +131,20 @@ def test_pairs_of_the_policy_s_own_responses() -> None:
     assert {row.chosen for row in both} == {right, other}
     assert "comedy" in made[0].profile_texts[0]  # the user's tag stands in the item
     check_pair(made[0], "here")
+
+
+def test_a_slip_by_hand() -> None:
+    pair = replace(
+        toy_pairs(users=8)[0], chosen=response("red", "likes red", "so red"), rejected=response("blue", "hm", "so blue")
+    )
+    answer, late = (slipped(pair, SCHEMA, False, late=late) for late in (False, True))
+    assert answer is not None and late is not None
+    assert answer.rejected == response("blue", "likes red", "so red")
+    assert late.rejected == response("blue", "likes red", "so blue")
+    assert (answer.chosen, answer.kind) == (pair.chosen, "slipped")
+    assert slipped(replace(pair, rejected=response("red", "hm")), SCHEMA, False, late=False) is None  # nothing is wrong
+    assert slipped(replace(pair, rejected=late.rejected), SCHEMA, False, late=True) is None  # that pair is there
+    assert slipped(replace(pair, rejected="no thought"), SCHEMA, False, late=False) is None
 
 
 def test_probes_by_hand() -> None:
