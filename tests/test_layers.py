@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "eval": {"types", "paths", "tags", "data", "reward"},
     "model": {"types", "paths", "tags", "data"},
     "prmu": {"types", "paths", "tags", "data"},
-    "report": {"types", "paths", "config", "tags", "eval"},
+    "report": {"types", "paths", "config", "tags", "data", "eval"},
     "runstate": {"types", "paths", "config"},
     "checkpoints": {"types", "paths", "runstate"},
     "resume": {"types", "paths", "config", "runstate", "checkpoints"},

@@ -45,6 +45,7 @@ def collect(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         "stages": [_stage(name, kinds[name], directory) for name, directory in stages.items()],
         "prmu": side_file("prmu", "prmu.json"),
         "chains": side_file("chains", "chains.json"),
+        "alerts": [alert for name, directory in stages.items() for alert in _alerts(name, directory)],
         "environment": read_object(run.environment),
     }
     report["not_measured"] = not_measured(report, recipe)
@@ -60,6 +61,21 @@ def stage_dirs(run: RunDir, recipe: Recipe) -> Iterator[tuple[str, str, StageDir
 def uses_prmu(stage: GrpoStage) -> bool:
     """Whether PRMU scores this stage's responses: one is named and its weight is not 0."""
     return stage.prmu is not None and stage.weights.beta > 0
+
+
+def _alerts(name: str, directory: StageDir) -> list[Row]:
+    """What training warned of in one stage, in the order in which it happened."""
+    return [
+        {
+            "stage": name,
+            "step": int(step) if (step := number(row.get("step"))) is not None else None,
+            "kind": str(row.get("kind", "")),
+            "value": number(row.get("value")),
+            "limit": number(row.get("limit")),
+            "text": str(row.get("text", "")),
+        }
+        for row in read_rows(directory.root / "alerts.jsonl")
+    ]
 
 
 def _stage(name: str, kind: str, directory: StageDir) -> dict[str, Any]:
