@@ -119,7 +119,7 @@ def _evaluation(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             continue
         for part in ("models", "controls", "baselines"):
             merged[part] |= {key: model_entry(value) for key, value in (content.get(part) or {}).items()}
-        merged["comparisons"] += content.get("comparisons") or []
+        merged["comparisons"] += [{**entry, "stage": name} for entry in content.get("comparisons") or []]
         if content.get("controls"):
             merged["control_model"] = content.get("control_model", stage.models[-1])
         for model in stage.models:

@@ -75,7 +75,7 @@ TRAINING: tuple[MetricName, ...] = (
         "up",
     ),
     MetricName(
-        "rollout_probs_diff_max",
+        "training/rollout_probs_diff_max",
         "sampler and trainer apart",
         "greatest difference of a token's probability between the rollout engine and the policy",
         "down",

@@ -171,6 +171,10 @@ class ForestChart:
     ceilings: tuple[Tick, ...]
 
 
+def _second(pair: tuple[str, float]) -> float:
+    return pair[1]
+
+
 def forest_chart(
     title: str,
     rows: Sequence[tuple[str, str, float | None, float | None, float | None]],
@@ -199,7 +203,7 @@ def forest_chart(
         for i, (label, css, value, low, high) in enumerate(rows)
     )
     ticks = tuple(Tick(left + (right - left) * v, f"{v:g}") for v in (0.0, 0.25, 0.5, 0.75, 1.0))
-    marks = tuple(Tick(left + (right - left) * min(max(v, 0.0), 1.0), name) for name, v in ceilings)
+    marks = tuple(Tick(left + (right - left) * min(max(v, 0.0), 1.0), name) for name, v in sorted(ceilings, key=_second))
     return ForestChart(title, width, int(top + row_height * len(rows) + 22), left, right, placed, ticks, marks)
 
 

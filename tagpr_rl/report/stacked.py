@@ -10,6 +10,9 @@ from tagpr_rl.report.plots import LineChart, Point, line_chart, short
 HATCHES = ("solid", "diagonal", "dots", "horizontal", "cross", "vertical")
 """Fill patterns in the order of the layers, so that layers differ without colour (templates/hatches.svg.j2)."""
 
+NEGLIGIBLE = 0.02
+"""Depth below 0 against the height above it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -64,6 +67,8 @@ def stack_chart(
     edges = stacked(kept)
     lows = [min((low[i] for low, _ in edges), default=0.0) for i in range(len(xs))]
     highs = [max((high[i] for _, high in edges), default=0.0) for i in range(len(xs))]
+    if -min(lows) < NEGLIGIBLE * max(highs):  # no room below 0 for a layer thinner than its line
+        lows = [0.0] * len(xs)
     total = [sum(values[i] for _, values in kept) for i in range(len(xs))]
     frame = line_chart(
         [
@@ -81,8 +86,8 @@ def stack_chart(
     sx = [pair.split(",")[0] for pair in frame.lines[3].points.split()]
     layers = []
     for index, ((label, values), (low, high)) in enumerate(zip(kept, edges, strict=True)):
-        top = [f"{x},{frame.y_at(y)}" for x, y in zip(sx, high, strict=True)]
-        back = [f"{x},{frame.y_at(y)}" for x, y in zip(sx, low, strict=True)][::-1]
+        top = [f"{x},{min(frame.y_at(y), frame.bottom)}" for x, y in zip(sx, high, strict=True)]
+        back = [f"{x},{min(frame.y_at(y), frame.bottom)}" for x, y in zip(sx, low, strict=True)][::-1]
         hatch = HATCHES[index % len(HATCHES)]
         layers.append(Layer(label, f"c{index % 8}", hatch, " ".join([*top, *back]), short(values[-1])))
     return StackChart(frame, tuple(layers))

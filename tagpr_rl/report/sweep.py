@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Arm:
     score: tuple[float | None, float | None, float | None]
     difference: tuple[float | None, float | None, float | None]
     """Against the first arm, on the same questions; Nones for the first."""
+    seed_sd: float | None
+    """Of the seeds' differences against the first arm."""
     by_task: tuple[float | None, ...]
     """Mean over seeds, in the order of the view's tasks."""
 
@@ -65,9 +68,11 @@ def sweep_view(path: Path) -> SweepView | None:
     arms = raw["arms"]
     entries = [s for arm in arms.values() for s in (arm.get("per_seed") or {}).values()]
     tasks = tuple(dict.fromkeys(task for entry in entries for task in entry.get("by_task") or {}))
-    rows = tuple(_arm(name, arm, seeds, tasks) for name, arm in arms.items())
+    extra = {f"{name} (a stage of the first arm)": arm for name, arm in (raw.get("also") or {}).items()}
+    rows = tuple(_arm(name, arm, seeds, tasks, i == 0) for i, (name, arm) in enumerate({**arms, **extra}.items()))
+    bounds = [(key, value) for key, v in (raw.get("bounds") or {}).items() if (value := number(v)) is not None]
     forest = forest_chart(
-        "mean score", [(row.name, "control" if i else "model", *row.score) for i, row in enumerate(rows)], [],
+        "mean score", [(row.name, "control" if i else "model", *row.score) for i, row in enumerate(rows)], bounds,
         label_width=max(84.0, 6.2 * max(len(row.name) for row in rows) + 14), width=480,
     )  # fmt: skip
     questions = raw.get("questions")
@@ -77,7 +82,7 @@ def sweep_view(path: Path) -> SweepView | None:
     )  # fmt: skip
 
 
-def _arm(name: str, raw: Row, seeds: tuple[str, ...], tasks: tuple[str, ...]) -> Arm:
+def _arm(name: str, raw: Row, seeds: tuple[str, ...], tasks: tuple[str, ...], first: bool) -> Arm:
     per_seed = {str(seed): entry for seed, entry in (raw.get("per_seed") or {}).items()}
     by_task = []
     for task in tasks:
@@ -85,10 +90,11 @@ def _arm(name: str, raw: Row, seeds: tuple[str, ...], tasks: tuple[str, ...]) ->
         by_task.append(statistics.fmean(values) if values else None)
     return Arm(
         name,
-        tuple((str(key), str(value)) for key, value in (raw.get("overrides") or {}).items()),
+        tuple((str(key), json.dumps(value)) for key, value in (raw.get("overrides") or {}).items()),
         tuple(number(per_seed.get(seed, {}).get("score")) for seed in seeds),
         _three(raw.get("score")),
-        _three(raw.get("against_first")),
+        (None, None, None) if first else _three(raw.get("against_first")),
+        None if first else number(raw.get("seed_sd")),
         tuple(by_task),
     )
 

@@ -84,6 +84,8 @@ class Traces:
             trace["r"] = [_rounded(number(row.get(f"reward_{part.key}"))) for part in REWARD_COMPONENTS]
             trace["a"] = _rounded(number(row.get("advantage")))
             trace["w"] = [weights[key] for key in ("alpha", "beta", "gamma")]
+            if isinstance(parts := row.get("tag_parts"), dict):
+                trace["tp"] = {str(key): _rounded(number(part)) for key, part in parts.items()}
             if (status := str(row.get("prmu_status", "scored"))) != "scored":
                 trace["prmu"] = status
             if credits := _step_credit(row.get("step_credit")):
@@ -126,9 +128,10 @@ def _collect(run: RunDir, recipe: Recipe, schema: TagSchema, most: int) -> dict[
     n_evaluated = sum(len(rows) for rows in evaluated.values())
     room = max(most - sum(counts), most * MOST_EVALUATED // MOST_TRACES)
     held_out = min(room, n_evaluated)
+    spare = 0  # what whole groups left of the quotas before
     for (stage, path), quota in zip(files, quotas(counts, most - held_out), strict=True):
         if quota:
-            _add_file(traces, recipe, stage, path, quota)
+            spare += quota - _add_file(traces, recipe, stage, path, quota + spare)
     shown = len(traces.traces)
     traces.shown = {"rollouts": [shown, sum(counts)]}
     _add_evaluated(traces, recipe, evaluated, held_out)
@@ -168,7 +171,8 @@ def blind(key: Sequence[str]) -> str:
     return hashlib.sha256("/".join(key).encode()).hexdigest()
 
 
-def _add_file(traces: Traces, recipe: Recipe, stage: str, path: Path, quota: int) -> None:
+def _add_file(traces: Traces, recipe: Recipe, stage: str, path: Path, quota: int) -> int:
+    """Add whole groups of one file up to `quota` responses, one group at least; returns how many were added."""
     config = recipe.stages[stage]
     assert isinstance(config, GrpoStage)
     weights = {key: float(getattr(config.weights, key)) for key in ("alpha", "beta", "gamma")}
@@ -188,6 +192,7 @@ def _add_file(traces: Traces, recipe: Recipe, stage: str, path: Path, quota: int
             own = row.get("weights")
             used = {k: float(own[k]) for k in weights} if isinstance(own, dict) and weights.keys() <= own.keys() else None
             traces.add(group, str(row.get("sample", "")), row, used or weights)
+    return taken
 
 
 def _evaluated(run: RunDir, recipe: Recipe) -> Iterator[tuple[str, list[Row]]]:

@@ -17,7 +17,7 @@ function renderPieces(trace, tags) {
     return el("div", { class: "v-step step t" + kind },
       el("small", {}, el("span", { class: "shape", "aria-hidden": "true" }, tags[kind][1]), " " + tags[kind][0]),
       credit === undefined || credit === null ? null
-        : el("span", { class: "credit", title: "advantage of this step" }, arrow(credit) + number(credit, 2, true)),
+        : el("span", { class: "credit", title: "advantage of this step, added to the response's" }, arrow(credit) + number(credit, 2, true)),
       text);
   });
 }
@@ -32,7 +32,7 @@ function rewardTerms(trace) {
   const row = (label, value, weight) => [label, value, weight, value === null ? null : value * weight];
   return [
     ["task × format", both, 1, both, number(task, 2) + " × " + number(format, 0)],
-    row("tag", tag, alpha),
+    row("tag" + (trace.tp ? " (" + Object.entries(trace.tp).map(([key, part]) => key + " " + number(part, 2)).join(", ") + ")" : ""), tag, alpha),
     row("prmu" + (trace.prmu ? " (" + trace.prmu + ")" : ""), trace.prmu ? null : prmu, beta),
     row("repetition", repetition, gamma),
   ];
@@ -92,8 +92,8 @@ function renderDiff(first, second, tags) {
   }
   const changed = runs.some(([kind]) => kind !== "=");
   return el("div", { class: "v-diff" },
-    runs.flatMap(([kind, words, starts]) => [
-      starts ? el("br") : " ",
+    runs.flatMap(([kind, words, starts], index) => [
+      starts && index ? el("br") : " ",
       el(kind === "-" ? "del" : kind === "+" ? "ins" : "span", {}, words.join(" ")),
     ]),
     changed ? null : el("p", { class: "dim" }, "The two responses are the same, word for word."));

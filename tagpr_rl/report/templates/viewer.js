@@ -58,7 +58,8 @@ class Viewer {
     const form = el("form", { class: "v-filters", onsubmit: (event) => event.preventDefault() },
       Object.values(shown).map((item) => item.node),
       el("button", { type: "button", onclick: () => { form.reset(); this.apply(); } }, "clear"));
-    fill(root, form, this.count, el("div", { class: "v-layout" },
+    const folded = el("details", { open: window.innerWidth > 760 }, el("summary", {}, "filters"), form);
+    fill(root, folded, this.count, el("div", { class: "v-layout" },
       el("div", {}, this.list, el("div", { class: "v-pager" }, this.back, this.place, this.next)), this.detail));
   }
 
@@ -152,7 +153,7 @@ class Viewer {
       this.list.scrollTop = Math.max(0, node.offsetTop - this.list.offsetTop - this.list.clientHeight / 2);
     } else this.list.removeAttribute("aria-activedescendant");
     const last = Math.min(first + PAGE, this.found.length);
-    fill(this.place, this.found.length ? first + 1 + " to " + last + " of " + this.found.length : "no group");
+    fill(this.place, this.found.length ? first + 1 + "–" + last + " of " + this.found.length : "no group");
     this.back.disabled = first === 0;
     this.next.disabled = last >= this.found.length;
   }
@@ -172,9 +173,9 @@ class Viewer {
     fill(this.detail,
       el("h3", {}, this.title(group) + " · " + taskLabel(task) + " · " + id),
       el("p", { class: "small" }, "user " + user + " · gold answer ", el("b", {}, gold)),
-      el("details", {}, el("summary", {}, "prompt"), el("pre", {}, this.data.heads[head] || "(no instruction found apart)")),
+      this.data.heads[head] ? el("details", {}, el("summary", {}, "instruction"), el("pre", {}, this.data.heads[head])) : null,
       profile ? el("details", { open: true }, el("summary", {}, "profile"), el("pre", {}, profile)) : null,
-      el("details", { open: true }, el("summary", {}, "question"), el("pre", {}, question)),
+      el("details", { open: true }, el("summary", {}, profile ? "question" : "prompt"), el("pre", {}, question)),
       this.comparison(group),
       el("div", { class: "v-cards" }, group.traces.map((trace) => renderCard(trace, this.tags, !this.matching.has(trace)))));
   }
@@ -185,14 +186,15 @@ class Viewer {
     for (const other of [group, ...this.byRecord.get(group.record).filter((item) => item !== group)]) {
       for (const trace of other.traces) {
         const name = trace.r ? "sample " + trace.n + ", total " + number(trace.r[0], 2) : trace.n + ", score " + number(trace.score, 2);
-        options.push({ trace, name: this.title(other) + ": " + name });
+        options.push({ trace, name: other === group ? name : this.title(other) + ": " + name });
       }
     }
     if (options.length < 2) return null;
     const here = group.traces.length;
     const last = here > 1 ? here - 1 : 1;
-    // Rollouts: the best against the worst. Evaluated models: the last two.
-    const [from, to] = group.traces[0].r ? [last, 0] : [last - 1, last];
+    // Rollouts: the worst against the best. Evaluated models: the first that thinks against the last.
+    const thinks = group.traces.slice(0, last).findIndex((trace) => trace.s !== "DIRECT");
+    const [from, to] = group.traces[0].r ? [last, 0] : [Math.max(thinks, 0), last];
     const out = el("div");
     const pairs = options.map((item, index) => [String(index), item.name]);
     const draw = () => fill(out, renderDiff(options[a.control.value].trace, options[b.control.value].trace, this.tags));
