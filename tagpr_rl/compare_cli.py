@@ -1,4 +1,4 @@
-"""`launch.py compare`: runs side by side, as a terminal table and as a page; a sweep's folder gives the sweep's page."""
+"""`launch.py compare`: runs side by side, in the terminal and as a page; of a sweep's folder, the sweep's page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser("compare", help="runs side by side: recipes, scores, curves, responses")
     command.add_argument("targets", metavar="RUN", type=Path, nargs="+", help="runs' folders; or one sweep's folder")
     command.add_argument("--model", help="compare this model of every run; default: each run's last evaluated one")
-    command.add_argument("--out", type=Path, metavar="FILE", help="the page; default: compare_<runs>.html beside the first")
+    command.add_argument("--out", type=Path, metavar="FILE", help="the page; default: beside the first run")
 
 
 def run_command(arguments: argparse.Namespace, console: Console) -> int:
@@ -51,7 +51,8 @@ def run_command(arguments: argparse.Namespace, console: Console) -> int:
     comparison = compare(sides)
     for table in tables(comparison):
         console.print(table)
-    page = arguments.out or targets[0].resolve().parent / f"compare_{'_'.join(path.resolve().name for path in targets)}.html"
+    name = f"compare_{'_'.join(path.resolve().name for path in targets)}.html"
+    page = arguments.out or targets[0].resolve().parent / name
     write_page(comparison, page)
     console.print(str(page), soft_wrap=True, highlight=False, markup=False)
     return 0
@@ -87,7 +88,8 @@ def tables(comparison: Comparison) -> list[Table]:
         cells = ["-" if value is None else f"{value:.3f}" for value in (*by_task, mean)]
         scores.add_row(Text(run), Text(model), *cells, style="bold" if (run, model) in chosen else "dim")
     found.append(scores)
-    paired = _table(f"Paired differences against {comparison.sides[0].label}", "run", "task", "difference", "95 % interval")
+    title = f"Paired differences against {comparison.sides[0].label}"
+    paired = _table(title, "run", "task", "difference", "95 % interval")
     for d in comparison.differences:
         paired.add_row(
             Text(d.other), task_label(d.task) if d.task else "mean", f"{d.difference:+.3f}",

@@ -11,7 +11,7 @@ from tagpr_rl.config import EvaluateStage, Recipe, dump_recipe
 from tagpr_rl.eval.metrics import mean_over_tasks, paired_difference
 from tagpr_rl.paths import RunDir, write_text
 from tagpr_rl.report.collect import stage_dirs
-from tagpr_rl.report.curves import MOST_POINTS, Figure, chains_of, thinned_note
+from tagpr_rl.report.curves import MOST_POINTS, Figure, axis_range, chains_of, thinned_note
 from tagpr_rl.report.embed import environment, json_for_page, script, script_source
 from tagpr_rl.report.names import REWARD_COMPONENTS, TRAINING, MetricName
 from tagpr_rl.report.plots import line_chart, thin
@@ -86,7 +86,7 @@ def read_side(run: RunDir, recipe: Recipe, label: str, model: str | None) -> Sid
     ordered = {name: questions[name] for name in recipe.stages if questions.get(name)}
     if not ordered:
         raise TagprError(
-            f"run {run.root} has no evaluation (no eval.json with questions); finish it with `launch.py resume {run.root}`"
+            f"run {run.root} has no evaluation (no eval.json with questions); finish it: `launch.py resume {run.root}`"
         )
     if model is not None and model not in ordered:
         raise TagprError(f"run {run.root} evaluated {', '.join(ordered)}, not '{model}'; choose one with --model")
@@ -99,9 +99,12 @@ def compare(sides: Sequence[Side]) -> Comparison:
     first = answered[0]
     common = tuple(key for key in first if all(key in other for other in answered[1:]))
     if not common:
-        what = "; ".join(f"{s.run.root}: {len(q)} questions, the first {next(iter(q))}" for s, q in zip(sides, answered, strict=True))
+        what = "; ".join(
+            f"{side.run.root}: {len(questions)} questions, the first {next(iter(questions))}"
+            for side, questions in zip(sides, answered, strict=True)
+        )
         raise TagprError(
-            f"no question was answered by all runs ({what}); evaluate them on the same data: same data block, split, seed"
+            f"no question was answered by all runs ({what}); evaluate them on the same data block and split"
         )
     tasks = tuple(dict.fromkeys(str(first[key]["task"]) for key in common))
     users = {key: str(first[key]["user_id"]) for key in common}
@@ -178,8 +181,9 @@ def overlaid_curves(sides: Sequence[Side]) -> list[Figure]:
         MetricName(f"reward/{part.key}/mean", f"reward: {part.label}", part.meaning, part.direction)
         for part in REWARD_COMPONENTS
     ]
+    metrics.append(MetricName("parse/OK", "well-formed responses", "share that the parser accepts", "up"))
     figures = []
-    for metric in (*metrics, MetricName("parse/OK", "well-formed responses", "share that the parser accepts"), *TRAINING):
+    for metric in (*metrics, *TRAINING):
         series, width = [], 1
         for index, (side, found) in enumerate(zip(sides, chains, strict=True)):
             points, k = thin(found[-1].points(metric.key) if found else [], MOST_POINTS)
@@ -187,7 +191,8 @@ def overlaid_curves(sides: Sequence[Side]) -> list[Figure]:
                 series.append((side.label, f"c{index % 8}", points))
                 width = max(width, k)
         if series:
-            figures.append(Figure(metric, line_chart(series, x_range=(1.0, steps)), thinned_note(width)))
+            chart = line_chart(series, x_range=(1.0, steps), y_range=axis_range(metric.key))
+            figures.append(Figure(metric, chart, thinned_note(width)))
     return figures
 
 
@@ -204,7 +209,8 @@ def common_responses(comparison: Comparison, schema: TagSchema) -> dict[str, Any
             traces.prefilled = side.recipe.model.thought_prefilled
             traces.add(group, f"{side.label}, {side.model}", table[key], None, plain=direct)
     traces.shown = {"rollouts": [0, 0], "evaluated": [len(traces.traces), len(keys) * len(sides)]}
-    return traces.as_json()
+    # What the runs answered differently comes first.
+    return {**traces.as_json(), "order": "spread"}
 
 
 def write_page(comparison: Comparison, path: Path) -> None:

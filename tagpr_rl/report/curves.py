@@ -154,6 +154,14 @@ def _figure(stage: str, metric: MetricName, rows: Sequence[Row]) -> Figure | Non
     return Figure(name, line_chart([(metric.label, "c0", points)], y_range=y_range), thinned_note(k))
 
 
+def axis_range(key: str) -> Point | None:
+    """The fixed axis of a metric with a stated range; None: as wide as its values."""
+    parts = key.split("/")
+    if parts[0] == "reward" and parts[-1] == "mean":
+        return RANGES.get(parts[1])
+    return (0.0, 1.0) if key.endswith(UNIT_KEYS) or key == "parse/OK" else None
+
+
 def thinned_note(k: int) -> str:
     """What is said of a chart whose points are means."""
     return f"each point is the mean of {k} steps" if k > 1 else ""
@@ -165,13 +173,15 @@ def grpo_group(chain: Chain, recipe: Recipe) -> CurveGroup:
         chain.figure(
             MetricName(f"reward/{name.key}/mean", f"reward: {name.label}", name.meaning, name.direction),
             [(name.label, "c0", chain.points(f"reward/{name.key}/mean"))],
-            RANGES.get(name.key),
+            axis_range(f"reward/{name.key}/mean"),
         )
         for name in REWARD_COMPONENTS
     ]
     by_task = [(task_label(t), f"c{i % 8}", chain.points(f"task/{t}/mean")) for i, t in enumerate(recipe.data.tasks)]
-    spread = [(n.label, f"c{i}", chain.points(f"reward/{n.key}/std")) for i, n in enumerate(REWARD_COMPONENTS)]
-    silent = [(n.label, f"c{i}", chain.points(f"reward/{n.key}/zero_variance")) for i, n in enumerate(REWARD_COMPONENTS)]
+
+    def by_component(what: str) -> list[Series]:
+        return [(n.label, f"c{i}", chain.points(f"reward/{n.key}/{what}")) for i, n in enumerate(REWARD_COMPONENTS)]
+
     figures += [
         chain.figure(MetricName("task", "task reward by task", "mean over the step's prompts", "up"), by_task, (0, 1)),
         chain.figure(
@@ -180,7 +190,8 @@ def grpo_group(chain: Chain, recipe: Recipe) -> CurveGroup:
             (0.0, 1.0),
         ),
         chain.figure(
-            MetricName("std", "spread of the components", "standard deviation over the step's responses"), spread
+            MetricName("std", "spread of the components", "standard deviation over the step's responses"),
+            by_component("std"),
         ),
         chain.figure(
             MetricName(
@@ -188,7 +199,7 @@ def grpo_group(chain: Chain, recipe: Recipe) -> CurveGroup:
                 "share of groups whose responses all got the same value of the component: it teaches nothing there",
                 "down",
             ),
-            silent,
+            by_component("zero_variance"),
             (0.0, 1.0),
         ),
     ]  # fmt: skip
@@ -197,7 +208,7 @@ def grpo_group(chain: Chain, recipe: Recipe) -> CurveGroup:
         chain.figure(
             metric,
             [(metric.label, "c0", chain.points(metric.key))],
-            (0.0, 1.0) if metric.key.endswith(UNIT_KEYS) else None,
+            axis_range(metric.key),
         )
         for metric in (*TRAINING, *algorithm)
     ]

@@ -80,7 +80,7 @@ TRAINING: tuple[MetricName, ...] = (
         "greatest difference of a token's probability between the rollout engine and the policy",
         "down",
     ),
-    MetricName("staleness/mean", "staleness", "policy updates between sampling a response and learning from it", "down"),
+    MetricName("staleness/mean", "staleness", "updates between sampling a response and learning from it", "down"),
     MetricName(
         "driver/share",
         "driver-only time",

@@ -171,10 +171,6 @@ class ForestChart:
     ceilings: tuple[Tick, ...]
 
 
-def _second(pair: tuple[str, float]) -> float:
-    return pair[1]
-
-
 def forest_chart(
     title: str,
     rows: Sequence[tuple[str, str, float | None, float | None, float | None]],
@@ -203,8 +199,11 @@ def forest_chart(
         for i, (label, css, value, low, high) in enumerate(rows)
     )
     ticks = tuple(Tick(left + (right - left) * v, f"{v:g}") for v in (0.0, 0.25, 0.5, 0.75, 1.0))
-    marks = tuple(Tick(left + (right - left) * min(max(v, 0.0), 1.0), name) for name, v in sorted(ceilings, key=_second))
-    return ForestChart(title, width, int(top + row_height * len(rows) + 22), left, right, placed, ticks, marks)
+    marks = sorted((left + (right - left) * min(max(v, 0.0), 1.0), name) for name, v in ceilings)
+    return ForestChart(
+        title, width, int(top + row_height * len(rows) + 22), left, right, placed, ticks,
+        tuple(Tick(at, name) for at, name in marks),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,9 +66,7 @@ def prmu_evals(run: RunDir) -> list[PrmuEval]:
         facts = read_json(path)
         if isinstance(facts, dict) and {"stage", "held_out", "best_of_n"} <= facts.keys():
             link = f"{run.prmu_eval.name}/{path.with_suffix('.html').name}"
-            found.append(
-                PrmuEval(facts["stage"], link, prmu_summary(facts), prmu_forests(facts), prmu_figures(facts))
-            )
+            found.append(PrmuEval(facts["stage"], link, prmu_summary(facts), prmu_forests(facts), prmu_figures(facts)))
     return found
 
 
@@ -86,8 +84,8 @@ def prmu_page(facts: Facts) -> str:
     """One self-contained HTML page."""
     training = [(key, f"{value:.3f}") for key, value in facts["training_users"].items()]
     return environment().get_template("prmu.html.j2").render(
-        f=facts, summary=prmu_summary(facts), forests=prmu_forests(facts), figures=prmu_figures(facts), training=training,
-        hues={},
+        f=facts, summary=prmu_summary(facts), forests=prmu_forests(facts), figures=prmu_figures(facts),
+        training=training, hues={},
     )  # fmt: skip
 
 

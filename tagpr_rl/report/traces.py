@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import GrpoStage, Recipe
+from tagpr_rl.config import EvaluateStage, GrpoStage, Recipe, SftStage
 from tagpr_rl.data.prompt import NO_PROFILE, PROFILE_HEADER, QUESTION_HEADER
 from tagpr_rl.paths import RunDir
+from tagpr_rl.report.collect import stage_dirs
+from tagpr_rl.report.embed import json_for_page
 from tagpr_rl.report.names import REWARD_COMPONENTS
 from tagpr_rl.report.read import Row, number, read_rows
-from tagpr_rl.report.collect import stage_dirs
 from tagpr_rl.report.samples import prompt_text
 from tagpr_rl.report.trace import TAG_SHAPES, trace_view
 from tagpr_rl.tags.schema import TagSchema
@@ -25,8 +25,8 @@ MOST_EVALUATED = 1000
 """Evaluated responses among them, where rollouts need the room."""
 MOST_FILES = 60
 """Rollout files that are opened; more are sampled evenly, the first and the last of a run always among them."""
-MOST_BYTES = 7_500_000
-"""Of the viewer's data as JSON in UTF-8."""
+MOST_BYTES = 9_000_000
+"""Of the viewer's data as it stands in the page."""
 HELD_OUT = "held-out"
 ANSWER, RAW, MARK = -1, -2, -3
 """Instead of a step's tag index: the answer, text that was not parsed, the place of the parser's verdict."""
@@ -114,7 +114,7 @@ def viewer_data(run: RunDir, recipe: Recipe, schema: TagSchema, *, most: int = M
     """At most about `most` responses and `MOST_BYTES` of them as JSON; whole groups, evenly over steps."""
     while True:
         found = _collect(run, recipe, schema, most)
-        size = len(json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode())
+        size = len(json_for_page(found).encode())
         if size <= MOST_BYTES or most <= 50:
             return found
         most = min(most - 1, int(0.95 * most * MOST_BYTES / size))
@@ -190,23 +190,24 @@ def _add_file(traces: Traces, recipe: Recipe, stage: str, path: Path, quota: int
         group = traces.group(stage, None if step is None else int(step), rows[0])
         for row in rows:
             own = row.get("weights")
-            used = {k: float(own[k]) for k in weights} if isinstance(own, dict) and weights.keys() <= own.keys() else None
-            traces.add(group, str(row.get("sample", "")), row, used or weights)
+            logged = isinstance(own, dict) and all(number(own.get(key)) is not None for key in weights)
+            traces.add(group, str(row.get("sample", "")), row, own if logged else weights)
     return taken
 
 
 def _evaluated(run: RunDir, recipe: Recipe) -> Iterator[tuple[str, list[Row]]]:
     """(model, rows) of the evaluate stages; a later stage's rows replace an earlier one's."""
-    for name, kind, directory in stage_dirs(run, recipe):
-        if kind == "evaluate":
-            for model in recipe.stages[name].models:  # type: ignore[union-attr]
+    for name, _, directory in stage_dirs(run, recipe):
+        stage = recipe.stages[name]
+        if isinstance(stage, EvaluateStage):
+            for model in stage.models:
                 if rows := read_rows(directory.root / "responses" / f"{model}.jsonl"):
                     yield model, rows
 
 
 def _add_evaluated(traces: Traces, recipe: Recipe, responses: Mapping[str, Sequence[Row]], quota: int) -> None:
     """A question is a group; its responses are the models', in the order of the recipe."""
-    direct = {n for n, s in recipe.stages.items() if s.kind == "sft" and s.dataset == "direct"}  # type: ignore[union-attr]
+    direct = {n for n, s in recipe.stages.items() if isinstance(s, SftStage) and s.dataset == "direct"}
     by_model = {m: {question_key(row): row for row in rows} for m, rows in responses.items()}
     models = [name for name in recipe.stages if name in by_model]
     taken = 0
@@ -233,7 +234,8 @@ def split_prompt(prompt: str) -> Prompt:
         return "", "", prompt.strip()
     at = min(starts)
     profile = prompt[at:end].strip()
-    return prompt[:at].strip(), profile.removeprefix(PROFILE_HEADER).strip(), prompt[end + len(QUESTION_HEADER) :].strip()
+    question = prompt[end + len(QUESTION_HEADER) :].strip()
+    return prompt[:at].strip(), profile.removeprefix(PROFILE_HEADER).strip(), question
 
 
 def _step_credit(raw: Any) -> list[float | None]:

@@ -44,7 +44,8 @@ class Viewer {
       least: field("reward from", "number", later, { step: "any" }),
       most: field("reward to", "number", later, { step: "any" }),
       groups: chooser("group", [["", "all"], ["differ", "rewards differ"], ["equal", "rewards equal"]], again),
-      order: chooser("order", [["", "as recorded"], ["spread", "widest spread first"], ["low", "lowest best first"]], again),
+      order: chooser("order", [["", "as recorded"], ["spread", "widest spread first"], ["low", "lowest best first"]],
+        again, data.order || ""),
       text: field("text", "search", later, { placeholder: "in responses and questions" }),
     };
     const shown = this.controls;
@@ -55,8 +56,10 @@ class Viewer {
     this.next = el("button", { type: "button", onclick: () => this.turn(1) }, "later →");
     this.place = el("span", { class: "small dim" });
     this.detail = el("section", { class: "v-detail", "aria-live": "off", "aria-label": "the chosen group" });
+    // Without rollouts there are no steps to choose from.
+    const hidden = data.groups.some((group) => group[1] !== null) ? [] : [shown.low, shown.high];
     const form = el("form", { class: "v-filters", onsubmit: (event) => event.preventDefault() },
-      Object.values(shown).map((item) => item.node),
+      Object.values(shown).filter((item) => !hidden.includes(item)).map((item) => item.node),
       el("button", { type: "button", onclick: () => { form.reset(); this.apply(); } }, "clear"));
     const folded = el("details", { open: window.innerWidth > 760 }, el("summary", {}, "filters"), form);
     fill(root, folded, this.count, el("div", { class: "v-layout" },
