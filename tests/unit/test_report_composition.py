@@ -61,7 +61,10 @@ def test_phases_are_shares_of_a_step(tmp_path: Path) -> None:
     (chain,) = chains_of(run, make_recipe())
     figure = phases(chain)
     assert figure is not None
-    assert [(layer.label, layer.last) for layer in figure.chart.layers] == [("generation", "0.6"), ("update_actor", "0.3")]
+    assert [(layer.label, layer.last) for layer in figure.chart.layers] == [
+        ("generation", "0.6"),
+        ("update_actor", "0.3"),
+    ]
     assert figure.chart.frame.lines[0].last == "0.9"
 
 

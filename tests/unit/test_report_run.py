@@ -17,6 +17,7 @@ from tagpr_rl.paths import RunDir, write_json
 from tagpr_rl.report import build_report, collect, summary_table
 from tagpr_rl.report.chains import REASONS
 
+
 class Page(HTMLParser):
     """Cells of each table by its id, text of the page, and every tag and attribute met."""
 

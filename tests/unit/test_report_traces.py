@@ -109,7 +109,7 @@ def test_a_rollout_keeps_its_breakdown(tmp_path: Path) -> None:
 
 
 def test_a_prompt_is_cut_into_instruction_profile_and_question() -> None:
-    prompt = "Do.\nThe user's history, most relevant first:\n\"a\"\n\"b\"\nThe question:\nWhich?"
+    prompt = 'Do.\nThe user\'s history, most relevant first:\n"a"\n"b"\nThe question:\nWhich?'
     assert split_prompt(prompt) == ("Do.", '"a"\n"b"', "Which?")
     empty = "Do.\nThe user's history is empty.\nThe question:\nWhich?"
     assert split_prompt(empty) == ("Do.", "The user's history is empty.", "Which?")
