@@ -16,7 +16,7 @@ from tagpr_rl.report.read import Row, number, read_object
 from tagpr_rl.types import TagprError
 
 FORMAT = 1
-FILE = "sweep.json"
+FILE, PAGE = "sweep.json", "sweep.html"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +126,33 @@ def _sensitivity(arms: Mapping[str, Row]) -> tuple[Sensitivity, ...]:
     return tuple(charts)
 
 
-def sweeps_near(run: RunDir) -> list[tuple[SweepView, str]]:
-    """(sweep, its page's link from the run's report or "") of the sweep that the run belongs to and of its siblings."""
-    folders = [run.root.parent, *sorted(path.parent for path in run.root.parent.glob(f"*/{FILE}"))]
+@dataclass(frozen=True, slots=True)
+class SweepNear:
+    """A sweep beside a run, as the run's report shows it."""
+
+    view: SweepView | None
+    """None where the file is broken."""
+    link: str
+    """Of the sweep's own page, from the run's report; "" where there is none."""
+    mistake: str = ""
+
+
+def sweeps_near(run: RunDir) -> list[SweepNear]:
+    """The sweep that the run is a part of, and those in the folder `sweeps` beside the run (the command's default).
+
+    A broken file is named, and does not stop the run's report.
+    """
+    parent = run.root.parent
     found = []
-    for folder in folders:
-        view = sweep_view(folder / FILE)
+    for path in (parent / FILE, *sorted(parent.glob(f"sweeps/*/{FILE}"))):
+        try:
+            view = sweep_view(path)
+        except TagprError as error:
+            found.append(SweepNear(None, "", str(error)))
+            continue
         if view is not None:
-            up = "../" if folder == run.root.parent else f"../{folder.name}/"
-            found.append((view, f"{up}sweep.html" if (folder / "sweep.html").is_file() else ""))
+            up = "/".join(("..", *path.parent.relative_to(parent).parts, PAGE))
+            found.append(SweepNear(view, up if (path.parent / PAGE).is_file() else ""))
     return found
 
 
@@ -143,6 +161,6 @@ def sweep_page(folder: Path) -> Path:
     view = sweep_view(folder / FILE)
     if view is None:
         raise TagprError(f"{folder} has no {FILE}; make it with `launch.py sweep`")
-    page = folder / "sweep.html"
+    page = folder / PAGE
     write_text(page, environment().get_template("sweep.html.j2").render(s=view, hues={}))
     return page

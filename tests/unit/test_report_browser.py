@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     for path in run.stage(7, "guided").rollouts.iterdir():
         path.unlink()
     base = {
-        "step": 1, "record_id": f"7{HOSTILE}", "task": "LaMP_3", "user_id": f"u{HOSTILE}", "gold": HOSTILE,
+        "step": 1, "record_id": f"7{HOSTILE}", "task": "LaMP_3", "user_id": f"u{HOSTILE}", "gold": HOSTILE + "w" * 80,
         "prompt": f"Do {HOSTILE}\nThe user's history, most relevant first:\n{HOSTILE}\nThe question:\nq{HOSTILE}",
         "reward_task": 1.0, "reward_format": 1.0, "reward_tag": 1.0, "reward_prmu": 0.5, "reward_repetition": 0.0,
     }  # fmt: skip
@@ -90,7 +90,8 @@ def choose(page: Any, label: str, shown: str) -> str:
     """Set the filter with this label; what the count says then."""
     page.evaluate(
         f"""(() => {{
-        const label = [...{VIEWER}.querySelectorAll('label')].find(e => e.firstChild.textContent === {json.dumps(label)});
+        const labels = [...{VIEWER}.querySelectorAll('label')];
+        const label = labels.find(e => e.firstChild.textContent === {json.dumps(label)});
         const control = label.lastChild;
         const options = [...(control.options || [])];
         control.value = options.length ? options.find(o => o.text === {json.dumps(shown)}).value : {json.dumps(shown)};

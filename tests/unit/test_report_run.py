@@ -6,7 +6,6 @@ import io
 import json
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from made_report import EVIL, jsonl, make_recipe, make_run

@@ -69,6 +69,16 @@ def test_a_page_of_its_own_and_a_section_in_the_runs_report(tmp_path: Path) -> N
     assert 'id="ablations"' in text and 'href="../sweep.html"' in text and EVIL not in text
 
 
+def test_sweeps_beside_a_run_are_found_and_a_broken_one_stops_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    sweep(tmp_path / "sweeps" / "b")
+    sweep_page(tmp_path / "sweeps" / "b")
+    (tmp_path / "sweeps" / "a").mkdir()
+    (tmp_path / "sweeps" / "a" / "sweep.json").write_text('{"format": 1')
+    text = build_report(run, make_recipe()).read_text()
+    assert 'href="../sweeps/b/sweep.html"' in text and "a/sweep.json is not valid JSON" in text
+
+
 def test_broken_or_missing_sweeps_are_errors(tmp_path: Path) -> None:
     with pytest.raises(TagprError, match=r"has no sweep\.json"):
         sweep_page(tmp_path)

@@ -38,7 +38,7 @@ def guided(run: RunDir) -> Path:
 def test_files_share_the_room_and_small_ones_leave_theirs_to_others() -> None:
     assert quotas([10, 10, 10], 100) == [10, 10, 10]
     assert quotas([100, 100, 100, 100], 40) == [10, 10, 10, 10]
-    assert quotas([2, 100, 100], 42) == [2, 20, 20]
+    assert quotas([100, 2, 100], 42) == [20, 2, 20]
     assert quotas([5, 5, 5, 5, 5], 100, most_files=3) == [5, 0, 5, 0, 5]  # the first and the last are among them
     assert quotas([], 5) == []
     assert evenly(5, 1) == [0] and evenly(3, 9) == [0, 1, 2] and evenly(101, 3) == [0, 50, 100]
@@ -51,7 +51,7 @@ def test_whole_groups_are_taken_evenly_over_steps(tmp_path: Path) -> None:
         jsonl(guided(run) / f"step_{step:04d}.jsonl", rows)
     data = viewer_data(run, make_recipe(), SCHEMA, most=80)
     assert data["shown"] == {"rollouts": [80, 200], "evaluated": [0, 0]}
-    assert Counter(step for _, step, _ in data["groups"]) == {step: 2 for step in range(1, 11)}
+    assert Counter(step for _, step, _ in data["groups"]) == dict.fromkeys(range(1, 11), 2)
     assert set(Counter(trace["g"] for trace in data["traces"]).values()) == {4}
     assert viewer_data(run, make_recipe(), SCHEMA, most=80) == data  # a hash chooses, not chance
     # 70 is 7 a step: one whole group of 4, and what is left over becomes groups of later steps.
