@@ -262,7 +262,7 @@ def phases(chain: Chain) -> StackFigure | None:
     xs, k = [x for x, _ in thinned[0][1][0]], thinned[0][1][1]
     series = [(label, [y for _, y in points]) for label, (points, _) in thinned]
     chart = stack_chart(xs, series, x_range=(1.0, chain.steps), boundaries=chain.boundaries)
-    meaning = "share of a step's wall clock by phase; the line is their sum"
+    meaning = "share of a step's wall clock by phase; what the line, their sum, lacks to 1 is time of the driver alone"
     return StackFigure(MetricName("phases", "where a step's time goes", meaning), chart, thinned_note(k))
 
 

@@ -63,7 +63,9 @@ def stack_chart(
     boundaries: Sequence[tuple[float, str]] = (),
 ) -> StackChart:
     """Lay out `series` of (label, values at `xs`). A series that is 0 everywhere is left out of the picture."""
-    kept = [(label, values) for label, values in series if any(values)]
+    # A layer keeps its colour whichever others are there.
+    places = [place for place, (_, values) in enumerate(series) if any(values)]
+    kept = [series[place] for place in places]
     edges = stacked(kept)
     lows = [min((low[i] for low, _ in edges), default=0.0) for i in range(len(xs))]
     highs = [max((high[i] for _, high in edges), default=0.0) for i in range(len(xs))]
@@ -85,9 +87,9 @@ def stack_chart(
     )
     sx = [pair.split(",")[0] for pair in frame.lines[3].points.split()]
     layers = []
-    for index, ((label, values), (low, high)) in enumerate(zip(kept, edges, strict=True)):
+    for place, (label, values), (low, high) in zip(places, kept, edges, strict=True):
         top = [f"{x},{min(frame.y_at(y), frame.bottom)}" for x, y in zip(sx, high, strict=True)]
         back = [f"{x},{min(frame.y_at(y), frame.bottom)}" for x, y in zip(sx, low, strict=True)][::-1]
-        hatch = HATCHES[index % len(HATCHES)]
-        layers.append(Layer(label, f"c{index % 8}", hatch, " ".join([*top, *back]), short(values[-1])))
+        hatch = HATCHES[place % len(HATCHES)]
+        layers.append(Layer(label, f"c{place % 8}", hatch, " ".join([*top, *back]), short(values[-1])))
     return StackChart(frame, tuple(layers))

@@ -24,7 +24,7 @@ def test_a_stack_is_drawn_to_scale() -> None:
     frame = chart.frame  # plotting area from 12 to 132: 120 units for 0 to 4
     assert frame.y_range == (0.0, 4.0) and frame.y_at(1.0) == 102.0
     assert [layer.label for layer in chart.layers] == ["a", "b"]  # what is 0 everywhere is left out
-    assert [layer.hatch for layer in chart.layers] == ["solid", "diagonal"]
+    assert [layer.hatch for layer in chart.layers] == ["solid", "dots"]  # each in its own place
     ys = [float(pair.split(",")[1]) for pair in chart.layers[1].points.split()]
     assert ys == [72.0, 12.0, 102.0, 102.0]  # upper edge 2 and 4, then back along the lower one
     assert [float(p.split(",")[1]) for p in frame.lines[0].points.split()] == [72.0, 12.0]  # their sum
