@@ -49,6 +49,11 @@ def collect(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         "environment": read_object(run.environment),
     }
     report["not_measured"] = not_measured(report, recipe)
+    if not any((run.root / "faithful").glob("*.json")):
+        report["not_measured"].append(
+            "Whether a chain is faithful to the user's data is not measured (`launch.py faithful` does), only whether "
+            "it is well formed and what PRMU says of it."
+        )
     return dict(finite(report))
 
 
@@ -188,8 +193,4 @@ def not_measured(report: dict[str, Any], recipe: Recipe) -> list[str]:
     if report["models"] and not report["baselines"]:
         out.append("No baseline was evaluated.")
     out.append("Intervals are over users of one run with one seed; the spread between training seeds is not in them.")
-    out.append(
-        "Whether a chain is faithful to the user's data is not measured, only whether it is well formed "
-        "and what PRMU says of it."
-    )
     return out

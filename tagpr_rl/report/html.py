@@ -12,6 +12,7 @@ from tagpr_rl.report.chains import chains_view
 from tagpr_rl.report.collect import collect
 from tagpr_rl.report.curves import chains_of, curve_groups
 from tagpr_rl.report.embed import environment, json_for_page, script, script_source
+from tagpr_rl.report.faithful import faithful_tests
 from tagpr_rl.report.names import (
     BOUNDS,
     CONTROLS,
@@ -41,6 +42,7 @@ SECTIONS = (
     ("training", "Training curves"),
     ("tags", "Tags"),
     ("prmu_eval", "Reward model"),
+    ("faithful", "Faithfulness"),
     ("samples", "Samples"),
     ("traces", "Traces"),
 )
@@ -67,6 +69,7 @@ def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
     data = viewer_data(run, recipe, schema)
     tags = tag_curves(curves, chains_of(run, recipe), data)
     sweeps = sweeps_near(run)
+    faithful = faithful_tests(run)
     source = script()
     return (
         environment()
@@ -75,7 +78,7 @@ def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
             r=report,
             tasks=report["tasks"],
             device=recipe.platform.device,
-            sections=_sections(report, sweeps),
+            sections=_sections(report, sweeps, faithful),
             cards=_cards(report),
             score_rows=score_rows(report, notes),
             forests=forests(report),
@@ -88,6 +91,7 @@ def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
             curves=curves,
             tag_curves=tags,
             sweeps=sweeps,
+            faithful=faithful,
             alerts=_alerts(report),
             prmu_evals=prmu_evals(run),
             prompt_rows=flat_rows(report["prompts"] or {}),
@@ -106,9 +110,9 @@ def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
     )
 
 
-def _sections(report: Row, sweeps: Sequence[Any]) -> list[tuple[str, str]]:
+def _sections(report: Row, sweeps: Sequence[Any], faithful: Sequence[Any]) -> list[tuple[str, str]]:
     """The page's sections that are there."""
-    absent = {"alerts": not report["alerts"], "ablations": not sweeps}
+    absent = {"alerts": not report["alerts"], "ablations": not sweeps, "faithful": not faithful}
     return [(key, title) for key, title in SECTIONS if not absent.get(key)]
 
 
