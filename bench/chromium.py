@@ -58,6 +58,7 @@ class Browser:
         self._answers: dict[int, dict[str, Any]] = {}
         self.events: deque[dict[str, Any]] = deque()
         self._news = threading.Condition()
+        self._gone = False
         threading.Thread(target=self._listen, daemon=True).start()
 
     def __enter__(self) -> Browser:
@@ -86,15 +87,23 @@ class Browser:
                         else:
                             self.events.append(message)
                         self._news.notify_all()
+        with self._news:
+            self._gone = True
+            self._news.notify_all()
 
     def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         """One command of the DevTools protocol; its result. RuntimeError if the browser refuses or is silent."""
         self._id += 1
         message = {"id": self._id, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
-        os.write(self._write, json.dumps(message).encode() + b"\0")
+        try:
+            os.write(self._write, json.dumps(message).encode() + b"\0")
+        except BrokenPipeError:
+            raise RuntimeError(f"{method}: the browser is gone") from None
         with self._news:
-            if not self._news.wait_for(lambda: self._id in self._answers, TIMEOUT_S):
-                raise RuntimeError(f"{method}: no answer from the browser in {TIMEOUT_S:g} s")
+            self._news.wait_for(lambda: self._gone or self._id in self._answers, TIMEOUT_S)
+            if self._id not in self._answers:
+                why = "the browser is gone" if self._gone else f"no answer from the browser in {TIMEOUT_S:g} s"
+                raise RuntimeError(f"{method}: {why}")
             answer = self._answers.pop(self._id)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from made_report import GOOD, jsonl, make_recipe, make_run
 
-from tagpr_rl.config import dump_recipe
+from tagpr_rl.config import dump_recipe, load_recipe
 from tagpr_rl.paths import RunDir, write_json
 from tagpr_rl.report import build_report
 from tagpr_rl.report.compare import compare, read_side, write_page
@@ -22,17 +22,29 @@ HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> {
 VIEWER = "document.getElementById('viewer')"
 
 
+def load(root: Path, name: str) -> Any:
+    """A module of bench/."""
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", root / "bench" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    path = list(sys.path)
+    spec.loader.exec_module(module)
+    sys.path[:] = path
+    return module
+
+
 @pytest.fixture(scope="module")
 def browser(root: Path) -> Iterator[Any]:
-    spec = importlib.util.spec_from_file_location("bench_chromium", root / "bench" / "chromium.py")
-    assert spec is not None and spec.loader is not None
-    chromium = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = chromium
-    spec.loader.exec_module(chromium)
+    chromium = load(root, "chromium")
     path = chromium.find()
     if path is None:
         pytest.skip("no Chromium; install one (Debian: chromium) or name it in TAGPR_CHROMIUM")
     with chromium.Browser(path) as running:
+        try:
+            running.call("Browser.getVersion")
+        except RuntimeError as error:
+            pytest.skip(f"{path} does not start: {error}")
         yield running
 
 
@@ -187,3 +199,13 @@ def test_pages_fit_a_phone_and_the_dark(browser: Any, run: RunDir, tmp_path: Pat
         assert phone.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
         assert phone.errors() == []
         phone.close()
+
+
+def test_the_benchmark_opens_what_it_made(browser: Any, root: Path, tmp_path: Path) -> None:
+    bench = load(root, "report")
+    recipe = load_recipe(root / "recipes" / "demo.yaml")
+    page = build_report(bench.make_run(tmp_path, recipe, 500, 40), recipe)
+    figures = bench.measure(page, 1)
+    # 2 stages of 25 steps with a group of 8; 25 questions answered by 4 models.
+    assert figures["viewer"] == "500 responses in 75 groups match."
+    assert figures["console_errors"] == [] and figures["width_at_375"] == 375 and figures["open_s"] > 0
