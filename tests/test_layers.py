@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "eval": {"types", "paths", "tags", "data", "reward"},
     "model": {"types", "paths", "tags", "data"},
     "prmu": {"types", "paths", "tags", "data"},
-    "report": {"types", "paths", "config", "tags", "eval"},
+    "report": {"types", "paths", "config", "tags", "data", "eval"},
     "runstate": {"types", "paths", "config"},
     "checkpoints": {"types", "paths", "runstate"},
     "resume": {"types", "paths", "config", "runstate", "checkpoints"},
@@ -61,9 +61,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "render": {"types", "paths", "config", "plan", "deploy"},
     "lamp_commands": {"types", "paths", "tags", "data", "eval", "model"},
     "prmu_cli": {"types", "paths", "runstate", "report"},
+    "compare_cli": {"types", "paths", "runstate", "report"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
-_COMMANDS = {"plan", "walk", "budget", "render", "lamp_commands", "prmu_cli"}
+_COMMANDS = {"plan", "walk", "budget", "render", "lamp_commands", "prmu_cli", "compare_cli"}
 MAY_IMPORT["backend"] = set(MAY_IMPORT) - _COMMANDS
 MAY_IMPORT["stages"] = set(MAY_IMPORT) - _COMMANDS
 MAY_IMPORT["chains_cli"] = {"types", "paths", "config", "runstate", "tags", "chains", "report", "stages"}

@@ -45,9 +45,15 @@ def collect(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         "stages": [_stage(name, kinds[name], directory) for name, directory in stages.items()],
         "prmu": side_file("prmu", "prmu.json"),
         "chains": side_file("chains", "chains.json"),
+        "alerts": [alert for name, directory in stages.items() for alert in _alerts(name, directory)],
         "environment": read_object(run.environment),
     }
     report["not_measured"] = not_measured(report, recipe)
+    if not any((run.root / "faithful").glob("*.json")):
+        report["not_measured"].append(
+            "Whether a chain is faithful to the user's data is not measured (`launch.py faithful` does), only whether "
+            "it is well formed and what PRMU says of it."
+        )
     return dict(finite(report))
 
 
@@ -60,6 +66,21 @@ def stage_dirs(run: RunDir, recipe: Recipe) -> Iterator[tuple[str, str, StageDir
 def uses_prmu(stage: GrpoStage) -> bool:
     """Whether PRMU scores this stage's responses: one is named and its weight is not 0."""
     return stage.prmu is not None and stage.weights.beta > 0
+
+
+def _alerts(name: str, directory: StageDir) -> list[Row]:
+    """What training warned of in one stage, in the order in which it happened."""
+    return [
+        {
+            "stage": name,
+            "step": int(step) if (step := number(row.get("step"))) is not None else None,
+            "kind": str(row.get("kind", "")),
+            "value": number(row.get("value")),
+            "limit": number(row.get("limit")),
+            "text": str(row.get("text", "")),
+        }
+        for row in read_rows(directory.root / "alerts.jsonl")
+    ]
 
 
 def _stage(name: str, kind: str, directory: StageDir) -> dict[str, Any]:
@@ -103,7 +124,7 @@ def _evaluation(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             continue
         for part in ("models", "controls", "baselines"):
             merged[part] |= {key: model_entry(value) for key, value in (content.get(part) or {}).items()}
-        merged["comparisons"] += content.get("comparisons") or []
+        merged["comparisons"] += [{**entry, "stage": name} for entry in content.get("comparisons") or []]
         if content.get("controls"):
             merged["control_model"] = content.get("control_model", stage.models[-1])
         for model in stage.models:
@@ -172,8 +193,4 @@ def not_measured(report: dict[str, Any], recipe: Recipe) -> list[str]:
     if report["models"] and not report["baselines"]:
         out.append("No baseline was evaluated.")
     out.append("Intervals are over users of one run with one seed; the spread between training seeds is not in them.")
-    out.append(
-        "Whether a chain is faithful to the user's data is not measured, only whether it is well formed "
-        "and what PRMU says of it."
-    )
     return out

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tagpr_rl.config import Recipe
+from tagpr_rl.report.embed import environment
 from tagpr_rl.report.names import task_label
 from tagpr_rl.report.plots import BarChart, bar_chart, histogram
 from tagpr_rl.report.samples import prompt_text
@@ -331,15 +331,6 @@ def _inline(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(str(text).split()))
 
 
-def _templates() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("tagpr_rl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["task_label"] = task_label
-    return environment
-
-
 def page(card: DataCard, schema: TagSchema) -> str:
     """card.html: self-contained, examples coloured by tag."""
     examples = [
@@ -350,7 +341,7 @@ def page(card: DataCard, schema: TagSchema) -> str:
         for e in card.examples
     ]  # fmt: skip
     return (
-        _templates()
+        environment()
         .get_template("data_card.html.j2")
         .render(
             v=card, examples=examples, hues=tag_hues(schema), tag_index={name: i for i, name in enumerate(schema.names)}
@@ -360,6 +351,6 @@ def page(card: DataCard, schema: TagSchema) -> str:
 
 def plots(card: DataCard) -> dict[str, str]:
     """File name -> SVG of each chart, for README.md."""
-    template = _templates().get_template("bars.svg.j2")
+    template = environment().get_template("bars.svg.j2")
     charts = {name: chart for section in card.sections for name, chart in section.charts.items()}
     return {name: template.render(c=chart, standalone=True) for name, chart in charts.items()}

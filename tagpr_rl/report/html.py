@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.paths import RunDir, write_json, write_text
 from tagpr_rl.report.chains import chains_view
 from tagpr_rl.report.collect import collect
+from tagpr_rl.report.curves import chains_of, curve_groups
+from tagpr_rl.report.embed import environment, json_for_page, script, script_source
+from tagpr_rl.report.faithful import faithful_tests
 from tagpr_rl.report.names import (
     BOUNDS,
     CONTROLS,
@@ -18,23 +20,31 @@ from tagpr_rl.report.names import (
     REWARD_COMPONENTS,
     STAGE_KINDS,
     metric_name,
-    task_label,
 )
 from tagpr_rl.report.plots import short
+from tagpr_rl.report.prmu_page import prmu_evals
 from tagpr_rl.report.read import Row
 from tagpr_rl.report.samples import REASONS
+from tagpr_rl.report.sweep import sweeps_near
+from tagpr_rl.report.tag_curves import tag_curves
 from tagpr_rl.report.trace import tag_hues, trace_view
-from tagpr_rl.report.views import curve_groups, forests, rollout_groups, score_rows, seconds_text
+from tagpr_rl.report.traces import viewer_data
+from tagpr_rl.report.views import forests, score_rows, seconds_text
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 
 SECTIONS = (
+    ("alerts", "Alerts"),
     ("results", "Results"),
+    ("ablations", "Ablations"),
     ("pipeline", "Pipeline"),
     ("chains", "Chains"),
     ("rewards", "Rewards"),
     ("training", "Training curves"),
+    ("tags", "Tags"),
+    ("prmu_eval", "Reward model"),
+    ("faithful", "Faithfulness"),
     ("samples", "Samples"),
-    ("rollouts", "Rollouts"),
+    ("traces", "Traces"),
 )
 
 
@@ -55,39 +65,63 @@ def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
     """The page as text. `report` is `collect`'s; curves and rollouts are read from the run's folder."""
     schema = load_schema(recipe.schema_file) if recipe.schema_file else default_schema()
     notes = {**BOUNDS, **CONTROLS, **dict.fromkeys(report["direct_models"], "answers without a thought")}
-    environment = Environment(
-        loader=PackageLoader("tagpr_rl.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    curves = curve_groups(run, recipe)
+    data = viewer_data(run, recipe, schema)
+    tags = tag_curves(curves, chains_of(run, recipe), data)
+    sweeps = sweeps_near(run)
+    faithful = faithful_tests(run)
+    source = script()
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            r=report,
+            tasks=report["tasks"],
+            device=recipe.platform.device,
+            sections=_sections(report, sweeps, faithful),
+            cards=_cards(report),
+            score_rows=score_rows(report, notes),
+            forests=forests(report),
+            controls=_controls(report),
+            official=_official(report),
+            parse_table=_parse_table(report),
+            stages=_stages(report),
+            formulas=_formulas(recipe),
+            components=REWARD_COMPONENTS,
+            curves=curves,
+            tag_curves=tags,
+            sweeps=sweeps,
+            faithful=faithful,
+            alerts=_alerts(report),
+            prmu_evals=prmu_evals(run),
+            prompt_rows=flat_rows(report["prompts"] or {}),
+            chains=chains_view(report),
+            prmu_rows=flat_rows(report["prmu"] or {}),
+            schema=schema,
+            hues=tag_hues(schema),
+            tag_index={name: index for index, name in enumerate(schema.names)},
+            samples=_samples(report, schema, recipe),
+            reasons=REASONS,
+            shown=data["shown"],
+            traces=json_for_page(data) if data["traces"] else None,
+            script=source,
+            script_source=script_source(source),
+        )
     )
-    environment.filters["task_label"] = task_label
-    return environment.get_template("report.html.j2").render(
-        r=report,
-        tasks=report["tasks"],
-        device=recipe.platform.device,
-        sections=SECTIONS,
-        cards=_cards(report),
-        score_rows=score_rows(report, notes),
-        forests=forests(report),
-        controls=_controls(report),
-        official=_official(report),
-        parse_table=_parse_table(report),
-        stages=_stages(report),
-        formulas=_formulas(recipe),
-        components=REWARD_COMPONENTS,
-        curves=curve_groups(run, recipe),
-        prompt_rows=flat_rows(report["prompts"] or {}),
-        chains=chains_view(report),
-        prmu_rows=flat_rows(report["prmu"] or {}),
-        schema=schema,
-        hues=tag_hues(schema),
-        tag_index={name: index for index, name in enumerate(schema.names)},
-        samples=_samples(report, schema, recipe),
-        reasons=REASONS,
-        rollouts=rollout_groups(run, recipe, schema),
-    )
+
+
+def _sections(report: Row, sweeps: Sequence[Any], faithful: Sequence[Any]) -> list[tuple[str, str]]:
+    """The page's sections that are there."""
+    absent = {"alerts": not report["alerts"], "ablations": not sweeps, "faithful": not faithful}
+    return [(key, title) for key, title in SECTIONS if not absent.get(key)]
+
+
+def _alerts(report: Row) -> list[dict[str, Any]]:
+    """Alerts with their numbers written out."""
+    return [
+        {**alert, **{key: "-" if alert[key] is None else short(alert[key]) for key in ("value", "limit")}}
+        for alert in report["alerts"]
+    ]
 
 
 def _cards(report: Row) -> list[dict[str, str]]:

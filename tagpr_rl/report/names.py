@@ -68,6 +68,25 @@ TRAINING: tuple[MetricName, ...] = (
         "share of responses without a PRMU score in time; left out of the update",
         "down",
     ),
+    MetricName(
+        "prmu/task_correlation",
+        "PRMU and task",
+        "correlation of the PRMU score with the task reward over the step's responses",
+        "up",
+    ),
+    MetricName(
+        "training/rollout_probs_diff_max",
+        "sampler and trainer apart",
+        "greatest difference of a token's probability between the rollout engine and the policy",
+        "down",
+    ),
+    MetricName("staleness/mean", "staleness", "updates between sampling a response and learning from it", "down"),
+    MetricName(
+        "driver/share",
+        "driver-only time",
+        "share of a step outside generation, log-probabilities, update, weight sync and scoring",
+        "down",
+    ),
     MetricName("timing_s/step", "seconds per step", "wall clock of one whole step", "down"),
     MetricName("timing_s/gen", "seconds generating", "wall clock of sampling within one step", "down"),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Point = tuple[float, float]
 
@@ -48,6 +48,13 @@ class LineChart:
     y_ticks: tuple[Tick, ...]
     boundaries: tuple[Tick, ...]
     """Vertical lines: where a stage begins, with its name."""
+    y_range: Point
+    """Values at `bottom` and `top`."""
+
+    def y_at(self, value: float) -> float:
+        """A value's height in SVG units."""
+        low, high = self.y_range
+        return round(self.bottom - (self.bottom - self.top) * (value - low) / (high - low), 1)
 
 
 def thin(points: Sequence[Point], most: int) -> tuple[list[Point], int]:
@@ -117,30 +124,23 @@ def line_chart(
     def sx(x: float) -> float:
         return round(left + (right - left) * ((x - x_low) / (x_high - x_low) if x_high > x_low else 0.5), 1)
 
-    def sy(y: float) -> float:
-        return round(bottom - (bottom - top) * (y - y_low) / (y_high - y_low), 1)
-
+    empty = LineChart(width, height, left, right, top, bottom, (), (), (), (), (y_low, y_high))
     lines = tuple(
         Line(
             label,
             css,
-            " ".join(f"{sx(x)},{sy(min(max(y, y_low), y_high))}" for x, y in points),
+            " ".join(f"{sx(x)},{empty.y_at(min(max(y, y_low), y_high))}" for x, y in points),
             short(points[-1][1]),
         )
         for label, css, points in series
         if points
     )
-    return LineChart(
-        width,
-        height,
-        left,
-        right,
-        top,
-        bottom,
-        lines,
-        tuple(Tick(sx(x), short(x)) for x in nice_ticks(x_low, x_high)),
-        tuple(Tick(sy(y), short(y)) for y in nice_ticks(y_low, y_high, 3)),
-        tuple(Tick(sx(x), label) for x, label in boundaries),
+    return replace(
+        empty,
+        lines=lines,
+        x_ticks=tuple(Tick(sx(x), short(x)) for x in nice_ticks(x_low, x_high)),
+        y_ticks=tuple(Tick(empty.y_at(y), short(y)) for y in nice_ticks(y_low, y_high, 3)),
+        boundaries=tuple(Tick(sx(x), label) for x, label in boundaries),
     )
 
 
@@ -178,9 +178,10 @@ def forest_chart(
     *,
     width: int = 340,
     row_height: int = 20,
+    label_width: float = 84.0,
 ) -> ForestChart:
     """Lay out `rows` of (label, css class, value, low, high), all in [0, 1], on a fixed axis from 0 to 1."""
-    left, right, top = 84.0, width - 46.0, 24.0
+    left, right, top = label_width, width - 46.0, 24.0
 
     def sx(value: float | None) -> float | None:
         return None if value is None else round(left + (right - left) * min(max(value, 0.0), 1.0), 1)
@@ -198,8 +199,11 @@ def forest_chart(
         for i, (label, css, value, low, high) in enumerate(rows)
     )
     ticks = tuple(Tick(left + (right - left) * v, f"{v:g}") for v in (0.0, 0.25, 0.5, 0.75, 1.0))
-    marks = tuple(Tick(left + (right - left) * min(max(v, 0.0), 1.0), name) for name, v in ceilings)
-    return ForestChart(title, width, int(top + row_height * len(rows) + 22), left, right, placed, ticks, marks)
+    marks = sorted((left + (right - left) * min(max(v, 0.0), 1.0), name) for name, v in ceilings)
+    return ForestChart(
+        title, width, int(top + row_height * len(rows) + 22), left, right, placed, ticks,
+        tuple(Tick(at, name) for at, name in marks),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from tagpr_rl.paths import RunDir
+from tagpr_rl.report.curves import Figure
+from tagpr_rl.report.embed import environment
 from tagpr_rl.report.names import MetricName, task_label
 from tagpr_rl.report.plots import ForestChart, forest_chart, line_chart
-from tagpr_rl.report.views import Figure
+from tagpr_rl.report.read import read_json
 
 Facts = Mapping[str, Any]
 _RANKINGS = ("prmu", "generic", "shuffled", "majority", "longest", "oracle")
@@ -45,6 +47,29 @@ def prmu_summary(facts: Facts) -> list[tuple[str, str]]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class PrmuEval:
+    """What the run's report shows of one `prmu eval`."""
+
+    stage: str
+    link: str
+    """Of its own page, from the run's folder."""
+    summary: list[tuple[str, str]]
+    forests: list[ForestChart]
+    figures: list[Figure]
+
+
+def prmu_evals(run: RunDir) -> list[PrmuEval]:
+    """The measured reward models of a run, by file name. Files of another kind in the folder are passed over."""
+    found = []
+    for path in sorted(run.prmu_eval.glob("*.json")) if run.prmu_eval.is_dir() else []:
+        facts = read_json(path)
+        if isinstance(facts, dict) and {"stage", "held_out", "best_of_n"} <= facts.keys():
+            link = f"{run.prmu_eval.name}/{path.with_suffix('.html').name}"
+            found.append(PrmuEval(facts["stage"], link, prmu_summary(facts), prmu_forests(facts), prmu_figures(facts)))
+    return found
+
+
 def spread(values: Sequence[float] | None) -> str:
     """`0.912 [0.895, 0.930]`."""
     return f"{values[0]:.3f} [{values[1]:.3f}, {values[2]:.3f}]" if values else "not measured"
@@ -57,21 +82,15 @@ def number(value: float | None) -> str:
 
 def prmu_page(facts: Facts) -> str:
     """One self-contained HTML page."""
-    environment = Environment(
-        loader=PackageLoader("tagpr_rl.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     training = [(key, f"{value:.3f}") for key, value in facts["training_users"].items()]
-    return environment.get_template("prmu.html.j2").render(
-        f=facts, summary=prmu_summary(facts), forests=_forests(facts), figures=_figures(facts), training=training,
-        hues={},
+    return environment().get_template("prmu.html.j2").render(
+        f=facts, summary=prmu_summary(facts), forests=prmu_forests(facts), figures=prmu_figures(facts),
+        training=training, hues={},
     )  # fmt: skip
 
 
-def _forests(facts: Facts) -> list[ForestChart]:
+def prmu_forests(facts: Facts) -> list[ForestChart]:
+    """Accuracies with intervals: held-out users, and pairs that differ only in the user."""
     held, only = facts["held_out"], facts["user_only"]
     charts = []
     if held:
@@ -87,7 +106,8 @@ def _forests(facts: Facts) -> list[ForestChart]:
     return charts
 
 
-def _figures(facts: Facts) -> list[Figure]:
+def prmu_figures(facts: Facts) -> list[Figure]:
+    """Calibration, cold start, best of n."""
     figures = []
     held, best = facts["held_out"], facts["best_of_n"]
     if held:

@@ -11,6 +11,9 @@ from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import ParseStatus
 
+TAG_SHAPES = "●■▲◆★✚▼◐⬟✖◇○△□☆⬡"
+"""One for each tag in the schema's order, beside its colour and its name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
