@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import shared
 from rich.console import Console
 from rich.table import Table
 
@@ -305,18 +306,11 @@ def show(facts: Mapping[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    seeds = tuple(int(part) for part in text.split(","))
-    if len(set(seeds)) != len(seeds):
-        raise argparse.ArgumentTypeError(f"a seed stands twice in {text!r}")
-    return seeds
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--sft-seeds", type=_seeds, default=(1, 2, 3))
-    parser.add_argument("--rl-seeds", type=_seeds, default=(1, 2))
+    parser.add_argument("--sft-seeds", type=shared.seeds, default=(1, 2, 3))
+    parser.add_argument("--rl-seeds", type=shared.seeds, default=(1, 2))
     parser.add_argument("--world-seed", type=int, default=41)
     parser.add_argument("--held-out-users", type=int, default=250)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -325,9 +319,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = _arguments()
-    # Ray's workers take this path over, and verl looks for a package `trl`: trl.py beside this file is not it.
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != here]
+    shared.leave_path()
     console = Console(width=None if sys.stdout.isatty() else 180)
     demo = load_recipe(DEMO, tuple(args.overrides))
     options = {"rl_seeds": args.rl_seeds, "world_seed": args.world_seed, "held_out_users": args.held_out_users}

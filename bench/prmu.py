@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import shared
 from rich.console import Console
 
 from tagpr_rl.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
@@ -220,17 +221,10 @@ def measure(recipes: Mapping[int, Recipe], console: Console) -> None:
                 console.print(f"{recipe.name}: {stage} measured")
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    seeds = tuple(int(part) for part in text.split(","))
-    if len(set(seeds)) != len(seeds):
-        raise argparse.ArgumentTypeError(f"a seed stands twice in {text!r}")
-    return seeds
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/prmu"))
-    parser.add_argument("--seeds", type=_seeds, default=(1, 2, 3))
+    parser.add_argument("--seeds", type=shared.seeds, default=(1, 2, 3))
     parser.add_argument("--world-seed", type=int, default=41)
     parser.add_argument("--held-out-users", type=int, default=250)
     parser.add_argument("--rl", action="store_true", help="the guided stage with PRMU, without, and for another user")
@@ -241,9 +235,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = _arguments()
-    # Ray's workers take this path over, and verl looks for a package `trl`: trl.py beside this file is not it.
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != here]
+    shared.leave_path()
     console = Console(width=None if sys.stdout.isatty() else 180)
     demo = load_recipe(DEMO, tuple(args.overrides))
     options = {"world_seed": args.world_seed, "held_out_users": args.held_out_users}

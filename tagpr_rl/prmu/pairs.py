@@ -18,9 +18,9 @@ COPIED, PADDED, SLIPPED = "copied", "padded", "slipped"
 KINDS = ("cross_profile", "no_profile", "wrong", "no_evidence", COPIED, PADDED, SLIPPED, USER_ONLY)
 """How `rejected` came about: another user's profile, no profile, or the own profile and a wrong answer; no_evidence: a
 right answer whose thought does not use the profile; copied: a thought that only copies the profile, before a wrong
-answer; padded: `chosen` with a step said twice; slipped: `chosen` with another answer, or another last step and answer, which
-do not follow from its thought; user_only: the pair also stands there with its two responses swapped,
-for the other user: only the user tells which is right."""
+answer; padded: `chosen` with a step said twice; slipped: `chosen` with another answer, or another last step and
+answer, which do not follow from its thought; user_only: the pair also stands there with its two responses swapped, for
+the other user: only the user tells which is right."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ def load(root: Path, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     path = list(sys.path)
+    sys.path.insert(0, str(root / "bench"))
     spec.loader.exec_module(module)
     sys.path[:] = path
     return module

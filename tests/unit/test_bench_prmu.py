@@ -21,6 +21,7 @@ def bench(root: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     path = list(sys.path)
+    sys.path.insert(0, str(root / "bench"))
     spec.loader.exec_module(module)
     sys.path[:] = path
     return module

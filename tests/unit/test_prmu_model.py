@@ -311,7 +311,7 @@ def test_a_folder_of_another_format_is_refused(scorer: Scorer, tmp_path: Path) -
     scorer.model.save_pretrained(tmp_path, scorer.encoder.tokenizer)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"format": "tagpr_rl.prmu/1"}))
-    with pytest.raises(TagprError, match="format is not 'tagpr_rl.prmu/2'; train PRMU again"):
+    with pytest.raises(TagprError, match=r"format is not 'tagpr_rl\.prmu/2'; train PRMU again"):
         Scorer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"user": "table"}))
     with pytest.raises(TagprError, match="user is 'table'"):
