@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resume": {"types", "paths", "config", "runstate", "checkpoints"},
     "mirror": {"types", "paths", "config", "runstate", "checkpoints"},
     "runlog": {"types", "paths", "config"},
+    "stop": {"types", "grpo_blocks"},
     "budget": {"types", "paths", "placement", "config"},
     "plan": {"types", "paths", "config", "runstate", "budget"},
     "deploy": {"types", "config"},
