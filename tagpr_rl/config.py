@@ -78,6 +78,7 @@ __all__ = [
     "parse_override",
     "prompt_style",
     "read_raw",
+    "read_yaml",
     "recipe_from_dict",
     "set_key",
     "stage_limits",
@@ -249,15 +250,16 @@ def dump_recipe(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """A YAML file that holds a mapping, as plain values; `what` names it in errors (TagprError)."""
     if not path.is_file():
-        raise TagprError(f"recipe {path}: no such file; recipes live in recipes/")
+        raise TagprError(f"{what} {path}: no such file; recipes live in recipes/")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TagprError(f"recipe {path} is not valid YAML: {error}") from None
+        raise TagprError(f"{what} {path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise TagprError(f"recipe {path} must be a mapping of keys, not {type(raw).__name__}")
+        raise TagprError(f"{what} {path} must be a mapping of keys, not {type(raw).__name__}")
     return raw
 
 
@@ -281,7 +283,7 @@ def _read_extended(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any],
     path = path.resolve() if chain else path
     if path.resolve() in chain:
         raise TagprError(f"recipe {path} extends itself: {' -> '.join(map(str, (*chain, path)))}")
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     parent = raw.pop("extends", None)
     base: dict[str, Any] = {}
     removed: set[str] = set()

@@ -56,6 +56,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mirror": {"types", "paths", "config", "runstate", "checkpoints"},
     "runlog": {"types", "paths", "config"},
     "stop": {"types", "grpo_blocks"},
+    "sweep": {"types", "paths", "config", "closed", "runstate"},
+    "sweep_cli": {"types", "paths", "runstate", "eval", "sweep", "stages"},
+    "faithful_cli": {"types", "paths", "runstate", "stages"},
     "budget": {"types", "paths", "placement", "config"},
     "plan": {"types", "paths", "config", "runstate", "budget"},
     "deploy": {"types", "config"},
@@ -64,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prmu_cli": {"types", "paths", "runstate", "report"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
-_COMMANDS = {"plan", "walk", "budget", "render", "lamp_commands", "prmu_cli"}
+_COMMANDS = {"plan", "walk", "budget", "render", "lamp_commands", "prmu_cli", "sweep_cli", "faithful_cli"}
 MAY_IMPORT["backend"] = set(MAY_IMPORT) - _COMMANDS
 MAY_IMPORT["stages"] = set(MAY_IMPORT) - _COMMANDS
 MAY_IMPORT["chains_cli"] = {"types", "paths", "config", "runstate", "tags", "chains", "report", "stages"}

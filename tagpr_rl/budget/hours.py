@@ -6,7 +6,7 @@ import math
 
 from tagpr_rl.budget.memory import PRMU_ITEM_TOKENS, PRMU_TOKENS, engine_devices, longest, prmu_shape
 from tagpr_rl.budget.shapes import Device, ModelShape
-from tagpr_rl.config import BudgetBlock, GrpoStage, PrmuStage, Recipe
+from tagpr_rl.config import BudgetBlock, GrpoStage, PrmuStage, Recipe, stage_limits
 
 Times = tuple[tuple[str, float, str], ...]
 """(what, seconds in the whole stage, the arithmetic)."""
