@@ -44,8 +44,8 @@ def table(facts: Mapping[str, Any]) -> Table:
     """One row per alteration, then one per tag whose step was dropped."""
     own = facts["own_score"]
     shown = Table(
-        title=f"{facts['run']}, stage {facts['stage']}: {facts['well_formed']} of {facts['questions']} questions answered "
-        f"in form, own score {own[0]:.3f}",
+        title=f"{facts['run']}, stage {facts['stage']}: {facts['well_formed']} of {facts['questions']} questions "
+        f"answered in form, own score {own[0]:.3f}",
         caption="mean over tasks [95 % interval over users]",
     )
     for heading in ("altered", "questions", "answer changed", "score", "change of the score"):
