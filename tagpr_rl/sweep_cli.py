@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,9 +72,9 @@ def run_command(arguments: argparse.Namespace, console: Console) -> int:
         write_json(folder / "sweep.json", facts)
     table = summary(facts)
     console.print(table)
-    text = Console(width=120, record=True, quiet=True)
-    text.print(table)
-    write_text(folder / "sweep.txt", text.export_text())
+    text = io.StringIO()
+    Console(width=120, file=text).print(table)
+    write_text(folder / "sweep.txt", text.getvalue())
     console.print(str(folder / "sweep.json"), soft_wrap=True, highlight=False, markup=False)
     return 0
 

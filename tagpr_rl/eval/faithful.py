@@ -1,6 +1,7 @@
 """Is the thought what the answer comes from? A model's own thought is altered, and the model answers again from it.
 
-Alterations of the thought leave the prompt alone, those of the profile leave the thought alone:
+Alterations of the thought leave the prompt alone. With an altered profile the model either thinks anew (does the
+thought depend on the profile?) or answers from the thought that it had (`..._same_thought`: does the answer?):
 
     unchanged              nothing: how often the answer changes by itself (another cut into tokens)
     drop_all               no step is left
@@ -10,6 +11,7 @@ Alterations of the thought leave the prompt alone, those of the profile leave th
     profile_first_dropped  the profile without the item that stood first in the prompt
     profile_dropped        no profile
     profile_swapped        another user's profile
+    profile_..._same_thought
 
 Names: an answer is *changed* when its text differs from the model's own answer.
 """
@@ -35,7 +37,8 @@ class Altered:
     """One altered text from which the model answers again."""
 
     alteration: str
-    steps: tuple[Step, ...]
+    steps: tuple[Step, ...] | None
+    """The thought to answer from; None = the model thinks anew."""
     profile: str = OWN
     tag: str | None = None
     """Of the step that drop_step left out."""
@@ -53,7 +56,10 @@ def alterations(steps: Sequence[Step], other: Sequence[Step] | None, *, seed: st
         found.append(Altered("shuffle_steps", mixed))
     if other is not None:
         found.append(Altered("other_thought", tuple(other)))
-    return found + [Altered(f"profile_{kind}", own, profile=kind) for kind in (FIRST_DROPPED, DROPPED, SWAPPED)]
+    for kind in (FIRST_DROPPED, DROPPED, SWAPPED):
+        found.append(Altered(f"profile_{kind}", None, profile=kind))
+        found.append(Altered(f"profile_{kind}_same_thought", own, profile=kind))
+    return found
 
 
 def shuffled(steps: tuple[Step, ...], seed: str) -> tuple[Step, ...] | None:

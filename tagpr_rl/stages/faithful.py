@@ -99,8 +99,8 @@ def measure(context: StageContext, folder: Path, records: Sequence[LampRecord], 
     too_long = 0
     for (i, trace), other in zip(good, _others(records, good), strict=True):
         for altered in alterations(trace.steps, other, seed=question_key(records[i])):
-            begun = tokenizer.encode(tokenizer.response(thought_text(altered.steps, prefilled=prefilled)))
-            ids = encoded[altered.profile][i] + begun
+            begun = "" if altered.steps is None else thought_text(altered.steps, prefilled=prefilled)
+            ids = encoded[altered.profile][i] + tokenizer.encode(tokenizer.response(begun))
             if len(ids) >= limit:
                 too_long += 1
                 continue
