@@ -46,7 +46,7 @@ def table(facts: Mapping[str, Any]) -> Table:
     shown = Table(
         title=f"{facts['run']}, stage {facts['stage']}: {facts['well_formed']} of {facts['questions']} questions "
         f"answered in form, own score {own[0]:.3f}",
-        caption="mean over tasks [95 % interval over users]",
+        caption="mean over tasks \\[95 % interval over users]",
     )
     for heading in ("altered", "questions", "answer changed", "score", "change of the score"):
         shown.add_column(heading, justify="left" if heading == "altered" else "right")

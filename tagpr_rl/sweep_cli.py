@@ -140,7 +140,7 @@ def summary(facts: Mapping[str, Any]) -> Table:
     """One row per arm: score, difference to the first arm, each seed's score."""
     seeds = [str(seed) for seed in facts["seeds"]]
     title = f"{facts['name']}: {facts['metric']} on {facts['questions']} questions of {facts['users']} held-out users"
-    table = Table(title=title, caption="[mean, 95 % interval over users]; sd: of the seeds' differences")
+    table = Table(title=title, caption="mean \\[95 % interval over users]; sd: of the seeds' differences")
     for heading in ("arm", "score", "against the first", "sd", *(f"seed {seed}" for seed in seeds)):
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     rows = {**facts["also"], **facts["arms"]}
