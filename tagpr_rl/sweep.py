@@ -198,7 +198,9 @@ def combine(arms: Mapping[str, Recipe], sweep: Sweep, seed: int, evaluation: Map
         )
     also = {name: names[first][name] for name in sweep.also}
     asked = list(dict.fromkeys([*also.values(), *models.values()]))
-    raw = dump_recipe(arms[first]) | {"name": f"seed{seed}", "out": str(sweep.out / sweep.name)}
+    raw = dump_recipe(arms[first]) | {"name": f"{sweep.name}-seed{seed}", "out": str(sweep.out / sweep.name)}
+    if raw["mirror"] is not None:
+        raw["mirror"] = f"{raw['mirror'].rstrip('/')}/{sweep.name}"
     raw["stages"] = {**blocks, EVAL: {**evaluation, "models": asked}}
     recipe = recipe_from_dict(raw, source=f"sweep {sweep.name}, seed {seed}")
     for arm, own in arms.items():

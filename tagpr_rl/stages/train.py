@@ -115,8 +115,9 @@ def run_grpo(context: StageContext) -> StageResult:
     last = last_row(context.dir.metrics) or {}
     keys = ("reward/total/mean", "reward/task/mean", "reward/format/mean", "reward/tag/mean", "reward/prmu/mean")
     metrics = {key: float(last[key]) for key in keys if key in last}
+    chosen = (context.dir.root / FILTER,) if questions is not None else ()
     return StageResult(
-        outputs=(context.dir.hf, context.dir.metrics),
+        outputs=(context.dir.hf, context.dir.metrics, *chosen),
         metrics=metrics,
         notes=(
             "weights are carried from the stage before; optimizer, schedule, data order and reference start afresh",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from rich.console import Console
 
 import launch
 from tagpr_rl import sweep_cli
+from tagpr_rl.config import dump_recipe, recipe_from_dict, set_key
 from tagpr_rl.eval.arms import compare_arms, over_seeds, question_scores, seed_result
 from tagpr_rl.paths import RunDir, write_json
 from tagpr_rl.runstate import make_manifest, stage_dir, stage_inputs, upstream, write_manifest
-from tagpr_rl.sweep import SeedPlan, load_sweep, plan_seed
+from tagpr_rl.sweep import SeedPlan, final_model, load_sweep, plan_seed
 from tagpr_rl.types import TagprError
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "sweeps"
@@ -59,7 +62,7 @@ def test_equal_stages_are_one_and_others_are_called_after_their_arm(tmp_path: Pa
     assert raw["explore_no_tags"]["init"] == "guided_no_tags" and raw["explore_late"]["init"] == "guided"
     assert raw["guided_no_tags"]["prmu"] == "prmu" and raw["guided_no_tags"]["weights"]["alpha"] == 0
     assert raw["eval"]["models"] == ["sft", "explore", "explore_no_tags", "guided", "explore_late"]
-    assert {block["seed"] for block in raw.values()} == {3} and found.recipe.name == "seed3"
+    assert {block["seed"] for block in raw.values()} == {3} and found.recipe.name == "s-seed3"
 
 
 def test_arms_that_come_to_the_same_share_their_model(tmp_path: Path) -> None:
@@ -103,6 +106,47 @@ def test_an_arm_that_would_read_another_arm_s_chains_is_refused(tmp_path: Path) 
         plan(tmp_path, arms)
     arms = {"full": {}, "late": arms["late"], "wrong": arms["wrong"]}
     assert plan(tmp_path, arms).models["late"] == "explore_late"
+
+
+KEYS: dict[str, list[Any]] = {
+    "stages.sft.lr": [1e-3, 2e-3],
+    "stages.guided.weights.alpha": [0, 0.1],
+    "stages.guided.weights.beta": [0, 0.2],
+    "stages.explore.steps": [5, 6],
+}
+
+
+@st.composite
+def arm_keys(draw: st.DrawFn) -> dict[str, Any]:
+    keys = draw(st.fixed_dictionaries({}, optional={key: st.sampled_from(values) for key, values in KEYS.items()}))
+    if "stages.explore.steps" not in keys and draw(st.booleans()):
+        keys["stages.explore"] = None
+    return keys
+
+
+@given(st.lists(arm_keys(), min_size=2, max_size=5))
+def test_every_arm_finds_its_own_recipe_in_the_combined_one(drawn: list[dict[str, Any]]) -> None:
+    """Down the chain of `init`, each stage is what the arm alone would have, and no stage stands there twice."""
+    arms = {f"arm{i}": keys for i, keys in enumerate(drawn)}
+    with tempfile.TemporaryDirectory() as folder:
+        found = plan(Path(folder), arms)
+    blocks = dump_recipe(found.recipe)["stages"]
+    for arm, keys in arms.items():
+        raw = copy.deepcopy(RAW)
+        for key, value in {"stages.eval": None, **keys}.items():
+            set_key(raw, key, value, where="here")
+        alone = recipe_from_dict(raw, source=arm)
+        mine, own = found.models[arm], final_model(alone)
+        while blocks[mine]["kind"] != "model":
+            block, wanted = dict(blocks[mine]), dump_recipe(alone)["stages"][own] | {"seed": 3}
+            mine, own = block.pop("init"), wanted.pop("init")
+            if wanted.get("weights", {}).get("beta") == 0:
+                wanted["prmu"] = None
+            elif "prmu" in block:  # trained on this arm's own SFT stage
+                assert blocks[block.pop("prmu")]["init"] == mine and wanted.pop("prmu") == "prmu"
+            assert block == wanted
+    stages = [json.dumps(block, sort_keys=True) for block in blocks.values()]
+    assert len(set(stages)) == len(stages)
 
 
 @pytest.mark.parametrize(
