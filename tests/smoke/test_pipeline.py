@@ -118,10 +118,8 @@ def test_the_exploratory_stage_stopped_early_on_the_questions_asked_for(run: Pat
     stopped = manifest["details"]["stopped"]
     assert (stopped["step"], stopped["of"], stopped["rule"]) == (2, 4, "plateau")
     assert any(note.startswith("stopped at step 2 of 4: plateau: ") for note in manifest["notes"])
-    assert manifest["details"]["filter"] == {"all": 480, "tasks": 360, "questions": 100}
+    assert manifest["details"]["filter"] == {"all": 480, "questions": 240}
     assert manifest["details"]["carried"]["weights"] == "from 'guided', as published in its hf/"
-    found = [row for file in (stage(run, "explore") / "rollouts").iterdir() for row in rows(file)]
-    assert {row["task"] for row in found} <= {"LaMP_1", "LaMP_2", "LaMP_3"}
     metrics = rows(stage(run, "explore") / "metrics.jsonl")
     assert max(row["response_length/max"] for row in metrics) <= 150
 
