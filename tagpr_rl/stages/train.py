@@ -135,9 +135,9 @@ def run_grpo(context: StageContext) -> StageResult:
 def carried(stage: GrpoStage) -> dict[str, str]:
     """What the stage takes over from the one before, part by part.
 
-    Weights alone. verl 0.9.1 restores a checkpoint of this stage's own kind whole (fsdp_checkpoint_manager.py:
-    weights, optimizer, and in `extra` the schedule and the random state, per number of processes), which is what a
-    resume wants; there is no call for the optimizer's moments alone, and a schedule that goes on is another recipe.
+    Weights alone. verl 0.9.1 loads the parts of a checkpoint that were fixed when a worker was built (`load_contents`;
+    for a resume: weights, optimizer, schedule and random state, per number of processes), and an optimizer's state
+    brings the learning rate of its last step. Moments alone would need a worker class of our own for each engine.
     """
     reference = f"the weights of '{stage.init}', fixed" if stage.kl_coef > 0 else "none (kl_coef is 0)"
     return {
