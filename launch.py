@@ -1,4 +1,4 @@
-"""The command line: run, resume, plan, walk, status, report, export, chains, render, submit, jobs, data, eval, prmu."""
+"""The command line: run, resume, plan, walk, status, report, export, chains, render, submit, jobs, ... (--help)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tagpr_rl import compare_cli, lamp_commands, prmu_cli
+from tagpr_rl import compare_cli, faithful_cli, lamp_commands, prmu_cli, sweep_cli
 from tagpr_rl import plan as planning
 from tagpr_rl import render as rendering
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, load_recipe
@@ -72,8 +72,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("target", metavar="RUN_OR_RECIPE", type=Path, help="a run's folder or a recipe")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="recipe overrides (recipe only)")
     _chains_commands(commands)
-    prmu_cli.add_commands(commands)
-    compare_cli.add_commands(commands)
+    for module in (prmu_cli, compare_cli, sweep_cli, faithful_cli):
+        module.add_commands(commands)
     _cluster_commands(commands)
     lamp_commands.add_data(commands)
     lamp_commands.add_eval(commands)
@@ -334,7 +334,7 @@ _COMMANDS = {
     "run": _run, "resume": _resume, "plan": _plan, "walk": _walk, "status": _status, "report": _report,
     "export": _export, "chains": _chains, "render": _render, "submit": _submit, "jobs": _jobs,
     "data": lamp_commands.run_data, "eval": lamp_commands.run_eval, "prmu": prmu_cli.run_command,
-    "compare": compare_cli.run_command,
+    "compare": compare_cli.run_command, **sweep_cli.COMMANDS, **faithful_cli.COMMANDS,
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -32,7 +33,7 @@ from tagpr_rl.blocks import (
 from tagpr_rl.cluster_blocks import ClusterBlock
 from tagpr_rl.data_blocks import DataBlock, PromptBlock, RetrievalBlock, WorldBlock
 from tagpr_rl.endpoints import BY_BLOCK, BY_NAME, EndpointBlock
-from tagpr_rl.grpo_blocks import GrpoStage, RewardWeights
+from tagpr_rl.grpo_blocks import FilterBlock, GrpoStage, RewardWeights, StopBlock
 from tagpr_rl.keep_blocks import KeepBlock
 from tagpr_rl.placement import BudgetBlock, LoraBlock, PlacementBlock, TrainingBlock, placement_mistakes
 from tagpr_rl.stage_base import DeepSpeedBlock, StageBase, TrainingStage
@@ -49,6 +50,7 @@ __all__ = [
     "DeepSpeedBlock",
     "EndpointBlock",
     "EvaluateStage",
+    "FilterBlock",
     "GrpoStage",
     "KeepBlock",
     "Loggers",
@@ -66,14 +68,20 @@ __all__ = [
     "SftStage",
     "Stage",
     "StageBase",
+    "StopBlock",
     "TinyBlock",
     "TrainingBlock",
     "TrainingStage",
     "WorldBlock",
     "dump_recipe",
     "load_recipe",
+    "parse_override",
     "prompt_style",
+    "read_raw",
+    "read_yaml",
     "recipe_from_dict",
+    "set_key",
+    "stage_limits",
 ]
 
 
@@ -135,6 +143,8 @@ class Recipe(Closed):
                 check(f"stages.{name}.init", stage.init, makes_weights)
             if isinstance(stage, GrpoStage) and stage.prmu is not None:
                 check(f"stages.{name}.prmu", stage.prmu, {"prmu"})
+            if isinstance(stage, GrpoStage):
+                mistakes += stage_limits_mistakes(name, stage, self.data)
             if isinstance(stage, EvaluateStage):
                 for model in stage.models:
                     check(f"stages.{name}.models", model, makes_weights)
@@ -160,6 +170,34 @@ class Recipe(Closed):
         return self
 
 
+def stage_limits_mistakes(name: str, stage: GrpoStage, data: DataBlock) -> list[str]:
+    """What a GRPO stage asks for that the recipe's data cannot give: longer texts, other tasks."""
+    where, prompt = f"stages.{name}", data.prompt
+    limits = (
+        ("max_prompt_tokens", stage.max_prompt_tokens, prompt.max_tokens, "data.prompt.max_tokens"),
+        ("max_response_tokens", stage.max_response_tokens, prompt.max_response_tokens,
+         "data.prompt.max_response_tokens"),
+    )  # fmt: skip
+    found = [
+        f"{where}.{key}: {own} is above {what}={most}; raise that one or lower this"
+        for key, own, most, what in limits
+        if own is not None and own > most
+    ]
+    asked = (stage.filter.tasks or ()) if stage.filter is not None else ()
+    found += [
+        f"{where}.filter.tasks: '{task}' is none of data.tasks ({', '.join(data.tasks)})"
+        for task in asked
+        if task not in data.tasks
+    ]
+    return found
+
+
+def stage_limits(recipe: Recipe, stage: GrpoStage) -> tuple[int, int]:
+    """(tokens of a prompt, tokens of a response) at most, in a GRPO stage."""
+    prompt = recipe.data.prompt
+    return stage.max_prompt_tokens or prompt.max_tokens, stage.max_response_tokens or prompt.max_response_tokens
+
+
 def prompt_style(recipe: Recipe, name: str) -> str:
     """How the weights of stage `name` are to be asked: "direct" where they were taught direct answers.
 
@@ -179,18 +217,31 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     Relative paths inside the recipe are taken as given (relative to the working directory), except
     `extends`, which is relative to the file that names it. Raises TagprError with every mistake found.
     """
-    raw = _read_extended(path, ())
+    raw, removed = read_raw(path)
     for override in overrides:
-        _apply_override(raw, override)
-    return recipe_from_dict(raw, source=str(path))
+        key, value = parse_override(override)
+        removed |= set_key(raw, key, value, where=f"override '{override}'")
+    return recipe_from_dict(raw, source=str(path), removed=removed)
 
 
-def recipe_from_dict(raw: dict[str, Any], *, source: str) -> Recipe:
-    """Validate a plain dict. Raises TagprError listing every mistake with the nearest known key."""
+def read_raw(path: Path) -> tuple[dict[str, Any], set[str]]:
+    """A recipe file as plain values, `extends` followed, and the names of stages removed by `null` on the way."""
+    return _read_extended(path, ())
+
+
+def recipe_from_dict(raw: dict[str, Any], *, source: str, removed: Collection[str] = ()) -> Recipe:
+    """Validate a plain dict. Raises TagprError listing every mistake with the nearest known key.
+
+    `removed`: stages that `null` took out, so that the error for one that is still needed says so.
+    """
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
+        for name in removed:
+            gone = re.compile(rf"no earlier stage is called '{name}'(; did you mean '\w+'\?)?")
+            why = f"it needs stage '{name}', which stages.{name}=null removes; name another stage or keep it"
+            lines = [gone.sub(why, line) for line in lines]
         raise TagprError(f"recipe {source} has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)) from None
 
 
@@ -199,15 +250,16 @@ def dump_recipe(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """A YAML file that holds a mapping, as plain values; `what` names it in errors (TagprError)."""
     if not path.is_file():
-        raise TagprError(f"recipe {path}: no such file; recipes live in recipes/")
+        raise TagprError(f"{what} {path}: no such file; recipes live in recipes/")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TagprError(f"recipe {path} is not valid YAML: {error}") from None
+        raise TagprError(f"{what} {path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise TagprError(f"recipe {path} must be a mapping of keys, not {type(raw).__name__}")
+        raise TagprError(f"{what} {path} must be a mapping of keys, not {type(raw).__name__}")
     return raw
 
 
@@ -227,16 +279,31 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
-def _read_extended(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+def _read_extended(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], set[str]]:
     path = path.resolve() if chain else path
     if path.resolve() in chain:
         raise TagprError(f"recipe {path} extends itself: {' -> '.join(map(str, (*chain, path)))}")
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     parent = raw.pop("extends", None)
-    if parent is None:
-        return raw
-    base = _read_extended((path.parent / str(parent)).resolve(), (*chain, path.resolve()))
-    return _merge(base, raw)
+    base: dict[str, Any] = {}
+    removed: set[str] = set()
+    if parent is not None:
+        base, removed = _read_extended((path.parent / str(parent)).resolve(), (*chain, path.resolve()))
+    merged = _merge(base, raw)
+    own = raw.get("stages")
+    for name in [name for name, block in own.items() if block is None] if isinstance(own, dict) else []:
+        removed |= _remove_stage(merged, name, known=base.get("stages") or {}, where=f"recipe {path}")
+    return merged, removed
+
+
+def _remove_stage(raw: dict[str, Any], name: str, *, known: Collection[str], where: str) -> set[str]:
+    """Take the stage out of `raw`; {name}. TagprError where no stage has that name: `null` would do nothing."""
+    if name not in known:
+        near = difflib.get_close_matches(str(name), list(known), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"the stages are {', '.join(known) or 'none'}"
+        raise TagprError(f"{where}: stages.{name}=null removes a stage, and there is none called '{name}'; {hint}")
+    del raw["stages"][name]
+    return {name}
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -248,23 +315,30 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    """`a.b.c=value`; the value is YAML (so `[LaMP_2,LaMP_4]`, `3e-4`, `null` work)."""
+def parse_override(override: str) -> tuple[str, Any]:
+    """(key, value) of `a.b.c=value`; the value is YAML (so `[LaMP_2,LaMP_4]`, `3e-4`, `null` work)."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise TagprError(f"override '{override}' is not of the form key=value, for example data.limit=100")
     try:
-        value = yaml.load(text, Loader=_StrictLoader)
+        return key.strip(), yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise TagprError(f"override '{override}': the value is not valid YAML: {error}") from None
-    *parents, last = key.strip().split(".")
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any, *, where: str) -> set[str]:
+    """Set the dotted `key` in `raw`; `stages.<name>` with null removes that stage. The names of removed stages."""
+    *parents, last = key.split(".")
     block = raw
     for part in parents:
         below = block.setdefault(part, {})
         if not isinstance(below, dict):
-            raise TagprError(f"override '{override}': '{part}' is a value, not a block of keys")
+            raise TagprError(f"{where}: '{part}' is a value, not a block of keys")
         block = below
+    if parents == ["stages"] and value is None:
+        return _remove_stage(raw, last, known=list(block), where=where)
     block[last] = value
+    return set()
 
 
 def _models_at(location: tuple[Any, ...]) -> type[BaseModel] | None:

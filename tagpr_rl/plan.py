@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tagpr_rl.budget.memory import GIB, device_of, policy_shape
 from tagpr_rl.budget.stages import StageBudget, stage_budget
-from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage, Stage
+from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage, Stage, stage_limits
 from tagpr_rl.paths import RunDir
 from tagpr_rl.runstate import StageStatus, run_status, upstream
 from tagpr_rl.types import TagprError
@@ -62,6 +62,7 @@ def batch_plan(recipe: Recipe, stage: Stage) -> BatchPlan | None:
         # A pair is two sequences.
         return BatchPlan(stage.steps, stage.batch_size, trained_tokens=2 * stage.steps * stage.batch_size * length)
     if isinstance(stage, GrpoStage):
+        length = sum(stage_limits(recipe, stage))
         responses = stage.prompts_per_step * stage.group_size
         mini = responses // stage.mini_batches
         tokens, each = recipe.training.max_tokens_per_device, stage.micro_batch_size
@@ -74,7 +75,7 @@ def batch_plan(recipe: Recipe, stage: Stage) -> BatchPlan | None:
             samples_per_step=responses,
             mini_batch=mini,
             micro_batches=count,
-            generated_tokens=stage.steps * responses * recipe.data.prompt.max_response_tokens,
+            generated_tokens=stage.steps * responses * stage_limits(recipe, stage)[1],
             trained_tokens=stage.steps * responses * length,
             problems=_divides(stage.prompts_per_step, stage.mini_batches, "prompts_per_step", "mini_batches")
             + _divides(mini, devices(recipe) * each, "responses per update", "devices * micro_batch_size"),

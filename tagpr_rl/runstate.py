@@ -159,6 +159,7 @@ def make_manifest(
     seconds: float,
     metrics: Mapping[str, float] | None = None,
     notes: tuple[str, ...] = (),
+    details: Mapping[str, Any] | None = None,
 ) -> StageManifest:
     """The manifest of a stage that has just finished.
 
@@ -170,6 +171,7 @@ def make_manifest(
         stage=name, kind=recipe.stages[name].kind, started=started, seconds=seconds, inputs=dict(inputs),
         config_sha256=sha256_json(config), outputs=hash_outputs(stage_dir(recipe, run, name), outputs),
         metrics=dict(metrics or {}), notes=notes, config=config,
+        details=dict(details or {}),
     )  # fmt: skip
 
 
@@ -199,11 +201,11 @@ def read_manifest(folder: StageDir) -> StageManifest | None:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _damaged(folder, f"it is not valid JSON ({error})") from None
     known = {field.name for field in fields(StageManifest)}
-    needed = known - {"metrics", "notes", "config"}
+    needed = known - {"metrics", "notes", "config", "details"}
     if not isinstance(raw, dict) or not needed <= set(raw) or not set(raw) <= known:
         have = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
         raise _damaged(folder, f"expected the keys {sorted(needed)}, found {have}")
-    for key in ("inputs", "outputs", "metrics", "config"):
+    for key in ("inputs", "outputs", "metrics", "config", "details"):
         if not isinstance(raw.get(key, {}), dict):
             raise _damaged(folder, f"'{key}' must be a mapping, not {type(raw[key]).__name__}")
     return StageManifest(**{**raw, "notes": tuple(raw.get("notes", ()))})

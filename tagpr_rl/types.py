@@ -165,3 +165,6 @@ class StageManifest:
     notes: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     """The recipe values behind `config_sha256`, so that a change can be named key by key."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Plain JSON: what the stage took over from the one before (`carried`), questions kept (`filter`), its early end
+    (`stopped`)."""

@@ -8,11 +8,12 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from tagpr_rl.backend.agent_loop import OneServerClient
 from tagpr_rl.backend.reward_hooks import RewardHooks
+from tagpr_rl.backend.stop_hooks import StopHooks
 from tagpr_rl.backend.trainer_checkpoints import CheckpointHooks
 
 
-class TagprTrainer(CheckpointHooks, RewardHooks, PPOTrainerSync):
-    """verl's synchronous trainer with both hooks."""
+class TagprTrainer(StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSync):
+    """verl's synchronous trainer with all hooks."""
 
     def get_llm_client(self) -> Any:
         """verl's client; with one rollout server, one that does not ask the load balancer every time."""

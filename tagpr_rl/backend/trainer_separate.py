@@ -10,6 +10,7 @@ from verl.trainer.ppo.v1 import trainer_separate_async
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 
 from tagpr_rl.backend.reward_hooks import RewardHooks
+from tagpr_rl.backend.stop_hooks import StopHooks
 from tagpr_rl.backend.trainer_checkpoints import CheckpointHooks
 
 # verl 0.9.1 trainer_separate_async.py:181 calls logger.info(..., flush=True) where engines stay off the policy's
@@ -17,8 +18,8 @@ from tagpr_rl.backend.trainer_checkpoints import CheckpointHooks
 trainer_separate_async.logger.setLevel(logging.WARNING)
 
 
-class TagprSeparateTrainer(CheckpointHooks, RewardHooks, PPOTrainerSeparateAsync):
-    """PPOTrainerSeparateAsync with both hooks: responses of a step come from weights of earlier steps."""
+class TagprSeparateTrainer(StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSeparateAsync):
+    """PPOTrainerSeparateAsync with all hooks: responses of a step come from weights of earlier steps."""
 
 
 def remove_rollout_placement_groups(trainer: Any) -> None:

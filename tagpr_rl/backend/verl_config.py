@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import GrpoStage, Recipe, SftStage, TrainingStage
+from tagpr_rl.config import GrpoStage, Recipe, SftStage, TrainingStage, stage_limits
 from tagpr_rl.placement import attention, checkpointing
 
 _HOOKS = "tagpr_rl.backend.worker_hooks"
@@ -100,18 +100,28 @@ def grpo_overrides(recipe: Recipe, name: str, paths: StagePaths) -> dict[str, An
         **_rollout_keys(recipe, stage),
         **_reward_keys(recipe, stage),
         **_trainer_keys(recipe, name, stage, paths),
+        **_stop_keys(stage),
     }
 
 
+def _stop_keys(stage: GrpoStage) -> dict[str, Any]:
+    """The stage's stop rules, for backend.stop_hooks; none where it has none."""
+    found: dict[str, Any] = {}
+    for key, value in (stage.stop.model_dump(exclude_none=True) if stage.stop is not None else {}).items():
+        below = value.items() if isinstance(value, dict) else ()
+        found |= {f"+trainer.stop.{key}.{name}": item for name, item in below} or {f"+trainer.stop.{key}": value}
+    return found
+
+
 def _data_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
-    prompt = recipe.data.prompt
+    prompt_tokens, response_tokens = stage_limits(recipe, stage)
     return {
         "data.train_files": str(paths.train),
         "data.val_files": str(paths.train),  # verl wants a file; validation is off, ours is the eval stage
         "data.val_max_samples": 1,
         "data.train_batch_size": stage.prompts_per_step,
-        "data.max_prompt_length": prompt.max_tokens,
-        "data.max_response_length": prompt.max_response_tokens,
+        "data.max_prompt_length": prompt_tokens,
+        "data.max_response_length": response_tokens,
         "data.filter_overlong_prompts": False,  # prompts are built to the limit
         "data.return_raw_chat": True,
         "data.seed": stage.seed,
@@ -159,10 +169,10 @@ def _actor_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str
 
 
 def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
-    platform, prompt = recipe.platform, recipe.data.prompt
+    platform = recipe.platform
     cpu = platform.device == "cpu"
     rollout = "actor_rollout_ref.rollout"
-    length = prompt.max_tokens + prompt.max_response_tokens
+    length = sum(stage_limits(recipe, stage))
     keys: dict[str, Any] = {
         f"{rollout}.name": "vllm",
         f"{rollout}.n": stage.group_size,

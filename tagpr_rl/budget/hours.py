@@ -6,7 +6,7 @@ import math
 
 from tagpr_rl.budget.memory import PRMU_ITEM_TOKENS, PRMU_TOKENS, engine_devices, longest, prmu_shape
 from tagpr_rl.budget.shapes import Device, ModelShape
-from tagpr_rl.config import BudgetBlock, GrpoStage, PrmuStage, Recipe
+from tagpr_rl.config import BudgetBlock, GrpoStage, PrmuStage, Recipe, stage_limits
 
 Times = tuple[tuple[str, float, str], ...]
 """(what, seconds in the whole stage, the arithmetic)."""
@@ -58,13 +58,13 @@ def prmu_time(recipe: Recipe, stage: PrmuStage, shape: ModelShape, device: Devic
 def grpo_time(recipe: Recipe, stage: GrpoStage, shape: ModelShape, device: Device | None, fits: int) -> Times:
     if device is None:
         return ()
-    budget, prompt = recipe.budget, recipe.data.prompt
+    budget, (prompt, response) = recipe.budget, stage_limits(recipe, stage)
     responses = stage.prompts_per_step * stage.group_size
     tensor = recipe.placement.tensor_parallel
     engines = max(1, engine_devices(recipe) // tensor)
     generated = stage.steps * generation_seconds(
         shape, device, budget, responses=responses, engines=engines, tensor=tensor, concurrent=fits,
-        prompt=prompt.max_tokens * budget.mean_length, response=prompt.max_response_tokens * budget.mean_length,
+        prompt=prompt * budget.mean_length, response=response * budget.mean_length,
         width=2 if recipe.model.dtype == "bfloat16" else 4,
     )  # fmt: skip
     rule = (

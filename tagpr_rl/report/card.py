@@ -99,6 +99,7 @@ def _stage_row(recipe: Recipe, name: str, manifest: StageManifest | None) -> str
     if manifest is None:
         return f"| {name} | {stage.kind} | {steps} | - | not finished |"
     figures = ", ".join(f"{key} {value:.4g}" for key, value in list(manifest.metrics.items())[:4])
+    steps = (manifest.details.get("stopped") or {}).get("step", steps)
     return f"| {name} | {stage.kind} | {steps} | `{manifest.config_sha256[:16]}` | {figures} |"
 
 

@@ -27,6 +27,8 @@ class StageResult:
     outputs: tuple[Path, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """`StageManifest.details`."""
 
 
 @dataclass

@@ -20,7 +20,7 @@ from tagpr_rl.eval.metrics import paired_difference
 from tagpr_rl.paths import write_json, write_text
 from tagpr_rl.report.terminal import Page
 from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.stages.records import HELD_OUT, TRAIN, load_split, prompt_maker
+from tagpr_rl.stages.records import HELD_OUT, TRAIN, evenly, load_split, prompt_maker
 from tagpr_rl.types import LampRecord, Prompt
 
 
@@ -30,11 +30,11 @@ def run(context: StageContext) -> StageResult:
     assert isinstance(stage, EvaluateStage)
     context.clean()
     data = context.nearest("data", reads=("lamp",)).root
-    held_out = _first(load_split(recipe, data, HELD_OUT), stage.questions)
+    held_out = evenly(load_split(recipe, data, HELD_OUT), stage.questions)
     folders = {name: context.model_folder(name) for name in stage.models}
     last = stage.models[-1]
     asked = {name: (name, held_out) for name in stage.models}
-    control_records = _first(held_out, stage.control_questions)
+    control_records = evenly(held_out, stage.control_questions)
     if "shuffled" in stage.controls:
         asked["shuffled"] = (last, shuffle_profiles(control_records, stage.seed))
     if "empty" in stage.controls:
@@ -160,10 +160,3 @@ def _show_samples(console: Console, context: StageContext, model: str) -> None:
             page.block(f"{row['task']}, held-out user {row['user_id']}", question)
             page.block(f"{model} answers (gold: {row['gold']})", page.trace(row["response"]))
     console.print()
-
-
-def _first(records: list[LampRecord], count: int | None) -> list[LampRecord]:
-    """At most `count` questions, spread evenly over the records (tasks and users stay mixed)."""
-    if count is None or count >= len(records):
-        return records
-    return [records[i * len(records) // count] for i in range(count)]

@@ -143,6 +143,7 @@ def _run_stage(context: StageContext) -> None:
         seconds=round(seconds, 3),
         metrics=result.metrics,
         notes=result.notes,
+        details=result.details,
     )
     write_manifest(context.dir, manifest)
     figures = " · ".join(f"{key} {_short(value)}" for key, value in list(result.metrics.items())[:5])

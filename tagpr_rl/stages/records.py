@@ -24,6 +24,13 @@ def load_split(recipe: Recipe, data: Path, split: str) -> list[LampRecord]:
     return load_folder(data / "lamp", recipe.data.tasks, split)
 
 
+def evenly(records: list[LampRecord], count: int | None) -> list[LampRecord]:
+    """At most `count` questions, spread evenly over the records (tasks and users stay mixed)."""
+    if count is None or count >= len(records):
+        return records
+    return [records[i * len(records) // count] for i in range(count)]
+
+
 def retriever(recipe: Recipe, prepare: Sequence[LampRecord] = (), *, lent: bool = False) -> Retriever:
     """The recipe's retrieval. With `prepare`, dense retrieval embeds all texts of these records in large batches.
     `lent`: for questions read with another user's profile, which a file of rankings does not rank; BM25 does."""

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from tagpr_rl.runlog import step_offset, tracker_id
 from tagpr_rl.runstate import stage_config, stage_dir, stage_inputs
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.fetch import model_folder
-from tagpr_rl.stages.prmu_pairs import PAIRS, shuffled_rows, training_pairs
+from tagpr_rl.stages.grpo_rows import FILTER, training_rows
+from tagpr_rl.stages.prmu_pairs import PAIRS, training_pairs
 from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, sft_rows, write_parquet
 from tagpr_rl.stages.watch import last_row, trim_metrics, wait_with_progress
+from tagpr_rl.stop import Stop, read_rows, stop_after
 from tagpr_rl.types import TagprError
 
 _RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", ATTEMPT)
@@ -100,26 +103,56 @@ def run_grpo(context: StageContext) -> StageResult:
     stage = context.recipe.stages[context.name]
     assert isinstance(stage, GrpoStage)
     context.guard_attempt()
-    context.clean(*_RESUMABLE)
-    rows = context.nearest("prompts", reads=("train.parquet",)).root / "train.parquet"
-    if stage.prmu is not None and stage.weights.beta > 0 and stage.prmu_users == "shuffled":
-        rows = shuffled_rows(rows, context.dir.root / "train.parquet", stage.seed)
+    context.clean(*_RESUMABLE, FILTER)
+    rows, questions = training_rows(context, stage)
     paths = _paths(context, stage.init, rows)
     start = _resume(context, paths.model)
-    if start.step < stage.steps:
+    stopped = _stopped(context, stage)
+    if start.step < stage.steps and stopped is None:
         _train_grpo(context, stage, paths)
-    publish(context, _last_checkpoint(context, stage.steps) / "actor" / "huggingface")
+        stopped = _stopped(context, stage)
+    publish(context, _last_checkpoint(context, stopped.step if stopped else stage.steps) / "actor" / "huggingface")
     last = last_row(context.dir.metrics) or {}
     keys = ("reward/total/mean", "reward/task/mean", "reward/format/mean", "reward/tag/mean", "reward/prmu/mean")
     metrics = {key: float(last[key]) for key in keys if key in last}
+    chosen = (context.dir.root / FILTER,) if questions is not None else ()
     return StageResult(
-        outputs=(context.dir.hf, context.dir.metrics),
+        outputs=(context.dir.hf, context.dir.metrics, *chosen),
         metrics=metrics,
         notes=(
             "weights are carried from the stage before; optimizer, schedule, data order and reference start afresh",
+            *((stopped.note(stage.steps),) if stopped else ()),
             *_notes(context, start),
         ),
+        details={
+            "carried": carried(stage),
+            **({"filter": questions} if questions is not None else {}),
+            **({"stopped": {**asdict(stopped), "of": stage.steps}} if stopped else {}),
+        },
     )
+
+
+def carried(stage: GrpoStage) -> dict[str, str]:
+    """What the stage takes over from the one before, part by part.
+
+    Weights alone. verl 0.9.1 loads the parts of a checkpoint that were fixed when a worker was built (`load_contents`;
+    for a resume: weights, optimizer, schedule and random state, per number of processes), and an optimizer's state
+    brings the learning rate of its last step. Moments alone would need a worker class of our own for each engine.
+    """
+    reference = f"the weights of '{stage.init}', fixed" if stage.kl_coef > 0 else "none (kl_coef is 0)"
+    return {
+        "weights": f"from '{stage.init}', as published in its hf/",
+        "optimizer": "afresh: no moments are taken over",
+        "schedule": f"afresh: {stage.lr_warmup_steps} warm-up steps to lr {stage.lr:g}",
+        "data order": f"afresh: shuffled with seed {stage.seed}, from the first question",
+        "random state": f"afresh: seed {stage.seed}",
+        "reference": reference,
+    }
+
+
+def _stopped(context: StageContext, stage: GrpoStage) -> Stop | None:
+    """The stage's early end, where its rows say that a stop rule holds."""
+    return stop_after(read_rows(context.dir.metrics), stage.stop, stage.steps)
 
 
 def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> None:

@@ -114,6 +114,78 @@ def test_verls_advantages_are_those_of_the_groups(run: Path) -> None:
             assert [row["advantage"] for row in group] == pytest.approx(expected, abs=1e-4)
 
 
+def test_the_exploratory_stage_stopped_early_on_the_questions_asked_for(run: Path) -> None:
+    manifest = json.loads((stage(run, "explore") / "manifest.json").read_text(encoding="utf-8"))
+    stopped = manifest["details"]["stopped"]
+    assert (stopped["step"], stopped["of"], stopped["rule"]) == (2, 4, "plateau")
+    assert any(note.startswith("stopped at step 2 of 4: plateau: ") for note in manifest["notes"])
+    assert manifest["details"]["filter"] == {"all": 480, "questions": 240}
+    assert manifest["details"]["carried"]["weights"] == "from 'guided', as published in its hf/"
+    metrics = rows(stage(run, "explore") / "metrics.jsonl")
+    assert max(row["response_length/max"] for row in metrics) <= 150
+
+
+def test_a_stage_that_stopped_early_does_not_go_on_when_it_is_resumed(run: Path, tmp_path: Path) -> None:
+    """As if the run had been killed after the last checkpoint and before the manifest."""
+    copy = tmp_path / "smoke"
+    shutil.copytree(run, copy)
+    shutil.rmtree(stage(copy, "eval"))
+    explore = stage(copy, "explore")
+    weights = (explore / "hf" / "model.safetensors").read_bytes()
+    (explore / "manifest.json").unlink()
+    shutil.rmtree(explore / "hf")
+    done = launch("resume", str(copy), "--until", "explore")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    manifest = json.loads((explore / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["details"]["stopped"]["step"] == 2 and manifest["seconds"] < 20
+    assert (explore / "hf" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_sweep_shares_what_is_made_and_compares_its_arms(run: Path, tmp_path: Path) -> None:
+    """The finished run's stages are the sweep's own (same recipe, same seed), so only its evaluation is left."""
+    sweep = tmp_path / "two.yaml"
+    sweep.write_text(
+        f"{{name: two, recipe: {ROOT / 'recipes' / 'smoke.yaml'}, out: {tmp_path}, seeds: [1], also: [sft], "
+        "questions: 48, arms: {full: {}, no_exploratory: {stages.explore: null}}}",
+        encoding="utf-8",
+    )
+    names = ("data", "model", "prompts", "base", "chains", "sft", "prmu", "guided", "explore")
+    for number, name in enumerate(names, start=1):
+        shutil.copytree(stage(run, name), tmp_path / "two" / "two-seed1" / f"{10 * number:03d}_{name}")
+    done = launch("sweep", str(sweep))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.count("done before") == 9
+    facts = json.loads((tmp_path / "two" / "sweep.json").read_text(encoding="utf-8"))
+    evaluated = json.loads((stage(run, "eval") / "eval.json").read_text(encoding="utf-8"))["models"]
+    models = {"full": "explore", "no_exploratory": "guided"}
+    assert facts["questions"] == 48 and facts["seeds"] == [1] and list(facts["arms"]) == list(models)
+    asked = json.loads((tmp_path / "two" / "two-seed1" / "100_eval" / "eval.json").read_text(encoding="utf-8"))[
+        "models"
+    ]
+    for arm, model in models.items():
+        keys = {question["key"] for question in asked[model]["questions"]}
+        scores: dict[str, list[float]] = {}
+        for question in evaluated[model]["questions"]:
+            if question["key"] in keys:
+                scores.setdefault(question["task"], []).append(question["score"])
+        expected = sum(sum(own) / len(own) for own in scores.values()) / len(scores)
+        assert facts["arms"][arm]["per_seed"]["1"]["score"] == pytest.approx(expected, abs=0.02)
+    assert launch("sweep", str(sweep)).stdout.count("10 of 10 stages done") == 1
+
+
+def test_altered_thoughts_change_answers_and_unaltered_ones_do_not(run: Path) -> None:
+    done = launch("faithful", str(run), "--stage", "sft", "--questions", "48")
+    assert done.returncode == 0, done.stderr[-2000:]
+    facts = json.loads((run / "faithful" / "sft.json").read_text(encoding="utf-8"))
+    found = facts["alterations"]
+    assert facts["questions"] == 48 and found["unchanged"]["n"] == facts["well_formed"] > 12
+    assert found["unchanged"]["changed"][0] <= 0.05
+    assert max(row["changed"][0] for row in found.values()) > 0.02
+    assert {"drop_all", "drop_step", "shuffle_steps", "profile_dropped", "profile_swapped"} <= set(found)
+    assert all(0 <= low <= value <= high <= 1 for value, low, high in (row["changed"] for row in found.values()))
+    assert facts["tags"]
+
+
 def test_published_weights_are_what_their_config_says(run: Path) -> None:
     from safetensors.torch import load_file
 

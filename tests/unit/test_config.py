@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagpr_rl.config import dump_recipe, load_recipe, recipe_from_dict
+from tagpr_rl.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
 from tagpr_rl.types import TagprError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +59,8 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
         "micro_batch_size": draw(st.sampled_from([1, 8, 32])),
         "weights": {key: draw(st.floats(0, 5)) for key in ("alpha", "beta", "gamma")},
         "save_every": draw(st.none() | st.integers(1, 9)),
+        "filter": draw(st.none() | st.just({"share": 0.25, "mixed": {"samples": 3}}) | st.just({"questions": 50})),
+        "stop": draw(st.none() | st.just({"max_seconds": 1.5}) | st.just({"plateau": {"better": "lower"}})),
     }  # fmt: skip
     raw = small(
         out=draw(st.sampled_from(["runs", "/some/where", "a/b"])),
@@ -258,3 +260,37 @@ def test_demo_deepspeed_differs_from_the_demo_by_its_engine_alone() -> None:
             changed.add(name)
     assert changed == {"base", "sft", "prmu", "guided", "explore"}
     assert mine | {"name": "demo"} == dump_recipe(load_recipe(DEMO))
+
+
+def removal(tmp_path: Path, text: str, *overrides: str) -> Recipe:
+    """A recipe that extends one with the stages of SMALL."""
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False), encoding="utf-8")
+    file = tmp_path / "top.yaml"
+    file.write_text("extends: base.yaml\n" + text, encoding="utf-8")
+    return load_recipe(file, overrides)
+
+
+@pytest.mark.parametrize("text, overrides", [("stages: {eval: null}", ()), ("", ("stages.eval=null",))])
+def test_null_removes_a_stage(tmp_path: Path, text: str, overrides: tuple[str, ...]) -> None:
+    assert "eval" in SMALL["stages"]
+    found = removal(tmp_path, text, *overrides)
+    assert list(found.stages) == [name for name in SMALL["stages"] if name != "eval"]
+
+
+def test_a_removed_stage_that_is_still_needed_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TagprError) as error:
+        removal(tmp_path, "stages: {guided: null}")
+    assert "stages.eval.models: it needs stage 'guided', which stages.guided=null removes" in str(error.value)
+
+
+@pytest.mark.parametrize("text, overrides", [("stages: {evall: null}", ()), ("", ("stages.evall=null",))])
+def test_null_for_a_stage_that_is_not_there_is_an_error(tmp_path: Path, text: str, overrides: tuple[str, ...]) -> None:
+    with pytest.raises(TagprError, match=r"stages\.evall=null removes a stage.*did you mean 'eval'"):
+        removal(tmp_path, text, *overrides)
+
+
+def test_a_removed_stage_may_be_given_anew_further_down(tmp_path: Path) -> None:
+    removal(tmp_path, "stages: {eval: null}")
+    file = tmp_path / "third.yaml"
+    file.write_text("extends: top.yaml\nstages: {eval: {kind: evaluate, models: [sft]}}", encoding="utf-8")
+    assert list(load_recipe(file).stages)[-1] == "eval"
