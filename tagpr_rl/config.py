@@ -32,7 +32,7 @@ from tagpr_rl.blocks import (
 from tagpr_rl.cluster_blocks import ClusterBlock
 from tagpr_rl.data_blocks import DataBlock, PromptBlock, RetrievalBlock, WorldBlock
 from tagpr_rl.endpoints import BY_BLOCK, BY_NAME, EndpointBlock
-from tagpr_rl.grpo_blocks import GrpoStage, RewardWeights
+from tagpr_rl.grpo_blocks import GrpoStage, RewardWeights, rollout_mistakes
 from tagpr_rl.keep_blocks import KeepBlock
 from tagpr_rl.placement import BudgetBlock, LoraBlock, PlacementBlock, TrainingBlock, placement_mistakes
 from tagpr_rl.stage_base import DeepSpeedBlock, StageBase, TrainingStage
@@ -135,6 +135,8 @@ class Recipe(Closed):
                 check(f"stages.{name}.init", stage.init, makes_weights)
             if isinstance(stage, GrpoStage) and stage.prmu is not None:
                 check(f"stages.{name}.prmu", stage.prmu, {"prmu"})
+            if isinstance(stage, GrpoStage):
+                mistakes += rollout_mistakes(f"stages.{name}", stage, seen, self.placement.rollout)
             if isinstance(stage, EvaluateStage):
                 for model in stage.models:
                     check(f"stages.{name}.models", model, makes_weights)

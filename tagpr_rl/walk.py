@@ -293,7 +293,7 @@ def _hop_advantage(
         "the same prompt: no value network. verl computes the same numbers in training.",
     )
     for (name, stage), rewards in zip(stages, totals, strict=True):
-        norm = stage.norm_advantage_by_std
+        norm = stage.advantage.normalise != "none"
         advantages = group_advantages(rewards, norm_std=norm)
         mean = sum(rewards) / len(rewards)
         listed = " + ".join(f"{r:.3f}" for r in rewards).replace("+ -", "- ")
@@ -303,7 +303,7 @@ def _hop_advantage(
             spread = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
             lines.append(
                 f"std  = sqrt(sum of (R - mean)^2 / {len(rewards) - 1}) = {spread:.3f}"
-                + ("" if norm else "  (not divided by: norm_advantage_by_std is false)")
+                + ("" if norm else "  (not divided by: advantage.normalise is none)")
             )
         if spread < 1e-9:
             lines.append("all rewards are equal (or the group has one response): every advantage is 0")

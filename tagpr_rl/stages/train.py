@@ -6,12 +6,14 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from tagpr_rl import checkpoints
+from tagpr_rl.backend.saved_rollouts import saved_rows
 from tagpr_rl.backend.tracking import TrackingSettings, settings_dict, warnings_file
 from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides, sft_overrides, world_size
 from tagpr_rl.config import GrpoStage, PlacementBlock, PrmuStage, Recipe, SftStage
@@ -105,6 +107,8 @@ def run_grpo(context: StageContext) -> StageResult:
     if stage.prmu is not None and stage.weights.beta > 0 and stage.prmu_users == "shuffled":
         rows = shuffled_rows(rows, context.dir.root / "train.parquet", stage.seed)
     paths = _paths(context, stage.init, rows)
+    if stage.rollouts_from is not None:
+        paths = saved_paths(context, stage, paths)
     start = _resume(context, paths.model)
     if start.step < stage.steps:
         _train_grpo(context, stage, paths)
@@ -120,6 +124,21 @@ def run_grpo(context: StageContext) -> StageResult:
             *_notes(context, start),
         ),
     )
+
+
+def saved_paths(context: StageContext, stage: GrpoStage, paths: StagePaths) -> StagePaths:
+    """The paths with the saved rollouts that the stage trains on, and prompt rows in their order."""
+    import pyarrow.parquet as pq
+
+    assert stage.rollouts_from is not None
+    if stage.rollouts_from in context.recipe.stages:
+        folder = context.earlier(stage.rollouts_from, reads=("rollouts",)).rollouts
+    else:
+        folder = Path(stage.rollouts_from)
+    sizes = {"steps": stage.steps, "prompts_per_step": stage.prompts_per_step, "group_size": stage.group_size}
+    train = context.dir.root / "train.parquet"
+    write_parquet(train, saved_rows(pq.read_table(paths.train).to_pylist(), folder, **sizes))
+    return replace(paths, train=train.resolve(), saved=folder.resolve())
 
 
 def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> None:
@@ -268,7 +287,7 @@ def _resume(context: StageContext, model: Path) -> checkpoints.Chosen:
     for note in chosen.notes:
         context.console.print(f"[yellow]{name}: {escape(note)}[/yellow]", highlight=False, soft_wrap=True)
     trim_metrics(context.dir.metrics, chosen.step)
-    for file in context.dir.rollouts.glob("step_*.jsonl"):
+    for file in context.dir.rollouts.glob("step_*.*"):
         if int(file.stem.removeprefix("step_")) > chosen.step:
             file.unlink()
     return chosen

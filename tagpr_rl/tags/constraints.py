@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 from tagpr_rl.tags.schema import TagSchema
@@ -63,6 +64,25 @@ def tag_score(trace: TaggedTrace, schema: TagSchema, plain: Plain | None = None)
         needed += least
         covered += min(useful.get(name, 0), least)
     return covered * n_sound / (needed * len(faults))  # one division: equal fractions are equal floats
+
+
+@dataclass(frozen=True, slots=True)
+class TagParts:
+    """What `tag_score` is made of: `tag = coverage * (share of sound steps)`."""
+
+    coverage: float
+    """[0, 1]; 1 for a schema without required tags."""
+    sound: tuple[bool, ...]
+    """Whether each step is without a fault."""
+
+
+def tag_parts(trace: TaggedTrace, schema: TagSchema, plain: Plain | None = None) -> TagParts:
+    """The two factors of `tag_score`, the second step by step. Arguments and errors as there."""
+    faults, _ = _judge(trace.steps, schema, plain)
+    useful = _useful_counts(trace.steps, faults)
+    needed = sum(least for _, least in schema.required)
+    covered = sum(min(useful.get(name, 0), least) for name, least in schema.required)
+    return TagParts(covered / needed if needed else 1.0, tuple(fault is None for fault in faults))
 
 
 def violations(trace: TaggedTrace, schema: TagSchema) -> list[str]:

@@ -65,7 +65,7 @@ def test_a_stage_without_prmu_logs_no_prmu_reward() -> None:
     ],
 )
 def test_unscored_responses_and_those_left_alone_are_masked(statuses: list[str], masked: list[int]) -> None:
-    from tagpr_rl.backend.reward_hooks import responses_to_mask
+    from tagpr_rl.reward.update import responses_to_mask
 
     found = responses_to_mask(statuses, ["a", "a", "b", "b"])
     assert found == (masked if statuses[0] != "masked" else [0, 1])
