@@ -100,6 +100,10 @@ class GrpoStage(TrainingStage):
     """Train on saved responses instead of generating: an earlier grpo stage of the recipe or a rollouts folder, made
     with save_tokens."""
 
+    def advantage_rules(self) -> dict[str, Any]:
+        """Fields of reward.update.AdvantageRules: the advantage block and the reward's weights."""
+        return self.advantage.model_dump(exclude={"resample_limit"}) | self.weights.model_dump()
+
     @model_validator(mode="before")
     @classmethod
     def _old_key(cls, values: Any) -> Any:

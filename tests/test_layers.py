@@ -60,10 +60,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deploy": {"types", "config"},
     "render": {"types", "paths", "config", "plan", "deploy"},
     "lamp_commands": {"types", "paths", "tags", "data", "eval", "model"},
+    "replay": {"types", "paths", "config", "tags", "reward", "runstate"},
     "prmu_cli": {"types", "paths", "runstate", "report"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
-_COMMANDS = {"plan", "walk", "budget", "render", "lamp_commands", "prmu_cli"}
+_COMMANDS = {"plan", "walk", "budget", "render", "lamp_commands", "prmu_cli", "replay"}
 MAY_IMPORT["backend"] = set(MAY_IMPORT) - _COMMANDS
 MAY_IMPORT["stages"] = set(MAY_IMPORT) - _COMMANDS
 MAY_IMPORT["chains_cli"] = {"types", "paths", "config", "runstate", "tags", "chains", "report", "stages"}

@@ -54,15 +54,18 @@ def nested(rows: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def credit_columns(
-    advantages: torch.Tensor, credit: Credit | None, parts: ResponseParts | None, group: str
+    advantages: torch.Tensor, credit: Credit | None, parts: ResponseParts | None, update: int
 ) -> dict[str, Any]:
     """Columns of a rollout line that say what the update made of a response.
 
     Read back from the trained tensor `advantages` `[T]`: a response's last token belongs to its answer, so what it
-    has is the response's own advantage, and what a step's first token has besides is the step's.
+    has is the response's own advantage, and what a step's first token has besides is the step's. `update` is the
+    step's update that the response was in; advantages are those of one update.
     """
     whole = float(advantages[-1]) if len(advantages) else 0.0
-    found: dict[str, Any] = {"group": group, "advantage": whole}
+    found: dict[str, Any] = {"advantage": whole}
+    if update:
+        found["update"] = update
     if parts is not None and credit is not None and credit.steps:
         found["step_credit"] = [
             {"step": i, "tag": step.tag, "advantage": float(advantages[step.start]) - whole}

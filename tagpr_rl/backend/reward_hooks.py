@@ -47,6 +47,8 @@ class RewardHooks:
     config: Any
     tokenizer: Any
     global_steps: int
+    local_trigger_step: int
+    """Which update of the step: 0 but under separate_async, where a step has several."""
 
     def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """Reward rows, dataset `extra_info` and `Asked` rows of the batch's responses, in the batch's order."""
@@ -98,7 +100,7 @@ class RewardHooks:
         found = []
         for i, mask in enumerate(data["response_mask"].unbind()):
             part = parts[i] if parts is not None else None
-            self._credits[batch.keys[i]] = (credits[i], part)
+            self._credits[batch.keys[i]] = (credits[i], part, self.local_trigger_step)
             found.append(advantages.token_advantages(credits[i], part, mask))
         fields = {"advantages": advantages.nested(found), "returns": advantages.nested(found)}
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=tu.get_tensordict(fields))
@@ -130,7 +132,7 @@ class RewardHooks:
         lines = []
         for i, key in enumerate(batch.keys):
             info = infos[i]
-            credit, parts = self._credits.pop(key, (None, None))
+            credit, parts, update = self._credits.pop(key, (None, None, 0))
             lines.append(
                 {
                     "step": self.global_steps,
@@ -141,7 +143,8 @@ class RewardHooks:
                     "prompt": decode(data["prompts"][i], skip_special_tokens=True),
                     "response": decode(data["responses"][i], skip_special_tokens=True),
                     "gold": info["gold"],
-                    **advantages.credit_columns(data["advantages"][i], credit, parts, key.rsplit("_", 2)[0]),
+                    "group": key.rsplit("_", 2)[0],
+                    **advantages.credit_columns(data["advantages"][i], credit, parts, update),
                     **{f"reward_{name}": rows[i][name] for name in NUMERIC_KEYS},
                     "parse_status": rows[i]["parse_status"],
                     "prmu_status": rows[i]["prmu_status"],

@@ -230,7 +230,7 @@ def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[st
         "+reward.reward_kwargs.save_tokens": stage.save_tokens,
         "+reward.reward_kwargs.schema_file": schema_file,
         "+reward.reward_kwargs.prefilled": recipe.model.thought_prefilled,
-        **{f"+reward.reward_kwargs.advantage.{key}": value for key, value in advantage_rules(stage).items()},
+        **{f"+reward.reward_kwargs.advantage.{key}": value for key, value in stage.advantage_rules().items()},
     }
     if stage.rollouts_from is not None:
         keys |= {
@@ -238,12 +238,6 @@ def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[st
             "actor_rollout_ref.rollout.agent.default_agent_loop": "saved_rollouts",
         }
     return keys
-
-
-def advantage_rules(stage: GrpoStage) -> dict[str, Any]:
-    """Fields of reward.update.AdvantageRules: the stage's advantage block and its reward's weights."""
-    block = stage.advantage.model_dump(exclude={"resample_limit"})
-    return block | stage.weights.model_dump()
 
 
 def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:

@@ -42,13 +42,13 @@ def token_starts(ids: Sequence[int], decode: Decode) -> list[int]:
     """
     text = decode(ids)
     starts: list[int] = []
-    at = window = read = 0
+    at = base = window = read = 0
     for index in range(len(ids)):
         starts.append(at)
         known, now = decode(ids[window:read]), decode(ids[window : index + 1])
+        at = max(at, base + len(now.rstrip(_BROKEN)) - len(known))
         if len(now) > len(known) and not now.endswith(_BROKEN):
-            at += len(now) - len(known)
-            window, read = read, index + 1
+            base, window, read = at, read, index + 1
     if at == len(text) or (text.endswith(_BROKEN) and at <= len(text)):
         return starts
     return _by_prefixes(ids, decode, len(text))
