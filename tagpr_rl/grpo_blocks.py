@@ -95,7 +95,7 @@ class GrpoStage(TrainingStage):
     keep_checkpoints: Count = 2
     save_tokens: bool = False
     """Write every response's token ids and log-probabilities beside its text (rollouts/step_*.parquet): what
-    `rollouts_from` needs. About 6 bytes a token."""
+    `rollouts_from` needs. About 7 bytes a token."""
     rollouts_from: str | None = None
     """Train on saved responses instead of generating: an earlier grpo stage of the recipe or a rollouts folder, made
     with save_tokens."""

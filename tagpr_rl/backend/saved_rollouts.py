@@ -2,7 +2,7 @@
 
 One Parquet file (zstd) a step, `rollouts/step_0001.parquet` beside the text: columns task, record_id, sample,
 prompt_ids, response_ids (int32) and logprobs (float32, of the policy that wrote them). Ids shrink to 1 to 2 bytes a
-token and log-probabilities hardly at all, so a response token costs about 6 bytes; a prompt stands once for its group.
+token and log-probabilities hardly at all, so a response token costs about 7 bytes; a prompt stands once for its group.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def test_training_on_saved_responses_gives_the_weights_of_the_live_stage(run: Pa
     )
     moved = max(float((live[key] - before[key]).abs().max()) for key in live)
     apart = max(float((live[key] - replayed[key]).abs().max()) for key in live)
-    assert moved > 1e-4 and apart < moved / 100
+    assert moved > 2e-5 and apart < 1e-6  # measured: 1.5e-8 after two steps
     for file in sorted((stage(copy, "again") / "rollouts").glob("*.parquet")):
         saved = stage(copy, "guided") / "rollouts" / file.name
         assert read_tokens(file) == read_tokens(saved)  # ids and log-probabilities alike
