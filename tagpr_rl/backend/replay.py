@@ -21,7 +21,8 @@ class ResamplingReplayBuffer(FastReplayBuffer):
     """verl's own dynamic sampling (groups of equal rewards are given up and as many prompts more are asked), bounded.
 
     verl hands a custom sampler no filter (trainer_base.py:164), so `sampler_kwargs` carries it; and it would go on
-    asking for ever where a policy answers every prompt alike. After `limit` groups of a step the rest are kept.
+    asking for ever where a policy answers every prompt alike. After `limit` groups of a step the rest are kept, and
+    serve where there are too few that differ.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -44,3 +45,9 @@ class ResamplingReplayBuffer(FastReplayBuffer):
         self.given_up += len(allowed)
         values = self._dapo_classification_cache[partition_id]
         return set(allowed), Counter(values[uid] for uid in allowed)
+
+    def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int) -> Any:
+        """verl takes any; ours takes groups that differ first."""
+        uids, tags, steps = super()._select_prompt_uids(partition_id, sampleable_keys, len(sampleable_keys))
+        equal = self._dapo_classification_cache[partition_id]
+        return sorted(uids, key=lambda uid: equal.get(uid) is not None)[:batch_size], tags, steps

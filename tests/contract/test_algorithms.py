@@ -201,11 +201,14 @@ class Queue:
         return {"rm_scores": [torch.tensor([0.0, self.scores[key]]) for key in keys]}
 
 
-@pytest.mark.parametrize("good_after, limit, given_up", [(3, 8, 3), (100, 5, 5)])
+@pytest.mark.parametrize(
+    "first, good_after, limit, given_up, left", [(4, 3, 8, 3, 0), (4, 100, 5, 5, 4), (8, 5, 2, 2, 1)]
+)
 def test_resampling_asks_until_the_step_is_full_but_not_for_ever(
-    monkeypatch: pytest.MonkeyPatch, good_after: int, limit: int, given_up: int
+    monkeypatch: pytest.MonkeyPatch, first: int, good_after: int, limit: int, given_up: int, left: int
 ) -> None:
-    """Prompts from number `good_after` on differ. The second case would never end in verl's own buffer."""
+    """Prompts from number `good_after` on differ; `left` groups of equal answers end in the step. The second case would
+    never end in verl's own buffer; in the third, 8 are there at once and the 3 that differ are taken first."""
     from omegaconf import OmegaConf
     from verl.trainer.ppo.v1 import replay_buffer
 
@@ -221,13 +224,13 @@ def test_resampling_asks_until_the_step_is_full_but_not_for_ever(
         sampler_kwargs=OmegaConf.create({"train_batch_size": 4, "limit": limit}),
         refill_fn=lambda count: [queue.ask(1, queue.asked < good_after) for _ in range(count)],
     )
-    for _ in range(4):
+    for _ in range(first):
         queue.ask(1, queue.asked < good_after)
     batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=4)
     assert len({key.split("_")[0] for key in batch.keys}) == 4 and len(batch.keys) == 8
     assert metrics["training/filter_groups/evicted_samples"] == given_up
     alike = [key for key in batch.keys if int(key.split("_")[0][1:]) < good_after]
-    assert len(alike) == (0 if good_after == 3 else 8)
+    assert len(alike) == 2 * left
 
 
 def test_resampling_is_switched_on_by_its_key() -> None:
