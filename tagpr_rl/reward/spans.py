@@ -33,7 +33,7 @@ def starts_by_encoding(ids: Sequence[int], text: str, encode: Encode, special: C
 
 
 def token_starts(ids: Sequence[int], decode: Decode) -> list[int]:
-    """Each token's first character in `decode(ids)`: `[T]`, never decreasing, at most the text's length.
+    """Each token's first character in `decode(ids)`, white space before it not counted: `[T]`, never decreasing.
 
     A token that adds no character (a special token, the first bytes of a character that the next token completes)
     starts where the next one does. Tokens are decoded in windows that begin before the last two that gave text, since
@@ -50,8 +50,17 @@ def token_starts(ids: Sequence[int], decode: Decode) -> list[int]:
         if len(now) > len(known) and not now.endswith(_BROKEN):
             base, window, read = at, read, index + 1
     if at == len(text) or (text.endswith(_BROKEN) and at <= len(text)):
-        return starts
-    return _by_prefixes(ids, decode, len(text))
+        return _past_blanks(starts, text)
+    return _past_blanks(_by_prefixes(ids, decode, len(text)), text)
+
+
+def _past_blanks(starts: Sequence[int], text: str) -> list[int]:
+    """A token that opens with white space begins after it, as in a tokenizer's offsets, unless it is nothing else."""
+    found = []
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        piece = text[start:end]
+        found.append(start + len(piece) - len(piece.lstrip()) if not piece.isspace() else start)
+    return found
 
 
 def _by_prefixes(ids: Sequence[int], decode: Decode, length: int) -> list[int]:

@@ -239,3 +239,32 @@ def test_resampling_is_switched_on_by_its_key() -> None:
     sampler = config.trainer.v1.sampler
     assert sampler.custom_sampler.name == "ResamplingReplayBuffer"
     assert dict(sampler.sampler_kwargs) == {"train_batch_size": 32, "limit": 48}
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_the_tokens_of_a_step_with_real_tokenizers(kind: Any) -> None:
+    """Both ways to a token's place agree, and the tokens of a step decode to the step."""
+    from types import SimpleNamespace
+
+    from tagpr_rl.backend.agent_loop import StepFinder
+    from tagpr_rl.model.tiny import build_tokenizer
+    from tagpr_rl.reward.credit import response_parts, to_tokens
+    from tagpr_rl.reward.spans import starts_by_encoding, token_starts
+
+    steps = ("<examine_examples>the user wrote caf\u00e9 \u2603 twice</examine_examples>", "<conclude>so 5</conclude>")
+    text = f"<think>{steps[0]}\n{steps[1]}</think> yes"
+    tags = ("think", "examine_examples", "conclude")
+    phrases = [f"<{mark}{tag}>" for tag in tags for mark in ("", "/")] if kind == "word" else []
+    corpus = [text] if kind == "word" else [text, " ".join(f"word{i}" for i in range(600))]
+    tokenizer, made = build_tokenizer(corpus, phrases, 400)
+    assert made == kind
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    response = tokenizer.decode(ids, skip_special_tokens=True)
+    finder = StepFinder(tokenizer, SimpleNamespace(schema_file=None, prefilled=False))
+    found = finder.find(ids, response)
+    assert [step.tag for step in found.steps] == ["examine_examples", "conclude"]
+    for step, written in zip(found.steps, steps, strict=True):
+        assert "".join(tokenizer.decode(ids[step.start : step.end]).split()) == "".join(written.split())
+    assert starts_by_encoding(ids, response, finder._encode, finder.special) is not None
+    slow = to_tokens(response_parts(response, finder.schema), token_starts(ids, finder.decode))
+    assert slow == found
