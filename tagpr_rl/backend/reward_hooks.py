@@ -49,6 +49,8 @@ class RewardHooks:
     global_steps: int
     local_trigger_step: int
     """Which update of the step: 0 but under separate_async, where a step has several."""
+    _credits: dict[str, tuple[Credit, ResponseParts | None, int]] | None = None
+    """What the step's rollout lines say of each response's part in the update, by its key."""
 
     def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """Reward rows, dataset `extra_info` and `Asked` rows of the batch's responses, in the batch's order."""
@@ -65,7 +67,10 @@ class RewardHooks:
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """The stage's advantages (backend.advantages), with those who take no part out of the loss."""
         rows, _, asked = self._reward_rows(batch)
-        groups = [key.rsplit("_", 2)[0] for key in batch.keys]
+        groups = [  # verl's padding rows share a prompt id; alone, they take no part
+            key if tag.get("is_padding", False) else key.rsplit("_", 2)[0]
+            for key, tag in zip(batch.keys, batch.tags, strict=True)
+        ]
         statuses = [str(row["prmu_status"]) for row in rows]
         settings = self.config.reward.reward_kwargs
         problem = too_many_unscored(
@@ -95,13 +100,13 @@ class RewardHooks:
 
     def _put_advantages(self, batch: Any, credits: Sequence[Credit], parts: Sequence[ResponseParts] | None) -> None:
         """Write our advantages over verl's, and keep what the rollout lines say of them."""
-        self._credits = getattr(self, "_credits", {})
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
-        found = []
+        found, noted = [], dict(self._credits or {})
         for i, mask in enumerate(data["response_mask"].unbind()):
             part = parts[i] if parts is not None else None
-            self._credits[batch.keys[i]] = (credits[i], part, self.local_trigger_step)
+            noted[batch.keys[i]] = (credits[i], part, self.local_trigger_step)
             found.append(advantages.token_advantages(credits[i], part, mask))
+        self._credits = noted
         fields = {"advantages": advantages.nested(found), "returns": advantages.nested(found)}
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=tu.get_tensordict(fields))
 
@@ -126,13 +131,13 @@ class RewardHooks:
     def _log_rollout_data(self, batch: Any, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
         """Write every response of the step with its reward row and advantage, one JSON object a line."""
         rows, infos, asked = self._reward_rows(batch)
-        fields = ["prompts", "responses", "advantages"]
+        columns = self._credit_columns(batch)
+        fields = ["prompts", "responses"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         decode = self.tokenizer.decode
         lines = []
         for i, key in enumerate(batch.keys):
             info = infos[i]
-            credit, parts, update = self._credits.pop(key, (None, None, 0))
             lines.append(
                 {
                     "step": self.global_steps,
@@ -144,7 +149,7 @@ class RewardHooks:
                     "response": decode(data["responses"][i], skip_special_tokens=True),
                     "gold": info["gold"],
                     "group": key.rsplit("_", 2)[0],
-                    **advantages.credit_columns(data["advantages"][i], credit, parts, update),
+                    **columns[key],
                     **{f"reward_{name}": rows[i][name] for name in NUMERIC_KEYS},
                     "parse_status": rows[i]["parse_status"],
                     "prmu_status": rows[i]["prmu_status"],
@@ -156,6 +161,15 @@ class RewardHooks:
         write_text(Path(rollout_data_dir) / f"step_{self.global_steps:04d}.jsonl", text)
         if self.config.reward.reward_kwargs.save_tokens:
             self._save_tokens(batch, infos, Path(rollout_data_dir))
+
+    def _credit_columns(self, batch: Any) -> dict[str, dict[str, Any]]:
+        """Columns of a rollout line that say what the update made of it, by the response's key. Ends a step."""
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["advantages"])
+        known, self._credits = self._credits or {}, None
+        return {
+            key: advantages.credit_columns(own, *known.get(key, (None, None, 0)))
+            for key, own in zip(batch.keys, data["advantages"].unbind(), strict=True)
+        }
 
     def _save_tokens(self, batch: Any, infos: Sequence[dict[str, Any]], folder: Path) -> None:
         """Write the step's token ids and rollout log-probabilities (backend.saved_rollouts)."""

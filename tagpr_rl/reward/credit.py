@@ -49,9 +49,11 @@ def response_parts(response: str, schema: TagSchema, *, prefilled: bool = False)
         return ResponseParts(0.0, ())
     texts = [step.text for step in trace.steps]
     plain = plain_tokens(texts)
-    parts = tag_parts(trace, schema, plain)
-    steps = zip(trace.steps, step_spans(response, trace), parts.sound, step_penalties(texts, plain), strict=True)
-    return ResponseParts(parts.coverage, tuple(StepPart(s.tag, *span, sound, rep) for s, span, sound, rep in steps))
+    parts = tag_parts(trace, schema)
+    steps = zip(trace.steps, step_spans(response, trace), parts.faults, step_penalties(texts, plain), strict=True)
+    return ResponseParts(
+        parts.coverage, tuple(StepPart(step.tag, *span, fault is None, rep) for step, span, fault, rep in steps)
+    )
 
 
 def to_tokens(parts: ResponseParts, starts: Sequence[int]) -> ResponseParts:

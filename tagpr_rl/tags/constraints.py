@@ -29,6 +29,30 @@ class _Fault(Enum):
     LATE = 3
 
 
+@dataclass(frozen=True, slots=True)
+class TagParts:
+    """What `tag_score` is made of: it is `coverage * sound` (0 where there are no steps)."""
+
+    coverage: float
+    """In [0, 1]: how much of what the schema requires is there."""
+    sound: float
+    """In [0, 1]: share of the steps without a fault."""
+    faults: tuple[str | None, ...]
+    """Of each step: wordless, duplicate, surplus, late, or None."""
+
+
+def tag_parts(trace: TaggedTrace, schema: TagSchema) -> TagParts:
+    """The parts of `tag_score`. ValueError: a tag that is not in the schema."""
+    if not trace.steps:
+        return TagParts(0.0, 0.0, ())
+    faults, _ = _judge(trace.steps, schema)
+    useful = _useful_counts(trace.steps, faults)
+    needed = sum(least for _, least in schema.required)
+    covered = sum(min(useful.get(name, 0), least) for name, least in schema.required)
+    names = tuple(None if fault is None else fault.name.lower() for fault in faults)
+    return TagParts(covered / needed if needed else 1.0, faults.count(None) / len(faults), names)
+
+
 def tag_score(trace: TaggedTrace, schema: TagSchema, plain: Plain | None = None) -> float:
     """Score in [0, 1]: `coverage * sound`; 1 if and only if `violations` is empty. The formula is ours.
 
@@ -64,25 +88,6 @@ def tag_score(trace: TaggedTrace, schema: TagSchema, plain: Plain | None = None)
         needed += least
         covered += min(useful.get(name, 0), least)
     return covered * n_sound / (needed * len(faults))  # one division: equal fractions are equal floats
-
-
-@dataclass(frozen=True, slots=True)
-class TagParts:
-    """What `tag_score` is made of: `tag = coverage * (share of sound steps)`."""
-
-    coverage: float
-    """[0, 1]; 1 for a schema without required tags."""
-    sound: tuple[bool, ...]
-    """Whether each step is without a fault."""
-
-
-def tag_parts(trace: TaggedTrace, schema: TagSchema, plain: Plain | None = None) -> TagParts:
-    """The two factors of `tag_score`, the second step by step. Arguments and errors as there."""
-    faults, _ = _judge(trace.steps, schema, plain)
-    useful = _useful_counts(trace.steps, faults)
-    needed = sum(least for _, least in schema.required)
-    covered = sum(min(useful.get(name, 0), least) for name, least in schema.required)
-    return TagParts(covered / needed if needed else 1.0, tuple(fault is None for fault in faults))
 
 
 def violations(trace: TaggedTrace, schema: TagSchema) -> list[str]:

@@ -137,9 +137,10 @@ def test_parts_of_a_response_by_hand() -> None:
 @given(traces())
 def test_parts_make_up_the_scores_they_split(trace: TaggedTrace) -> None:
     texts = [step.text for step in trace.steps]
+    parts = tag_parts(trace, SCHEMA)
+    sound = [step.sound for step in response_parts(render(trace, schema=SCHEMA), SCHEMA).steps]
+    assert parts.coverage * sum(sound) / len(sound) == pytest.approx(tag_score(trace, SCHEMA))
     for plain in {None: None, "plain": plain_tokens(texts)}.values():
-        parts = tag_parts(trace, SCHEMA, plain)
-        assert parts.coverage * sum(parts.sound) / len(parts.sound) == pytest.approx(tag_score(trace, SCHEMA, plain))
         penalties = step_penalties(texts, plain)
         assert all(-1 <= value <= 0 for value in penalties)
         whole = repetition_penalty("\n".join(texts))
