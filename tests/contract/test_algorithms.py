@@ -268,3 +268,12 @@ def test_the_tokens_of_a_step_with_real_tokenizers(kind: Any) -> None:
     assert starts_by_encoding(ids, response, finder._encode, finder.special) is not None
     slow = to_tokens(response_parts(response, finder.schema), token_starts(ids, finder.decode))
     assert slow == found
+
+
+def test_the_hook_reads_the_recipe_s_rules() -> None:
+    from tagpr_rl.backend.advantages import rules_from
+    from tagpr_rl.reward.update import AdvantageRules
+
+    config = composed("advantage.credit=step", "advantage.step_return=following", "norm_advantage_by_std=false")
+    expected = AdvantageRules("none", "keep", "step", 0.2, "following", alpha=0.1, beta=0.1, gamma=0.1)
+    assert rules_from(config.reward.reward_kwargs.advantage) == expected
