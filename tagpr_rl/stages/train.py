@@ -6,14 +6,12 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from tagpr_rl import checkpoints
-from tagpr_rl.backend.saved_rollouts import saved_rows
 from tagpr_rl.backend.tracking import TrackingSettings, settings_dict, warnings_file
 from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides, sft_overrides, world_size
 from tagpr_rl.config import GrpoStage, PlacementBlock, PrmuStage, Recipe, SftStage
@@ -28,6 +26,7 @@ from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.fetch import model_folder
 from tagpr_rl.stages.prmu_pairs import PAIRS, shuffled_rows, training_pairs
 from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, sft_rows, write_parquet
+from tagpr_rl.stages.saved import saved_paths
 from tagpr_rl.stages.watch import last_row, trim_metrics, wait_with_progress
 from tagpr_rl.types import TagprError
 
@@ -107,8 +106,7 @@ def run_grpo(context: StageContext) -> StageResult:
     if stage.prmu is not None and stage.weights.beta > 0 and stage.prmu_users == "shuffled":
         rows = shuffled_rows(rows, context.dir.root / "train.parquet", stage.seed)
     paths = _paths(context, stage.init, rows)
-    if stage.rollouts_from is not None:
-        paths = saved_paths(context, stage, paths)
+    paths = saved_paths(context, stage, paths)
     start = _resume(context, paths.model)
     if start.step < stage.steps:
         _train_grpo(context, stage, paths)
@@ -124,21 +122,6 @@ def run_grpo(context: StageContext) -> StageResult:
             *_notes(context, start),
         ),
     )
-
-
-def saved_paths(context: StageContext, stage: GrpoStage, paths: StagePaths) -> StagePaths:
-    """The paths with the saved rollouts that the stage trains on, and prompt rows in their order."""
-    import pyarrow.parquet as pq
-
-    assert stage.rollouts_from is not None
-    if stage.rollouts_from in context.recipe.stages:
-        folder = context.earlier(stage.rollouts_from, reads=("rollouts",)).rollouts
-    else:
-        folder = Path(stage.rollouts_from)
-    sizes = {"steps": stage.steps, "prompts_per_step": stage.prompts_per_step, "group_size": stage.group_size}
-    train = context.dir.root / "train.parquet"
-    write_parquet(train, saved_rows(pq.read_table(paths.train).to_pylist(), folder, **sizes))
-    return replace(paths, train=train.resolve(), saved=folder.resolve())
 
 
 def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> None:
