@@ -136,7 +136,8 @@ class Recipe(Closed):
             if isinstance(stage, GrpoStage) and stage.prmu is not None:
                 check(f"stages.{name}.prmu", stage.prmu, {"prmu"})
             if isinstance(stage, GrpoStage):
-                mistakes += rollout_mistakes(f"stages.{name}", stage, seen, self.placement.rollout)
+                earlier = {other: self.stages[other] for other in seen}
+                mistakes += rollout_mistakes(f"stages.{name}", stage, earlier, self.placement.rollout)
             if isinstance(stage, EvaluateStage):
                 for model in stage.models:
                     check(f"stages.{name}.models", model, makes_weights)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from tagpr_rl.closed import Closed, Count, Fraction, NonNegative
-from tagpr_rl.stage_base import TrainingStage
+from tagpr_rl.stage_base import StageBase, TrainingStage
 
 
 class RewardWeights(Closed):
@@ -163,13 +163,16 @@ class GrpoStage(TrainingStage):
         return self
 
 
-def rollout_mistakes(where: str, stage: GrpoStage, earlier: Mapping[str, str], rollout: str) -> list[str]:
-    """What is wrong with `rollouts_from` and `resample` in a recipe of these earlier stages (name -> kind)."""
+def rollout_mistakes(where: str, stage: GrpoStage, earlier: Mapping[str, StageBase], rollout: str) -> list[str]:
+    """What is wrong with `rollouts_from` and `resample` in a recipe of these earlier stages."""
     found = []
     source = stage.rollouts_from
-    if source is not None and earlier.get(source, "grpo") != "grpo":
-        found.append(f"{where}.rollouts_from: stage '{source}' is of kind {earlier[source]}, not grpo")
-    if source is not None and source not in earlier and not Path(source).is_dir():
+    other = earlier.get(source) if source is not None else None
+    if other is not None and not isinstance(other, GrpoStage):
+        found.append(f"{where}.rollouts_from: stage '{source}' is no grpo stage")
+    elif isinstance(other, GrpoStage) and not other.save_tokens:
+        found.append(f"{where}.rollouts_from: stage '{source}' keeps no tokens; set its save_tokens: true")
+    elif source is not None and other is None and not Path(source).is_dir():
         found.append(f"{where}.rollouts_from: '{source}' is neither an earlier grpo stage nor a folder")
     if rollout == "separate" and source is not None:
         found.append(

@@ -213,7 +213,7 @@ def test_training_rows_stand_in_the_order_of_the_saved_steps(tmp_path: Path) -> 
         ({"loss": "gspo", "loss_agg": "seq-mean-token-mean"}, "never clips"),
         ({"norm_advantage_by_std": True, "advantage": {"normalise": "none"}}, "is now advantage.normalise"),
         ({"norm_advantage_by_std": "yes"}, "is now advantage.normalise"),
-        ({"rollouts_from": "sft"}, "is of kind sft, not grpo"),
+        ({"rollouts_from": "sft"}, "stage 'sft' is no grpo stage"),
         ({"rollouts_from": "nowhere"}, "neither an earlier grpo stage nor a folder"),
         ({"rollouts_from": "guided"}, "neither an earlier grpo stage nor a folder"),  # itself is not earlier
     ],
@@ -233,8 +233,13 @@ def test_saved_rollouts_are_inputs_of_the_stage(tmp_path: Path) -> None:
     from tagpr_rl.runstate import stage_inputs, upstream
 
     def change(raw: dict[str, Any]) -> None:
+        raw["stages"]["guided"]["save_tokens"] = save
         raw["stages"]["explore"] |= {"rollouts_from": "guided", "init": "sft", "steps": 1}
 
+    save = False
+    with pytest.raises(TagprError, match="set its save_tokens: true"):
+        made_recipe(change)
+    save = True
     made = made_recipe(change)
     run = RunDir(tmp_path / "r")
     assert "guided" in upstream(made, "explore")
