@@ -33,10 +33,11 @@ from tagpr_rl.blocks import (
 from tagpr_rl.cluster_blocks import ClusterBlock
 from tagpr_rl.data_blocks import DataBlock, PromptBlock, RetrievalBlock, WorldBlock
 from tagpr_rl.endpoints import BY_BLOCK, BY_NAME, EndpointBlock
-from tagpr_rl.grpo_blocks import FilterBlock, GrpoStage, RewardWeights, StopBlock
+from tagpr_rl.grpo_blocks import GrpoStage, RewardWeights, rollout_mistakes
 from tagpr_rl.keep_blocks import KeepBlock
 from tagpr_rl.placement import BudgetBlock, LoraBlock, PlacementBlock, TrainingBlock, placement_mistakes
 from tagpr_rl.stage_base import DeepSpeedBlock, StageBase, TrainingStage
+from tagpr_rl.stage_rules import FilterBlock, StopBlock
 from tagpr_rl.types import TagprError
 
 __all__ = [
@@ -145,6 +146,8 @@ class Recipe(Closed):
                 check(f"stages.{name}.prmu", stage.prmu, {"prmu"})
             if isinstance(stage, GrpoStage):
                 mistakes += stage_limits_mistakes(name, stage, self.data)
+                earlier = {other: self.stages[other] for other in seen}
+                mistakes += rollout_mistakes(f"stages.{name}", stage, earlier, self.placement.rollout)
             if isinstance(stage, EvaluateStage):
                 for model in stage.models:
                     check(f"stages.{name}.models", model, makes_weights)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tagpr_rl.closed import Closed, Count, Fraction, NonNegative, Positive
-from tagpr_rl.stage_base import TrainingStage
+from tagpr_rl.closed import Closed, Count, Fraction, NonNegative
+from tagpr_rl.stage_base import StageBase, TrainingStage
+from tagpr_rl.stage_rules import FilterBlock, StopBlock
 
 
 class RewardWeights(Closed):
@@ -18,56 +21,35 @@ class RewardWeights(Closed):
     gamma: NonNegative = 0.1
 
 
-class MixedBlock(Closed):
-    """Keep the questions that the stage's start policy answers neither always nor never."""
+class AdvantageBlock(Closed):
+    """How a response's reward becomes the advantage of its tokens (reward.update)."""
 
-    samples: Annotated[int, Field(ge=2)] = 4
-    """Responses to each question, at the stage's temperature; kept where task * format differs between them."""
-
-
-class FilterBlock(Closed):
-    """Which training questions a stage sees, in this order: tasks, profile size, share or number, mixed."""
-
-    tasks: tuple[str, ...] | None = Field(default=None, min_length=1)
-    min_items: Annotated[int, Field(ge=0)] | None = None
-    """Fewest items of the asker's whole profile."""
-    max_items: Annotated[int, Field(ge=0)] | None = None
-    share: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Of what is left, evenly spread in the data's order."""
-    questions: Count | None = None
-    """At most this many of what is left, evenly spread; not together with `share`."""
-    mixed: MixedBlock | None = None
-    """Costs one vLLM start and `samples` responses a question, so it comes last."""
+    normalise: Literal["group_std", "none", "per_component"] = "group_std"
+    """group_std: (R - mean) / std of the group (GRPO). none: R - mean (Dr. GRPO). per_component: each reward component
+    by its own group, weighted, summed, then by the batch's deviation (GDPO)."""
+    zero_variance: Literal["keep", "drop", "resample"] = "keep"
+    """Groups in which every advantage is 0. keep: their tokens count in the loss's mean. drop: they do not, and are
+    counted (`algo/dropped_groups_total`). resample: as DAPO, other prompts are asked until the step is full of groups
+    that differ (sync trainer; at most `resample_limit` groups more)."""
+    resample_limit: float = Field(default=2.0, gt=0.0)
+    """Groups given up in a step at most, as a multiple of prompts_per_step; after that equal groups are kept."""
+    credit: Literal["response", "step"] = "response"
+    """step: soundness and repetition of a tagged step are paid on that step's tokens; the rest on all tokens."""
+    step_weight: NonNegative = 0.2
+    """Weight of the normalised step rewards beside the response's normalised reward. Ours."""
+    step_return: Literal["own", "following"] = "own"
+    """own: a step's tokens get its normalised reward. following: the sum with those of later steps (DeepSeekMath)."""
 
     @model_validator(mode="after")
-    def _fits(self) -> FilterBlock:
-        if self.share is not None and self.questions is not None:
-            raise ValueError(f"share={self.share:g} and questions={self.questions}: give one of them")
-        if self.min_items is not None and self.max_items is not None and self.min_items > self.max_items:
-            raise ValueError(f"min_items={self.min_items} is above max_items={self.max_items}")
+    def _goes_together(self) -> AdvantageBlock:
+        if self.credit == "step" and self.normalise == "per_component":
+            raise ValueError(
+                "credit: step splits the reward by step, normalise: per_component by component; "
+                "set normalise: group_std or none"
+            )
+        if self.credit == "response" and self.step_return != "own":
+            raise ValueError(f"step_return: {self.step_return} needs credit: step")
         return self
-
-
-class PlateauBlock(Closed):
-    """Stop when the mean of `metric` over `window` steps has not got better for `patience` steps."""
-
-    metric: str = "reward/task/mean"
-    """A key of the stage's metrics.jsonl."""
-    window: Count = 5
-    patience: Count = 10
-    min_gain: NonNegative = 0.0
-    """A window counts as better when it beats the best one by more than this."""
-    better: Literal["higher", "lower"] = "higher"
-
-
-class StopBlock(Closed):
-    """When a stage ends before `steps`; the first rule that holds, after a step. `steps` stays the upper bound."""
-
-    plateau: PlateauBlock | None = None
-    max_seconds: Positive | None = None
-    """Of training steps (start-up is left out), over all attempts."""
-    max_tokens: Count | None = None
-    """Prompt and response tokens of all responses trained on."""
 
 
 class GrpoStage(TrainingStage):
@@ -90,11 +72,16 @@ class GrpoStage(TrainingStage):
     weight_decay: NonNegative = 0.01
     clip_low: Annotated[float, Field(gt=0.0)] = 0.2
     clip_high: Annotated[float, Field(gt=0.0)] = 0.2
-    norm_advantage_by_std: bool = True
-    """False = Dr. GRPO."""
+    advantage: AdvantageBlock = AdvantageBlock()
+    loss: Literal["clip", "gspo"] = "clip"
+    """clip: each token's probability ratio is clipped (PPO, GRPO, DAPO). gspo: the response's, to the power of
+    1 / length (arXiv 2507.18071, its token variant); it wants clip_low and clip_high near 3e-4 and 4e-4."""
     kl_coef: NonNegative = 0.0
     """KL to the stage's start policy, in the loss; 0 = no reference model."""
-    loss_agg: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"] = "token-mean"
+    loss_agg: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean"] = (
+        "token-mean"
+    )
+    """seq-mean-token-sum-norm divides a response's sum by the longest response allowed (Dr. GRPO)."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     mini_batches: Count = 1
     """Optimizer updates per step."""
@@ -107,6 +94,61 @@ class GrpoStage(TrainingStage):
     save_every: Count | None = None
     """Steps between checkpoints (None = one, after the last step)."""
     keep_checkpoints: Count = 2
+    save_tokens: bool = False
+    """Write every response's token ids and log-probabilities beside its text (rollouts/step_*.parquet): what
+    `rollouts_from` needs. About 7 bytes a token."""
+    rollouts_from: str | None = None
+    """Train on saved responses instead of generating: an earlier grpo stage of the recipe or a rollouts folder, made
+    with save_tokens."""
+
+    def advantage_rules(self) -> dict[str, Any]:
+        """Fields of reward.update.AdvantageRules: the advantage block and the reward's weights."""
+        return self.advantage.model_dump(exclude={"resample_limit"}) | self.weights.model_dump()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_key(cls, values: Any) -> Any:
+        """`norm_advantage_by_std: true | false` of earlier recipes is `advantage.normalise: group_std | none`."""
+        if not isinstance(values, dict) or "norm_advantage_by_std" not in values:
+            return values
+        values = dict(values)
+        old, block = values.pop("norm_advantage_by_std"), values.get("advantage") or {}
+        if not isinstance(old, bool) or not isinstance(block, dict) or "normalise" in block:
+            raise ValueError(
+                f"norm_advantage_by_std ({old!r}) is now advantage.normalise: group_std (true) or none (false); "
+                "leave the old key out"
+            )
+        return values | {"advantage": {**block, "normalise": "group_std" if old else "none"}}
+
+    @model_validator(mode="after")
+    def _algorithm_goes_together(self) -> GrpoStage:
+        own, weights = self.advantage, self.weights
+        if own.credit == "step" and weights.alpha + weights.gamma == 0:
+            raise ValueError("advantage.credit is step, but weights.alpha and gamma are 0: steps have no reward")
+        if own.zero_variance == "drop" and self.loss_agg != "token-mean":
+            raise ValueError(
+                f"advantage.zero_variance: drop needs loss_agg: token-mean (it is {self.loss_agg}, which divides by "
+                "all responses, dropped or not); use resample or keep"
+            )
+        if own.zero_variance == "drop" and self.mini_batches > 1:
+            raise ValueError(
+                "advantage.zero_variance: drop could leave one of several mini_batches empty; "
+                "set mini_batches: 1, or use resample or keep"
+            )
+        if self.loss == "gspo" and self.loss_agg != "seq-mean-token-mean":
+            raise ValueError(
+                f"loss: gspo averages within each response; set loss_agg: seq-mean-token-mean, not {self.loss_agg}"
+            )
+        if self.loss == "gspo" and max(self.clip_low, self.clip_high) > 0.05:
+            raise ValueError(
+                f"loss: gspo with clip_low {self.clip_low:g} and clip_high {self.clip_high:g} never clips: a "
+                "response's ratio stays near 1; its paper has 3e-4 and 4e-4"
+            )
+        if self.rollouts_from is not None and own.zero_variance == "resample":
+            raise ValueError(
+                "rollouts_from gives each step its saved responses: there are none more for zero_variance: resample"
+            )
+        return self
 
     filter: FilterBlock | None = None
     """Training questions of this stage; null = all."""
@@ -129,3 +171,23 @@ class GrpoStage(TrainingStage):
                 f"mini_batches * micro_batch_size = {self.mini_batches * self.micro_batch_size}"
             )
         return self
+
+
+def rollout_mistakes(where: str, stage: GrpoStage, earlier: Mapping[str, StageBase], rollout: str) -> list[str]:
+    """What is wrong with `rollouts_from` and `resample` in a recipe of these earlier stages."""
+    found = []
+    source = stage.rollouts_from
+    other = earlier.get(source) if source is not None else None
+    if other is not None and not isinstance(other, GrpoStage):
+        found.append(f"{where}.rollouts_from: stage '{source}' is no grpo stage")
+    elif isinstance(other, GrpoStage) and not other.save_tokens:
+        found.append(f"{where}.rollouts_from: stage '{source}' keeps no tokens; set its save_tokens: true")
+    elif source is not None and other is None and not Path(source).is_dir():
+        found.append(f"{where}.rollouts_from: '{source}' is neither an earlier grpo stage nor a folder")
+    if rollout == "separate" and source is not None:
+        found.append(
+            f"{where}.rollouts_from: needs placement.rollout: colocated (separate decides itself what a step holds)"
+        )
+    if rollout == "separate" and stage.advantage.zero_variance == "resample":
+        found.append(f"{where}.advantage.zero_variance: resample needs placement.rollout: colocated; use drop")
+    return found

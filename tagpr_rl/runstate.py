@@ -73,6 +73,8 @@ def upstream(recipe: Recipe, name: str) -> tuple[str, ...]:
         found.add(stage.init)
     if isinstance(stage, GrpoStage) and stage.prmu is not None and stage.weights.beta > 0:
         found.add(stage.prmu)
+    if isinstance(stage, GrpoStage) and stage.rollouts_from in earlier:
+        found.add(stage.rollouts_from)
     if isinstance(stage, EvaluateStage):
         found.update(stage.models)
     return tuple(other for other in earlier if other in found)
@@ -95,7 +97,7 @@ def stage_config(recipe: Recipe, name: str) -> dict[str, Any]:
     """The recipe values that the stage depends on, as plain JSON (see the head of this file)."""
     dumped = dump_recipe(recipe)
     kind = recipe.stages[name].kind
-    block = _without(dumped["stages"][name], "save_every", "keep_checkpoints")
+    block = _without(dumped["stages"][name], "save_every", "keep_checkpoints", "save_tokens")
     config: dict[str, Any] = {"stage": block}
     if kind == "data":
         config["data"] = _without(dumped["data"], "lamp_dir", "retrieval", "prompt")
@@ -138,6 +140,11 @@ def stage_inputs(recipe: Recipe, run: RunDir, name: str) -> dict[str, str]:
         found |= _model_files(recipe.model.path)
     if kind != "data":
         found |= _retrieval_files(recipe)
+    if isinstance(stage := recipe.stages[name], GrpoStage) and stage.rollouts_from is not None:
+        source = stage.rollouts_from
+        folder = stage_dir(recipe, run, source).rollouts if source in recipe.stages else Path(source)
+        files = [folder / f"step_{step:04d}.parquet" for step in range(1, stage.steps + 1)]
+        found |= {f"rollouts_from/{file.name}": _file_identity(file) for file in files}
     if recipe.schema_file is not None and kind != "data":
         found["schema_file"] = _file_identity(recipe.schema_file)
     return found

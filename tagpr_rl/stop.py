@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.grpo_blocks import PlateauBlock, StopBlock
+from tagpr_rl.stage_rules import PlateauBlock, StopBlock
 from tagpr_rl.types import TagprError
 
 SECONDS, TOKENS = "timing_s/step", "perf/total_num_tokens"

@@ -290,10 +290,10 @@ def _hop_advantage(
         "group_advantages",
         where(group_advantages),
         "A response is judged against the other responses to "
-        "the same prompt: no value network. verl computes the same numbers in training.",
+        "the same prompt: no value network. The trainer's hook (backend.advantages) calls the same function.",
     )
     for (name, stage), rewards in zip(stages, totals, strict=True):
-        norm = stage.norm_advantage_by_std
+        norm = stage.advantage.normalise != "none"
         advantages = group_advantages(rewards, norm_std=norm)
         mean = sum(rewards) / len(rewards)
         listed = " + ".join(f"{r:.3f}" for r in rewards).replace("+ -", "- ")
@@ -303,7 +303,7 @@ def _hop_advantage(
             spread = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
             lines.append(
                 f"std  = sqrt(sum of (R - mean)^2 / {len(rewards) - 1}) = {spread:.3f}"
-                + ("" if norm else "  (not divided by: norm_advantage_by_std is false)")
+                + ("" if norm else "  (not divided by: advantage.normalise is none)")
             )
         if spread < 1e-9:
             lines.append("all rewards are equal (or the group has one response): every advantage is 0")
@@ -311,6 +311,13 @@ def _hop_advantage(
             sign, under = "+" if mean < 0 else "-", f" / ({spread:.3f} + 1e-6)" if norm else ""
             label = reply.label.partition(":")[0]
             lines.append(f"A = ({reward:.3f} {sign} {abs(mean):.3f}){under} = {advantage:+.3f}   {label}")
+        own = stage.advantage
+        if own.credit == "step":
+            lines.append(f"credit: step pays soundness and repetition, x {own.step_weight:g}, on each step's tokens")
+        if own.normalise == "per_component":
+            lines.append(
+                "normalise: per_component does this for each component, and divides the weighted sum once more"
+            )
         page.block(f"{name}: A = (R - mean){' / (std + 1e-6)' if norm else ''}", "\n".join(lines))
 
 
@@ -338,6 +345,8 @@ def _hop_update(page: Page, stages: Sequence[tuple[str, GrpoStage]], tokens: int
             f"{s.loss_agg}; AdamW, lr {s.lr:g}; gradient norm at most {s.max_grad_norm:g}",
             f"kl_coef = {s.kl_coef:g}" + ("" if s.kl_coef else ": no KL term and no reference model"),
         ]
+        if s.loss == "gspo":
+            lines.append("loss: gspo; ratio_t is the whole response's, exp(mean over its tokens of log ratio_t)")
         if uses_prmu(s):
             lines.append(f"a response without a PRMU score after {s.prmu_timeout_s:g} s is masked out of the update")
         page.block(name, "\n".join(lines))

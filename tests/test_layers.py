@@ -24,7 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "endpoints": {"closed"},
     "data_blocks": {"closed"},
     "stage_base": {"closed"},
-    "grpo_blocks": {"closed", "stage_base"},
+    "stage_rules": {"closed"},
+    "grpo_blocks": {"closed", "stage_base", "stage_rules"},
     "blocks": {"types", "closed", "keep_blocks", "endpoints", "stage_base", "grpo_blocks"},
     "placement": {"types", "closed", "blocks", "stage_base", "grpo_blocks"},
     "cluster_blocks": {"closed"},
@@ -39,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data_blocks",
         "stage_base",
         "grpo_blocks",
+        "stage_rules",
         "closed",
     },
     "tags": {"types", "paths"},
@@ -55,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resume": {"types", "paths", "config", "runstate", "checkpoints"},
     "mirror": {"types", "paths", "config", "runstate", "checkpoints"},
     "runlog": {"types", "paths", "config"},
-    "stop": {"types", "grpo_blocks"},
+    "stop": {"types", "stage_rules"},
     "sweep": {"types", "paths", "config", "closed", "runstate"},
     "sweep_cli": {"types", "paths", "runstate", "eval", "sweep", "stages"},
     "faithful_cli": {"types", "paths", "runstate", "stages"},
@@ -64,20 +66,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deploy": {"types", "config"},
     "render": {"types", "paths", "config", "plan", "deploy"},
     "lamp_commands": {"types", "paths", "tags", "data", "eval", "model"},
+    "replay": {"types", "paths", "config", "tags", "reward", "runstate"},
     "prmu_cli": {"types", "paths", "runstate", "report"},
     "compare_cli": {"types", "paths", "runstate", "report"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
-_COMMANDS = {
-    "plan",
-    "walk",
-    "budget",
-    "render",
-    "lamp_commands",
-    "prmu_cli",
-    "compare_cli",
-    "sweep_cli",
-    "faithful_cli",
+_COMMANDS = {"plan", "walk", "budget", "render", "lamp_commands", "replay"} | {
+    name for name in MAY_IMPORT if name.endswith("_cli")
 }
 MAY_IMPORT["backend"] = set(MAY_IMPORT) - _COMMANDS
 MAY_IMPORT["stages"] = set(MAY_IMPORT) - _COMMANDS

@@ -7,14 +7,22 @@ actors; asking them from here saves that hop. Named in `rollout.agent.agent_loop
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import ray
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.utils.profiler import simple_timer
 from verl.workers.rollout.llm_server import LLMServerClient
 
+from tagpr_rl.backend.advantages import PARTS, parts_row
 from tagpr_rl.backend.response_scorer import ResponseScorer
+from tagpr_rl.backend.saved_rollouts import SAVED_STEP, read_tokens, step_file
+from tagpr_rl.reward.credit import ResponseParts, response_parts, to_tokens
+from tagpr_rl.reward.spans import starts_by_encoding, token_starts
+from tagpr_rl.tags.schema import default_schema, load_schema
 
 _Worker = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
@@ -26,6 +34,7 @@ class TagprAgentLoopWorker(_Worker):
         super().__init__(config, *args, **kwargs)
         settings = config.reward.reward_kwargs
         self.scorer = ResponseScorer(settings.tag_checker, list(settings.prmu), float(settings.prmu_timeout_s))
+        self.steps = StepFinder(self.tokenizer, settings) if settings.advantage.credit == "step" else None
 
     async def _compute_score(self, outputs: list[Any], kwargs: dict[str, Any]) -> None:
         """Set the last output's reward and reward row (overrides verl's agent_loop.py:967)."""
@@ -38,7 +47,55 @@ class TagprAgentLoopWorker(_Worker):
         final.reward_score = row["total"]
         final.extra_fields["reward_extra_info"] = row
         final.extra_fields["prmu"] = asked.row()
+        if self.steps is not None:
+            final.extra_fields[PARTS] = parts_row(self.steps.find(final.response_ids, response))
         final.metrics.compute_score = timing["compute_score"]
+
+
+class StepFinder:
+    """The tagged steps of a response, with their tokens; here, where it costs no time of the trainer's."""
+
+    def __init__(self, tokenizer: Any, settings: Any) -> None:
+        self.tokenizer = tokenizer
+        self.special = frozenset(tokenizer.all_special_ids)
+        self.schema = load_schema(Path(settings.schema_file)) if settings.schema_file else default_schema()
+        self.prefilled = bool(settings.prefilled)
+        self.decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
+
+    def find(self, ids: list[int], response: str) -> ResponseParts:
+        """Parts of a response given as ids and as its decoded text."""
+        parts = response_parts(response, self.schema, prefilled=self.prefilled)
+        if not parts.steps:
+            return parts
+        starts = starts_by_encoding(ids, response, self._encode, self.special)
+        return to_tokens(parts, token_starts(ids, self.decode) if starts is None else starts)
+
+    def _encode(self, text: str) -> tuple[list[int], list[int]]:
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], [start for start, _ in encoded["offset_mapping"]]
+
+
+@register("saved_rollouts")
+class SavedRolloutLoop(AgentLoopBase):
+    """Gives the saved response of a step instead of generating one (recipe key `rollouts_from`)."""
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+        """The response whose place in its group is this session's."""
+        info = kwargs["extra_info"]
+        path = step_file(Path(self.config.reward.reward_kwargs.saved_rollouts), int(info[SAVED_STEP]))
+        row = read_tokens(path)[info["task"], info["record_id"], int(kwargs["session_id"])]
+        version = int(kwargs["global_steps"]) - 1  # of the weights, as if they had written it
+        return AgentLoopOutput(
+            prompt_ids=row["prompt_ids"],
+            response_ids=row["response_ids"],
+            response_mask=[1] * len(row["response_ids"]),
+            response_logprobs=row["logprobs"],
+            num_turns=2,
+            metrics=AgentLoopMetrics(),
+            extra_fields={
+                "turn_scores": [], "tool_rewards": [], "min_global_steps": version, "max_global_steps": version,
+            },
+        )  # fmt: skip
 
 
 class TagprAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):

@@ -16,9 +16,13 @@ import torch
 import transfer_queue as tq
 from verl.utils import tensordict_utils as tu
 
+from tagpr_rl.backend import advantages
+from tagpr_rl.backend.saved_rollouts import step_file, write_tokens
 from tagpr_rl.monitor.step import NUMERIC_KEYS, component_metrics, prmu_metrics
 from tagpr_rl.paths import write_text
+from tagpr_rl.reward.credit import ResponseParts
 from tagpr_rl.reward.rubric import REWARD_KEYS
+from tagpr_rl.reward.update import Credit, credit_batch, figures, responses_to_mask
 from tagpr_rl.types import TagprError
 
 
@@ -37,25 +41,16 @@ def too_many_unscored(
     )
 
 
-def responses_to_mask(statuses: Sequence[str], groups: Sequence[str]) -> list[int]:
-    """Indices of responses that must not take part in the update.
-
-    These are the unscored ones, and a response left alone by them: a group of one has no baseline.
-    """
-    scored = Counter(group for group, status in zip(groups, statuses, strict=True) if status != "masked")
-    return [
-        i
-        for i, (group, status) in enumerate(zip(groups, statuses, strict=True))
-        if status == "masked" or scored[group] < 2
-    ]
-
-
 class RewardHooks:
     """For a V1 trainer: reward components logged, responses kept, unscored responses masked."""
 
     config: Any
     tokenizer: Any
     global_steps: int
+    local_trigger_step: int
+    """Which update of the step: 0 but under separate_async, where a step has several."""
+    _credits: dict[str, tuple[Credit, ResponseParts | None, int]] | None = None
+    """What the step's rollout lines say of each response's part in the update, by its key."""
 
     def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """Reward rows, dataset `extra_info` and `Asked` rows of the batch's responses, in the batch's order."""
@@ -70,29 +65,56 @@ class RewardHooks:
         return rows, [dict(item) for item in list(data["extra_info"])], [dict(item["prmu"]) for item in extra]
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """verl's advantages, after taking unscored responses out of their group and of the loss."""
+        """The stage's advantages (backend.advantages), with those who take no part out of the loss."""
         rows, _, asked = self._reward_rows(batch)
+        groups = [  # verl's padding rows share a prompt id; alone, they take no part
+            key if tag.get("is_padding", False) else key.rsplit("_", 2)[0]
+            for key, tag in zip(batch.keys, batch.tags, strict=True)
+        ]
         statuses = [str(row["prmu_status"]) for row in rows]
-        groups = [key.rsplit("_", 2)[0] for key in batch.keys]
-        masked = responses_to_mask(statuses, groups)
         settings = self.config.reward.reward_kwargs
-        reasons = [str(row["reason"]) for row in asked]
         problem = too_many_unscored(
-            statuses, reasons, len(masked), settings.max_masked_fraction, settings.prmu_timeout_s
+            statuses,
+            [str(row["reason"]) for row in asked],
+            len(responses_to_mask(statuses, groups)),
+            settings.max_masked_fraction,
+            settings.prmu_timeout_s,
         )
         if problem:
             raise TagprError(problem)
-        if masked:
-            self._mask_out(batch, masked)
-        return super()._compute_advantage(batch, metrics)
+        rules = advantages.rules_from(settings.advantage)
+        parts = self._step_parts(batch) if rules.credit == "step" else None
+        credits = credit_batch(rows, groups, parts, rules)
+        out = [i for i, credit in enumerate(credits) if credit.why]
+        if out:
+            self._mask_out(batch, out)
+        batch = super()._compute_advantage(batch, metrics)
+        self._put_advantages(batch, credits, parts)
+        metrics.update(figures(credits, groups))
+        return batch
+
+    def _step_parts(self, batch: Any) -> list[ResponseParts]:
+        """The tagged steps of the batch's responses, as their agent-loop workers found them."""
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
+        return [advantages.parts_of(dict(item)[advantages.PARTS]) for item in list(data["extra_fields"])]
+
+    def _put_advantages(self, batch: Any, credits: Sequence[Credit], parts: Sequence[ResponseParts] | None) -> None:
+        """Write our advantages over verl's, and keep what the rollout lines say of them."""
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
+        found, noted = [], dict(self._credits or {})
+        for i, mask in enumerate(data["response_mask"].unbind()):
+            part = parts[i] if parts is not None else None
+            noted[batch.keys[i]] = (credits[i], part, self.local_trigger_step)
+            found.append(advantages.token_advantages(credits[i], part, mask))
+        self._credits = noted
+        fields = {"advantages": advantages.nested(found), "returns": advantages.nested(found)}
+        tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=tu.get_tensordict(fields))
 
     def _mask_out(self, batch: Any, indices: Sequence[int]) -> None:
         """Zero the loss mask of these responses and give each a group of its own."""
         keys = [batch.keys[i] for i in indices]
         data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["response_mask"])
-        zeros = torch.nested.as_nested_tensor(
-            [torch.zeros_like(mask) for mask in data["response_mask"].unbind()], layout=torch.jagged
-        )
+        zeros = advantages.nested([torch.zeros_like(mask) for mask in data["response_mask"].unbind()])
         fields = {"response_mask": zeros, "loss_mask": zeros.clone(), "uid": [f"masked-{key}" for key in keys]}
         tq.kv_batch_put(keys=keys, partition_id=batch.partition_id, fields=tu.get_tensordict(fields))
 
@@ -109,12 +131,13 @@ class RewardHooks:
     def _log_rollout_data(self, batch: Any, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
         """Write every response of the step with its reward row and advantage, one JSON object a line."""
         rows, infos, asked = self._reward_rows(batch)
-        fields = ["prompts", "responses", "advantages"]
+        columns = self._credit_columns(batch)
+        fields = ["prompts", "responses"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         decode = self.tokenizer.decode
         lines = []
         for i, key in enumerate(batch.keys):
-            info, advantages = infos[i], data["advantages"][i]
+            info = infos[i]
             lines.append(
                 {
                     "step": self.global_steps,
@@ -125,7 +148,8 @@ class RewardHooks:
                     "prompt": decode(data["prompts"][i], skip_special_tokens=True),
                     "response": decode(data["responses"][i], skip_special_tokens=True),
                     "gold": info["gold"],
-                    "advantage": float(advantages[0]) if len(advantages) else 0.0,
+                    "group": key.rsplit("_", 2)[0],
+                    **columns[key],
                     **{f"reward_{name}": rows[i][name] for name in NUMERIC_KEYS},
                     "parse_status": rows[i]["parse_status"],
                     "prmu_status": rows[i]["prmu_status"],
@@ -135,3 +159,31 @@ class RewardHooks:
         lines.sort(key=lambda line: (line["task"], line["record_id"], line["sample"]))
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_text(Path(rollout_data_dir) / f"step_{self.global_steps:04d}.jsonl", text)
+        if self.config.reward.reward_kwargs.save_tokens:
+            self._save_tokens(batch, infos, Path(rollout_data_dir))
+
+    def _credit_columns(self, batch: Any) -> dict[str, dict[str, Any]]:
+        """Columns of a rollout line that say what the update made of it, by the response's key. Ends a step."""
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["advantages"])
+        known, self._credits = self._credits or {}, None
+        return {
+            key: advantages.credit_columns(own, *known.get(key, (None, None, 0)))
+            for key, own in zip(batch.keys, data["advantages"].unbind(), strict=True)
+        }
+
+    def _save_tokens(self, batch: Any, infos: Sequence[dict[str, Any]], folder: Path) -> None:
+        """Write the step's token ids and rollout log-probabilities (backend.saved_rollouts)."""
+        fields = ["prompts", "responses", "rollout_log_probs"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        rows = [
+            {
+                "task": infos[i]["task"],
+                "record_id": infos[i]["record_id"],
+                "sample": int(key.rsplit("_", 2)[1]),
+                "prompt_ids": data["prompts"][i].tolist(),
+                "response_ids": data["responses"][i].tolist(),
+                "logprobs": data["rollout_log_probs"][i].tolist(),
+            }
+            for i, key in enumerate(batch.keys)
+        ]
+        write_tokens(step_file(folder, self.global_steps), rows)

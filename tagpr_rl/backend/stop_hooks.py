@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tagpr_rl.grpo_blocks import StopBlock
+from tagpr_rl.stage_rules import StopBlock
 from tagpr_rl.stop import read_rows, stop_after
 
 

@@ -5,6 +5,7 @@ Imports nothing of verl, so that `launch.py plan` can print the overrides on any
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class StagePaths:
     train: Path
     checkpoints: Path
     rollouts: Path
+    saved: Path | None = None
+    """A grpo stage's responses to train on instead of generating (`rollouts_from`)."""
 
 
 def world_size(recipe: Recipe) -> int:
@@ -98,7 +101,7 @@ def grpo_overrides(recipe: Recipe, name: str, paths: StagePaths) -> dict[str, An
         **_data_keys(recipe, stage, paths),
         **_actor_keys(recipe, stage, paths),
         **_rollout_keys(recipe, stage),
-        **_reward_keys(recipe, stage),
+        **_reward_keys(recipe, stage, paths),
         **_trainer_keys(recipe, name, stage, paths),
         **_stop_keys(stage),
     }
@@ -125,7 +128,7 @@ def _data_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str,
         "data.filter_overlong_prompts": False,  # prompts are built to the limit
         "data.return_raw_chat": True,
         "data.seed": stage.seed,
-        "data.shuffle": True,
+        "data.shuffle": stage.rollouts_from is None,  # saved rows stand in the order of their steps
         "data.dataloader_num_workers": 0,
     }
 
@@ -134,6 +137,7 @@ def _actor_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str
     cpu = recipe.platform.device == "cpu"
     per_step, tokens = stage.prompts_per_step, recipe.training.max_tokens_per_device
     model, actor = "actor_rollout_ref.model", "actor_rollout_ref.actor"
+    scale = stage_limits(recipe, stage)[1] if stage.loss_agg == "seq-mean-token-sum-norm" else None
     return {
         f"{model}.path": str(paths.model),
         f"{model}.external_lib": _hooks(stage),
@@ -156,6 +160,8 @@ def _actor_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str
         f"{actor}.clip_ratio_low": stage.clip_low,
         f"{actor}.clip_ratio_high": stage.clip_high,
         f"{actor}.loss_agg_mode": stage.loss_agg,
+        f"{actor}.loss_scale_factor": scale,
+        f"{actor}.policy_loss.loss_mode": "vanilla" if stage.loss == "clip" else stage.loss,
         f"{actor}.calculate_entropy": True,
         f"{actor}.use_kl_loss": stage.kl_coef > 0,
         f"{actor}.kl_loss_coef": stage.kl_coef,
@@ -224,13 +230,24 @@ def _separate_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
     }
 
 
-def _reward_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
-    return {
+def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
+    schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
+    keys: dict[str, Any] = {
         "reward.num_workers": 0,  # agent-loop workers ask the scoring actors themselves (backend.agent_loop)
         "reward.reward_model.enable": False,
         "+reward.reward_kwargs.prmu_timeout_s": stage.prmu_timeout_s,
         "+reward.reward_kwargs.max_masked_fraction": stage.max_masked_fraction,
+        "+reward.reward_kwargs.save_tokens": stage.save_tokens,
+        "+reward.reward_kwargs.schema_file": schema_file,
+        "+reward.reward_kwargs.prefilled": recipe.model.thought_prefilled,
+        **{f"+reward.reward_kwargs.advantage.{key}": value for key, value in stage.advantage_rules().items()},
     }
+    if stage.rollouts_from is not None:
+        keys |= {
+            "+reward.reward_kwargs.saved_rollouts": str(paths.saved),
+            "actor_rollout_ref.rollout.agent.default_agent_loop": "saved_rollouts",
+        }
+    return keys
 
 
 def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
@@ -238,7 +255,7 @@ def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths
     cpu = platform.device == "cpu"
     keys: dict[str, Any] = {
         "algorithm.adv_estimator": "grpo",
-        "algorithm.norm_adv_by_std_in_grpo": stage.norm_advantage_by_std,
+        "algorithm.norm_adv_by_std_in_grpo": stage.advantage.normalise != "none",  # ours replace them all the same
         "algorithm.use_kl_in_reward": False,
         "algorithm.rollout_correction.bypass_mode": stage.reuse_rollout_logprobs,
         "trainer.device": platform.device,
@@ -261,7 +278,18 @@ def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": platform.nodes if cpu else 8,
         "transfer_queue.backend.SimpleStorage.total_storage_size": 100_000,
     }
-    if cpu and recipe.placement.rollout == "colocated":
+    if stage.advantage.zero_variance == "resample":
+        sampler = "trainer.v1.sampler"
+        limit = math.ceil(stage.advantage.resample_limit * stage.prompts_per_step)
+        keys |= {
+            "algorithm.filter_groups.enable": True,
+            "algorithm.filter_groups.metric": "reward",
+            f"{sampler}.custom_sampler.path": "pkg://tagpr_rl.backend.replay",
+            f"{sampler}.custom_sampler.name": "ResamplingReplayBuffer",
+            f"+{sampler}.sampler_kwargs.train_batch_size": stage.prompts_per_step,
+            f"+{sampler}.sampler_kwargs.limit": limit,
+        }
+    elif cpu and recipe.placement.rollout == "colocated":
         keys["trainer.v1.sampler.custom_sampler.path"] = "pkg://tagpr_rl.backend.replay"
         keys["trainer.v1.sampler.custom_sampler.name"] = "FastReplayBuffer"
     return keys

@@ -34,6 +34,28 @@ def steps_penalty(texts: Sequence[str], plain: Plain | None, n: int = 4) -> floa
     return _penalty([token for tokens in plain[0] for token in tokens], n)
 
 
+def step_penalties(texts: Sequence[str], plain: Plain | None, n: int = 4) -> list[float]:
+    """Each step's own share of `steps_penalty`: minus the share of its n-grams that have occurred before, in [-1, 0].
+
+    An n-gram belongs to the step of its last token, and has occurred before where an earlier step, or the same one,
+    had it already. A step of no n-gram has 0. Weighted by n-grams, the steps' values average to the thought's.
+    """
+    tokens = [_TOKEN.findall(text.lower()) for text in texts] if plain is None else plain[0]
+    seen: set[tuple[str, ...]] = set()
+    before: list[str] = []
+    found = []
+    for words in tokens:
+        joined = [*before[-(n - 1) :], *words] if n > 1 else list(words)
+        grams = list(zip(*[joined[shift:] for shift in range(n)], strict=False))
+        repeated = 0
+        for gram in grams:
+            repeated += gram in seen
+            seen.add(gram)
+        found.append(-repeated / len(grams) if grams else 0.0)
+        before = joined
+    return found
+
+
 def _penalty(tokens: Sequence[str], n: int) -> float:
     total = len(tokens) - n + 1
     if total <= 0:

@@ -28,6 +28,7 @@ from tagpr_rl.stages.fetch import model_folder
 from tagpr_rl.stages.grpo_rows import FILTER, training_rows
 from tagpr_rl.stages.prmu_pairs import PAIRS, training_pairs
 from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, sft_rows, write_parquet
+from tagpr_rl.stages.saved import saved_paths
 from tagpr_rl.stages.watch import last_row, trim_metrics, wait_with_progress
 from tagpr_rl.stop import Stop, read_rows, stop_after
 from tagpr_rl.types import TagprError
@@ -105,7 +106,7 @@ def run_grpo(context: StageContext) -> StageResult:
     context.guard_attempt()
     context.clean(*_RESUMABLE, FILTER)
     rows, questions = training_rows(context, stage)
-    paths = _paths(context, stage.init, rows)
+    paths = saved_paths(context, stage, _paths(context, stage.init, rows))
     start = _resume(context, paths.model)
     stopped = _stopped(context, stage)
     if start.step < stage.steps and stopped is None:
@@ -139,12 +140,15 @@ def carried(stage: GrpoStage) -> dict[str, str]:
     for a resume: weights, optimizer, schedule and random state, per number of processes), and an optimizer's state
     brings the learning rate of its last step. Moments alone would need a worker class of our own for each engine.
     """
+    order = f"afresh: shuffled with seed {stage.seed}, from the first question"
+    if stage.rollouts_from is not None:
+        order = f"the saved responses' own ({stage.rollouts_from})"
     reference = f"the weights of '{stage.init}', fixed" if stage.kl_coef > 0 else "none (kl_coef is 0)"
     return {
         "weights": f"from '{stage.init}', as published in its hf/",
         "optimizer": "afresh: no moments are taken over",
         "schedule": f"afresh: {stage.lr_warmup_steps} warm-up steps to lr {stage.lr:g}",
-        "data order": f"afresh: shuffled with seed {stage.seed}, from the first question",
+        "data order": order,
         "random state": f"afresh: seed {stage.seed}",
         "reference": reference,
     }
@@ -301,7 +305,7 @@ def _resume(context: StageContext, model: Path) -> checkpoints.Chosen:
     for note in chosen.notes:
         context.console.print(f"[yellow]{name}: {escape(note)}[/yellow]", highlight=False, soft_wrap=True)
     trim_metrics(context.dir.metrics, chosen.step)
-    for file in context.dir.rollouts.glob("step_*.jsonl"):
+    for file in context.dir.rollouts.glob("step_*.*"):
         if int(file.stem.removeprefix("step_")) > chosen.step:
             file.unlink()
     return chosen

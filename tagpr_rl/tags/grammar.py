@@ -92,6 +92,22 @@ def parse(response: str, schema: TagSchema, *, prefilled: bool = False) -> Parse
     return _fault_at_end(response, cursor, state, tag)
 
 
+def step_spans(response: str, trace: TaggedTrace) -> list[tuple[int, int]]:
+    """Where each step stands in the response: characters [start, end) from its opening to its closing tag.
+
+    `trace` is `parse`'s for this response. There a step's tag and text occur in order and hold no markup, so the
+    next occurrence of a step's opening tag is that step's.
+    """
+    spans = []
+    cursor = 0
+    for step in trace.steps:
+        start = response.index(f"<{step.tag}>", cursor)
+        closing = f"</{step.tag}>"
+        cursor = response.index(closing, start) + len(closing)
+        spans.append((start, cursor))
+    return spans
+
+
 def _parse_plain(response: str, schema: TagSchema, prefilled: bool) -> TaggedTrace | None:
     """The trace of a response in which every "<" begins a tag of its grammar; None for any other, good or bad.
 

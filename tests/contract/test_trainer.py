@@ -65,7 +65,7 @@ def test_a_stage_without_prmu_logs_no_prmu_reward() -> None:
     ],
 )
 def test_unscored_responses_and_those_left_alone_are_masked(statuses: list[str], masked: list[int]) -> None:
-    from tagpr_rl.backend.reward_hooks import responses_to_mask
+    from tagpr_rl.reward.update import responses_to_mask
 
     found = responses_to_mask(statuses, ["a", "a", "b", "b"])
     assert found == (masked if statuses[0] != "masked" else [0, 1])
@@ -113,3 +113,78 @@ def test_the_hooks_that_we_override_are_still_there() -> None:
     fit = inspect.getsource(trainer_base.PPOTrainer.fit)
     assert "self.logger = Tracking(" in fit  # the module attribute that we replace
     assert '"extra_fields"' not in inspect.getsource(trainer_base.PPOTrainer._log_rollout_data)
+
+
+class FakeQueue:
+    """TransferQueue of one batch in memory: key -> field -> value."""
+
+    def __init__(self, items: dict[str, dict[str, Any]]) -> None:
+        self.items = items
+
+    def kv_batch_get(self, keys: list[str], partition_id: str, select_fields: list[str]) -> dict[str, Any]:
+        import torch
+
+        found: dict[str, Any] = {}
+        for field in select_fields:
+            values = [self.items[key][field] for key in keys]
+            tensors = isinstance(values[0], torch.Tensor)
+            found[field] = torch.nested.as_nested_tensor(values, layout=torch.jagged) if tensors else values
+        return found
+
+    def kv_batch_put(self, keys: list[str], partition_id: str, fields: Any) -> None:
+        for field, values in fields.items():
+            rows = values.unbind() if getattr(values, "is_nested", False) else list(values)
+            for key, value in zip(keys, rows, strict=True):
+                self.items[key][field] = value
+
+
+def test_the_hook_writes_our_advantages_and_takes_out_who_has_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Group a differs, with credit per step; b is equal, and dropped; then a padding row, as verl adds them."""
+    from types import SimpleNamespace
+
+    import torch
+    from omegaconf import OmegaConf
+
+    from tagpr_rl.backend import reward_hooks
+    from tagpr_rl.backend.advantages import PARTS
+
+    class Verl:
+        def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+            kept = [key for key in batch.keys if int(queue.items[key]["response_mask"].sum())]
+            assert kept == ["a_0_0", "a_1_0"]  # masked before verl looks
+            return batch
+
+    def item(total: float, length: int, steps: list[list[Any]]) -> dict[str, Any]:
+        extra = {"reward_extra_info": row(total), "prmu": {"reason": ""}, PARTS: {"coverage": 1.0, "steps": steps}}
+        mask = torch.ones(length, dtype=torch.int64)
+        return {"extra_fields": extra, "extra_info": {}, "response_mask": mask, "loss_mask": mask, "uid": "?"}
+
+    steps = [["x", 1, 2, True, 0.0], ["y", 2, 4, False, 0.0]]
+    queue = FakeQueue(
+        {
+            "a_0_0": item(1.0, 5, steps), "b_0_0": item(1.0, 2, []), "a_1_0": item(0.5, 3, []),
+            "b_1_0": item(1.0, 2, []), "pad_0_0": item(1.0, 1, steps), "pad_1_0": item(1.0, 1, steps),
+        }
+    )  # fmt: skip
+    monkeypatch.setattr(reward_hooks, "tq", queue)
+    rules = {"credit": "step", "zero_variance": "drop", "normalise": "none", "alpha": 0.4, "step_weight": 1.0}
+    settings = {"max_masked_fraction": 0.0, "prmu_timeout_s": 1.0, "advantage": rules}
+    trainer = type("Trainer", (reward_hooks.RewardHooks, Verl), {"local_trigger_step": 0})()
+    trainer.config = OmegaConf.create({"reward": {"reward_kwargs": settings}})
+    keys = list(queue.items)
+    batch = SimpleNamespace(keys=keys, partition_id="train", tags=[{"is_padding": key[0] == "p"} for key in keys])
+    metrics: dict[str, Any] = {}
+    assert trainer._compute_advantage(batch, metrics) is batch
+    # Response a_0: 1 + .4 * (1 - .5) = 1.2 without its steps' part (tag .5 becomes coverage 1), a_1: .5; mean .85.
+    # Its steps: 0 and -1, centred.
+    found = {key: queue.items[key]["advantages"].tolist() for key in keys}
+    assert found["a_0_0"] == pytest.approx([0.35, 0.85, -0.15, -0.15, 0.35])
+    assert found["a_1_0"] == pytest.approx([-0.35] * 3)
+    assert not any(any(found[key]) for key in keys if key[0] != "a")
+    assert not any(int(queue.items[key]["loss_mask"].sum()) for key in keys if key[0] != "a")
+    assert metrics["algo/dropped_groups_total"] == 1.0
+    columns = trainer._credit_columns(batch)
+    assert columns["a_0_0"]["advantage"] == pytest.approx(0.35)
+    assert [step["advantage"] for step in columns["a_0_0"]["step_credit"]] == pytest.approx([0.5, -0.5])
+    assert columns["b_0_0"] == {"advantage": 0.0, "masked": True, "why": "zero variance"}
+    assert columns["a_1_0"].keys() == {"advantage"}

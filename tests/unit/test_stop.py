@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagpr_rl.grpo_blocks import PlateauBlock, StopBlock
+from tagpr_rl.stage_rules import PlateauBlock, StopBlock
 from tagpr_rl.stop import SECONDS, TOKENS, Stop, plateau, read_rows, stop_after
 from tagpr_rl.types import TagprError
 
