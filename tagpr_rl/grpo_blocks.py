@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tagpr_rl.closed import Closed, Count, Fraction, NonNegative
+from tagpr_rl.monitor_blocks import AlertLimits, StepLog
 from tagpr_rl.stage_base import TrainingStage
 
 
@@ -55,6 +56,9 @@ class GrpoStage(TrainingStage):
     save_every: Count | None = None
     """Steps between checkpoints (None = one, after the last step)."""
     keep_checkpoints: Count = 2
+
+    log: StepLog = StepLog()
+    alerts: AlertLimits = AlertLimits()
 
     @model_validator(mode="after")
     def _prmu_named(self) -> GrpoStage:

@@ -6,7 +6,7 @@ Why: V1 computes no metric from the reward's components and drops them from the 
 
 from __future__ import annotations
 
-import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,7 @@ import torch
 import transfer_queue as tq
 from verl.utils import tensordict_utils as tu
 
-from tagpr_rl.monitor.step import NUMERIC_KEYS, component_metrics, prmu_metrics
-from tagpr_rl.paths import write_text
+from tagpr_rl.backend.step_log import StepLogger
 from tagpr_rl.reward.rubric import REWARD_KEYS
 from tagpr_rl.types import TagprError
 
@@ -55,7 +54,9 @@ class RewardHooks:
 
     config: Any
     tokenizer: Any
+    logger: Any
     global_steps: int
+    _logs: StepLogger | None = None
 
     def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """Reward rows, dataset `extra_info` and `Asked` rows of the batch's responses, in the batch's order."""
@@ -99,39 +100,28 @@ class RewardHooks:
     def _compute_metrics(
         self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
     ) -> None:
+        """verl's figures, then ours (`step_log.StepLogger`), whose own time is `driver/hook_s`."""
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
-        rows, infos, asked = self._reward_rows(batch)
-        groups = [key.rsplit("_", 2)[0] for key in batch.keys]
-        metrics.update(component_metrics(rows, [info["task"] for info in infos], groups))
-        on = [row for row, reward in zip(asked, rows, strict=True) if reward["prmu_status"] != "off"]
-        metrics.update(prmu_metrics(on, metrics.get("timing_s/step")))
+        self._step_logger().metrics(batch, metrics, timing_raw, global_steps)
 
     def _log_rollout_data(self, batch: Any, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
-        """Write every response of the step with its reward row and advantage, one JSON object a line."""
-        rows, infos, asked = self._reward_rows(batch)
-        fields = ["prompts", "responses", "advantages"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        decode = self.tokenizer.decode
-        lines = []
-        for i, key in enumerate(batch.keys):
-            info, advantages = infos[i], data["advantages"][i]
-            lines.append(
-                {
-                    "step": self.global_steps,
-                    "record_id": info["record_id"],
-                    "task": info["task"],
-                    "user_id": info["user_id"],
-                    "sample": int(key.rsplit("_", 2)[1]),
-                    "prompt": decode(data["prompts"][i], skip_special_tokens=True),
-                    "response": decode(data["responses"][i], skip_special_tokens=True),
-                    "gold": info["gold"],
-                    "advantage": float(advantages[0]) if len(advantages) else 0.0,
-                    **{f"reward_{name}": rows[i][name] for name in NUMERIC_KEYS},
-                    "parse_status": rows[i]["parse_status"],
-                    "prmu_status": rows[i]["prmu_status"],
-                    "prmu_reason": asked[i]["reason"],
-                }
-            )
-        lines.sort(key=lambda line: (line["task"], line["record_id"], line["sample"]))
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(Path(rollout_data_dir) / f"step_{self.global_steps:04d}.jsonl", text)
+        """Write the step's responses with reward rows and advantages, one JSON object a line; a table of some to W&B.
+
+        verl calls it after `_compute_metrics`, with the same batch, and logs the step's row afterwards.
+        """
+        self._step_logger().rollouts(Path(rollout_data_dir), self.logger)
+
+    def _step_logger(self) -> StepLogger:
+        if self._logs is None:
+            self._logs = StepLogger(self.config, self.tokenizer)
+        return self._logs
+
+    def on_sample_begin(self) -> None:
+        """verl's hook, and a note of when the trainer began to wait for responses."""
+        self._step_logger().waits_from(time.time())
+        super().on_sample_begin()
+
+    def on_sample_end(self) -> None:
+        """verl's hook, and a note of when the trainer had its responses."""
+        self._step_logger().waits_until(time.time())
+        super().on_sample_end()

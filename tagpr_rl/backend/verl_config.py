@@ -220,7 +220,20 @@ def _reward_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         "reward.reward_model.enable": False,
         "+reward.reward_kwargs.prmu_timeout_s": stage.prmu_timeout_s,
         "+reward.reward_kwargs.max_masked_fraction": stage.max_masked_fraction,
+        **_step_log_keys(recipe, stage),
     }
+
+
+def _step_log_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
+    """What the logging hook (backend.step_log) needs; verl itself reads none of it."""
+    given = {
+        **stage.weights.model_dump(),
+        **stage.log.model_dump(),
+        "schema_file": str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None,
+        "prefilled": recipe.model.thought_prefilled,
+        "seed": stage.seed,
+    }
+    return {f"+reward.reward_kwargs.step_log.{key}": value for key, value in given.items()}
 
 
 def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 from tagpr_rl.tags.schema import TagSchema
@@ -26,6 +27,30 @@ class _Fault(Enum):
     DUPLICATE = 1
     SURPLUS = 2
     LATE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class TagParts:
+    """What `tag_score` is made of: it is `coverage * sound` (0 where there are no steps)."""
+
+    coverage: float
+    """In [0, 1]: how much of what the schema requires is there."""
+    sound: float
+    """In [0, 1]: share of the steps without a fault."""
+    faults: tuple[str | None, ...]
+    """Of each step: wordless, duplicate, surplus, late, or None."""
+
+
+def tag_parts(trace: TaggedTrace, schema: TagSchema) -> TagParts:
+    """The parts of `tag_score`. ValueError: a tag that is not in the schema."""
+    if not trace.steps:
+        return TagParts(0.0, 0.0, ())
+    faults, _ = _judge(trace.steps, schema)
+    useful = _useful_counts(trace.steps, faults)
+    needed = sum(least for _, least in schema.required)
+    covered = sum(min(useful.get(name, 0), least) for name, least in schema.required)
+    names = tuple(None if fault is None else fault.name.lower() for fault in faults)
+    return TagParts(covered / needed if needed else 1.0, faults.count(None) / len(faults), names)
 
 
 def tag_score(trace: TaggedTrace, schema: TagSchema, plain: Plain | None = None) -> float:
