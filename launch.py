@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tagpr_rl import lamp_commands, prmu_cli
+from tagpr_rl import lamp_commands, prmu_cli, view_cli
 from tagpr_rl import plan as planning
 from tagpr_rl import render as rendering
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, load_recipe
@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="recipe overrides (recipe only)")
     _chains_commands(commands)
     prmu_cli.add_commands(commands)
+    view_cli.add_commands(commands)
     _cluster_commands(commands)
     lamp_commands.add_data(commands)
     lamp_commands.add_eval(commands)
@@ -333,6 +334,7 @@ _COMMANDS = {
     "run": _run, "resume": _resume, "plan": _plan, "walk": _walk, "status": _status, "report": _report,
     "export": _export, "chains": _chains, "render": _render, "submit": _submit, "jobs": _jobs,
     "data": lamp_commands.run_data, "eval": lamp_commands.run_eval, "prmu": prmu_cli.run_command,
+    "wandb-view": view_cli.run_command,
 }  # fmt: skip
 
 

@@ -62,9 +62,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "render": {"types", "paths", "config", "plan", "deploy"},
     "lamp_commands": {"types", "paths", "tags", "data", "eval", "model"},
     "prmu_cli": {"types", "paths", "runstate", "report"},
+    "view_cli": {"types", "paths", "config", "runstate", "tags", "monitor"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
-_COMMANDS = {"plan", "walk", "budget", "render", "lamp_commands", "prmu_cli"}
+_COMMANDS = {"plan", "walk", "budget", "render", "lamp_commands", "prmu_cli", "view_cli"}
 MAY_IMPORT["backend"] = set(MAY_IMPORT) - _COMMANDS
 MAY_IMPORT["stages"] = set(MAY_IMPORT) - _COMMANDS
 MAY_IMPORT["chains_cli"] = {"types", "paths", "config", "runstate", "tags", "chains", "report", "stages"}

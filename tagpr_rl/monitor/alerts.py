@@ -33,7 +33,7 @@ def malformed_share(row: Row) -> float | None:
     """Share of a step's responses that did not parse; None where the row counts no statuses."""
     if not any(key.startswith("parse/") for key in row):
         return None
-    return 1.0 - row.get("parse/OK", 0.0)
+    return round(1.0 - row.get("parse/OK", 0.0), 9)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -157,8 +157,8 @@ def check_sums(
             + weights["beta"] * row["prmu"]
             + weights["gamma"] * row["repetition"]
         )
-        off = max(abs(row["total"] - expected), abs(reward - expected))
-        if not off <= SUM_TOLERANCE * max(1.0, abs(expected)):  # true for NaN
+        off = abs(row["total"] - expected) + abs(reward - row["total"])  # NaN if one of them is
+        if not off <= SUM_TOLERANCE * max(1.0, abs(expected)):
             values = ", ".join(f"{key}={row[key]!r}" for key in NUMERIC_KEYS)
             raise RewardMismatch(
                 f"{name}: the components' weighted sum is {expected!r}, the reward {reward!r} (off by {off:.3g}, "
