@@ -88,6 +88,7 @@ PURE_IN_BACKEND = (
     "tagpr_rl.backend.settings",
     "tagpr_rl.backend.tracking",
     "tagpr_rl.backend.verl_config",
+    "tagpr_rl.backend.wandb_view",
 )
 
 MAX_FILE_LINES = 400

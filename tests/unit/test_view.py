@@ -88,3 +88,17 @@ def test_a_second_save_goes_over_the_first(
     assert [call["url"] for call in given] == ["", "https://wandb.ai/e/p?nw=1"]
     assert given[0]["entity"] == "e" and given[0]["sections"] == given[1]["sections"]
     assert "https://wandb.ai/e/p?nw=1" in capsys.readouterr().out
+
+
+def test_w_and_b_s_package_takes_the_view_without_a_server(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("wandb_workspaces")
+    from tagpr_rl.backend.wandb_view import workspace
+
+    assert launch.main(["wandb-view", str(run), "--json"]) == 0
+    view = json.loads(capsys.readouterr().out)
+    made = workspace({"entity": "e", "project": "p", "name": "demo: curated", "sections": view})
+    assert [section.name for section in made.sections] == [section["name"] for section in view]
+    for section, given in zip(made.sections, view, strict=True):
+        assert [(panel.title, list(panel.y)) for panel in section.panels] == [
+            (panel["title"], panel["metrics"]) for panel in given["panels"]
+        ]
