@@ -71,7 +71,8 @@ def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     outside = [
         row["time_s"] - before["time_s"] - row["timing_s/step"] for before, row in zip(rows, measured, strict=False)
     ]
-    names = [key[len("phase/") : -len("_s")] for key in measured[-1] if key.startswith("phase/") and key.endswith("_s")]
+    keys = dict.fromkeys(key for row in measured for key in row if key.startswith("phase/") and key.endswith("_s"))
+    names = [key[len("phase/") : -len("_s")] for key in keys]
     phases = {name: sum(row.get(f"phase/{name}_s", 0.0) for row in measured) for name in names}
     driver = [row["driver/only_s"] for row in measured]
     hook = [row["driver/hook_s"] for row in measured]
