@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ class StepData:
     prompts: list[Any]
     """Token ids."""
     responses: list[str]
-    advantages: list[float]
-    """Of the response's first token."""
+    advantages: list[Any]
+    """Of each token of the response."""
     seen: list[TagsSeen | None]
 
 
@@ -48,6 +49,8 @@ class StepLogger:
         self._weights = {name: float(self._settings[name]) for name in ("alpha", "beta", "gamma")}
         file = self._settings.schema_file
         self._schema = load_schema(Path(file)) if file else default_schema()
+        self.data: StepData
+        """The step that `metrics` read last."""
         self._waits: list[tuple[float, float]] = []
         self._since = 0.0
 
@@ -63,7 +66,7 @@ class StepLogger:
         """Add the step's figures to `metrics`, which the trainer logs. RewardMismatch: a mistake in the rewards."""
         started = time.perf_counter()
         data = self._read(batch, step)
-        self._step, self._data, self._metrics = step, data, metrics
+        self._step, self.data, self._metrics = step, data, metrics
         metrics.update(component_metrics(data.rows, [info["task"] for info in data.infos], data.groups))
         metrics.update(tag_metrics(data.seen, self._schema.names))
         metrics.update(task_correlation(data.rows, data.groups))
@@ -76,11 +79,14 @@ class StepLogger:
         self._name_gap(metrics)
         self._count(time.perf_counter() - started)
 
-    def rollouts(self, folder: Path, tracker: Any) -> None:
-        """Write `step_<n>.jsonl`; hand the tracker a sample table where one is due. After `metrics`, for its step."""
+    def rollouts(self, folder: Path, tracker: Any, more: Mapping[str, dict[str, Any]] | None = None) -> None:
+        """Write `step_<n>.jsonl`; hand the tracker a sample table where one is due. After `metrics`, for its step.
+
+        `more` has columns of a line besides the usual ones, or in their place, by the response's key.
+        """
         started = time.perf_counter()
         step, settings = self._step, self._settings
-        lines = self._lines()
+        lines = self._lines(more or {})
         seed = settings.seed * 1_000_003 + step
         text = "".join(
             json.dumps(line, ensure_ascii=False) + "\n" for line in kept(lines, settings.keep_responses, seed)
@@ -120,23 +126,23 @@ class StepLogger:
             groups=[key.rsplit("_", 2)[0] for key in keys],
             prompts=list(data["prompts"].unbind()),
             responses=responses,
-            advantages=[float(item[0]) if len(item) else 0.0 for item in data["advantages"].unbind()],
+            advantages=list(data["advantages"].unbind()),
             seen=[
                 tags_seen(text, self._schema, prefilled=prefilled) if row["parse_status"] == "OK" else None
                 for text, row in zip(responses, rows, strict=True)
             ],
         )
 
-    def _lines(self) -> list[dict[str, Any]]:
+    def _lines(self, more: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """Every response as a line of the rollout file, sorted by task, record and sample."""
-        data = self._data
+        data = self.data
         prompts: dict[str, str] = {}  # of a group: its responses share one
         for group, ids in zip(data.groups, data.prompts, strict=True):
             if group not in prompts:
                 prompts[group] = self._tokenizer.decode(ids, skip_special_tokens=True)
         lines = []
         for i, key in enumerate(data.keys):
-            info, row, seen = data.infos[i], data.rows[i], data.seen[i]
+            info, row, seen, advantage = data.infos[i], data.rows[i], data.seen[i], data.advantages[i]
             lines.append(
                 {
                     "step": self._step,
@@ -148,7 +154,8 @@ class StepLogger:
                     "prompt": prompts[data.groups[i]],
                     "response": data.responses[i],
                     "gold": info["gold"],
-                    "advantage": data.advantages[i],
+                    "advantage": float(advantage[0]) if len(advantage) else 0.0,
+                    **more.get(key, {}),
                     **{f"reward_{name}": row[name] for name in NUMERIC_KEYS},
                     "weights": self._weights,
                     "tag_parts": seen.parts if seen else None,

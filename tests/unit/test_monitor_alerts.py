@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tagpr_rl.backend.tracking import StageTracker, TrackingSettings
 from tagpr_rl.monitor.alerts import ALERTS, RULES, Alert, AlertWatch, append_alert, firing, read_alerts
@@ -90,6 +92,21 @@ class TestWatch:
         on, off = {"step": 5, **MASKED}, {"step": 5, "prmu/masked_fraction": 0.0}
         assert self.steps(AlertWatch(TWO, [on], raised), [True, False, True], first=6) == [8]
         assert self.steps(AlertWatch(TWO, [off], raised), [True], first=6) == [6]
+
+    @given(st.lists(st.booleans(), max_size=12), st.integers(0, 12), st.integers(0, 12))
+    def test_killed_anywhere_and_resumed_from_anywhere_raises_each_alert_once(
+        self, values: list[bool], killed: int, checkpoint: int
+    ) -> None:
+        """A repeat with the same figures: what both attempts raise is what one undisturbed attempt raises."""
+        killed = min(killed, len(values))
+        checkpoint = min(checkpoint, killed)
+        whole = self.steps(AlertWatch(TWO), values)
+        told = self.steps(AlertWatch(TWO), values[:killed])
+        rows = [
+            {"step": step, "prmu/masked_fraction": 0.5 if on else 0.0} for step, on in enumerate(values[:checkpoint], 1)
+        ]
+        again = AlertWatch(TWO, rows, [Alert(step, "masked", 0.5, 0.02, "") for step in told])
+        assert told + self.steps(again, values[checkpoint:], first=checkpoint + 1) == whole
 
 
 def test_the_file_survives_a_killed_writer(tmp_path: Path) -> None:
