@@ -30,7 +30,7 @@ import yaml
 
 from tagpr_rl.config import GrpoStage, Recipe, dump_recipe, recipe_from_dict
 from tagpr_rl.paths import RunDir, write_json
-from tagpr_rl.runstate import needed_for, read_resolved, stage_dir
+from tagpr_rl.runstate import read_resolved, stage_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER_BAR, HOOK_BAR, BAR_STEP_S = 0.05, 0.01, 20.0
@@ -57,11 +57,12 @@ def derive(recipe: Recipe, prompts: int, steps: int, out: Path) -> Recipe:
 
 
 def copy_stages(recipe: Recipe, run: RunDir, to: Recipe) -> None:
-    """The finished stages that the first GRPO stage of `to` needs, copied into its run's folder."""
-    target, name = RunDir(to.out / to.name), first_grpo(to)
-    for stage in needed_for(to, name):
-        if stage != name:
-            shutil.copytree(stage_dir(recipe, run, stage).root, stage_dir(to, target, stage).root)
+    """The finished stages before the first GRPO stage of `to`, copied into its run's folder."""
+    target = RunDir(to.out / to.name)
+    for stage in list(to.stages)[:-1]:
+        folder = stage_dir(recipe, run, stage)
+        if folder.manifest.is_file():
+            shutil.copytree(folder.root, stage_dir(to, target, stage).root)
 
 
 def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
