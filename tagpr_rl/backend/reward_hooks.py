@@ -58,17 +58,26 @@ class RewardHooks:
     global_steps: int
     _logs: StepLogger | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rows: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {}
+
     def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-        """Reward rows, dataset `extra_info` and `Asked` rows of the batch's responses, in the batch's order."""
-        data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", "extra_info"]
-        )
-        extra = [dict(item) for item in list(data["extra_fields"])]
-        rows = [dict(item["reward_extra_info"]) for item in extra]
-        for row in rows:
-            missing = set(REWARD_KEYS) - set(row)
-            assert not missing, f"reward row lacks {sorted(missing)}"
-        return rows, [dict(item) for item in list(data["extra_info"])], [dict(item["prmu"]) for item in extra]
+        """Reward rows, dataset `extra_info` and `Asked` rows of the batch's responses, in the batch's order.
+
+        Read once in a step: with the profiles in them they are the most of what a step's responses hold.
+        """
+        missing = [key for key in batch.keys if key not in self._rows]
+        if missing:
+            fields = ["extra_fields", "extra_info"]
+            data = tq.kv_batch_get(keys=missing, partition_id=batch.partition_id, select_fields=fields)
+            for key, item, info in zip(missing, list(data["extra_fields"]), list(data["extra_info"]), strict=True):
+                row = dict(item["reward_extra_info"])
+                absent = set(REWARD_KEYS) - set(row)
+                assert not absent, f"reward row lacks {sorted(absent)}"
+                self._rows[key] = (row, dict(info), dict(item["prmu"]))
+        found = [self._rows[key] for key in batch.keys]
+        return [row for row, _, _ in found], [info for _, info, _ in found], [asked for _, _, asked in found]
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """verl's advantages, after taking unscored responses out of their group and of the loss."""
@@ -102,7 +111,7 @@ class RewardHooks:
     ) -> None:
         """verl's figures, then ours (`step_log.StepLogger`), whose own time is `driver/hook_s`."""
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
-        self._step_logger().metrics(batch, metrics, timing_raw, global_steps)
+        self._step_logger().metrics(batch, self._reward_rows(batch), metrics, timing_raw, global_steps)
 
     def _log_rollout_data(self, batch: Any, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
         """Write the step's responses with reward rows and advantages, one JSON object a line; a table of some to W&B.
@@ -110,6 +119,7 @@ class RewardHooks:
         verl calls it after `_compute_metrics`, with the same batch, and logs the step's row afterwards.
         """
         self._step_logger().rollouts(Path(rollout_data_dir), self.logger)
+        self._rows.clear()
 
     def _step_logger(self) -> StepLogger:
         if self._logs is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from tagpr_rl.monitor.tags import TagsSeen, tag_metrics, tags_seen
 from tagpr_rl.paths import write_text
 from tagpr_rl.tags.schema import default_schema, load_schema
 
-_FIELDS = ["extra_fields", "extra_info", "prompts", "responses", "advantages", "rm_scores"]
+_FIELDS = ["responses", "advantages", "rm_scores"]
+Rows = Sequence[dict[str, Any]]
 _GAP = "rollout_probs_diff_max"
 
 
@@ -31,8 +32,8 @@ class StepData:
     infos: list[dict[str, Any]]
     asked: list[dict[str, Any]]
     groups: list[str]
-    prompts: list[Any]
-    """Token ids."""
+    prompts: dict[str, Any]
+    """Token ids by group."""
     responses: list[str]
     advantages: list[Any]
     """Of each token of the response."""
@@ -62,10 +63,20 @@ class StepLogger:
         """The trainer has its responses."""
         self._waits.append((self._since, now))
 
-    def metrics(self, batch: Any, metrics: dict[str, Any], timing: dict[str, float], step: int) -> None:
-        """Add the step's figures to `metrics`, which the trainer logs. RewardMismatch: a mistake in the rewards."""
+    def metrics(
+        self,
+        batch: Any,
+        reward_rows: tuple[Rows, Rows, Rows],
+        metrics: dict[str, Any],
+        timing: dict[str, float],
+        step: int,
+    ) -> None:
+        """Add the step's figures to `metrics`, which the trainer logs. RewardMismatch: a mistake in the rewards.
+
+        `reward_rows` are the trainer's (RewardHooks._reward_rows), which it has read already.
+        """
         started = time.perf_counter()
-        data = self._read(batch, step)
+        data = self._read(batch, reward_rows, step)
         self._step, self.data, self._metrics = step, data, metrics
         metrics.update(component_metrics(data.rows, [info["task"] for info in data.infos], data.groups))
         metrics.update(tag_metrics(data.seen, self._schema.names))
@@ -103,12 +114,14 @@ class StepLogger:
         if step := self._metrics.get("timing_s/step"):
             self._metrics["driver/hook_share"] = total / step
 
-    def _read(self, batch: Any, step: int) -> StepData:
-        keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+    def _read(self, batch: Any, reward_rows: tuple[Rows, Rows, Rows], step: int) -> StepData:
+        real = [i for i, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+        keys = [batch.keys[i] for i in real]
+        groups = [key.rsplit("_", 2)[0] for key in keys]
+        rows, infos, asked = ([part[i] for i in real] for part in reward_rows)
         data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=_FIELDS)
-        extra = list(data["extra_fields"])
-        rows = [dict(item["reward_extra_info"]) for item in extra]
-        infos = [dict(item) for item in list(data["extra_info"])]
+        first = dict(zip(reversed(groups), reversed(keys), strict=True))  # a group's responses share their prompt
+        asks = tq.kv_batch_get(keys=list(first.values()), partition_id=batch.partition_id, select_fields=["prompts"])
         rewards = [float(scores.sum()) for scores in data["rm_scores"].unbind()]
         names = [
             f"step {step}, record {info['record_id']} ({info['task']}), response {key}"
@@ -122,9 +135,9 @@ class StepLogger:
             keys=keys,
             rows=rows,
             infos=infos,
-            asked=[dict(item["prmu"]) for item in extra],
-            groups=[key.rsplit("_", 2)[0] for key in keys],
-            prompts=list(data["prompts"].unbind()),
+            asked=asked,
+            groups=groups,
+            prompts=dict(zip(first, asks["prompts"].unbind(), strict=True)),
             responses=responses,
             advantages=list(data["advantages"].unbind()),
             seen=[
@@ -136,10 +149,8 @@ class StepLogger:
     def _lines(self, more: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """Every response as a line of the rollout file, sorted by task, record and sample."""
         data = self.data
-        prompts: dict[str, str] = {}  # of a group: its responses share one
-        for group, ids in zip(data.groups, data.prompts, strict=True):
-            if group not in prompts:
-                prompts[group] = self._tokenizer.decode(ids, skip_special_tokens=True)
+        decode = self._tokenizer.decode
+        prompts = {group: decode(ids, skip_special_tokens=True) for group, ids in data.prompts.items()}
         lines = []
         for i, key in enumerate(data.keys):
             info, row, seen, advantage = data.infos[i], data.rows[i], data.seen[i], data.advantages[i]
