@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tagpr_rl import compare_cli, faithful_cli, lamp_commands, prmu_cli, replay, sweep_cli
+from tagpr_rl import compare_cli, faithful_cli, lamp_commands, prmu_cli, replay, sweep_cli, view_cli
 from tagpr_rl import plan as planning
 from tagpr_rl import render as rendering
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, load_recipe
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("target", metavar="RUN_OR_RECIPE", type=Path, help="a run's folder or a recipe")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="recipe overrides (recipe only)")
     _chains_commands(commands)
-    for module in (prmu_cli, compare_cli, sweep_cli, faithful_cli, replay):
+    for module in (prmu_cli, compare_cli, sweep_cli, faithful_cli, replay, view_cli):
         module.add_commands(commands)
     _cluster_commands(commands)
     lamp_commands.add_data(commands)
@@ -334,7 +334,7 @@ _COMMANDS = {
     "run": _run, "resume": _resume, "plan": _plan, "walk": _walk, "status": _status, "report": _report,
     "export": _export, "chains": _chains, "render": _render, "submit": _submit, "jobs": _jobs,
     "data": lamp_commands.run_data, "eval": lamp_commands.run_eval, "prmu": prmu_cli.run_command,
-    "compare": compare_cli.run_command, "replay": replay.run_command,
+    "compare": compare_cli.run_command, "replay": replay.run_command, "wandb-view": view_cli.run_command,
     **sweep_cli.COMMANDS, **faithful_cli.COMMANDS,
 }  # fmt: skip
 

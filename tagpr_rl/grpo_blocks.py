@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from tagpr_rl.closed import Closed, Count, Fraction, NonNegative
+from tagpr_rl.monitor_blocks import AlertLimits, StepLog
 from tagpr_rl.stage_base import StageBase, TrainingStage
 from tagpr_rl.stage_rules import FilterBlock, StopBlock
 
@@ -158,6 +159,9 @@ class GrpoStage(TrainingStage):
     """Questions with longer prompts are left out; null = data.prompt.max_tokens, and never above it."""
     max_response_tokens: Count | None = None
     """Limit of a response; null = data.prompt.max_response_tokens, and never above it."""
+
+    log: StepLog = StepLog()
+    alerts: AlertLimits = AlertLimits()
 
     @model_validator(mode="after")
     def _prmu_named(self) -> GrpoStage:

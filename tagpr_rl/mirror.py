@@ -21,7 +21,7 @@ from tagpr_rl.runstate import read_manifest, stage_dir, verify_outputs
 from tagpr_rl.types import TagprError
 
 _MANIFEST = "manifest.json"
-_ATTEMPT_FILES = ("attempt.json", "metrics.jsonl")
+_ATTEMPT_FILES = ("attempt.json", "metrics.jsonl", "alerts.jsonl")
 
 
 class Mirror:
@@ -219,7 +219,7 @@ class Mirror:
             if parent not in self._made:
                 self._fs.makedirs(parent, exist_ok=True)
                 self._made.add(parent)
-            if path.name == "metrics.jsonl":  # it grows meanwhile
+            if path.name in _ATTEMPT_FILES:  # two of them grow meanwhile
                 self._fs.pipe_file(self._at(name), path.read_bytes())
             else:
                 self._fs.put_file(str(path), self._at(name))

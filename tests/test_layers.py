@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data_blocks": {"closed"},
     "stage_base": {"closed"},
     "stage_rules": {"closed"},
-    "grpo_blocks": {"closed", "stage_base", "stage_rules"},
+    "monitor_blocks": {"closed"},
+    "grpo_blocks": {"closed", "stage_base", "stage_rules", "monitor_blocks"},
     "blocks": {"types", "closed", "keep_blocks", "endpoints", "stage_base", "grpo_blocks"},
     "placement": {"types", "closed", "blocks", "stage_base", "grpo_blocks"},
     "cluster_blocks": {"closed"},
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tags": {"types", "paths"},
     "data": {"types", "paths", "tags"},
     "reward": {"types", "paths", "tags"},
-    "monitor": {"types", "paths", "tags", "reward"},
+    "monitor": {"types", "paths", "tags", "reward", "monitor_blocks"},
     "chains": {"types", "paths", "tags", "data", "reward", "endpoints"},
     "eval": {"types", "paths", "tags", "data", "reward"},
     "model": {"types", "paths", "tags", "data"},
@@ -69,6 +70,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "replay": {"types", "paths", "config", "tags", "reward", "runstate"},
     "prmu_cli": {"types", "paths", "runstate", "report"},
     "compare_cli": {"types", "paths", "runstate", "report"},
+    "view_cli": {"types", "paths", "config", "runstate", "tags", "monitor"},
     "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
 }
 _COMMANDS = {"plan", "walk", "budget", "render", "lamp_commands", "replay"} | {
@@ -96,6 +98,7 @@ PURE_IN_BACKEND = (
     "tagpr_rl.backend.settings",
     "tagpr_rl.backend.tracking",
     "tagpr_rl.backend.verl_config",
+    "tagpr_rl.backend.wandb_view",
 )
 
 MAX_FILE_LINES = 400

@@ -21,6 +21,8 @@ class Asked:
     asked_at: float
     done_at: float
     reason: str = ""
+    scored_at: float = 0.0
+    """When every component was there."""
 
     def row(self) -> dict[str, float | str]:
         """As plain values, for a response's extra fields."""
@@ -51,10 +53,11 @@ class ResponseScorer:
         """
         asked_at = time.time()
         reply = await self._prmu_score(info, response)
-        asked = Asked(asked_at, time.time(), reply.reason if reply else "")
+        done_at = time.time()
         score = reply.score if reply else None
         status = "off" if reply is None else "masked" if reply.score is None else "scored"
-        return await self._check.submit((response, info["task"], info["gold"], score, status)), asked
+        row = await self._check.submit((response, info["task"], info["gold"], score, status))
+        return row, Asked(asked_at, done_at, reply.reason if reply else "", time.time())
 
     async def _prmu_score(self, info: dict[str, Any], response: str) -> ScoreReply | None:
         if self._prmu is None:

@@ -6,7 +6,7 @@ Why: V1 computes no metric from the reward's components and drops them from the 
 
 from __future__ import annotations
 
-import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +18,7 @@ from verl.utils import tensordict_utils as tu
 
 from tagpr_rl.backend import advantages
 from tagpr_rl.backend.saved_rollouts import step_file, write_tokens
-from tagpr_rl.monitor.step import NUMERIC_KEYS, component_metrics, prmu_metrics
-from tagpr_rl.paths import write_text
+from tagpr_rl.backend.step_log import StepLogger
 from tagpr_rl.reward.credit import ResponseParts
 from tagpr_rl.reward.rubric import REWARD_KEYS
 from tagpr_rl.reward.update import Credit, credit_batch, figures, responses_to_mask
@@ -46,23 +45,34 @@ class RewardHooks:
 
     config: Any
     tokenizer: Any
+    logger: Any
     global_steps: int
     local_trigger_step: int
     """Which update of the step: 0 but under separate_async, where a step has several."""
     _credits: dict[str, tuple[Credit, ResponseParts | None, int]] | None = None
     """What the step's rollout lines say of each response's part in the update, by its key."""
+    _logs: StepLogger | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rows: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {}
 
     def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-        """Reward rows, dataset `extra_info` and `Asked` rows of the batch's responses, in the batch's order."""
-        data = tq.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields", "extra_info"]
-        )
-        extra = [dict(item) for item in list(data["extra_fields"])]
-        rows = [dict(item["reward_extra_info"]) for item in extra]
-        for row in rows:
-            missing = set(REWARD_KEYS) - set(row)
-            assert not missing, f"reward row lacks {sorted(missing)}"
-        return rows, [dict(item) for item in list(data["extra_info"])], [dict(item["prmu"]) for item in extra]
+        """Reward rows, dataset `extra_info` and `Asked` rows of the batch's responses, in the batch's order.
+
+        Read once in a step: with the profiles in them they are the most of what a step's responses hold.
+        """
+        missing = [key for key in batch.keys if key not in self._rows]
+        if missing:
+            fields = ["extra_fields", "extra_info"]
+            data = tq.kv_batch_get(keys=missing, partition_id=batch.partition_id, select_fields=fields)
+            for key, item, info in zip(missing, list(data["extra_fields"]), list(data["extra_info"]), strict=True):
+                row = dict(item["reward_extra_info"])
+                absent = set(REWARD_KEYS) - set(row)
+                assert not absent, f"reward row lacks {sorted(absent)}"
+                self._rows[key] = (row, dict(info), dict(item["prmu"]))
+        found = [self._rows[key] for key in batch.keys]
+        return [row for row, _, _ in found], [info for _, info, _ in found], [asked for _, _, asked in found]
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """The stage's advantages (backend.advantages), with those who take no part out of the loss."""
@@ -121,46 +131,19 @@ class RewardHooks:
     def _compute_metrics(
         self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
     ) -> None:
+        """verl's figures, then ours (`step_log.StepLogger`), whose own time is `driver/hook_s`."""
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
-        rows, infos, asked = self._reward_rows(batch)
-        groups = [key.rsplit("_", 2)[0] for key in batch.keys]
-        metrics.update(component_metrics(rows, [info["task"] for info in infos], groups))
-        on = [row for row, reward in zip(asked, rows, strict=True) if reward["prmu_status"] != "off"]
-        metrics.update(prmu_metrics(on, metrics.get("timing_s/step")))
+        self._step_logger().metrics(batch, self._reward_rows(batch), metrics, timing_raw, global_steps)
 
     def _log_rollout_data(self, batch: Any, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
-        """Write every response of the step with its reward row and advantage, one JSON object a line."""
-        rows, infos, asked = self._reward_rows(batch)
-        columns = self._credit_columns(batch)
-        fields = ["prompts", "responses"]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-        decode = self.tokenizer.decode
-        lines = []
-        for i, key in enumerate(batch.keys):
-            info = infos[i]
-            lines.append(
-                {
-                    "step": self.global_steps,
-                    "record_id": info["record_id"],
-                    "task": info["task"],
-                    "user_id": info["user_id"],
-                    "sample": int(key.rsplit("_", 2)[1]),
-                    "prompt": decode(data["prompts"][i], skip_special_tokens=True),
-                    "response": decode(data["responses"][i], skip_special_tokens=True),
-                    "gold": info["gold"],
-                    "group": key.rsplit("_", 2)[0],
-                    **columns[key],
-                    **{f"reward_{name}": rows[i][name] for name in NUMERIC_KEYS},
-                    "parse_status": rows[i]["parse_status"],
-                    "prmu_status": rows[i]["prmu_status"],
-                    "prmu_reason": asked[i]["reason"],
-                }
-            )
-        lines.sort(key=lambda line: (line["task"], line["record_id"], line["sample"]))
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_text(Path(rollout_data_dir) / f"step_{self.global_steps:04d}.jsonl", text)
+        """Write the step's responses with reward rows and advantages, one JSON object a line; a table of some to W&B.
+
+        verl calls it after `_compute_metrics`, with the same batch, and logs the step's row afterwards.
+        """
+        self._step_logger().rollouts(Path(rollout_data_dir), self.logger, self._credit_columns(batch))
         if self.config.reward.reward_kwargs.save_tokens:
-            self._save_tokens(batch, infos, Path(rollout_data_dir))
+            self._save_tokens(batch, self._reward_rows(batch)[1], Path(rollout_data_dir))
+        self._rows.clear()
 
     def _credit_columns(self, batch: Any) -> dict[str, dict[str, Any]]:
         """Columns of a rollout line that say what the update made of it, by the response's key. Ends a step."""
@@ -185,5 +168,21 @@ class RewardHooks:
                 "logprobs": data["rollout_log_probs"][i].tolist(),
             }
             for i, key in enumerate(batch.keys)
+            if not batch.tags[i].get("is_padding", False)
         ]
         write_tokens(step_file(folder, self.global_steps), rows)
+
+    def _step_logger(self) -> StepLogger:
+        if self._logs is None:
+            self._logs = StepLogger(self.config, self.tokenizer)
+        return self._logs
+
+    def on_sample_begin(self) -> None:
+        """verl's hook, and a note of when the trainer began to wait for responses."""
+        self._step_logger().waits_from(time.time())
+        super().on_sample_begin()
+
+    def on_sample_end(self) -> None:
+        """verl's hook, and a note of when the trainer had its responses."""
+        self._step_logger().waits_until(time.time())
+        super().on_sample_end()

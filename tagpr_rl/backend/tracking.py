@@ -15,7 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tagpr_rl.monitor.alerts import ALERTS, Alert, AlertWatch, append_alert, read_alerts
+from tagpr_rl.monitor_blocks import AlertLimits
 from tagpr_rl.runlog import StepGate
+from tagpr_rl.types import TagprError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class TrackingSettings:
     step_offset: int = 0
     """Training steps of the stages before: runlog.step_offset."""
     tensorboard: bool = False
+    alerts: dict[str, Any] | None = None
+    """A GRPO stage's AlertLimits."""
 
 
 class StageTracker:
@@ -52,6 +57,9 @@ class StageTracker:
         self._file = path.open("a", encoding="utf-8")
         self._last = 0
         self._waiting: list[tuple[int, Callable[[], None]]] = []
+        self._limits = AlertLimits(**settings.alerts) if settings.alerts is not None else None
+        if self._limits is not None:
+            self._watch = AlertWatch(self._limits, _rows(path), read_alerts(path.parent / ALERTS))
         self.logger: dict[str, Any] = {}
         self._sinks: dict[str, Any] = {}
         if settings.wandb_mode != "disabled":
@@ -60,7 +68,10 @@ class StageTracker:
             self._add("TensorBoard", lambda: _tensorboard_sink(settings))
 
     def log(self, data: dict[str, Any], step: int, backend: Any = None) -> None:
-        """Append one line to metrics.jsonl and send the same numbers to the trackers."""
+        """Append one line to metrics.jsonl, send the same numbers to the trackers, raise the alerts that they give.
+
+        TagprError, once all of that is done, where the recipe stops the stage for one of them.
+        """
         row = {key: number for key, value in data.items() if (number := _number(value)) is not None}
         line = {"step": int(step), "time_s": round(time.time() - self._started, 3), **row}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -69,6 +80,26 @@ class StageTracker:
         for name in list(self._sinks):
             self._try(name, lambda sink: sink.log(row, int(step)))
         self._call_waiting()
+        if self._limits is not None:
+            self._alert(self._watch.after(row, int(step)), self._limits)
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """A table that goes to W&B with the next row logged; nothing without W&B."""
+        if "W&B" in self._sinks:
+            self._try("W&B", lambda sink: sink.table(name, columns, rows))
+
+    def _alert(self, alerts: list[Alert], limits: AlertLimits) -> None:
+        for alert in alerts:
+            append_alert(Path(self.settings.metrics_file).with_name(ALERTS), alert)
+            if "W&B" in self._sinks:
+                title = f"{self.settings.stage}: {alert.kind}"
+                self._try("W&B", lambda sink, alert=alert, title=title: sink.alert(title, alert.text))
+        stops = [alert for alert in alerts if alert.kind in limits.abort_on]
+        if stops:
+            raise TagprError(
+                f"stage '{self.settings.stage}' was stopped at step {stops[0].step} by the alert {stops[0].kind} "
+                f"(alerts.abort_on): {stops[0].text}. `launch.py resume` goes on past it, from the last checkpoint"
+            )
 
     def after_row(self, step: int, then: Callable[[], None]) -> None:
         """Call `then` once the row of `step` is on disk (now, if it is)."""
@@ -147,6 +178,17 @@ def _tensorboard_sink(settings: TrackingSettings) -> Any:
     from tagpr_rl.backend.tensorboard_log import TensorboardSink
 
     return TensorboardSink(settings)
+
+
+def _rows(metrics: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a line that a killed process cut is left out (stages.watch.trim_metrics)."""
+    found = []
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
 
 
 def _number(value: Any) -> float | None:

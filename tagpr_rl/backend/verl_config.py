@@ -241,6 +241,7 @@ def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[st
         "+reward.reward_kwargs.schema_file": schema_file,
         "+reward.reward_kwargs.prefilled": recipe.model.thought_prefilled,
         **{f"+reward.reward_kwargs.advantage.{key}": value for key, value in stage.advantage_rules().items()},
+        **_step_log_keys(recipe, stage),
     }
     if stage.rollouts_from is not None:
         keys |= {
@@ -248,6 +249,18 @@ def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[st
             "actor_rollout_ref.rollout.agent.default_agent_loop": "saved_rollouts",
         }
     return keys
+
+
+def _step_log_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
+    """What the logging hook (backend.step_log) needs; verl itself reads none of it."""
+    given = {
+        **stage.weights.model_dump(),
+        **stage.log.model_dump(),
+        "schema_file": str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None,
+        "prefilled": recipe.model.thought_prefilled,
+        "seed": stage.seed,
+    }
+    return {f"+reward.reward_kwargs.step_log.{key}": value for key, value in given.items()}
 
 
 def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class WandbSink:
         self.run = start(settings, config, warn)
         self.run.define_metric(GLOBAL_STEP, hidden=True)
         self.run.define_metric("*", step_metric=GLOBAL_STEP)
+        self._tables: dict[str, Any] = {}
         self._fill_gap()
 
     def _fill_gap(self) -> None:
@@ -50,7 +51,18 @@ class WandbSink:
         stage, number = self._settings.stage, self._settings.step_offset + step
         if self._gate.admit(number):
             named = {f"{stage}/{key}": value for key, value in row.items()}
-            self.run.log({**named, f"{stage}/step": step, GLOBAL_STEP: number}, step=number)
+            self.run.log({**named, **self._tables, f"{stage}/step": step, GLOBAL_STEP: number}, step=number)
+        self._tables = {}
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """A table that goes with the next step."""
+        import wandb
+
+        self._tables[f"{self._settings.stage}/{name}"] = wandb.Table(columns=columns, data=rows)
+
+    def alert(self, title: str, text: str) -> None:
+        """W&B's own alert (mail or chat, as its user has set)."""
+        self.run.alert(title=title, text=text, level="WARN")
 
     def finish(self, exit_code: int) -> None:
         """End this process's part. `run.finish` returns before its file is complete; W&B's service ends after it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from verl.workers.rollout import base as rollout_base
 from verl.workers.rollout import replica as rollout_replica
 
-from tagpr_rl.backend import platform_cpu
+from tagpr_rl.backend import platform_cpu, prob_gap
 
 
 def _load_replica() -> type:
@@ -20,6 +20,8 @@ def _load_replica() -> type:
 
 rollout_base._ROLLOUT_REGISTRY[("vllm", "async")] = "tagpr_rl.backend.rollout.TagprServerAdapter"
 rollout_replica.RolloutReplicaRegistry.register("vllm", _load_replica)
+
+prob_gap.measure()
 
 if platform_cpu.requested():
     from tagpr_rl.backend.platform_cpu import engines  # noqa: F401  (registers the CPU engine)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 NUMERIC_KEYS = ("total", "task", "format", "tag", "prmu", "repetition")
+SUM_TOLERANCE = 1e-6
+"""Of a reward; relative above 1, since verl keeps rewards in single precision."""
+_FLAT = 1e-9
+
+
+class RewardMismatch(AssertionError):
+    """A response was not rewarded with the weighted sum of its components: a mistake in this code."""
 
 
 def component_metrics(rows: Sequence[dict[str, Any]], tasks: Sequence[str], groups: Sequence[str]) -> dict[str, float]:
@@ -19,10 +26,11 @@ def component_metrics(rows: Sequence[dict[str, Any]], tasks: Sequence[str], grou
         groups: prompt uid of each response.
 
     Returns:
-        `reward/<key>/{mean,std,min,max}` (`prmu` and `total` over the responses that have them),
-        `task/<LaMP_x>/mean`, `parse/<STATUS>` (fraction), `prmu/masked` (responses without a score) and
-        `prmu/masked_fraction`, `groups/zero_variance_fraction` (groups whose rewards are all equal, which teach
-        nothing).
+        `reward/<key>/{mean,std,min,max}` (`prmu` and `total` over the responses that have them) and
+        `reward/<key>/zero_variance` (share of the groups in which it does not vary), `task/<LaMP_x>/mean` of the task
+        score, `task/<LaMP_x>/{responses,malformed}` and the mean of every other component, `parse/<STATUS>`
+        (fraction), `prmu/masked` (responses without a score) and `prmu/masked_fraction`,
+        `groups/zero_variance_fraction` (groups whose rewards are all equal, which teach nothing).
     """
     metrics: dict[str, float] = {}
     for key in NUMERIC_KEYS:
@@ -35,19 +43,38 @@ def component_metrics(rows: Sequence[dict[str, Any]], tasks: Sequence[str], grou
         metrics[f"reward/{key}/std"] = math.sqrt(variance)
         metrics[f"reward/{key}/min"] = min(values)
         metrics[f"reward/{key}/max"] = max(values)
-    by_task: dict[str, list[float]] = defaultdict(list)
-    by_group: dict[str, list[float]] = defaultdict(list)
-    for row, task, group in zip(rows, tasks, groups, strict=True):
-        by_task[task].append(float(row["task"]))
-        if _counts("total", row["prmu_status"]):
-            by_group[group].append(float(row["total"]))
-    metrics |= {f"task/{task}/mean": sum(values) / len(values) for task, values in sorted(by_task.items())}
+        metrics[f"reward/{key}/zero_variance"] = _flat_share(key, rows, groups)
+    metrics |= _task_metrics(rows, tasks)
     counts = Counter(str(row["parse_status"]) for row in rows)
     metrics |= {f"parse/{status}": count / len(rows) for status, count in sorted(counts.items())}
     metrics["prmu/masked"] = float(sum(row["prmu_status"] == "masked" for row in rows))
     metrics["prmu/masked_fraction"] = metrics["prmu/masked"] / len(rows)
-    flat = sum(max(values) - min(values) < 1e-9 for values in by_group.values())
-    metrics["groups/zero_variance_fraction"] = flat / len(by_group)
+    if "reward/total/zero_variance" in metrics:
+        metrics["groups/zero_variance_fraction"] = metrics["reward/total/zero_variance"]
+    return metrics
+
+
+def _flat_share(key: str, rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> float:
+    """Share of the groups, of those with a measurement of `key`, in which it does not vary."""
+    by_group: dict[str, list[float]] = defaultdict(list)
+    for row, group in zip(rows, groups, strict=True):
+        if _counts(key, row["prmu_status"]):
+            by_group[group].append(float(row[key]))
+    return sum(max(values) - min(values) < _FLAT for values in by_group.values()) / len(by_group)
+
+
+def _task_metrics(rows: Sequence[dict[str, Any]], tasks: Sequence[str]) -> dict[str, float]:
+    by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row, task in zip(rows, tasks, strict=True):
+        by_task[task].append(row)
+    metrics: dict[str, float] = {}
+    for task, found in sorted(by_task.items()):
+        metrics[f"task/{task}/responses"] = float(len(found))
+        metrics[f"task/{task}/malformed"] = sum(row["parse_status"] != "OK" for row in found) / len(found)
+        for key in NUMERIC_KEYS:
+            values = [float(row[key]) for row in found if _counts(key, row["prmu_status"])]
+            if values:
+                metrics[f"task/{task}/{'mean' if key == 'task' else key}"] = sum(values) / len(values)
     return metrics
 
 
@@ -75,3 +102,65 @@ def prmu_metrics(asked: Sequence[dict[str, Any]], step_s: float | None) -> dict[
         "prmu/seconds/max": max(seconds),
     }
     return found if not step_s else found | {"prmu/wait_fraction": wait / step_s}
+
+
+def task_correlation(rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> dict[str, float]:
+    """Pearson's correlation of PRMU and task score: `prmu/task_correlation` over all scored responses, and
+    `prmu/task_correlation_within` after taking off each group's means. Absent where one of the two does not vary.
+    """
+    scored = [
+        (group, float(row["prmu"]), float(row["task"]))
+        for row, group in zip(rows, groups, strict=True)
+        if row["prmu_status"] == "scored"
+    ]
+    by_group: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for group, prmu, task in scored:
+        by_group[group].append((prmu, task))
+    within = [pair for pairs in by_group.values() for pair in _centred(pairs)]
+    found = {
+        "prmu/task_correlation": _pearson([(prmu, task) for _, prmu, task in scored]),
+        "prmu/task_correlation_within": _pearson(within),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _centred(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    x, y = (math.fsum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    return [(a - x, b - y) for a, b in pairs]
+
+
+def _pearson(pairs: Sequence[tuple[float, float]]) -> float | None:
+    centred = _centred(pairs) if pairs else []
+    x = math.fsum(a * a for a, _ in centred)
+    y = math.fsum(b * b for _, b in centred)
+    if min(x, y) <= len(centred) * _FLAT**2:
+        return None
+    return max(-1.0, min(1.0, math.fsum(a * b for a, b in centred) / math.sqrt(x * y)))
+
+
+def check_sums(
+    rows: Sequence[dict[str, Any]], rewards: Sequence[float], weights: Mapping[str, float], names: Sequence[str]
+) -> None:
+    """RewardMismatch where a response's total is not task * format + alpha * tag + beta * prmu + gamma * repetition, or
+    not the reward that it was trained with.
+
+    Args:
+        rows: reward rows, one per response.
+        rewards: what the trainer has as each response's reward.
+        weights: alpha, beta, gamma.
+        names: what the error calls each response.
+    """
+    for row, reward, name in zip(rows, rewards, names, strict=True):
+        expected = (
+            row["task"] * row["format"]
+            + weights["alpha"] * row["tag"]
+            + weights["beta"] * row["prmu"]
+            + weights["gamma"] * row["repetition"]
+        )
+        off = abs(row["total"] - expected) + abs(reward - row["total"])  # NaN if one of them is
+        if not off <= SUM_TOLERANCE * max(1.0, abs(expected)):
+            values = ", ".join(f"{key}={row[key]!r}" for key in NUMERIC_KEYS)
+            raise RewardMismatch(
+                f"{name}: the components' weighted sum is {expected!r}, the reward {reward!r} (off by {off:.3g}, "
+                f"tolerance {SUM_TOLERANCE:g}): {values}, weights {dict(weights)}"
+            )

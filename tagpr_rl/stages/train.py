@@ -17,6 +17,7 @@ from tagpr_rl.backend.tracking import TrackingSettings, settings_dict, warnings_
 from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides, sft_overrides, world_size
 from tagpr_rl.config import GrpoStage, PlacementBlock, PrmuStage, Recipe, SftStage
 from tagpr_rl.data.tokens import ChatTokenizer
+from tagpr_rl.monitor.alerts import ALERTS, read_alerts
 from tagpr_rl.paths import RunDir, sha256_file, write_json, write_text
 from tagpr_rl.placement import scorer_tokens
 from tagpr_rl.report.prmu_card import prmu_card
@@ -33,7 +34,7 @@ from tagpr_rl.stages.watch import last_row, trim_metrics, wait_with_progress
 from tagpr_rl.stop import Stop, read_rows, stop_after
 from tagpr_rl.types import TagprError
 
-_RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", ATTEMPT)
+_RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", ATTEMPT, ALERTS)
 _SAME_NAME = (
     "batch_size", "lr", "head_lr", "individual_weight", "centre", "user", "identity", "user_dropout", "max_items",
     "eval_every", "patience", "seed",
@@ -282,6 +283,7 @@ def tracking_settings(recipe: Recipe, run: RunDir, name: str, outages: Sequence[
         run_id=tracker_id(run),
         step_offset=step_offset(recipe, name),
         tensorboard="tensorboard" in log.trackers,
+        alerts=stage.alerts.model_dump() if isinstance(stage := recipe.stages[name], GrpoStage) else None,
     )
 
 
@@ -327,14 +329,25 @@ def _notes(context: StageContext, start: checkpoints.Chosen) -> tuple[str, ...]:
     """What a reader of the manifest must know of how the stage went."""
     path = warnings_file(context.dir.root)
     warned = tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
-    return (*start.notes, *((f"resumed from step {start.step}",) if start.step else ()), *warned)
+    alerts = tuple(f"alert at step {a.step}, {a.kind}: {a.text}" for a in read_alerts(context.dir.root / ALERTS))
+    return (*start.notes, *((f"resumed from step {start.step}",) if start.step else ()), *warned, *alerts)
 
 
 def _wait(context: StageContext, ray: Any, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]) -> None:
     keep = getattr(context.recipe.stages[context.name], "keep_checkpoints", 1)
 
+    told = len(read_alerts(context.dir.root / ALERTS))
+
+    def tell_alerts() -> None:
+        nonlocal told
+        for alert in read_alerts(context.dir.root / ALERTS)[told:]:
+            text = f"{context.name}: alert at step {alert.step}, {alert.kind}: {alert.text}"
+            context.console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False, soft_wrap=True)
+            told += 1
+
     def done(seconds: float) -> bool:
         _mirror_checkpoint(context, keep)
+        tell_alerts()
         return bool(ray.wait([task], timeout=seconds)[0])
 
     wait_with_progress(context.console, context.name, context.dir.metrics, steps, describe, done)
@@ -343,6 +356,7 @@ def _wait(context: StageContext, ray: Any, task: Any, steps: int, describe: Call
     except TagprError as error:
         raise plain_error(error) from error
     finally:
+        tell_alerts()
         warned = warnings_file(context.dir.root)
         for line in warned.read_text(encoding="utf-8").splitlines() if warned.is_file() else ():
             context.console.print(f"[yellow]{context.name}: {escape(line)}[/yellow]", highlight=False, soft_wrap=True)

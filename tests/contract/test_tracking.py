@@ -191,3 +191,28 @@ def test_verls_trainers_still_end_without_finish_and_the_factory_closes(tmp_path
         tracker.log({f"metric/{i}": float(i) for i in range(40)}, step)
     factory.finish()
     assert [row["train/global_step"] for row in wandb_rows(tmp_path)[1]] == list(range(1, 31))
+
+
+def test_sample_tables_and_alerts_reach_the_run(tmp_path: Path) -> None:
+    code = """
+import json, sys
+from tagpr_rl.backend.tracking import StageTracker, TrackingSettings
+tracker = StageTracker(TrackingSettings(**json.load(sys.stdin)))
+tracker.table("samples", ["kind", "response"], [["best", "<think>x"], ["worst", "y"]])
+tracker.log({"prmu/masked_fraction": 0.5}, 1)
+tracker.log({"prmu/masked_fraction": 0.5}, 2)
+tracker.finish()
+"""
+    which = settings(tmp_path, "guided", 0, alerts={"masked": 0.1})
+    given = json.dumps(settings_dict(which))
+    done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True)
+    assert done.returncode == 0 and not warnings_file(tmp_path / "010_guided").exists(), done.stderr[-2000:]
+    (table,) = tmp_path.glob("wandb/*run-*/files/media/table/guided/samples_*.table.json")
+    assert json.loads(table.read_text())["data"] == [["best", "<think>x"], ["worst", "y"]]
+    found = [
+        record.alert
+        for path in (tmp_path / "wandb").glob("*run-*/run-*.wandb")
+        for record in records(path)
+        if record.WhichOneof("record_type") == "alert"
+    ]
+    assert [alert.title for alert in found] == ["guided: masked"] and "50.0%" in found[0].text

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from tagpr_rl import view_cli
 from tagpr_rl.backend.saved_rollouts import read_tokens
+from tagpr_rl.paths import RunDir
 from tagpr_rl.reward.advantage import group_advantages
 from tagpr_rl.reward.rubric import Rubric, Weights
+from tagpr_rl.runstate import read_resolved
 from tagpr_rl.tags.schema import default_schema
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(900)]
@@ -218,6 +221,58 @@ def test_altered_thoughts_change_answers_and_unaltered_ones_do_not(run: Path) ->
     assert {"drop_all", "drop_step", "shuffle_steps", "profile_dropped", "profile_swapped"} <= set(found)
     assert all(0 <= low <= value <= high <= 1 for value, low, high in (row["changed"] for row in found.values()))
     assert facts["tags"]
+
+
+@pytest.mark.parametrize("name", ["guided", "explore"])
+def test_a_rollout_line_holds_the_whole_breakdown(run: Path, name: str) -> None:
+    for file in sorted((stage(run, name) / "rollouts").glob("step_*.jsonl")):
+        found = rows(file)
+        for row in found:
+            part = {key: row[f"reward_{key}"] for key in ("task", "format", "tag", "prmu", "repetition")}
+            weights = row["weights"]
+            added = (
+                weights["alpha"] * part["tag"] + weights["beta"] * part["prmu"] + weights["gamma"] * part["repetition"]
+            )
+            assert row["reward_total"] == pytest.approx(part["task"] * part["format"] + added, abs=1e-6)
+            tag = row["tag_parts"]
+            assert (tag is None) == (row["parse_status"] != "OK")
+            assert part["tag"] == pytest.approx(tag["coverage"] * tag["sound"] if tag else 0.0)
+        groups = {(row["task"], row["record_id"], row["group"]) for row in found}
+        assert len(groups) == len({row["group"] for row in found}) == PROMPTS
+
+
+def test_every_metric_of_the_view_is_logged(run: Path) -> None:
+    found = {f"{name}/{key}" for name in ("guided", "explore") for row in rows(stage(run, name) / "metrics.jsonl")
+             for key in row}  # fmt: skip
+    sections = view_cli.view_of(read_resolved(RunDir(run)))
+    wanted = {metric for section in sections for panel in section.panels for metric in panel.metrics}
+    assert len(wanted) > 60 and wanted - found == set()
+
+
+def test_phases_and_driver_only_time_make_the_step(run: Path) -> None:
+    for name in ("guided", "explore"):
+        for row in rows(stage(run, name) / "metrics.jsonl"):
+            phases = {key: value for key, value in row.items() if key.startswith("phase/") and key.endswith("_s")}
+            assert sum(phases.values()) + row["driver/only_s"] == pytest.approx(row["timing_s/step"], abs=1e-3)
+            assert {"phase/generation_s", "phase/reward_s", "phase/update_actor_s"} <= set(phases)
+            assert 0 < row["driver/hook_s"] < 1 and row["staleness/mean"] == 0
+            assert row["training/rollout_probs_diff_max"] < 5e-6  # explore's is measured in the update
+            assert sum(row[f"task/{task}/responses"] for task in tasks_of(row)) == PROMPTS * GROUP
+            assert row["tag/conclude/use"] <= row.get("parse/OK", 0.0)
+    assert any("prmu/task_correlation" in row for row in rows(stage(run, "guided") / "metrics.jsonl"))
+
+
+def tasks_of(row: dict[str, Any]) -> set[str]:
+    return {key.split("/")[1] for key in row if key.startswith("task/")}
+
+
+def test_an_alert_is_raised_once_and_is_in_the_manifest(run: Path) -> None:
+    """The explore stage calls every malformed response too many."""
+    (alert,) = [row for row in rows(stage(run, "explore") / "alerts.jsonl") if row["kind"] == "malformed"]
+    assert alert["step"] == 1 and alert["limit"] == 0.01 and alert["value"] > 0.01
+    notes = json.loads((stage(run, "explore") / "manifest.json").read_text(encoding="utf-8"))["notes"]
+    assert any(note == f"alert at step 1, malformed: {alert['text']}" for note in notes)
+    assert not (stage(run, "guided") / "alerts.jsonl").exists()
 
 
 def test_published_weights_are_what_their_config_says(run: Path) -> None:

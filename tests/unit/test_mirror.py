@@ -82,6 +82,7 @@ def interrupted(run: RunDir, r: Recipe, mirror: Mirror, *, at: int) -> None:
     identity = checkpoints.begin(folder.checkpoints, {"a": 1}, keep=2)
     for step in range(1, at + 1):
         write_text(folder.metrics, "".join(f'{{"step": {n}}}\n' for n in range(1, step + 1)))
+        write_text(folder.root / "alerts.jsonl", f'{{"step": {step}}}\n')
         write_text(folder.rollouts / f"step_{step:04d}.jsonl", "{}\n")
         save(folder.checkpoints, step, identity)
         assert mirror.push_checkpoint(run, folder, keep=2)
@@ -105,6 +106,7 @@ def test_a_run_goes_on_elsewhere_from_its_url(base: str, tmp_path: Path) -> None
     assert checkpoints.steps(guided.checkpoints) == [3]
     assert checkpoints.fault(guided.checkpoints / "global_step_3") is None
     assert [json.loads(line)["step"] for line in guided.metrics.read_text().splitlines()] == [1, 2, 3]
+    assert (guided.root / "alerts.jsonl").read_text(encoding="utf-8") == '{"step": 3}\n'  # not raised again
     assert len(list(guided.rollouts.iterdir())) == 3 and (guided.root / ATTEMPT).is_file()
     assert tracker_id(there) == tracker_id(here)
     assert far.pull(r, there) == ()  # nothing more to bring

@@ -1,0 +1,102 @@
+"""The curated view of a run: sections of line panels, each a title and the names of logged metrics. Plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tagpr_rl.monitor.step import NUMERIC_KEYS
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A line plot over the run's global step."""
+
+    title: str
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A named row of panels."""
+
+    name: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """What decides which metrics a GRPO stage logs."""
+
+    name: str
+    prmu: bool
+    kl: bool
+    gap: bool
+    """Whether the rollout's and the actor's probabilities are compared."""
+    entropy: str
+    """Its key: verl's `actor/entropy` where old log-probabilities are computed, else `actor/entropy_loss`."""
+
+
+def sections(stages: Sequence[StageFacts], tasks: Sequence[str], tags: Sequence[str]) -> list[Section]:
+    """The view of a run with these GRPO stages: the same for everybody who looks at it.
+
+    Args:
+        stages: the recipe's GRPO stages, in order.
+        tasks: LaMP tasks.
+        tags: the schema's tags.
+    """
+    found = [
+        Section("Reward composition", tuple(_reward_panels(stages))),
+        Section("By task", tuple(_panel(stages, task, f"task/{task}/mean", f"task/{task}/total") for task in tasks)),
+        Section("By tag", tuple(_panel(stages, tag, f"tag/{tag}/use") for tag in tags)),
+        Section("Health", tuple(_health_panels(stages))),
+        Section("Throughput", tuple(_time_panels(stages))),
+    ]
+    with_prmu = [stage for stage in stages if stage.prmu]
+    if with_prmu:
+        names = ("prmu/task_correlation", "prmu/masked_fraction", "prmu/wait_fraction", "prmu/seconds/max")
+        titles = ("PRMU against task (Pearson)", "Unscored responses", "Wait for scores", "Slowest score (s)")
+        panels = [_panel(with_prmu, title, name) for title, name in zip(titles, names, strict=True)]
+        panels.insert(0, _panel(with_prmu, "PRMU beside task", "reward/prmu/mean", "reward/task/mean"))
+        found.append(Section("PRMU", tuple(panels)))
+    return found
+
+
+def _panel(stages: Sequence[StageFacts], title: str, *keys: str) -> Panel:
+    return Panel(title, tuple(f"{stage.name}/{key}" for key in keys for stage in stages))
+
+
+def _reward_panels(stages: Sequence[StageFacts]) -> Iterator[Panel]:
+    for key in NUMERIC_KEYS:
+        those = [stage for stage in stages if stage.prmu] if key == "prmu" else stages
+        if those:
+            yield _panel(those, f"{key}: mean", f"reward/{key}/mean")
+    yield _panel(stages, "Groups in which the reward is equal", "groups/zero_variance_fraction")
+
+
+def _health_panels(stages: Sequence[StageFacts]) -> Iterator[Panel]:
+    yield Panel("Entropy", tuple(f"{stage.name}/{stage.entropy}" for stage in stages))
+    yield _panel(stages, "KL of the update (ppo_kl)", "actor/ppo_kl")
+    if those := [stage for stage in stages if stage.kl]:
+        yield _panel(those, "KL to the stage's start", "actor/kl_loss")
+    yield _panel(stages, "Clipped share", "actor/pg_clipfrac", "actor/pg_clipfrac_lower")
+    yield _panel(stages, "Gradient norm", "actor/grad_norm")
+    if those := [stage for stage in stages if stage.gap]:
+        yield _panel(those, "Rollout against actor, largest gap", "training/rollout_probs_diff_max")
+    yield _panel(stages, "Responses that parse", "parse/OK")
+    yield _panel(stages, "Response length", "response_length/mean", "response_length/max")
+    yield _panel(stages, "Staleness", "staleness/mean")
+
+
+def _time_panels(stages: Sequence[StageFacts]) -> Iterator[Panel]:
+    yield _panel(stages, "Seconds a step", "timing_s/step")
+    yield _panel(stages, "Tokens a second and device", "perf/throughput")
+    names = ("generation", "update_actor", "weight_sync")
+    yield _panel(stages, "Shares of the step", *(f"phase/{name}_share" for name in names))
+    yield _panel(stages, "Driver only and the logging hook, shares", "driver/share", "driver/hook_share")
+
+
+def as_json(found: Sequence[Section]) -> list[dict[str, Any]]:
+    """As plain JSON."""
+    return [asdict(section) for section in found]

@@ -1,0 +1,184 @@
+"""A step's figures by hand: components by group, task and tag, correlations, phases, sums, sample tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tagpr_rl.monitor.phases import phase_metrics, scoring_wait
+from tagpr_rl.monitor.samples import COLUMNS, kept, shown, table_row
+from tagpr_rl.monitor.step import RewardMismatch, check_sums, component_metrics, task_correlation
+from tagpr_rl.monitor.tags import tag_metrics, tags_seen
+from tagpr_rl.tags.constraints import tag_parts, tag_score
+from tagpr_rl.tags.schema import default_schema
+from tagpr_rl.types import Step, TaggedTrace
+
+WEIGHTS = {"alpha": 0.2, "beta": 0.1, "gamma": 0.5}
+
+
+def row(
+    total: float, task: float = 0.0, prmu: float = 0.0, status: str = "OK", scored: str = "scored", tag: float = 0.5
+) -> dict[str, Any]:
+    return {
+        "total": total, "task": task, "format": float(status == "OK"), "tag": tag, "prmu": prmu, "repetition": -0.2,
+        "parse_status": status, "prmu_status": scored,
+    }  # fmt: skip
+
+
+def test_components_that_do_not_vary_within_groups() -> None:
+    rows = [
+        row(1.0, task=1.0, prmu=0.8),
+        row(0.0, task=0.0, prmu=0.8),
+        row(0.5, task=0.5, prmu=0.1),
+        row(0.5, task=0.5, prmu=0.3),
+        row(0.7, task=0.5, scored="masked"),
+        row(0.7, task=0.5, prmu=0.2),
+    ]
+    found = component_metrics(rows, ["LaMP_2"] * 4 + ["LaMP_3"] * 2, ["a", "a", "b", "b", "c", "c"])
+    assert found["reward/task/zero_variance"] == pytest.approx(2 / 3)  # b and c
+    assert found["reward/prmu/zero_variance"] == pytest.approx(2 / 3)  # a; in c one score is left, which cannot vary
+    assert found["reward/total/zero_variance"] == found["groups/zero_variance_fraction"] == pytest.approx(2 / 3)
+    assert found["reward/tag/zero_variance"] == 1.0
+    assert found["task/LaMP_2/responses"] == 4 and found["task/LaMP_2/mean"] == 0.5
+    assert found["task/LaMP_2/prmu"] == 0.5 and found["task/LaMP_2/total"] == 0.5
+    assert found["task/LaMP_3/prmu"] == 0.2 and found["task/LaMP_3/total"] == 0.7  # the masked one has neither
+    assert found["task/LaMP_3/malformed"] == 0.0
+
+
+def test_prmu_against_task_overall_and_within_groups() -> None:
+    """Groups a and b: PRMU follows the task between them, and goes against it within each."""
+    rows = [
+        row(0, task=0.0, prmu=0.3),
+        row(0, task=0.2, prmu=0.1),
+        row(0, task=0.8, prmu=0.9),
+        row(0, task=1.0, prmu=0.7),
+        row(0, task=1.0, scored="masked"),
+    ]
+    found = task_correlation(rows, ["a", "a", "b", "b", "b"])
+    # deviations: task -.5 -.3 .3 .5, PRMU -.2 -.4 .4 .2 -> products .1+.12+.12+.1 = .44; squares .68 and .4
+    assert found["prmu/task_correlation"] == pytest.approx(0.44 / (0.68 * 0.4) ** 0.5)
+    assert found["prmu/task_correlation_within"] == pytest.approx(-1.0)
+    off = [row(0, task=1.0, scored="off"), row(0, scored="off")]
+    assert task_correlation(off, ["a", "a"]) == {}
+    assert task_correlation([row(0, task=1.0, prmu=0.1), row(0, task=1.0, prmu=0.2)], ["a", "a"]) == {}
+
+
+def test_a_reward_that_is_not_its_components_sum_is_an_error_with_the_record() -> None:
+    # 1 * 1 + .2 * .5 + .1 * .4 + .5 * -.2 = 1.04
+    good = row(1.04, task=1.0, prmu=0.4)
+    check_sums([good], [1.04 + 9e-7], WEIGHTS, ["r1"])
+    with pytest.raises(RewardMismatch, match=r"step 3, record 17: .* 1\.04, the reward 1\.04000\d+ .*prmu=0\.4"):
+        check_sums([good], [1.04 + 3e-6], WEIGHTS, ["step 3, record 17"])
+    with pytest.raises(RewardMismatch, match=r"r1: .*total=1\.05"):
+        check_sums([row(1.05, task=1.0, prmu=0.4)], [1.04], WEIGHTS, ["r1"])
+    with pytest.raises(RewardMismatch):
+        check_sums([good], [float("nan")], WEIGHTS, ["r1"])
+    large = row(20.04, task=20.0, prmu=0.4)
+    check_sums([large], [20.04 + 1e-6], WEIGHTS, ["r1"])  # single precision
+
+
+class TestTags:
+    schema = default_schema()
+
+    def seen(self, *steps: tuple[str, str]) -> Any:
+        inner = "".join(f"<{tag}>{text}</{tag}>" for tag, text in steps)
+        return tags_seen(f"<think>{inner}</think> blue", self.schema, prefilled=False)
+
+    def test_use_validity_and_words(self) -> None:
+        full = self.seen(
+            ("examine_examples", "she likes blue"), ("infer_preference", "blue"),
+            ("apply_preference", "pick the blue one"), ("conclude", "!!"),
+        )  # fmt: skip
+        late = self.seen(("conclude", "so it is blue then"), ("examine_examples", "she likes green"))
+        assert full.parts == {"coverage": 1.0, "sound": 0.75}  # "!!" has no word
+        found = tag_metrics([full, late, None, None], self.schema.names)
+        assert found["tag/conclude/use"] == 0.5 and found["tag/infer_preference/use"] == 0.25
+        assert found["tag/conclude/valid"] == 0.5  # one wordless, one sound
+        assert found["tag/conclude/words"] == 3.0  # "!!" and five words
+        assert found["tag/examine_examples/valid"] == 0.5  # once after a tag that it must come before
+        assert found["tag/weigh_conflict/use"] == 0.0 and "tag/weigh_conflict/valid" not in found
+
+    def test_a_malformed_response_has_no_tags(self) -> None:
+        assert tags_seen("<think><conclude>x</think> y", self.schema, prefilled=False) is None
+
+    @given(
+        st.lists(
+            st.tuples(st.sampled_from(default_schema().names), st.sampled_from(["a b", "a c", "d", "!", "e f g"])),
+            max_size=8,
+        )
+    )
+    def test_the_score_is_its_parts_product(self, steps: list[tuple[str, str]]) -> None:
+        trace = TaggedTrace(tuple(Step(*step) for step in steps), "x")
+        parts = tag_parts(trace, self.schema)
+        assert tag_score(trace, self.schema) == pytest.approx(parts.coverage * parts.sound)
+        assert len(parts.faults) == len(steps)
+
+
+class TestPhases:
+    def test_phases_and_the_driver_s_own_time_by_hand(self) -> None:
+        timing = {"step": 20.0, "gen": 10.0, "adv": 0.5, "update_actor": 7.0, "update_weights": 1.0, "other": 3.0}
+        found = phase_metrics(timing, scoring_s=2.0)
+        assert found == pytest.approx(
+            {
+                "phase/generation_s": 8.0, "phase/generation_share": 0.4, "phase/reward_s": 2.0,
+                "phase/reward_share": 0.1, "phase/advantage_s": 0.5, "phase/advantage_share": 0.025,
+                "phase/update_actor_s": 7.0, "phase/update_actor_share": 0.35, "phase/weight_sync_s": 1.0,
+                "phase/weight_sync_share": 0.05, "driver/only_s": 1.5, "driver/share": 0.075,
+            }
+        )  # fmt: skip
+
+    def test_without_a_step_there_is_nothing_to_share(self) -> None:
+        assert phase_metrics({}) == {} == phase_metrics({"gen": 1.0})
+
+    def test_the_wait_for_scores_counts_only_while_the_trainer_waited(self) -> None:
+        asked = [{"asked_at": 4.0, "scored_at": 5.0}, {"asked_at": 6.0, "scored_at": 9.0}]
+        assert scoring_wait(asked, [(0.0, 20.0)]) == 3.0  # from the last end of a rollout, 6, to the last score, 9
+        assert scoring_wait(asked, [(0.0, 7.0), (8.5, 20.0)]) == 1.5
+        assert scoring_wait(asked, [(10.0, 20.0)]) == 0.0 == scoring_wait([], [(0.0, 1.0)])
+
+    @given(st.dictionaries(st.sampled_from(["gen", "adv", "ref", "update_actor"]), st.floats(0, 5)), st.floats(0, 9))
+    def test_phases_and_driver_make_the_whole_step(self, timing: dict[str, float], scoring: float) -> None:
+        found = phase_metrics({**timing, "step": 25.0}, scoring)
+        seconds = sum(value for key, value in found.items() if key.endswith("_s"))
+        assert seconds == pytest.approx(25.0)
+        assert all(value >= 0 for value in found.values())
+
+
+def line(group: str, sample: int, total: float, status: str = "OK") -> dict[str, Any]:
+    return {
+        "group": group, "sample": sample, "reward_total": total, "reward_task": 0.5, "reward_format": 1.0,
+        "reward_tag": 1.0, "reward_prmu": 0.4, "reward_repetition": -0.1, "weights": WEIGHTS, "parse_status": status,
+        "tag_parts": {"coverage": 1.0, "sound": 0.5},
+    }  # fmt: skip
+
+
+class TestSamples:
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [line(group, n, ord(group) + n / 10) for group in "abc" for n in range(4)]
+
+    def test_whole_groups_are_kept(self) -> None:
+        assert kept(self.lines, None, 1) == self.lines
+        some = kept(self.lines, 8, 1)
+        assert len(some) == 8 and all(sum(x["group"] == g for x in some) in (0, 4) for g in "abc")
+        assert kept(self.lines, 8, 1) == some  # the same for the same step
+        assert len(kept(self.lines, 1, 1)) == 4  # at least one group
+        assert len({tuple(x["group"] for x in kept(self.lines, 4, seed)) for seed in range(20)}) == 3
+
+    def test_best_worst_malformed_and_random_none_twice(self) -> None:
+        lines = [*self.lines, line("d", 0, -5.0, "NESTED"), line("d", 1, -4.0, "NESTED"), line("d", 2, -3.0, "NESTED")]
+        found = shown(lines, 2, 7)
+        assert [kind for kind, _ in found] == ["best"] * 2 + ["worst"] * 2 + ["malformed"] * 2 + ["random"] * 2
+        assert [(x["group"], x["sample"]) for _, x in found[:2]] == [("c", 3), ("c", 2)]
+        assert all(x["parse_status"] == "NESTED" for _, x in found[4:6])
+        assert len({id(x) for _, x in found}) == 8
+        assert [kind for kind, _ in shown(self.lines[:1], 2, 7)] == ["best"]
+
+    def test_a_table_row_says_what_each_component_added(self) -> None:
+        values = dict(zip(COLUMNS, table_row("best", line("a", 0, 0.69)), strict=True))
+        assert values["kind"] == "best" and values["reward_total"] == 0.69
+        assert values["weighted"] == "task +0.5000 tag +0.2000 prmu +0.0400 repetition -0.0500"
+        assert values["tag_parts"] == "coverage 1.000 sound 0.500"
