@@ -30,7 +30,7 @@ from tagpr_rl.runstate import (
     stage_inputs,
     write_manifest,
 )
-from tagpr_rl.stages import chains, data, evaluate, model, prompts, train
+from tagpr_rl.stages import chains, data, evaluate, grpo, model, prompts, train
 from tagpr_rl.stages.context import LazyRay, StageContext, StageResult
 from tagpr_rl.stages.results import track_results
 from tagpr_rl.types import TagprError
@@ -42,7 +42,7 @@ STAGES: dict[str, Callable[[StageContext], StageResult]] = {
     "chains": chains.run,
     "sft": train.run_sft,
     "prmu": train.run_prmu,
-    "grpo": train.run_grpo,
+    "grpo": grpo.run_grpo,
     "evaluate": evaluate.run,
 }
 USES_RAY = ("sft", "prmu", "grpo", "evaluate")

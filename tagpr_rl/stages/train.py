@@ -1,4 +1,4 @@
-"""Training stages: SFT, PRMU and GRPO. Each drives one module of the backend and publishes `hf/`."""
+"""Training stages: SFT and PRMU, and what all of them share. Each drives one module of the backend."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,23 @@ from rich.markup import escape
 
 from tagpr_rl import checkpoints
 from tagpr_rl.backend.tracking import TrackingSettings, settings_dict, warnings_file
-from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides, sft_overrides, world_size
-from tagpr_rl.config import GrpoStage, PlacementBlock, PrmuStage, Recipe, SftStage
+from tagpr_rl.backend.verl_config import StagePaths, sft_overrides, world_size
+from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage
 from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.monitor.alerts import ALERTS, read_alerts
 from tagpr_rl.paths import RunDir, sha256_file, write_json, write_text
-from tagpr_rl.placement import scorer_tokens
 from tagpr_rl.report.prmu_card import prmu_card
 from tagpr_rl.resume import ATTEMPT
 from tagpr_rl.runlog import step_offset, tracker_id
 from tagpr_rl.runstate import stage_config, stage_dir, stage_inputs
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.fetch import model_folder
-from tagpr_rl.stages.grpo_rows import FILTER, training_rows
 from tagpr_rl.stages.prmu_pairs import PAIRS, training_pairs
 from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, sft_rows, write_parquet
-from tagpr_rl.stages.saved import saved_paths
 from tagpr_rl.stages.watch import last_row, trim_metrics, wait_with_progress
-from tagpr_rl.stop import Stop, read_rows, stop_after
 from tagpr_rl.types import TagprError
 
-_RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", ATTEMPT, ALERTS)
+RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", ATTEMPT, ALERTS)
 _SAME_NAME = (
     "batch_size", "lr", "head_lr", "individual_weight", "centre", "user", "identity", "user_dropout", "max_items",
     "eval_every", "patience", "seed",
@@ -47,7 +42,7 @@ def run_sft(context: StageContext) -> StageResult:
     recipe, stage = context.recipe, context.recipe.stages[context.name]
     assert isinstance(stage, SftStage)
     context.guard_attempt()
-    context.clean(*_RESUMABLE)
+    context.clean(*RESUMABLE)
     rows, dropped = _sft_examples(context, stage)
     if len(rows) < stage.batch_size:
         raise TagprError(
@@ -55,22 +50,22 @@ def run_sft(context: StageContext) -> StageResult:
         )
     train = context.dir.root / "train.parquet"
     write_parquet(train, rows)
-    paths = _paths(context, stage.init, train)
+    paths = stage_paths(context, stage.init, train)
     steps = steps_within(stage.steps, stage.batch_size, len(rows), stage.max_epochs)
     overrides = sft_overrides(recipe, context.name, paths, steps)
-    start = _resume(context, paths.model)
+    start = resume_from(context, paths.model)
     if start.step < steps:
         ray = context.start_ray()
         from tagpr_rl.backend.sft import run_sft as train_remote
 
         task = ray.remote(num_cpus=1)(train_remote).remote(
-            world_size(recipe), overrides, _tracking(context), recipe.platform.device
+            world_size(recipe), overrides, tracking(context), recipe.platform.device
         )
-        _wait(context, ray, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
-    publish(context, _last_checkpoint(context, steps) / "huggingface")
+        wait_for(context, ray, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
+    publish(context, last_checkpoint(context, steps) / "huggingface")
     last = last_row(context.dir.metrics) or {}
     metrics = {"examples": float(len(rows)), "too_long": float(dropped), "loss": float(last["train/loss"])}
-    notes = (*_notes(context, start), *_capped(steps, stage.steps, len(rows), stage.max_epochs))
+    notes = (*stage_notes(context, start), *_capped(steps, stage.steps, len(rows), stage.max_epochs))
     return StageResult(outputs=(context.dir.hf, context.dir.metrics), metrics=metrics, notes=notes)
 
 
@@ -100,118 +95,12 @@ def _sft_examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str
     return sft_rows(tokenizer, [(make(r).messages, r.gold) for r in records if r.gold is not None], limit)
 
 
-def run_grpo(context: StageContext) -> StageResult:
-    """One GRPO stage on verl's trainer, with PRMU and tag-checker actors beside it."""
-    stage = context.recipe.stages[context.name]
-    assert isinstance(stage, GrpoStage)
-    context.guard_attempt()
-    context.clean(*_RESUMABLE, FILTER)
-    rows, questions = training_rows(context, stage)
-    paths = saved_paths(context, stage, _paths(context, stage.init, rows))
-    start = _resume(context, paths.model)
-    stopped = _stopped(context, stage)
-    if start.step < stage.steps and stopped is None:
-        _train_grpo(context, stage, paths)
-        stopped = _stopped(context, stage)
-    publish(context, _last_checkpoint(context, stopped.step if stopped else stage.steps) / "actor" / "huggingface")
-    last = last_row(context.dir.metrics) or {}
-    keys = ("reward/total/mean", "reward/task/mean", "reward/format/mean", "reward/tag/mean", "reward/prmu/mean")
-    metrics = {key: float(last[key]) for key in keys if key in last}
-    chosen = (context.dir.root / FILTER,) if questions is not None else ()
-    return StageResult(
-        outputs=(context.dir.hf, context.dir.metrics, *chosen),
-        metrics=metrics,
-        notes=(
-            "weights are carried from the stage before; optimizer, schedule, data order and reference start afresh",
-            *((stopped.note(stage.steps),) if stopped else ()),
-            *_notes(context, start),
-        ),
-        details={
-            "carried": carried(stage),
-            **({"filter": questions} if questions is not None else {}),
-            **({"stopped": {**asdict(stopped), "of": stage.steps}} if stopped else {}),
-        },
-    )
-
-
-def carried(stage: GrpoStage) -> dict[str, str]:
-    """What the stage takes over from the one before, part by part.
-
-    Weights alone. verl 0.9.1 loads the parts of a checkpoint that were fixed when a worker was built (`load_contents`;
-    for a resume: weights, optimizer, schedule and random state, per number of processes), and an optimizer's state
-    brings the learning rate of its last step. Moments alone would need a worker class of our own for each engine.
-    """
-    order = f"afresh: shuffled with seed {stage.seed}, from the first question"
-    if stage.rollouts_from is not None:
-        order = f"the saved responses' own ({stage.rollouts_from})"
-    reference = f"the weights of '{stage.init}', fixed" if stage.kl_coef > 0 else "none (kl_coef is 0)"
-    return {
-        "weights": f"from '{stage.init}', as published in its hf/",
-        "optimizer": "afresh: no moments are taken over",
-        "schedule": f"afresh: {stage.lr_warmup_steps} warm-up steps to lr {stage.lr:g}",
-        "data order": order,
-        "random state": f"afresh: seed {stage.seed}",
-        "reference": reference,
-    }
-
-
-def _stopped(context: StageContext, stage: GrpoStage) -> Stop | None:
-    """The stage's early end, where its rows say that a stop rule holds."""
-    return stop_after(read_rows(context.dir.metrics), stage.stop, stage.steps)
-
-
-def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> None:
-    recipe = context.recipe
-    prmu = None
-    if stage.prmu is not None and stage.weights.beta > 0:
-        folder = context.earlier(stage.prmu, reads=("prmu",)).root / "prmu"
-        prmu = {"path": str(folder.resolve()), **scorer_placement(recipe.placement)}
-    health_s = recipe.placement.prmu_serving.health_s
-    schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
-    weights = stage.weights.model_dump()
-    scorers = {
-        "checker": {"schema_file": schema_file, "prefilled": recipe.model.thought_prefilled, **weights},
-        "prmu": prmu,
-        "health_s": health_s,
-        "stall_s": max(health_s, stage.prmu_timeout_s),
-    }
-    ray = context.start_ray()
-    from tagpr_rl.backend import cluster
-    from tagpr_rl.backend.grpo import GrpoDriver
-
-    devices = cluster.free_devices()
-    driver = GrpoDriver.remote()
-    task = driver.run.remote(
-        grpo_overrides(recipe, context.name, paths), scorers, _tracking(context), recipe.platform.device
-    )
-    try:
-        _wait(context, ray, task, stage.steps, lambda row: f"reward {row.get('reward/total/mean', 0):.3f}")
-    finally:
-        cluster.end_actor(driver, devices)
-
-
-def scorer_placement(placement: PlacementBlock) -> dict[str, Any]:
-    """Arguments of prmu_actor.start_all: the actors' device (none, one that the policy uses, or their own), limits."""
-    serving = placement.prmu_serving
-    found = {
-        "scorers": serving.scorers,
-        "max_batch_tokens": scorer_tokens(placement),
-        "max_waiting": serving.max_waiting,
-        "cache_mb": serving.cache_mb,
-        "restarts": serving.restarts,
-    }
-    if placement.prmu == "cpu":
-        return {"device": "cpu", **found}
-    own = placement.prmu_devices if placement.prmu == "dedicated" else 0.0
-    return {"device": "cuda", "num_gpus": own, **found}
-
-
 def run_prmu(context: StageContext) -> StageResult:
     """Train PRMU on the chains stage's pairs, and on the policy's own where asked for, in a Ray task."""
     recipe, stage = context.recipe, context.recipe.stages[context.name]
     assert isinstance(stage, PrmuStage)
     context.guard_attempt()
-    context.clean(*_RESUMABLE, PAIRS)
+    context.clean(*RESUMABLE, PAIRS)
     pairs = context.dir.root / PAIRS
     examples = training_pairs(context, stage, pairs)
     steps = steps_within(stage.steps, stage.batch_size, examples, stage.max_epochs)
@@ -228,19 +117,19 @@ def run_prmu(context: StageContext) -> StageResult:
     ray = context.start_ray()
     from tagpr_rl.backend.prmu_train import train_prmu_remote
 
-    start = _resume(context, backbone)
+    start = resume_from(context, backbone)
     task = train_prmu_remote.remote(
         str(pairs.resolve()),
         str(backbone.resolve()),
         str((context.dir.root / "prmu").resolve()),
         settings,
-        _tracking(context),
+        tracking(context),
         recipe.platform.threads,
         stage.zero().model_dump() if stage.strategy == "deepspeed" else None,
         (str(context.dir.checkpoints.resolve()), stage.save_every or 0),
         stage.user_shards,
     )
-    _wait(context, ray, task, steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
+    wait_for(context, ray, task, steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
     figures: dict[str, float] = ray.get(task)
     write_json(context.dir.root / "prmu.json", figures)
     shutil.rmtree(context.dir.checkpoints, ignore_errors=True)  # the stage's result is in prmu/
@@ -249,11 +138,12 @@ def run_prmu(context: StageContext) -> StageResult:
     outputs = (context.dir.root / "prmu", context.dir.root / "prmu.json", context.dir.metrics, pairs)
     first = [key for key in ("unseen/accuracy", "unseen/cross_profile", "unseen/shuffled") if key in figures]
     ordered = {key: figures[key] for key in (*first, *(key for key in figures if key not in first))}
-    notes = (*_notes(context, start), *_capped(steps, stage.steps, examples, stage.max_epochs))
+    notes = (*stage_notes(context, start), *_capped(steps, stage.steps, examples, stage.max_epochs))
     return StageResult(outputs=outputs, metrics=ordered, notes=notes)
 
 
-def _paths(context: StageContext, init: str, train: Path) -> StagePaths:
+def stage_paths(context: StageContext, init: str, train: Path) -> StagePaths:
+    """Files and folders of the stage, starting from the weights of stage `init`."""
     return StagePaths(
         model=context.model_folder(init),
         train=train.resolve(),
@@ -262,7 +152,8 @@ def _paths(context: StageContext, init: str, train: Path) -> StagePaths:
     )
 
 
-def _tracking(context: StageContext) -> dict[str, Any]:
+def tracking(context: StageContext) -> dict[str, Any]:
+    """`tracking_settings` of the stage as a plain dict."""
     return settings_dict(tracking_settings(context.recipe, context.run, context.name, context.outages))
 
 
@@ -287,7 +178,7 @@ def tracking_settings(recipe: Recipe, run: RunDir, name: str, outages: Sequence[
     )
 
 
-def _resume(context: StageContext, model: Path) -> checkpoints.Chosen:
+def resume_from(context: StageContext, model: Path) -> checkpoints.Chosen:
     """The checkpoint that verl will go on from (step 0 = none); later metrics and rollouts are dropped."""
     recipe, name = context.recipe, context.name
     stage = recipe.stages[name]
@@ -313,7 +204,7 @@ def _resume(context: StageContext, model: Path) -> checkpoints.Chosen:
     return chosen
 
 
-def _last_checkpoint(context: StageContext, steps: int) -> Path:
+def last_checkpoint(context: StageContext, steps: int) -> Path:
     """The checkpoint of the last step. TagprError where training ended without it: no stage is done halfway."""
     found = checkpoints.steps(context.dir.checkpoints)
     rows = last_row(context.dir.metrics) or {"step": 0}
@@ -325,7 +216,7 @@ def _last_checkpoint(context: StageContext, steps: int) -> Path:
     return checkpoints.step_folder(context.dir.checkpoints, steps)
 
 
-def _notes(context: StageContext, start: checkpoints.Chosen) -> tuple[str, ...]:
+def stage_notes(context: StageContext, start: checkpoints.Chosen) -> tuple[str, ...]:
     """What a reader of the manifest must know of how the stage went."""
     path = warnings_file(context.dir.root)
     warned = tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
@@ -333,7 +224,8 @@ def _notes(context: StageContext, start: checkpoints.Chosen) -> tuple[str, ...]:
     return (*start.notes, *((f"resumed from step {start.step}",) if start.step else ()), *warned, *alerts)
 
 
-def _wait(context: StageContext, ray: Any, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]) -> None:
+def wait_for(context: StageContext, ray: Any, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]) -> None:
+    """Show progress until the Ray task ends; mirror checkpoints and pass on alerts meanwhile. Raises what it raised."""
     keep = getattr(context.recipe.stages[context.name], "keep_checkpoints", 1)
 
     told = len(read_alerts(context.dir.root / ALERTS))

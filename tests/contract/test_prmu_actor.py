@@ -250,7 +250,7 @@ def test_a_full_queue_is_asked_again_until_the_time_is_up(folder: Path) -> None:
 def test_the_scorer_s_place_is_the_recipe_s() -> None:
     from tagpr_rl.config import PlacementBlock
     from tagpr_rl.placement import PrmuServing
-    from tagpr_rl.stages.train import scorer_placement
+    from tagpr_rl.stages.grpo import scorer_placement
 
     limits = {"scorers": 1, "max_batch_tokens": 16_384, "max_waiting": 16_384, "cache_mb": 512.0, "restarts": 3}
     assert scorer_placement(PlacementBlock()) == {"device": "cpu", **limits, "max_batch_tokens": 2048}
