@@ -55,14 +55,14 @@ class RewardHooks:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._rows: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {}
+        self._read_rows: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {}
 
     def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """Reward rows, dataset `extra_info` and `Asked` rows of the batch's responses, in the batch's order.
 
         Read once in a step: with the profiles in them they are the most of what a step's responses hold.
         """
-        missing = [key for key in batch.keys if key not in self._rows]
+        missing = [key for key in batch.keys if key not in self._read_rows]
         if missing:
             fields = ["extra_fields", "extra_info"]
             data = tq.kv_batch_get(keys=missing, partition_id=batch.partition_id, select_fields=fields)
@@ -70,8 +70,8 @@ class RewardHooks:
                 row = dict(item["reward_extra_info"])
                 absent = set(REWARD_KEYS) - set(row)
                 assert not absent, f"reward row lacks {sorted(absent)}"
-                self._rows[key] = (row, dict(info), dict(item["prmu"]))
-        found = [self._rows[key] for key in batch.keys]
+                self._read_rows[key] = (row, dict(info), dict(item["prmu"]))
+        found = [self._read_rows[key] for key in batch.keys]
         return [row for row, _, _ in found], [info for _, info, _ in found], [asked for _, _, asked in found]
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
@@ -143,7 +143,7 @@ class RewardHooks:
         self._step_logger().rollouts(Path(rollout_data_dir), self.logger, self._credit_columns(batch))
         if self.config.reward.reward_kwargs.save_tokens:
             self._save_tokens(batch, self._reward_rows(batch)[1], Path(rollout_data_dir))
-        self._rows.clear()
+        self._read_rows.clear()
 
     def _credit_columns(self, batch: Any) -> dict[str, dict[str, Any]]:
         """Columns of a rollout line that say what the update made of it, by the response's key. Ends a step."""
