@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ HELD_OUT = "held-out"
 ANSWER, RAW, MARK = -1, -2, -3
 """Instead of a step's tag index: the answer, text that was not parsed, the place of the parser's verdict."""
 
+ASSISTANT = re.compile(r"\s+assistant(\s+<think>)?\s*$")
 Prompt = tuple[str, str, str]
 
 
@@ -227,7 +229,12 @@ def question_key(row: Row) -> tuple[str, str]:
 
 
 def split_prompt(prompt: str) -> Prompt:
-    """(instruction, profile, question) of a prompt in our styles; of another prompt ("", "", all of it)."""
+    """(instruction, profile, question) of a prompt in our styles; of another prompt ("", "", all of it).
+
+    A rollout's prompt was rendered by a chat template; what that leaves of role names goes.
+    """
+    if prompt.lstrip().startswith("user"):
+        prompt = ASSISTANT.sub("", prompt.lstrip().removeprefix("user"))
     starts = [at for header in (PROFILE_HEADER, NO_PROFILE) if (at := prompt.find(header)) >= 0]
     end = prompt.rfind(QUESTION_HEADER)
     if not starts or end < min(starts):

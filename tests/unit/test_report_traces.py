@@ -114,6 +114,7 @@ def test_a_prompt_is_cut_into_instruction_profile_and_question() -> None:
     empty = "Do.\nThe user's history is empty.\nThe question:\nWhich?"
     assert split_prompt(empty) == ("Do.", "The user's history is empty.", "Which?")
     assert split_prompt("another style") == ("", "", "another style")
+    assert split_prompt(f"user\n{prompt}\nassistant\n<think>\n") == split_prompt(prompt)
 
 
 class _Scripts(HTMLParser):
