@@ -1,4 +1,5 @@
-"""PRMU's scorer dies twice in a real GRPO stage: once it comes back, then the stage stops and says why."""
+"""PRMU's scorer in a real GRPO stage: it dies and comes back, freezes and is replaced, and with damaged weights it
+stops the stage, which says why."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
     "data.world.train_users=30", "stages.sft.steps=30", "stages.base.steps=5", "stages.prmu.steps=5",
-    "stages.guided.steps=60", "stages.guided.kl_coef=0", "placement.prmu_serving.restarts=1",
+    "stages.guided.steps=60", "stages.guided.kl_coef=0", "placement.prmu_serving.restarts=2",
+    "placement.prmu_serving.health_s=4",
 )  # fmt: skip
 
 
@@ -59,31 +61,44 @@ def driver(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
             process.wait()
 
 
-def test_a_scorer_that_dies_comes_back_and_one_that_dies_for_good_stops_the_stage(
-    driver: subprocess.Popen[str], tmp_path: Path
-) -> None:
+def steps_after(metrics: Path, driver: subprocess.Popen[str], what: str) -> float:
+    """Seconds until three more steps are done."""
+    before, began = len(rows(metrics)), time.monotonic()
+    until(lambda: len(rows(metrics)) > before + 2, driver, f"three steps after {what}", 120)
+    return time.monotonic() - began
+
+
+def test_a_scorer_dies_freezes_and_reads_damaged_weights(driver: subprocess.Popen[str], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
     stage = tmp_path / "smoke" / "090_guided"
     metrics = stage / "metrics.jsonl"
     until(lambda: len(rows(metrics)) >= 1, driver, "a step of the guided stage", 600)
-    before = len(rows(metrics))
     first = scorer(driver.pid)
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    killed = time.monotonic()
-    until(lambda: len(rows(metrics)) > before + 2, driver, "two steps after the scorer's death", 120)
-    print(f"three steps {time.monotonic() - killed:.1f} s after the first death")
-    again = scorer(driver.pid)
-    assert again is not None and again != first
+    print(f"three steps {steps_after(metrics, driver, 'its death'):.1f} s after the death")
+    second = scorer(driver.pid)
+    assert second is not None and second != first
+    os.kill(second, signal.SIGSTOP)
+    print(f"three steps {steps_after(metrics, driver, 'it froze'):.1f} s after it froze")
+    third = scorer(driver.pid)
+    assert third is not None and third != second
     assert all(row["prmu/masked"] == 0 for row in rows(metrics))
 
-    os.kill(again, signal.SIGKILL)
+    weights = tmp_path / "smoke" / "080_prmu" / "prmu" / "model.safetensors"
+    damaged = load_file(weights)
+    damaged["head.bias"].fill_(float("nan"))
+    save_file(damaged, weights)
+    os.kill(third, signal.SIGKILL)  # a scorer that restarts reads the folder again
     killed = time.monotonic()
     assert driver.wait(timeout=120) != 0
     stopped = time.monotonic() - killed
-    print(f"stopped {stopped:.1f} s after the second death")
+    print(f"stopped {stopped:.1f} s after the damage")
     assert stopped < 60
     output = " ".join((tmp_path / "output").read_text(encoding="utf-8").split())
-    assert "PRMU could not score" in output and "max_masked_fraction=0.05" in output and "is dead" in output
+    assert "PRMU could not score" in output and "max_masked_fraction=0.05" in output
+    assert "is dead" in output and "head.bias holds values that are not finite" in output
     assert not (stage / "manifest.json").exists()
     done = rows(metrics)
     assert all(row["prmu/masked"] == 0 and row["reward/prmu/mean"] > 0 for row in done)
