@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from tagpr_rl.chains.swap import ProfilePool
 from tagpr_rl.config import ChainsStage, PrmuStage, Recipe
 from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.data.world_rules import world_rules
-from tagpr_rl.paths import sha256_file, write_text
 from tagpr_rl.prmu.pairs import PairRow, check_leakage, read_pairs, split_by_user, user_only_pairs
 from tagpr_rl.runstate import stage_dir
 from tagpr_rl.stages.context import StageContext
-from tagpr_rl.stages.prmu_pairs import PAIRS, encoded_prompts, item_lines, pairs_of_samples, sampled
+from tagpr_rl.stages.policy_samples import sampled_responses
+from tagpr_rl.stages.prmu_pairs import PAIRS, item_lines, pairs_of_samples
 from tagpr_rl.stages.records import HELD_OUT, load_split, prompt_maker, retriever
 from tagpr_rl.stages.teachers import keep_rules, teacher_for
 from tagpr_rl.tags.grammar import final_answer
@@ -89,31 +88,6 @@ def whole_users(records: Sequence[LampRecord], questions: int) -> list[LampRecor
     most = max(2, round(len(users) * questions / max(1, len(records))))
     kept = set(users) if most >= len(users) else {users[i * len(users) // most] for i in range(most)}
     return [record for record in records if record.user_id in kept]
-
-
-def sampled_responses(
-    context: StageContext, model: str, records: Sequence[LampRecord], n: int, seed: int
-) -> list[tuple[str, ...]]:
-    """`n` responses of the policy `model` to each record at temperature 1; written once per run and question set."""
-    recipe = context.recipe
-    folder = context.model_folder(model)
-    weights = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    facts = {"model": model, "weights": weights, "samples": n, "seed": seed}
-    facts |= {"questions": [f"{record.task}/{record.id}" for record in records]}
-    path = context.run.prmu_eval / f"responses_{model}.json"
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["facts"] == facts:
-            return [tuple(texts) for texts in found["responses"]]
-    from tagpr_rl.backend.generate import Engine
-
-    context.start_ray()
-    prompts = encoded_prompts(recipe, context.schema, folder, model, records)
-    status = f"  {context.name}: {n} responses of {model} to {len(records)} questions"
-    with context.console.status(status), Engine(recipe, folder) as engine:
-        texts = sampled(engine, prompts, n, seed=seed)
-    write_text(path, json.dumps({"facts": facts, "responses": texts}, ensure_ascii=False))
-    return [tuple(row) for row in texts]
 
 
 def _held_out_pairs(context: StageContext, records: Sequence[LampRecord]) -> list[PairRow]:

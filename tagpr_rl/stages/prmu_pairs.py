@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import PrmuStage, Recipe, prompt_style
+from tagpr_rl.config import PrmuStage
 from tagpr_rl.data.tasks import TASKS
-from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.prmu.pairs import PairRow, read_pairs, write_pairs
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.stages.context import StageContext
+from tagpr_rl.stages.policy_samples import sampled_responses
 from tagpr_rl.stages.prmu_probes import copied, padded, slipped
-from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, write_parquet
+from tagpr_rl.stages.records import TRAIN, load_split, write_parquet
 from tagpr_rl.tags.grammar import final_answer, parse
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, ParseStatus, TagprError
@@ -55,33 +55,8 @@ def _policy_pairs(context: StageContext, stage: PrmuStage) -> list[PairRow]:
     recipe = context.recipe
     records = load_split(recipe, context.nearest("data", reads=("lamp",)).root, TRAIN)
     asked = spread_out([record for record in records if record.gold is not None], stage.policy_questions)
-    from tagpr_rl.backend.generate import Engine
-
-    context.start_ray()
-    folder = context.model_folder(stage.init)
-    prompts = encoded_prompts(recipe, context.schema, folder, stage.init, asked)
-    status = f"  {context.name}: {stage.policy_samples} responses to {len(asked)} questions"
-    with context.console.status(status), Engine(recipe, folder) as engine:
-        texts = sampled(engine, prompts, stage.policy_samples, seed=stage.seed)
+    texts = sampled_responses(context, stage.init, asked, stage.policy_samples, stage.seed)
     return pairs_of_samples(asked, texts, context.schema, prefilled=recipe.model.thought_prefilled, seed=stage.seed)
-
-
-def encoded_prompts(
-    recipe: Recipe, schema: TagSchema, folder: Path, model: str, records: Sequence[LampRecord]
-) -> list[list[int]]:
-    """The prompts of the records as token ids, as the weights of stage `model` (in `folder`) were taught to read."""
-    tokenizer = ChatTokenizer(folder)
-    make = prompt_maker(recipe, schema, prompt_style(recipe, model), tokenizer)
-    return [tokenizer.encode(tokenizer.render(make(record).messages)) for record in records]
-
-
-def sampled(
-    engine: Any, prompts: Sequence[list[int]], n: int, *, seed: int, temperature: float = 1.0
-) -> list[list[str]]:
-    """`n` responses to each prompt. `engine` is a backend.generate.Engine."""
-    # Seeded requests of one prompt would be equal: one call per sample, each with a seed of its own.
-    calls = [engine(list(prompts), temperature=temperature, seed=1000 * seed + i) for i in range(n)]
-    return [list(texts) for texts in zip(*calls, strict=True)]
 
 
 def pairs_of_samples(
