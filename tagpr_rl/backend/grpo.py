@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import Any
 
 import ray
@@ -49,10 +50,13 @@ class GrpoDriver:
         checker_name = f"tag_checker_{job}_{os.getpid()}"
         checker = tag_checker.start(checker_name, **scorers["checker"])
         prmu: dict[str, Any] = {}
+        start_s = 0.0
         if scorers["prmu"] is not None:
             from tagpr_rl.backend import prmu_actor
 
+            started = time.monotonic()
             prmu = prmu_actor.start_all(f"prmu_{job}_{os.getpid()}", **scorers["prmu"])
+            start_s = max(60.0, 3 * (time.monotonic() - started))
         ray.get(checker.health.remote())
         config = compose(
             "ppo_trainer",
@@ -68,7 +72,7 @@ class GrpoDriver:
             use_critic=need_critic(config),
         )
         runner = main_ppo.TaskRunnerV1.__ray_metadata__.modified_class()
-        watching = _watch(prmu, scorers)
+        watching = _watch(prmu, scorers, start_s)
         try:
             runner.run(config)
         finally:
@@ -79,14 +83,14 @@ class GrpoDriver:
                 remove_rollout_placement_groups(runner.trainer)
 
 
-def _watch(actors: dict[str, Any], scorers: dict[str, Any]) -> threading.Event:
+def _watch(actors: dict[str, Any], scorers: dict[str, Any], start_s: float) -> threading.Event:
     """Watch the PRMU actors in a thread, until the returned event is set."""
     stop = threading.Event()
     if actors:
         from tagpr_rl.backend import prmu_client
 
         limit = float(scorers["health_s"])
-        times = {"every_s": limit / 4, "limit_s": limit, "stall_s": float(scorers["stall_s"])}
+        times = {"every_s": limit / 4, "limit_s": limit, "stall_s": float(scorers["stall_s"]), "start_s": start_s}
         arguments = {**times, "stopped": stop.wait, "report": lambda line: print(line, flush=True)}
         threading.Thread(target=prmu_client.watch, args=(actors,), kwargs=arguments, daemon=True).start()
     return stop

@@ -94,30 +94,39 @@ def watch(
     every_s: float,
     limit_s: float,
     stall_s: float,
+    start_s: float,
     stopped: Callable[[float], bool],
     report: Callable[[str], None],
 ) -> None:
     """Until `stopped(every_s)` is true, restart every actor that does not answer `health` within `limit_s` seconds.
 
     So is one whose batch takes longer than `stall_s`. An actor that Ray restarts by itself, or that is dead for
-    good, is left alone. `report` gets a line for each restart.
+    good, is left alone; so is a restarted one for `start_s` seconds, in which it loads its model and cannot answer.
+    `report` gets a line for each restart.
     """
+    starting: dict[str, float] = {}
     while not stopped(every_s):
         asked = {name: actor.health.remote() for name, actor in actors.items()}
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=limit_s)
         for name, call in asked.items():
-            trouble = _trouble(call, limit_s, stall_s)
-            if trouble:
+            down, trouble = _state(call, limit_s, stall_s)
+            now = time.monotonic()
+            if down:
+                starting[name] = now + start_s
+            elif trouble and now >= starting.get(name, 0.0):
                 report(f"PRMU's scorer {name} {trouble}: restarted")
+                starting[name] = now + start_s
                 ray.kill(actors[name], no_restart=False)  # Ray kills a stopped process, too
+            elif not trouble:
+                starting.pop(name, None)
 
 
-def _trouble(call: Any, limit_s: float, stall_s: float) -> str:
-    """What is wrong with an actor, from its answer to `health`; "" = nothing that a restart would cure."""
+def _state(call: Any, limit_s: float, stall_s: float) -> tuple[bool, str]:
+    """Whether Ray says that the actor is down, and what a restart would cure, from its answer to `health`."""
     try:
         found = ray.get(call, timeout=0)
     except ray.exceptions.GetTimeoutError:
-        return f"did not answer within {limit_s:g} s"
+        return False, f"did not answer within {limit_s:g} s"
     except RayActorError:
-        return ""
-    return f"works on one batch for {found['busy_s']:.0f} s" if found["busy_s"] > stall_s else ""
+        return True, ""
+    return False, f"works on one batch for {found['busy_s']:.0f} s" if found["busy_s"] > stall_s else ""

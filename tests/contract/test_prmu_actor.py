@@ -185,7 +185,7 @@ def test_a_scorer_that_restarts_into_nan_weights_gives_the_reason_at_once(folder
 def test_a_frozen_scorer_is_restarted_and_meanwhile_the_other_scores(folder: Path) -> None:
     actors = prmu_actor.start_all("prmu_two", 2, path=str(folder))
     stop, said = threading.Event(), list[str]()
-    times = {"every_s": 0.5, "limit_s": 4.0, "stall_s": 60.0}
+    times = {"every_s": 0.5, "limit_s": 4.0, "stall_s": 60.0, "start_s": 60.0}
     arguments = {**times, "stopped": stop.wait, "report": said.append}
     frozen = pid(actors["prmu_two_0"])
     os.kill(frozen, signal.SIGSTOP)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
     "data.world.train_users=30", "stages.sft.steps=30", "stages.base.steps=5", "stages.prmu.steps=5",
-    "stages.guided.steps=60", "stages.guided.kl_coef=0", "placement.prmu_serving.restarts=2",
+    "stages.guided.steps=60", "stages.guided.kl_coef=0", "placement.prmu_serving.restarts=3",
     "placement.prmu_serving.health_s=4",
 )  # fmt: skip
 
