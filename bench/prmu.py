@@ -35,9 +35,10 @@ DEMO = Path(__file__).resolve().parents[1] / "recipes" / "demo.yaml"
 BASELINES = ("generic", "identity", "text")
 ARMS = {"prmu": {}, "off": {"beta": 0.0}, "shuffled": {}}
 """Guided stages of --rl: the demo's, without PRMU, and with PRMU asked for another user."""
-LONGER = {"steps": 1800, "policy_samples": 8, "policy_questions": 2000, "slip_fraction": 0.5}
-"""Of PRMU and the baselines, against the demo's: more steps, and the policy's own responses among the pairs. The demo
-has minutes; here PRMU must choose among responses of a policy that is right four times in five."""
+LONGER = {"steps": 1800, "policy_samples": 8, "policy_questions": 2000, "slip_fraction": 0.5, "patience": 0}
+"""Of PRMU and the baselines, against the demo's: more steps, all of them (256 unseen pairs are too noisy to stop by),
+and the policy's own responses among the pairs. The demo has minutes; here PRMU must choose among responses of a policy
+that is right four times in five."""
 NEEDED = ("data", "model", "prompts", "base", "chains", "sft", "prmu")
 
 

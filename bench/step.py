@@ -1,10 +1,12 @@
-"""Where a GRPO step's time goes: phases, driver-only time and the logging hook's own, against their two bars.
+"""Where a GRPO step's time goes: phases, driver-only time, the logging hook's own and the wait for PRMU, each against
+its bar.
 
 Run: python bench/step.py [--run runs/demo] [--prompts 32,160] [--steps 5] [--out FILE] [--keep FOLDER]
 
 `--run` is a run whose stages before its first GRPO stage are done; without it recipes/smoke.yaml is run that far. For
 each number of prompts a step (the demo's 32; 160 make steps of about 20 s on two cores) that stage is trained on the
 run's own model, data and PRMU for `--steps` steps after a first one that is left out (engines start in it).
+`prmu_wait` runs from the end of a step's last rollout to its last score.
 `driver_only` is the step without verl's timers of generation, scoring, log-probabilities, advantage, update, weight
 sync and checkpoint (monitor/phases.py); `driver_strict` counts advantage and checkpoint as the driver's too;
 `outside` is the time between two logged rows without the step: verl's own figures, ours, the rollout file, tracking.
@@ -33,7 +35,7 @@ from tagpr_rl.paths import RunDir, write_json
 from tagpr_rl.runstate import read_resolved, stage_dir
 
 ROOT = Path(__file__).resolve().parents[1]
-DRIVER_BAR, HOOK_BAR, BAR_STEP_S = 0.05, 0.01, 20.0
+DRIVER_BAR, HOOK_BAR, WAIT_BAR, BAR_STEP_S = 0.05, 0.01, 0.02, 20.0
 STRICT = ("advantage", "checkpoint")
 
 
@@ -77,6 +79,7 @@ def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     phases = {name: sum(row.get(f"phase/{name}_s", 0.0) for row in measured) for name in names}
     driver = [row["driver/only_s"] for row in measured]
     hook = [row["driver/hook_s"] for row in measured]
+    waits = [row.get("timing_s/prmu_wait", 0.0) for row in measured]
     total = sum(steps)
     strict = sum(driver) + sum(phases.get(name, 0.0) for name in STRICT)
     return {
@@ -89,6 +92,8 @@ def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "driver_strict_share": strict / total,
         "hook_s": statistics.median(hook),
         "hook_share": sum(hook) / total,
+        "prmu_wait_s": statistics.median(waits),
+        "prmu_wait_share": sum(waits) / total,
         "outside_s": statistics.median(outside),
         "driver_and_outside_share": (sum(driver) + sum(outside)) / (total + sum(outside)),
         "staleness": measured[-1]["staleness/mean"],
@@ -96,11 +101,12 @@ def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def bars(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Driver-only time and the hook against their bars; they hold for steps of about 20 s."""
+    """Each share against its bar; the bars hold for steps of about 20 s."""
     return {
         "about_20_s": result["step_s"] >= 0.75 * BAR_STEP_S,
         "driver_only_at_most_5_percent": result["driver_only_share"] <= DRIVER_BAR,
         "hook_at_most_1_percent": result["hook_share"] <= HOOK_BAR,
+        "prmu_wait_at_most_2_percent": result["prmu_wait_share"] <= WAIT_BAR,
     }
 
 

@@ -47,8 +47,15 @@ def row(time_s: float, step: float, gen: float, driver: float, hook: float, **mo
 def test_shares_medians_and_bars_by_hand(bench: ModuleType) -> None:
     rows = [
         row(50.0, 40.0, 20.0, 19.0, 9.0),  # engines start: left out
-        row(71.0, 20.0, 15.0, 0.5, 0.1, **{"phase/advantage_s": 0.5}),
-        row(102.0, 30.0, 25.0, 1.0, 0.3, **{"phase/advantage_s": 0.5, "phase/checkpoint_s": 1.0}),
+        row(71.0, 20.0, 15.0, 0.5, 0.1, **{"phase/advantage_s": 0.5, "timing_s/prmu_wait": 0.2}),
+        row(
+            102.0,
+            30.0,
+            25.0,
+            1.0,
+            0.3,
+            **{"timing_s/prmu_wait": 0.4, "phase/advantage_s": 0.5, "phase/checkpoint_s": 1.0},
+        ),
     ]
     found = bench.summarise(rows)
     assert found["steps"] == 2 and found["step_s"] == 25.0 and found["seconds"] == [20.0, 30.0]
@@ -56,9 +63,11 @@ def test_shares_medians_and_bars_by_hand(bench: ModuleType) -> None:
     assert found["driver_only_share"] == pytest.approx(0.03) and found["driver_only_s"] == 0.75
     assert found["driver_strict_share"] == pytest.approx(0.07)  # 1.5 + 1 + 1 of 50
     assert found["hook_share"] == pytest.approx(0.008) and found["outside_s"] == 1.0  # 71-50-20, 102-71-30
+    assert found["prmu_wait_s"] == pytest.approx(0.3) and found["prmu_wait_share"] == pytest.approx(0.012)
     assert found["driver_and_outside_share"] == pytest.approx(3.5 / 52)
     assert bench.bars(found) == {
         "about_20_s": True, "driver_only_at_most_5_percent": True, "hook_at_most_1_percent": True,
+        "prmu_wait_at_most_2_percent": True,
     }  # fmt: skip
-    slow = found | {"step_s": 4.0, "driver_only_share": 0.051, "hook_share": 0.011}
+    slow = found | {"step_s": 4.0, "driver_only_share": 0.051, "hook_share": 0.011, "prmu_wait_share": 0.021}
     assert not any(bench.bars(slow).values())
