@@ -179,12 +179,21 @@ def forest_chart(
     width: int = 340,
     row_height: int = 20,
     label_width: float = 84.0,
+    axis: tuple[float, float] = (0.0, 1.0),
+    sign: bool = False,
 ) -> ForestChart:
-    """Lay out `rows` of (label, css class, value, low, high), all in [0, 1], on a fixed axis from 0 to 1."""
+    """Lay out `rows` of (label, css class, value, low, high) on the fixed `axis`; what lies outside is at its ends.
+
+    `sign`: values are differences, written with their sign.
+    """
     left, right, top = label_width, width - 46.0, 24.0
+    start, end = axis
+
+    def at(value: float) -> float:
+        return left + (right - left) * (min(max(value, start), end) - start) / (end - start)
 
     def sx(value: float | None) -> float | None:
-        return None if value is None else round(left + (right - left) * min(max(value, 0.0), 1.0), 1)
+        return None if value is None else round(at(value), 1)
 
     placed = tuple(
         ForestRow(
@@ -194,15 +203,16 @@ def forest_chart(
             sx(value),
             sx(low),
             sx(high),
-            "not run" if value is None else f"{value:.3f}",
+            "not run" if value is None else f"{value:+.3f}" if sign else f"{value:.3f}",
         )
         for i, (label, css, value, low, high) in enumerate(rows)
     )
-    ticks = tuple(Tick(left + (right - left) * v, f"{v:g}") for v in (0.0, 0.25, 0.5, 0.75, 1.0))
-    marks = sorted((left + (right - left) * min(max(v, 0.0), 1.0), name) for name, v in ceilings)
+    shown = (0.0, 0.25, 0.5, 0.75, 1.0) if axis == (0.0, 1.0) else nice_ticks(start, end)
+    ticks = tuple(Tick(at(v), f"{v:g}") for v in shown)
+    marks = sorted((at(v), name) for name, v in ceilings)
     return ForestChart(
         title, width, int(top + row_height * len(rows) + 22), left, right, placed, ticks,
-        tuple(Tick(at, name) for at, name in marks),
+        tuple(Tick(x, name) for x, name in marks),
     )  # fmt: skip
 
 

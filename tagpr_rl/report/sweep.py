@@ -54,6 +54,8 @@ class SweepView:
     tasks: tuple[str, ...]
     arms: tuple[Arm, ...]
     forest: ForestChart
+    differences: ForestChart | None
+    """Against the first arm, on an axis as wide as they are."""
     sensitivity: tuple[Sensitivity, ...]
 
 
@@ -71,14 +73,28 @@ def sweep_view(path: Path) -> SweepView | None:
     extra = {f"{name} (a stage of the first arm)": arm for name, arm in (raw.get("also") or {}).items()}
     rows = tuple(_arm(name, arm, seeds, tasks, i == 0) for i, (name, arm) in enumerate({**arms, **extra}.items()))
     bounds = [(key, value) for key, v in (raw.get("bounds") or {}).items() if (value := number(v)) is not None]
+    label_width = max(84.0, 6.2 * max(len(row.name) for row in rows) + 14)
     forest = forest_chart(
         "mean score", [(row.name, "control" if i else "model", *row.score) for i, row in enumerate(rows)], bounds,
-        label_width=max(84.0, 6.2 * max(len(row.name) for row in rows) + 14), width=480,
+        label_width=label_width, width=480,
     )  # fmt: skip
     questions = raw.get("questions")
     return SweepView(
         str(raw.get("name", path.parent.name)), seeds, "-" if questions is None else str(questions), tasks, rows,
-        forest, _sensitivity(arms),
+        forest, _differences(rows, label_width), _sensitivity(arms),
+    )  # fmt: skip
+
+
+def _differences(rows: tuple[Arm, ...], label_width: float) -> ForestChart | None:
+    """The arms' differences against the first one; None where no arm has one."""
+    others = [row for row in rows[1:] if row.difference[0] is not None]
+    widest = max((abs(value) for row in others for value in row.difference if value is not None), default=0.0)
+    if not others:
+        return None
+    reach = 1.1 * widest or 0.01
+    return forest_chart(
+        f"difference against {rows[0].name}", [(row.name, "control", *row.difference) for row in others],
+        [("no difference", 0.0)], label_width=label_width, width=480, axis=(-reach, reach), sign=True,
     )  # fmt: skip
 
 

@@ -43,6 +43,12 @@ def test_arms_have_means_differences_and_seeds(tmp_path: Path) -> None:
     assert no_prmu.overrides == (("stages.guided.prmu", "null"),)
     assert sft.name == "sft (a stage of the first arm)"
     assert [row.value for row in view.forest.rows] == ["0.500", "0.375", "0.250"]
+    gaps = view.differences
+    assert gaps is not None and [row.value for row in gaps.rows] == ["-0.125", "-0.250"]  # no_prmu, sft
+    row, centre, half = gaps.rows[0], (gaps.left + gaps.right) / 2, (gaps.right - gaps.left) / 2
+    # The widest number is 0.25, so the axis reaches 0.275 to both sides of 0.
+    assert (row.x, row.low, row.high) == tuple(round(centre + half * v / 0.275, 1) for v in (-0.125, -0.25, 0.125))
+    assert [(mark.label, mark.at) for mark in gaps.ceilings] == [("no difference", pytest.approx(centre))]
     assert view.sensitivity == ()  # nothing varies over three numbers
 
 
