@@ -186,7 +186,7 @@ class PrmuStage(TrainingStage):
     """Stop after this many of them without a better one, and keep the best weights; 0 = never. Accuracy rises and
     falls while the learning rate is high: too small a number stops too soon."""
     policy_samples: Annotated[int, Field(ge=0)] = 0
-    """Responses that the policy `init` writes to each of `policy_questions`: its right ones against its wrong ones
+    """Responses that the policy `init` writes to each of `policy_questions`: the better of two against the worse
     become pairs, as best-of-N and RL will compare them; 0 = none."""
     policy_questions: Count = 800
     probe_fraction: Fraction = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from tagpr_rl.types import LampRecord, ParseStatus, TagprError
 
 PAIRS = "pairs.parquet"
 POLICY_MARGIN = 0.2
-"""Least difference of the task reward between a policy's right and wrong response."""
-POLICY_PAIRS = 2
+"""Least difference of the task reward between a policy's better and worse response."""
+POLICY_PAIRS = 4
 """Most pairs from one question."""
 
 
@@ -69,27 +70,24 @@ def pairs_of_samples(
 ) -> list[PairRow]:
     """Up to POLICY_PAIRS pairs of kind "wrong" per question, of the policy's responses `texts[i]` to `records[i]`.
 
-    The best well-formed ones are chosen; rejected are those whose task reward is lower by POLICY_MARGIN or more, where
-    a malformed response counts as 0. Best-of-N and RL compare just such responses.
+    Two responses are drawn without a look at their rewards, and kept with the difference of their task rewards as
+    probability (from POLICY_MARGIN on; a malformed response counts as 0). So the response of higher *expected* reward
+    is chosen more often than rejected. Where golds are noisy, the best response against the rest would teach which
+    gold is likeliest: in LaMP_3 an extreme score, when one between is nearer on average.
     """
     rng = random.Random(f"policy/{seed}")
     rows = []
     for record, responses in zip(records, texts, strict=True):
         scores: dict[str, float] = {}
-        formed: set[str] = set()
-        for text in sorted(set(responses)):
+        for text in sorted({text for text in responses if text.strip()}):
             good = parse(text, schema, prefilled=prefilled).status is ParseStatus.OK
             scores[text] = task_reward(record.task, final_answer(text), str(record.gold)) if good else 0.0
-            formed |= {text} if good else set()
-        top = max((scores[text] for text in formed), default=0.0)
-        best = [text for text in scores if text in formed and scores[text] == top]
-        worse = [text for text in scores if scores[text] <= top - POLICY_MARGIN and text.strip()]
-        for side in (best, worse):
-            rng.shuffle(side)
+        pairs = [sorted(pair, key=scores.__getitem__, reverse=True) for pair in combinations(scores, 2)]
+        rng.shuffle(pairs)
+        gaps = [scores[better] - scores[worse] for better, worse in pairs]
+        kept = [pair for pair, gap in zip(pairs, gaps, strict=True) if gap >= POLICY_MARGIN and rng.random() < gap]
         fields = record.id, record.task, record.user_id, "", record.input, item_lines(record)
-        rows += [
-            PairRow(*fields, right, wrong, "wrong") for right, wrong in zip(best[:POLICY_PAIRS], worse, strict=False)
-        ]
+        rows += [PairRow(*fields, better, worse, "wrong") for better, worse in kept[:POLICY_PAIRS]]
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tagpr_rl.prmu.quality import (
 from tagpr_rl.prmu.requests import ScoreRequest
 from tagpr_rl.stages.prmu_pairs import circle, pairs_of_samples, shuffled_rows, spread_out
 from tagpr_rl.stages.prmu_probes import copied, copying, padded, padding, slipped
-from tagpr_rl.tags.grammar import parse
+from tagpr_rl.tags.grammar import final_answer, parse
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import LampRecord, ParseStatus, ProfileItem, TagprError
 
@@ -127,10 +128,27 @@ def test_pairs_of_the_policy_s_own_responses() -> None:
     assert found == [("a", right, wrong, "wrong"), ("b", right, broken, "wrong")]
     other = response("comedy", "another thought")
     both = pairs_of_samples([movie("a", "comedy")], [(right, other, wrong, broken, response("action"))], SCHEMA)
-    assert len(both) == 2
-    assert {row.chosen for row in both} == {right, other}
+    assert len(both) == 4  # of 2 x 3
+    assert {row.chosen for row in both} == {right, other} and len({(row.chosen, row.rejected) for row in both}) == 4
     assert "comedy" in made[0].profile_texts[0]  # the user's tag stands in the item
     check_pair(made[0], "here")
+
+
+def test_pairs_of_noisy_golds_prefer_the_higher_expected_reward() -> None:
+    # A generous user's golds are 5, 2, 1 with .42, .30, .28: the expected rewards are .42, .615 and .48.
+    golds = {"5": 420, "2": 300, "1": 280}
+    item = ProfileItem("1", {"text": "a hat", "score": "4"})
+    records = [
+        LampRecord(f"q{gold}{i}", "LaMP_3", "train", "u", "a coat", (item,), gold)
+        for gold, times in golds.items() for i in range(times)
+    ]  # fmt: skip
+    made = pairs_of_samples(records, [tuple(response(gold) for gold in golds)] * 1000, SCHEMA)
+    wins = Counter((final_answer(row.chosen), final_answer(row.rejected)) for row in made)
+    # Chances of being kept, by gold: 2 over 5 .30 * 1 + .28 * .75, 5 over 2 .42 * .75; three standard errors are 0.048.
+    expected = {
+        ("2", "5"): 0.51, ("5", "2"): 0.315, ("1", "5"): 0.48, ("5", "1"): 0.42, ("2", "1"): 0.205, ("1", "2"): 0.07,
+    }  # fmt: skip
+    assert {pair: count / 1000 for pair, count in wins.items()} == pytest.approx(expected, abs=0.048)
 
 
 def test_a_slip_by_hand() -> None:
