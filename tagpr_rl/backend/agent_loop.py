@@ -47,6 +47,7 @@ class TagprAgentLoopWorker(_Worker):
         final.reward_score = row["total"]
         final.extra_fields["reward_extra_info"] = row
         final.extra_fields["prmu"] = asked.row()
+        final.extra_fields["text"] = response  # so that the trainer neither reads its tokens nor decodes them
         if self.steps is not None:
             final.extra_fields[PARTS] = parts_row(self.steps.find(final.response_ids, response))
         final.metrics.compute_score = timing["compute_score"]

@@ -58,7 +58,7 @@ class RewardHooks:
         self._read_rows: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {}
 
     def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-        """Reward rows, dataset `extra_info` and `Asked` rows of the batch's responses, in the batch's order.
+        """Reward rows, dataset `extra_info` and `Asked` rows (with `text`) of the batch's responses, in its order.
 
         Read once in a step: with the profiles in them they are the most of what a step's responses hold.
         """
@@ -70,7 +70,7 @@ class RewardHooks:
                 row = dict(item["reward_extra_info"])
                 absent = set(REWARD_KEYS) - set(row)
                 assert not absent, f"reward row lacks {sorted(absent)}"
-                self._read_rows[key] = (row, dict(info), dict(item["prmu"]))
+                self._read_rows[key] = (row, dict(info), {**item["prmu"], "text": item["text"]})
         found = [self._read_rows[key] for key in batch.keys]
         return [row for row, _, _ in found], [info for _, info, _ in found], [asked for _, _, asked in found]
 
@@ -140,19 +140,21 @@ class RewardHooks:
 
         verl calls it after `_compute_metrics`, with the same batch, and logs the step's row afterwards.
         """
-        self._step_logger().rollouts(Path(rollout_data_dir), self.logger, self._credit_columns(batch))
+        self._step_logger().rollouts(Path(rollout_data_dir), self.logger, self._credit_columns)
         if self.config.reward.reward_kwargs.save_tokens:
             self._save_tokens(batch, self._reward_rows(batch)[1], Path(rollout_data_dir))
         self._read_rows.clear()
 
-    def _credit_columns(self, batch: Any) -> dict[str, dict[str, Any]]:
-        """Columns of a rollout line that say what the update made of it, by the response's key. Ends a step."""
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["advantages"])
+    def _credit_columns(self, keys: Sequence[str], trained: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
+        """Columns of each response's rollout line that say what the update made of it. Ends a step.
+
+        `trained`: each response's advantages `[T]`, as they stand in TransferQueue.
+        """
         known, self._credits = self._credits or {}, None
-        return {
-            key: advantages.credit_columns(own, *known.get(key, (None, None, 0)))
-            for key, own in zip(batch.keys, data["advantages"].unbind(), strict=True)
-        }
+        return [
+            advantages.credit_columns(own, *known.get(key, (None, None, 0)))
+            for key, own in zip(keys, trained, strict=True)
+        ]
 
     def _save_tokens(self, batch: Any, infos: Sequence[dict[str, Any]], folder: Path) -> None:
         """Write the step's token ids and rollout log-probabilities (backend.saved_rollouts)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from tagpr_rl.monitor.step import NUMERIC_KEYS, check_sums, component_metrics, p
 from tagpr_rl.monitor.tags import TagsSeen, tag_metrics, tags_seen
 from tagpr_rl.paths import write_text
 from tagpr_rl.tags.schema import default_schema, load_schema
+from tagpr_rl.types import ParseStatus
 
-_FIELDS = ["responses", "advantages", "rm_scores"]
+_FIELDS = ["advantages", "rm_scores"]
 Rows = Sequence[dict[str, Any]]
+Columns = Callable[[Sequence[str], Sequence[Any]], Rows]
 _GAP = "rollout_probs_diff_max"
 
 
@@ -93,14 +95,14 @@ class StepLogger:
         self._name_gap(metrics)
         self._count(time.perf_counter() - started)
 
-    def rollouts(self, folder: Path, tracker: Any, more: Mapping[str, dict[str, Any]] | None = None) -> None:
+    def rollouts(self, folder: Path, tracker: Any, columns: Columns) -> None:
         """Write `step_<n>.jsonl`; hand the tracker a sample table where one is due. After `metrics`, for its step.
 
-        `more` has columns of a line besides the usual ones, or in their place, by the response's key.
+        `columns` makes of the responses' keys and advantages the columns that say what the update made of each.
         """
         started = time.perf_counter()
         step, settings = self._step, self._settings
-        lines = self._lines(more or {})
+        lines = self._lines(columns(self.data.keys, self.data.advantages))
         seed = settings.seed * 1_000_003 + step
         text = "".join(
             json.dumps(line, ensure_ascii=False) + "\n" for line in kept(lines, settings.keep_responses, seed)
@@ -131,9 +133,12 @@ class StepLogger:
             for info, key in zip(infos, keys, strict=True)
         ]
         check_sums(rows, rewards, self._weights, names)
-        ids = [item.tolist() for item in data["responses"].unbind()]
-        responses = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        responses = [row["text"] for row in asked]
         prefilled = bool(self._settings.prefilled)
+        well_formed = {
+            text for text, row in zip(responses, rows, strict=True) if row["parse_status"] == ParseStatus.OK.value
+        }  # a group often has one text several times
+        seen = {text: tags_seen(text, self._schema, prefilled=prefilled) for text in well_formed}
         return StepData(
             keys=keys,
             rows=rows,
@@ -143,20 +148,17 @@ class StepLogger:
             prompts=dict(zip(first, asks["prompts"].unbind(), strict=True)),
             responses=responses,
             advantages=list(data["advantages"].unbind()),
-            seen=[
-                tags_seen(text, self._schema, prefilled=prefilled) if row["parse_status"] == "OK" else None
-                for text, row in zip(responses, rows, strict=True)
-            ],
+            seen=[seen.get(text) for text in responses],
         )
 
-    def _lines(self, more: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-        """Every response as a line of the rollout file, sorted by task, record and sample."""
+    def _lines(self, more: Rows) -> list[dict[str, Any]]:
+        """Every response as a line of the rollout file, with the columns of `more`; by task, record and sample."""
         data = self.data
         decode = self._tokenizer.decode
         prompts = {group: decode(ids.tolist(), skip_special_tokens=True) for group, ids in data.prompts.items()}
         lines = []
         for i, key in enumerate(data.keys):
-            info, row, seen, advantage = data.infos[i], data.rows[i], data.seen[i], data.advantages[i]
+            info, row, seen = data.infos[i], data.rows[i], data.seen[i]
             lines.append(
                 {
                     "step": self._step,
@@ -168,8 +170,7 @@ class StepLogger:
                     "prompt": prompts[data.groups[i]],
                     "response": data.responses[i],
                     "gold": info["gold"],
-                    "advantage": float(advantage[0]) if len(advantage) else 0.0,
-                    **more.get(key, {}),
+                    **more[i],
                     **{f"reward_{name}": row[name] for name in NUMERIC_KEYS},
                     "weights": self._weights,
                     "tag_parts": seen.parts if seen else None,

@@ -188,7 +188,7 @@ def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         f"{rollout}.tensor_model_parallel_size": recipe.placement.tensor_parallel,
         f"{rollout}.max_model_len": length,
         f"{rollout}.max_num_batched_tokens": max(8192, length),
-        f"{rollout}.max_num_seqs": stage.prompts_per_step * stage.group_size if cpu else 256,
+        f"{rollout}.max_num_seqs": 256,  # a larger step comes in waves, and PRMU scores one while the next is written
         f"{rollout}.gpu_memory_utilization": platform.vllm_gpu_utilization,
         f"{rollout}.load_format": "dummy",  # weights arrive from the actor before the first token
         f"{rollout}.calculate_log_probs": True,

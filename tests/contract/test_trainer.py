@@ -155,7 +155,12 @@ def test_the_hook_writes_our_advantages_and_takes_out_who_has_no_part(monkeypatc
             return batch
 
     def item(total: float, length: int, steps: list[list[Any]]) -> dict[str, Any]:
-        extra = {"reward_extra_info": row(total), "prmu": {"reason": ""}, PARTS: {"coverage": 1.0, "steps": steps}}
+        extra = {
+            "reward_extra_info": row(total),
+            "prmu": {"reason": ""},
+            "text": "",
+            PARTS: {"coverage": 1.0, "steps": steps},
+        }
         mask = torch.ones(length, dtype=torch.int64)
         return {"extra_fields": extra, "extra_info": {}, "response_mask": mask, "loss_mask": mask, "uid": "?"}
 
@@ -183,7 +188,9 @@ def test_the_hook_writes_our_advantages_and_takes_out_who_has_no_part(monkeypatc
     assert not any(any(found[key]) for key in keys if key[0] != "a")
     assert not any(int(queue.items[key]["loss_mask"].sum()) for key in keys if key[0] != "a")
     assert metrics["algo/dropped_groups_total"] == 1.0
-    columns = trainer._credit_columns(batch)
+    columns = dict(
+        zip(keys, trainer._credit_columns(keys, [queue.items[key]["advantages"] for key in keys]), strict=True)
+    )
     assert columns["a_0_0"]["advantage"] == pytest.approx(0.35)
     assert [step["advantage"] for step in columns["a_0_0"]["step_credit"]] == pytest.approx([0.5, -0.5])
     assert columns["b_0_0"] == {"advantage": 0.0, "masked": True, "why": "zero variance"}
