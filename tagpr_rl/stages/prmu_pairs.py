@@ -23,7 +23,7 @@ from tagpr_rl.types import LampRecord, ParseStatus, TagprError
 PAIRS = "pairs.parquet"
 POLICY_MARGIN = 0.2
 """Least difference of the task reward between a policy's better and worse response."""
-POLICY_PAIRS = 4
+POLICY_PAIRS = 2
 """Most pairs from one question."""
 
 

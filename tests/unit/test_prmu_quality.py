@@ -128,8 +128,8 @@ def test_pairs_of_the_policy_s_own_responses() -> None:
     assert found == [("a", right, wrong, "wrong"), ("b", right, broken, "wrong")]
     other = response("comedy", "another thought")
     both = pairs_of_samples([movie("a", "comedy")], [(right, other, wrong, broken, response("action"))], SCHEMA)
-    assert len(both) == 4  # of 2 x 3
-    assert {row.chosen for row in both} == {right, other} and len({(row.chosen, row.rejected) for row in both}) == 4
+    assert len({(row.chosen, row.rejected) for row in both}) == 2  # of 2 x 3
+    assert {row.chosen for row in both} <= {right, other}
     assert "comedy" in made[0].profile_texts[0]  # the user's tag stands in the item
     check_pair(made[0], "here")
 
@@ -144,9 +144,12 @@ def test_pairs_of_noisy_golds_prefer_the_higher_expected_reward() -> None:
     ]  # fmt: skip
     made = pairs_of_samples(records, [tuple(response(gold) for gold in golds)] * 1000, SCHEMA)
     wins = Counter((final_answer(row.chosen), final_answer(row.rejected)) for row in made)
-    # Chances of being kept, by gold: 2 over 5 .30 * 1 + .28 * .75, 5 over 2 .42 * .75; three standard errors are 0.048.
+    # Kept with the gap: 2 over 5 .30 * 1 + .28 * .75 = .51, 5 over 2 .42 * .75 = .315, 2 over 1 .42 * .25 + .30 * .33
+    # and so on. All three of a question are with .1875, .2222, .1875 by gold; then one is left out, each a third of
+    # the time: .026 less for gold 5, .022 for 2 and .0175 for 1. Three standard errors are 0.048.
     expected = {
-        ("2", "5"): 0.51, ("5", "2"): 0.315, ("1", "5"): 0.48, ("5", "1"): 0.42, ("2", "1"): 0.205, ("1", "2"): 0.07,
+        ("2", "5"): 0.4705, ("5", "2"): 0.289, ("1", "5"): 0.4405, ("5", "1"): 0.394, ("2", "1"): 0.157,
+        ("1", "2"): 0.0525,
     }  # fmt: skip
     assert {pair: count / 1000 for pair, count in wins.items()} == pytest.approx(expected, abs=0.048)
 
