@@ -37,10 +37,10 @@ def phase_metrics(timing: Mapping[str, float], scoring_s: float = 0.0) -> dict[s
         for name, timers in PHASES.items()
         if any(timer in timing for timer in timers)
     }
-    moved = min(scoring_s, seconds.get("generation", 0.0))
-    if moved > 0:
+    if "generation" in seconds:
+        moved = min(scoring_s, seconds["generation"])
         seconds["generation"] -= moved
-        seconds["reward"] = seconds.get("reward", 0.0) + moved
+        seconds["reward"] = seconds.get("reward", 0.0) + moved  # 0 where every score was there in time
     seconds = {name: seconds[name] for name in PHASES if name in seconds}
     only = max(0.0, step - sum(seconds.values()))
     found = {f"phase/{name}_s": value for name, value in seconds.items()}

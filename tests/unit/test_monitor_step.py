@@ -130,6 +130,9 @@ class TestPhases:
             }
         )  # fmt: skip
 
+    def test_no_wait_for_scores_is_a_wait_of_0(self) -> None:
+        assert phase_metrics({"step": 2.0, "gen": 1.0})["phase/reward_s"] == 0.0
+
     def test_without_a_step_there_is_nothing_to_share(self) -> None:
         assert phase_metrics({}) == {} == phase_metrics({"gen": 1.0})
 
