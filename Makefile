@@ -56,7 +56,7 @@ test: install  ## every test, two files at a time
 	@$(PY) -m pytest -n 2 --dist loadfile tests
 
 test-fast: install  ## the tests without torch and Ray that take no time
-	@$(PY) -m pytest -m "not torch and not stack and not slow" tests
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not torch and not stack and not slow" tests/unit tests/test_layers.py
 
 lint: install  ## ruff and mypy
 	@$(VENV)/bin/ruff check .

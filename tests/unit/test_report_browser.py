@@ -18,6 +18,7 @@ from tagpr_rl.report import build_report
 from tagpr_rl.report.compare import compare, read_side, write_page
 from tagpr_rl.report.sweep import sweep_page
 
+pytestmark = pytest.mark.slow
 HOSTILE = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(2)> {{7*7}} ' \" & \u2028"
 VIEWER = "document.getElementById('viewer')"
 
