@@ -14,14 +14,20 @@ from typing import Any
 
 from rich.console import Console
 
-from tagpr_rl import compare_cli, faithful_cli, lamp_commands, prmu_cli, replay, sweep_cli, view_cli
-from tagpr_rl import plan as planning
-from tagpr_rl import render as rendering
+from tagpr_rl.cli import compare as compare_cli
+from tagpr_rl.cli import data as lamp_commands
+from tagpr_rl.cli import faithful as faithful_cli
+from tagpr_rl.cli import prmu as prmu_cli
+from tagpr_rl.cli import replay
+from tagpr_rl.cli import sweep as sweep_cli
+from tagpr_rl.cli import wandb_view as view_cli
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, load_recipe
-from tagpr_rl.mirror import Mirror, is_url, mirror_of
-from tagpr_rl.paths import RunDir
-from tagpr_rl.resume import exclusive, resume_point
-from tagpr_rl.runstate import needed_for, read_resolved, require_unchanged, run_status, stage_dir, upstream
+from tagpr_rl.deploy import render as rendering
+from tagpr_rl.plan import show as planning
+from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.mirror import Mirror, is_url, mirror_of
+from tagpr_rl.run.resume import exclusive, resume_point
+from tagpr_rl.run.state import needed_for, read_resolved, require_unchanged, run_status, stage_dir, upstream
 from tagpr_rl.types import TagprError
 
 _FILE_ERRORS = {
@@ -241,7 +247,7 @@ def _export(arguments: argparse.Namespace, console: Console) -> int:
     recipe, run = find_run(arguments.target, ())
     if not arguments.target.is_dir():
         raise TagprError(f"{arguments.target} is no run's folder")
-    export = _needs("tagpr_rl.stages.export").export
+    export = _needs("tagpr_rl.studies.export").export
     folder = export(recipe, run, arguments.stage, dtype=arguments.dtype, out=arguments.out)
     console.print(str(folder), soft_wrap=True, highlight=False, markup=False)
     return 0
@@ -257,8 +263,8 @@ def _walk(arguments: argparse.Namespace, console: Console) -> int:
     recipe = _load(arguments)
     respond = None
     if arguments.live:
-        respond = _needs("tagpr_rl.backend.generate").LiveModel(recipe, run_dir(recipe))
-    importlib.import_module("tagpr_rl.walk").walk(recipe, arguments.record, respond=respond, console=console)
+        respond = _needs("tagpr_rl.backend.rollout.generate").LiveModel(recipe, run_dir(recipe))
+    importlib.import_module("tagpr_rl.cli.walk").walk(recipe, arguments.record, respond=respond, console=console)
     return 0
 
 
@@ -281,7 +287,7 @@ def _report(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _chains(arguments: argparse.Namespace, console: Console) -> int:
-    commands = importlib.import_module("tagpr_rl.chains_cli")
+    commands = importlib.import_module("tagpr_rl.cli.chains")
     if arguments.what == "run":
         recipe = _load(arguments)
         only = needed_for(recipe, commands.chains_stage(recipe, arguments.stage))
@@ -317,7 +323,7 @@ def _render(arguments: argparse.Namespace, console: Console) -> int:
 def _submit(arguments: argparse.Namespace, console: Console) -> int:
     recipe = _load(arguments)
     _require_fit(recipe)
-    jobs = _needs("tagpr_rl.backend.jobs")
+    jobs = _needs("tagpr_rl.backend.session.jobs")
     succeeded = jobs.submit_and_follow(
         recipe, arguments.recipe, arguments.overrides, arguments.address,
         pass_env=arguments.pass_env, following=not arguments.no_follow,
@@ -326,7 +332,7 @@ def _submit(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _jobs(arguments: argparse.Namespace, console: Console) -> int:
-    jobs = _needs("tagpr_rl.backend.jobs")
+    jobs = _needs("tagpr_rl.backend.session.jobs")
     return 0 if jobs.manage(arguments.what, arguments.job, arguments.address, following=arguments.follow) else 1
 
 
@@ -344,7 +350,7 @@ def verl_overrides(recipe: Recipe, run: RunDir, name: str) -> Sequence[str]:
     stage = recipe.stages[name]
     if not isinstance(stage, SftStage | GrpoStage):
         return ()
-    keys = importlib.import_module("tagpr_rl.backend.verl_config")
+    keys = importlib.import_module("tagpr_rl.backend.trainer.overrides")
     own = stage_dir(recipe, run, name)
     source = own  # an SFT stage writes its own rows; GRPO reads the prompts stage's
     if isinstance(stage, GrpoStage):

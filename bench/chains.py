@@ -28,11 +28,11 @@ import httpx2
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tagpr_rl.chains.cache import AnswerCache, question_key
-from tagpr_rl.chains.chat import to_body
-from tagpr_rl.chains.generate import ChatRequest, Reply
-from tagpr_rl.chains.openai_client import OpenAIGenerator
-from tagpr_rl.endpoints import EndpointBlock
+from tagpr_rl.chains.client.answers import AnswerCache, question_key
+from tagpr_rl.chains.client.chat import to_body
+from tagpr_rl.chains.client.generate import ChatRequest, Reply
+from tagpr_rl.chains.client.openai_client import OpenAIGenerator
+from tagpr_rl.config.endpoints import EndpointBlock
 
 CONCURRENCY = 64
 WORDS = "the user wrote a title about a thing and prefers another one over it so the answer follows from the history "

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.nn.functional as F
 
-from tagpr_rl.budget.shapes import DEVICES, SHAPES, ModelShape
+from tagpr_rl.plan.shapes import DEVICES, SHAPES, ModelShape
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ModelShape("tiny", layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=128, vocab=512, tied=True)
@@ -309,9 +309,9 @@ def measure_prmu(case: Case, device: str, peak: float | None, deadline: float) -
 
     from tagpr_rl.prmu.inputs import Limits, TextEncoder
     from tagpr_rl.prmu.model import PrmuModel, PrmuModelConfig
-    from tagpr_rl.prmu.requests import ScoreRequest
-    from tagpr_rl.prmu.score import Scorer
-    from tagpr_rl.prmu.users import UserTable
+    from tagpr_rl.prmu.serving.requests import ScoreRequest
+    from tagpr_rl.prmu.serving.score import Scorer
+    from tagpr_rl.prmu.users.vectors import UserTable
 
     shape = NAMES[case.shape]
     with torch.device(device):

@@ -27,17 +27,17 @@ import numpy as np
 from rank_bm25 import BM25Okapi
 from rouge_score.rouge_scorer import RougeScorer
 
-from tagpr_rl.data import retrieve
-from tagpr_rl.data.bm25 import IndexCache
 from tagpr_rl.data.lamp import load_folder
-from tagpr_rl.data.prompt import build_official_prompt, build_prompt
-from tagpr_rl.data.retrieve import query_and_texts, rank
 from tagpr_rl.data.tasks import TASKS
-from tagpr_rl.data.words import WordTokens, word_counter
 from tagpr_rl.eval.controls import baselines
 from tagpr_rl.eval.describe import code_version
 from tagpr_rl.eval.lamp_eval import evaluate
 from tagpr_rl.eval.metrics import accuracy, macro_f1, official_metrics
+from tagpr_rl.prompts import retrieve
+from tagpr_rl.prompts.bm25 import IndexCache
+from tagpr_rl.prompts.prompt import build_official_prompt, build_prompt
+from tagpr_rl.prompts.retrieve import query_and_texts, rank
+from tagpr_rl.prompts.words import WordTokens, word_counter
 from tagpr_rl.reward.rubric import Rubric, Weights
 from tagpr_rl.reward.task import rouge
 from tagpr_rl.tags.schema import default_schema

@@ -27,8 +27,9 @@ from rich.console import Console
 
 from tagpr_rl.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
 from tagpr_rl.eval.metrics import paired_difference, task_mean
-from tagpr_rl.paths import RunDir, write_json
-from tagpr_rl.runstate import stage_dir
+from tagpr_rl.files import write_json
+from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.state import stage_dir
 from tagpr_rl.types import TagprError
 
 DEMO = Path(__file__).resolve().parents[1] / "recipes" / "demo.yaml"
@@ -211,7 +212,7 @@ def policies(recipes: Mapping[int, Recipe]) -> dict[str, Any]:
 
 def measure(recipes: Mapping[int, Recipe], console: Console) -> None:
     """`launch.py prmu eval` of every reward model that has no figures yet."""
-    from tagpr_rl.stages.prmu_eval import prmu_eval
+    from tagpr_rl.studies.prmu_eval import prmu_eval
 
     for recipe in recipes.values():
         run = RunDir(recipe.out / recipe.name)

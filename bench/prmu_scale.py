@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import psutil
 
-from tagpr_rl.paths import write_json
-from tagpr_rl.prmu.cache import ArrayCache
-from tagpr_rl.prmu.users_table import ShardedUsers, write_table
+from tagpr_rl.files import write_json
+from tagpr_rl.prmu.serving.cache import ArrayCache
+from tagpr_rl.prmu.users.table import ShardedUsers, write_table
 
 MIB = 1 << 20
 

@@ -34,14 +34,14 @@ import ray
 import torch
 from transformers import AutoModel
 
-from tagpr_rl.backend import prmu_actor
-from tagpr_rl.backend.prmu_client import ScorerPool
-from tagpr_rl.paths import write_json
+from tagpr_rl.backend.scoring import prmu_actor
+from tagpr_rl.backend.scoring.prmu_client import ScorerPool
+from tagpr_rl.files import write_json
 from tagpr_rl.prmu.inputs import collate, collate_responses
 from tagpr_rl.prmu.model import PrmuModel, gather_items
-from tagpr_rl.prmu.requests import ScoreRequest
-from tagpr_rl.prmu.score import Scorer
-from tagpr_rl.prmu.users import UserTable
+from tagpr_rl.prmu.serving.requests import ScoreRequest
+from tagpr_rl.prmu.serving.score import Scorer
+from tagpr_rl.prmu.users.vectors import UserTable
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (4, 8, 16, 32, 64, 128)

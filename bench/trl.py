@@ -30,10 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console
 from rich.table import Table
 
-from tagpr_rl import checkpoints
 from tagpr_rl.config import GrpoStage, Recipe, dump_recipe, load_recipe, recipe_from_dict
-from tagpr_rl.paths import RunDir, write_json
-from tagpr_rl.runstate import stage_dir
+from tagpr_rl.files import write_json
+from tagpr_rl.run import checkpoints
+from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.state import stage_dir
 from tagpr_rl.types import TagprError
 
 BENCH = Path(__file__).resolve().parent
@@ -164,10 +165,10 @@ def verl_rows(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def run_ours(recipe: Recipe, size: Size, folder: Path) -> list[dict[str, Any]]:
     """Train the steps on our backend; rows of the steps."""
-    from tagpr_rl.backend import cluster
-    from tagpr_rl.backend.grpo import GrpoDriver
-    from tagpr_rl.backend.tracking import TrackingSettings, settings_dict
-    from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides
+    from tagpr_rl.backend.session import ray_session as cluster
+    from tagpr_rl.backend.tracking.settings import TrackingSettings, settings_dict
+    from tagpr_rl.backend.trainer.grpo import GrpoDriver
+    from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
 
     shutil.rmtree(folder, ignore_errors=True)
     run = RunDir(recipe.out / recipe.name)
@@ -225,8 +226,8 @@ def measure(size: Size, args: argparse.Namespace, console: Console) -> dict[str,
     """Both sides at one size, TRL first, nothing at the same time."""
     import pyarrow.parquet as pq
 
+    from tagpr_rl.prompts.dataset import write_parquet
     from tagpr_rl.stages.pipeline import run_pipeline
-    from tagpr_rl.stages.records import write_parquet
 
     steps = args.warmup + args.steps
     recipe = sized(load_recipe(DEMO), size, steps, args.out)

@@ -1,4 +1,4 @@
-"""Guards who imports whom. The table is the architecture; the first wrong arrow fails."""
+"""Guards the map of the code: who imports whom, no circles between files, what loads nothing heavy, and sizes."""
 
 from __future__ import annotations
 
@@ -15,101 +15,89 @@ from tagpr_rl.config import load_recipe
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "tagpr_rl"
 
-# Unit of tagpr_rl -> units it may import.
+# Package (or file at the root) of tagpr_rl -> what it may import. A new arrow is a decision, not an accident.
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
-    "paths": {"types"},
-    "closed": set(),
-    "keep_blocks": {"closed"},
-    "endpoints": {"closed"},
-    "data_blocks": {"closed"},
-    "stage_base": {"closed"},
-    "stage_rules": {"closed"},
-    "monitor_blocks": {"closed"},
-    "grpo_blocks": {"closed", "stage_base", "stage_rules", "monitor_blocks"},
-    "blocks": {"types", "closed", "keep_blocks", "endpoints", "stage_base", "grpo_blocks"},
-    "placement": {"types", "closed", "blocks", "stage_base", "grpo_blocks"},
-    "cluster_blocks": {"closed"},
-    "config": {
-        "types",
-        "paths",
-        "blocks",
-        "placement",
-        "cluster_blocks",
-        "keep_blocks",
-        "endpoints",
-        "data_blocks",
-        "stage_base",
-        "grpo_blocks",
-        "stage_rules",
-        "closed",
+    "files": {"types"},
+    "config": {"types"},
+    "tags": {"types"},
+    "data": {"types", "files"},
+    "run": {"types", "files", "config"},
+    "reward": {"types", "tags"},
+    "model": {"types", "files"},
+    "monitor": {"types", "config", "tags"},
+    "prompts": {"types", "files", "config", "tags", "data", "model"},
+    "eval": {"types", "files", "tags", "data", "prompts", "reward"},
+    "chains": {"types", "files", "config", "tags", "data", "prompts", "reward"},
+    "prmu": {"types", "files", "tags", "prompts", "eval"},
+    "report": {"types", "files", "config", "run", "tags", "prompts", "eval"},
+    "plan": {"types", "config", "run"},
+    "deploy": {"types", "files", "config", "plan"},
+    "backend": {"types", "files", "config", "run", "tags", "prompts", "reward", "monitor", "chains", "prmu", "deploy"},
+    "stages": {
+        *("types", "files", "config", "run", "tags", "data", "prompts", "reward", "model", "monitor", "eval"),
+        *("chains", "prmu", "report", "backend"),
     },
-    "tags": {"types", "paths"},
-    "data": {"types", "paths", "tags"},
-    "reward": {"types", "paths", "tags"},
-    "monitor": {"types", "paths", "tags", "reward", "monitor_blocks"},
-    "chains": {"types", "paths", "tags", "data", "reward", "endpoints"},
-    "eval": {"types", "paths", "tags", "data", "reward"},
-    "model": {"types", "paths", "tags", "data"},
-    "prmu": {"types", "paths", "tags", "data"},
-    "report": {"types", "paths", "config", "tags", "data", "eval"},
-    "runstate": {"types", "paths", "config"},
-    "checkpoints": {"types", "paths", "runstate"},
-    "resume": {"types", "paths", "config", "runstate", "checkpoints"},
-    "mirror": {"types", "paths", "config", "runstate", "checkpoints"},
-    "runlog": {"types", "paths", "config"},
-    "stop": {"types", "stage_rules"},
-    "sweep": {"types", "paths", "config", "closed", "runstate"},
-    "sweep_cli": {"types", "paths", "runstate", "eval", "sweep", "stages"},
-    "faithful_cli": {"types", "paths", "runstate", "stages"},
-    "budget": {"types", "paths", "placement", "config"},
-    "plan": {"types", "paths", "config", "runstate", "budget"},
-    "deploy": {"types", "config"},
-    "render": {"types", "paths", "config", "plan", "deploy"},
-    "lamp_commands": {"types", "paths", "tags", "data", "eval", "model"},
-    "replay": {"types", "paths", "config", "tags", "reward", "runstate"},
-    "prmu_cli": {"types", "paths", "runstate", "report"},
-    "compare_cli": {"types", "paths", "runstate", "report"},
-    "view_cli": {"types", "paths", "config", "runstate", "tags", "monitor"},
-    "walk": {"types", "paths", "config", "tags", "data", "reward", "chains", "eval", "report"},
+    "studies": {
+        *("types", "files", "config", "run", "tags", "data", "prompts", "reward", "model", "eval", "chains"),
+        *("prmu", "report", "backend", "stages"),
+    },
+    "cli": {
+        *("types", "files", "config", "run", "tags", "data", "prompts", "reward", "model", "monitor", "eval"),
+        *("chains", "report", "plan", "deploy", "stages", "studies", "backend"),
+    },
 }
-_COMMANDS = {"plan", "walk", "budget", "render", "lamp_commands", "replay"} | {
-    name for name in MAY_IMPORT if name.endswith("_cli")
+# The same inside backend: a session below, trainers above.
+MAY_IMPORT_IN_BACKEND: dict[str, set[str]] = {
+    "session": set(),
+    "tracking": set(),
+    "deepspeed": set(),
+    "scoring": {"deepspeed", "tracking"},
+    "platform_cpu": {"session", "scoring"},
+    "rollout": {"session", "scoring", "platform_cpu"},
+    "trainer": {"session", "scoring", "tracking", "rollout", "platform_cpu"},
 }
-MAY_IMPORT["backend"] = set(MAY_IMPORT) - _COMMANDS
-MAY_IMPORT["stages"] = set(MAY_IMPORT) - _COMMANDS
-MAY_IMPORT["chains_cli"] = {"types", "paths", "config", "runstate", "tags", "chains", "report", "stages"}
-MAY_IMPORT["launch"] = set(MAY_IMPORT)
+AT_ROOT = {"__init__", "__main__", "types", "files"}
+"""Files that may stand at the package's root: types and files; the two others are Python's own names."""
 
-# Outside package -> units that may import it.
+# Outside package -> packages that may import it.
 ONLY_IN: dict[str, set[str]] = {
     **{name: {"backend"} for name in ("verl", "vllm", "ray", "deepspeed", "tensordict", "transfer_queue")},
     **{name: {"prmu", "model", "backend"} for name in ("torch", "safetensors", "transformers", "tokenizers")},
 }
-# These may also be imported inside a function anywhere (a tokenizer where a stage needs one).
+# These may also be imported inside a function anywhere (a tokenizer when a stage needs one).
 LAZY = {"transformers", "tokenizers"}
 
 HEAVY = ("torch", "ray", "vllm", "verl", "deepspeed", "transformers")
-PURE = set(MAY_IMPORT) - {"prmu", "model", "backend", "stages"}
+PURE = set(MAY_IMPORT) - {"prmu", "model", "backend", "stages", "studies"}
 PURE_IN_BACKEND = (
     "tagpr_rl.backend",
-    "tagpr_rl.backend.coalesce",
     "tagpr_rl.backend.deepspeed.zero",
-    "tagpr_rl.backend.settings",
-    "tagpr_rl.backend.tracking",
-    "tagpr_rl.backend.verl_config",
-    "tagpr_rl.backend.wandb_view",
+    "tagpr_rl.backend.scoring.coalesce",
+    "tagpr_rl.backend.session.worker_settings",
+    "tagpr_rl.backend.tracking.settings",
+    "tagpr_rl.backend.tracking.tracker",
+    "tagpr_rl.backend.tracking.wandb_view",
+    "tagpr_rl.backend.trainer.overrides",
 )
 
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 410
 MAX_FUNCTION_LINES = 80
+MAX_FLAT_MODULES = 20
 
 
-def imported(source: str, package: str) -> Iterator[tuple[str, bool, int]]:
-    """(absolute module name, inside a function, line) of every import statement in `source`.
+def dotted(path: Path) -> str:
+    """The module's name: tagpr_rl.reward.rubric; a package's own name for its __init__."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
-    `package` is the dotted package the source lives in; relative imports are resolved against it.
-    """
+
+MODULES = {dotted(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+SOURCES = {"launch": ROOT / "launch.py", **MODULES}
+IDS = list(SOURCES)
+
+
+def imports(name: str, source: str, *, package: bool = False) -> Iterator[tuple[str, bool, int]]:
+    """(absolute module, inside a function, line) of every import statement; `package`: the source is an __init__."""
     tree = ast.parse(source)
     inside = {
         id(node)
@@ -117,136 +105,188 @@ def imported(source: str, package: str) -> Iterator[tuple[str, bool, int]]:
         if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for node in ast.walk(outer)
     }
+    parents = name.split(".") if package else name.split(".")[:-1]
     for node in ast.walk(tree):
         lazy = id(node) in inside
         if isinstance(node, ast.Import):
-            for name in node.names:
-                yield name.name, lazy, node.lineno
+            for alias in node.names:
+                yield alias.name, lazy, node.lineno
         elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")
             base = parents[: len(parents) - node.level + 1] if node.level else []
             module = ".".join([*base, *(node.module.split(".") if node.module else [])])
-            yield module, lazy, node.lineno
-            if module == "tagpr_rl":  # `from tagpr_rl import data` imports a unit, too
-                for name in node.names:
-                    if not name.name.startswith("_"):  # __version__ is no unit
-                        yield f"tagpr_rl.{name.name}", lazy, node.lineno
+            if module != "tagpr_rl":
+                yield module, lazy, node.lineno
+            if module.startswith("tagpr_rl"):  # `from tagpr_rl.data import lamp` imports a module, too
+                for alias in node.names:
+                    below = f"{module}.{alias.name}"
+                    if below in MODULES or (module == "tagpr_rl" and not alias.name.startswith("_")):
+                        yield below, lazy, node.lineno
 
 
-def wrong_arrows(unit: str, source: str, package: str = "tagpr_rl") -> list[str]:
-    """Imports in `source`, a file of `unit`, that the two tables do not allow."""
-    found = []
-    for module, lazy, line in imported(source, package):
-        top, _, rest = module.partition(".")
+def room(module: str) -> str:
+    """The package of tagpr_rl that a module belongs to; "" for the root itself."""
+    return module.removeprefix("tagpr_rl").removeprefix(".").partition(".")[0]
+
+
+def backend_room(module: str) -> str:
+    """The same inside backend; "" elsewhere and for backend's own __init__."""
+    rest = module.removeprefix("tagpr_rl.backend")
+    return rest.removeprefix(".").partition(".")[0] if rest != module else ""
+
+
+def wrong_arrows(name: str, source: str, *, package: bool = False) -> list[str]:
+    """Imports of the module `name` that the tables do not allow."""
+    own, wrong = room(name), []
+    for module, lazy, line in imports(name, source, package=package):
+        top = module.partition(".")[0]
         if top == "tagpr_rl":
-            other = rest.partition(".")[0]
-            if other and other != unit and other not in MAY_IMPORT[unit]:
-                found.append(f"line {line}: {unit} may not import {other}")
-        elif top in ONLY_IN and unit not in ONLY_IN[top] and not (lazy and top in LAZY):
-            found.append(f"line {line}: {unit} may not import {top}")
-    return found
+            other = room(module)
+            if other and other != own and other not in MAY_IMPORT[own]:
+                wrong.append(f"line {line}: {own} may not import {other}")
+            inner, outer = backend_room(name), backend_room(module)
+            if inner and outer and inner != outer and outer not in MAY_IMPORT_IN_BACKEND[inner]:
+                wrong.append(f"line {line}: backend.{inner} may not import backend.{outer}")
+        elif top in ONLY_IN and own not in ONLY_IN[top] and not (lazy and top in LAZY):
+            wrong.append(f"line {line}: {own} may not import {top}")
+    return wrong
 
 
-def sources() -> list[tuple[str, str, Path]]:
-    """(unit, dotted package, file) of all our code."""
-    found = [("launch", "", ROOT / "launch.py")]
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts != ("__init__",):
-            package = ("tagpr_rl", *parts[:-1])
-            found.append((parts[0], ".".join(package), path))
-    return found
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_one_way(name: str) -> None:
+    own = room(name)
+    if own in ("", "__main__"):
+        return
+    assert own in MAY_IMPORT, f"{name} belongs to no package of the table in this file; add it"
+    path = MODULES[name]
+    assert wrong_arrows(name, path.read_text(encoding="utf-8"), package=path.stem == "__init__") == []
 
 
-SOURCES = sources()
-IDS = [str(path.relative_to(ROOT)) for _, _, path in SOURCES]
-
-
-@pytest.mark.parametrize("unit, package, path", SOURCES, ids=IDS)
-def test_imports_run_one_way(unit: str, package: str, path: Path) -> None:
-    assert unit in MAY_IMPORT, f"{path} belongs to no unit of the table in this file; add it"
-    assert wrong_arrows(unit, path.read_text(encoding="utf-8"), package) == []
-
-
-def test_the_table_has_no_cycle() -> None:
-    left = {unit: set(others) for unit, others in MAY_IMPORT.items()}
+def unordered(arrows: dict[str, set[str]]) -> set[str]:
+    """The nodes that cannot be put in order, since they import each other in a circle or import such nodes."""
+    left = {node: set(others) & set(arrows) for node, others in arrows.items()}
     while left:
-        free = {unit for unit, others in left.items() if not others & set(left)}
-        assert free, f"cycle among {sorted(left)}"
-        left = {unit: others for unit, others in left.items() if unit not in free}
+        free = {node for node, others in left.items() if not others & set(left)}
+        if not free:
+            return set(left)
+        left = {node: others for node, others in left.items() if node not in free}
+    return set()
+
+
+def test_the_tables_have_no_circle() -> None:
+    assert unordered(MAY_IMPORT) == set()
+    assert unordered(MAY_IMPORT_IN_BACKEND) == set()
+
+
+def test_no_package_may_import_everything() -> None:
+    assert all(len(others) < len(MAY_IMPORT) - 1 for others in MAY_IMPORT.values())
+
+
+def _targets(name: str, path: Path) -> set[str]:
+    """The modules of the project that a file imports."""
+    source = path.read_text(encoding="utf-8")
+    return {module for module, _, _ in imports(name, source, package=path.stem == "__init__")} & set(MODULES)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count."""
+    arrows = {name: _targets(name, path) - {name} for name, path in MODULES.items()}
+    assert unordered(arrows) == set()
+
+
+def test_a_circle_is_seen() -> None:
+    assert unordered({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize(
-    "unit, source, package",
+    "name, source",
     [
-        ("types", "from tagpr_rl.paths import RunDir", "tagpr_rl"),
-        ("reward", "def f():\n    from tagpr_rl.prmu.score import Scorer", "tagpr_rl.reward"),
-        ("data", "from tagpr_rl import reward", "tagpr_rl.data"),
-        ("data", "from ..reward import rubric", "tagpr_rl.data"),
-        ("data", "from .. import reward", "tagpr_rl.data"),
-        ("eval", "import torch.nn", "tagpr_rl.eval"),
-        ("stages", "def f():\n    import ray", "tagpr_rl.stages"),
-        ("prmu", "from vllm import LLM", "tagpr_rl.prmu"),
-        ("data", "import transformers", "tagpr_rl.data"),
-        ("launch", "import verl", ""),
-        ("backend", "import tagpr_rl.walk", "tagpr_rl.backend"),
+        ("tagpr_rl.types", "from tagpr_rl.files import write_json"),
+        ("tagpr_rl.reward.rubric", "def f():\n    from tagpr_rl.prmu.serving.score import Scorer"),
+        ("tagpr_rl.data.lamp", "from tagpr_rl import reward"),
+        ("tagpr_rl.data.lamp", "from ..reward import rubric"),
+        ("tagpr_rl.data.lamp", "from .. import reward"),
+        ("tagpr_rl.eval.metrics", "import torch.nn"),
+        ("tagpr_rl.stages.sft", "def f():\n    import ray"),
+        ("tagpr_rl.prmu.model", "from vllm import LLM"),
+        ("tagpr_rl.data.lamp", "import transformers"),
+        ("tagpr_rl.cli.main", "import verl"),
+        ("tagpr_rl.backend.trainer.grpo", "import tagpr_rl.cli.walk"),
+        ("tagpr_rl.backend.session.jobs", "from tagpr_rl.backend.trainer import grpo"),
+        ("tagpr_rl.backend.scoring.tag_checker", "from tagpr_rl.backend.rollout.generate import LiveModel"),
     ],
 )
-def test_a_wrong_arrow_is_seen(unit: str, source: str, package: str) -> None:
-    assert len(wrong_arrows(unit, source, package)) == 1
+def test_a_wrong_arrow_is_seen(name: str, source: str) -> None:
+    assert len(set(wrong_arrows(name, source))) == 1
 
 
 @pytest.mark.parametrize(
-    "unit, source, package",
+    "name, source",
     [
-        ("data", "from tagpr_rl.tags.schema import TagSchema\nfrom .lamp import load_lamp", "tagpr_rl.data"),
-        ("backend", "import verl, vllm, ray, deepspeed, torch", "tagpr_rl.backend"),
-        ("data", "def f():\n    from transformers import AutoTokenizer", "tagpr_rl.data"),
-        ("prmu", "import torch", "tagpr_rl.prmu"),
+        ("tagpr_rl.prompts.rows", "from tagpr_rl.tags.schema import TagSchema\nfrom .tokens import ChatTokenizer"),
+        ("tagpr_rl.backend.trainer.grpo", "import verl, vllm, ray, deepspeed, torch"),
+        ("tagpr_rl.backend.trainer.grpo", "from tagpr_rl.backend.session import ray_session"),
+        ("tagpr_rl.data.lamp", "def f():\n    from transformers import AutoTokenizer"),
+        ("tagpr_rl.prmu.model", "import torch"),
     ],
 )
-def test_a_right_arrow_is_let_through(unit: str, source: str, package: str) -> None:
-    assert wrong_arrows(unit, source, package) == []
+def test_a_right_arrow_is_let_through(name: str, source: str) -> None:
+    assert wrong_arrows(name, source) == []
+
+
+def loaded_by(names: list[str], watched: tuple[str, ...]) -> list[str]:
+    """Which of `watched` a new process has loaded after importing `names`."""
+    code = (
+        f"import sys, importlib\nfor name in {names!r}:\n    importlib.import_module(name)\n"
+        f"print(*[name for name in {watched!r} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
 
 
 def test_pure_code_loads_nothing_heavy() -> None:
     """Import every module that must run on any machine, in a new process, and look at what was loaded."""
-    names = ["launch", *(name for name in PURE_IN_BACKEND if (ROOT / f"{name.replace('.', '/')}.py").exists())]
-    for unit, package, path in SOURCES:
-        if unit in PURE and unit != "launch":
-            names.append(package if path.stem == "__init__" else f"{package}.{path.stem}")
-    code = (
-        f"import sys, importlib\nfor name in {names!r}:\n    importlib.import_module(name)\n"
-        f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == ""
+    names = [*PURE_IN_BACKEND, *(name for name in MODULES if room(name) in PURE)]
+    assert loaded_by(names, HEAVY) == []
 
 
-@pytest.mark.parametrize("path", [path for _, _, path in SOURCES], ids=IDS)
-def test_files_and_functions_stay_short(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", IDS)
+def test_files_and_functions_stay_short(name: str) -> None:
+    text = SOURCES[name].read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MAX_FILE_LINES
-    for node in ast.walk(ast.parse(text)):
+    for function, lines in function_lengths(text):
+        assert lines <= MAX_FUNCTION_LINES, f"{function} has {lines} lines"
+
+
+def function_lengths(source: str) -> Iterator[tuple[str, int]]:
+    """(name, number of lines) of every function."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert lines <= MAX_FUNCTION_LINES, f"{node.name} has {lines} lines"
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
 
 
-@pytest.mark.parametrize("path", [path for _, _, path in SOURCES], ids=IDS)
-def test_the_first_line_says_the_purpose(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.strip() == "" or ast.get_docstring(ast.parse(text)), "the file has no docstring"
+def test_only_types_and_files_stand_at_the_root() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} <= AT_ROOT
 
 
-def test_the_readme_names_every_file() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = text[text.index("<!-- files -->") : text.index("<!-- /files -->")]
-    missing = [
-        str(path.relative_to(ROOT)) for _, _, path in SOURCES if path.name != "__init__.py" and path.name not in tree
-    ]
-    assert missing == []
+def test_large_packages_have_sub_packages() -> None:
+    for folder in {path.parent for path in MODULES.values()}:
+        modules = [path for path in folder.glob("*.py") if path.stem != "__init__"]
+        assert len(modules) <= MAX_FLAT_MODULES, f"{folder} has {len(modules)} modules; group them in sub-packages"
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_first_line_says_the_purpose(name: str) -> None:
+    text = SOURCES[name].read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text)), "the file has no docstring"
+
+
+def test_unit_tests_mirror_the_packages() -> None:
+    """tests/unit/<package>/ holds the tests of tagpr_rl/<package>; bench and cluster have tests of their own."""
+    known = {path.name for path in PACKAGE.iterdir() if path.is_dir()} | {"bench", "cluster"}
+    folder = ROOT / "tests" / "unit"
+    assert [path.name for path in folder.glob("*.py")] == []
+    assert {path.name for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"} <= known
 
 
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "sweeps")  # test_sweep.py

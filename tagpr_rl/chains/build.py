@@ -12,11 +12,11 @@ from tagpr_rl.chains.agreement import Agreement
 from tagpr_rl.chains.balance import Member, balanced
 from tagpr_rl.chains.evidence import CommonClues, Evidence, summary, text_evidence, uses_profile
 from tagpr_rl.chains.keep import ANSWER_REASONS, KeepRules, Rejection, judge_answer
-from tagpr_rl.chains.label import Labeller
+from tagpr_rl.chains.labellers.label import Labeller
 from tagpr_rl.chains.similar import near_duplicates
-from tagpr_rl.chains.swap import CANDIDATES, ProfilePool
-from tagpr_rl.chains.teacher import Teacher, TeacherRequest
-from tagpr_rl.chains.write import Written, answer_of, text_for_file, write_chains
+from tagpr_rl.chains.teachers.interface import Teacher, TeacherRequest
+from tagpr_rl.chains.teachers.swap import CANDIDATES, ProfilePool
+from tagpr_rl.chains.teachers.write import Written, answer_of, text_for_file, write_chains
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, ProfileItem, Prompt, TagprError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.chains.build import RejectedChain
-from tagpr_rl.paths import replacing, sha256_file, sync_folder, write_json, write_text
+from tagpr_rl.files import replacing, sha256_file, sync_folder, write_json, write_text
 from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import TagSchema, to_mapping
 from tagpr_rl.types import TagprError

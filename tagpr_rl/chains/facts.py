@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import Any
 
 from tagpr_rl.chains.build import ChainSet
+from tagpr_rl.chains.client.usage import MeteredLabeller, MeteredTeacher
 from tagpr_rl.chains.keep import KeepRules
-from tagpr_rl.chains.usage import MeteredLabeller, MeteredTeacher
 from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import TagSchema
 

@@ -8,10 +8,10 @@ from random import Random
 
 from tagpr_rl.chains.build import ChainRow, ChainSet
 from tagpr_rl.chains.keep import KeepRules
-from tagpr_rl.chains.label import Labeller
-from tagpr_rl.chains.swap import ProfilePool
-from tagpr_rl.chains.teacher import Teacher, TeacherRequest
-from tagpr_rl.chains.write import Written, write_chains
+from tagpr_rl.chains.labellers.label import Labeller
+from tagpr_rl.chains.teachers.interface import Teacher, TeacherRequest
+from tagpr_rl.chains.teachers.swap import ProfilePool
+from tagpr_rl.chains.teachers.write import Written, write_chains
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, Prompt, TagprError

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tagpr_rl.data.lamp import outputs_path, questions_path, read_predictions, stream_lamp
 from tagpr_rl.data.tasks import task_name
-from tagpr_rl.paths import sync_folder, write_text
+from tagpr_rl.files import sync_folder, write_text
 from tagpr_rl.types import TagprError
 
 BASE = "https://ciir.cs.umass.edu/downloads/LaMP"

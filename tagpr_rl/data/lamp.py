@@ -15,7 +15,7 @@ from typing import Any
 
 from tagpr_rl.data.stream import decode, page_instead, stream_list
 from tagpr_rl.data.tasks import TASKS, TaskSpec, task_name
-from tagpr_rl.paths import write_json
+from tagpr_rl.files import write_json
 from tagpr_rl.types import LampRecord, ProfileItem, TagprError
 
 __all__ = [

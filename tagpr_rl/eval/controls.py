@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tagpr_rl.data.check import leaks_gold
-from tagpr_rl.data.retrieve import bm25_scores, rank
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.eval.lamp_eval import question_key
+from tagpr_rl.prompts.retrieve import bm25_scores, rank
 from tagpr_rl.types import LampRecord, TagprError
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.eval.metrics import CONFIDENCE, RESAMPLES
-from tagpr_rl.paths import sha256_json
+from tagpr_rl.files import sha256_json
 from tagpr_rl.types import MetricResult, Prompt
 
 FORMAT = 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from tagpr_rl.data.lamp import parse_golds, read_json
 from tagpr_rl.data.stream import decode
 from tagpr_rl.data.tasks import task_name
-from tagpr_rl.paths import replacing, sha256_file
+from tagpr_rl.files import replacing, sha256_file
 from tagpr_rl.types import TagprError
 
 ZIP_TASKS = ("LaMP_1", "LaMP_2", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7")

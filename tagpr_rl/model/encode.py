@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tagpr_rl.data.embeddings import EmbeddingStore, Vectors
-from tagpr_rl.paths import sha256_file, sha256_json
+from tagpr_rl.files import sha256_file, sha256_json
+from tagpr_rl.model.embeddings import EmbeddingStore, Vectors
 from tagpr_rl.types import TagprError
 
 MAX_TOKENS = 512

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tagpr_rl.data.retrieve import bm25_scores
-from tagpr_rl.prmu.requests import ScoreRequest
+from tagpr_rl.prmu.serving.requests import ScoreRequest
+from tagpr_rl.prompts.retrieve import bm25_scores
 from tagpr_rl.types import TagprError
 
 CACHED_TEXTS = 50_000

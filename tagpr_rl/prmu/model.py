@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from tagpr_rl.paths import replacing, write_json
+from tagpr_rl.files import replacing, write_json
 from tagpr_rl.prmu.coherence import Coherence
 from tagpr_rl.prmu.inputs import PROFILES, USERS, Batch, Limits, TextEncoder
-from tagpr_rl.prmu.mapped import MappedUsers
-from tagpr_rl.prmu.users import UserEncoder, UserTable, interact, with_item_mean, with_window_mean
-from tagpr_rl.prmu.users_table import INDEX, ShardedUsers
+from tagpr_rl.prmu.users.mapped import MappedUsers
+from tagpr_rl.prmu.users.table import INDEX, ShardedUsers
+from tagpr_rl.prmu.users.vectors import UserEncoder, UserTable, interact, with_item_mean, with_window_mean
 from tagpr_rl.types import TagprError
 
 FORMAT = "tagpr_rl.prmu/2"

@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tagpr_rl.prmu.evaluate import mean
-from tagpr_rl.prmu.pairs import PairRow
-from tagpr_rl.prmu.requests import ScoreRequest
+from tagpr_rl.prmu.accuracy import mean
+from tagpr_rl.prmu.serving.requests import ScoreRequest
+from tagpr_rl.prmu.training.pairs import PairRow
 
 Asked = list[tuple[ScoreRequest, ScoreRequest]]
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tagpr_rl.reward.advantage import EQUAL, batch_advantages, members_of, per_component_advantages
-from tagpr_rl.reward.credit import ResponseParts, response_reward, step_advantages, step_reward
+from tagpr_rl.reward.advantages.group import EQUAL, batch_advantages, members_of, per_component_advantages
+from tagpr_rl.reward.advantages.step import ResponseParts, response_reward, step_advantages, step_reward
 
 NOT_SCORED, ALONE, ZERO_VARIANCE = "not scored", "alone in its group", "zero variance"
 

@@ -7,19 +7,19 @@ from dataclasses import asdict, replace
 from random import Random
 
 from tagpr_rl.chains.build import ChainRow, Swapping, build_chains
+from tagpr_rl.chains.client.generate import ReplyStatus
+from tagpr_rl.chains.client.usage import MeteredLabeller, MeteredTeacher
 from tagpr_rl.chains.dataset import REJECTED, write_rejected
 from tagpr_rl.chains.facts import chain_facts
-from tagpr_rl.chains.generate import ReplyStatus
 from tagpr_rl.chains.pairs import build_pairs
-from tagpr_rl.chains.swap import ProfilePool
-from tagpr_rl.chains.usage import MeteredLabeller, MeteredTeacher
+from tagpr_rl.chains.teachers.swap import ProfilePool
 from tagpr_rl.config import ChainsStage
 from tagpr_rl.data.tasks import TASKS
-from tagpr_rl.data.tokens import ChatTokenizer
-from tagpr_rl.paths import write_json
+from tagpr_rl.files import write_json
+from tagpr_rl.prompts.dataset import TRAIN, load_split, prompt_maker, retriever, write_parquet
+from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.generators import Generators
-from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, retriever, write_parquet
 from tagpr_rl.stages.teachers import keep_rules, labeller_for, teacher_for
 from tagpr_rl.types import LampRecord, TagprError
 

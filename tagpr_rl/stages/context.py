@@ -12,10 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from tagpr_rl.config import Recipe
-from tagpr_rl.mirror import Mirror
-from tagpr_rl.paths import RunDir, StageDir, write_json
-from tagpr_rl.resume import ATTEMPT, attempt, require_same_attempt
-from tagpr_rl.runstate import read_manifest, stage_dir, verify_outputs
+from tagpr_rl.files import write_json
+from tagpr_rl.run.layout import RunDir, StageDir
+from tagpr_rl.run.mirror import Mirror
+from tagpr_rl.run.resume import ATTEMPT, attempt, require_same_attempt
+from tagpr_rl.run.state import read_manifest, stage_dir, verify_outputs
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 from tagpr_rl.types import TagprError
 
@@ -106,7 +107,7 @@ class LazyRay:
 
     def __call__(self) -> Any:
         if self._ray is None:
-            from tagpr_rl.backend.cluster import ray_session
+            from tagpr_rl.backend.session.ray_session import ray_session
 
             self._ray = self._stack.enter_context(ray_session(self._recipe))
         return self._ray

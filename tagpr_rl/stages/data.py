@@ -9,10 +9,10 @@ from typing import Any
 from tagpr_rl.config import DataStage, Recipe
 from tagpr_rl.data.lamp import load_folder, splits_present, write_lamp
 from tagpr_rl.data.split import link_users, split_by_user
-from tagpr_rl.data.world import World, WorldConfig, make_world
-from tagpr_rl.paths import write_json
+from tagpr_rl.data.world.generate import World, WorldConfig, make_world
+from tagpr_rl.files import write_json
+from tagpr_rl.prompts.dataset import HELD_OUT, TRAIN
 from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.stages.records import HELD_OUT, TRAIN
 from tagpr_rl.types import LampRecord, TagprError
 
 

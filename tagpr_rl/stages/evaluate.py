@@ -12,15 +12,15 @@ from rich.console import Console
 
 from tagpr_rl.config import EvaluateStage, prompt_style
 from tagpr_rl.data.lamp import write_predictions
-from tagpr_rl.data.tokens import ChatTokenizer
 from tagpr_rl.eval.controls import baselines, empty_profiles, shuffle_profiles
 from tagpr_rl.eval.describe import describe, prompts_sha256
 from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
 from tagpr_rl.eval.metrics import paired_difference
-from tagpr_rl.paths import write_json, write_text
-from tagpr_rl.report.terminal import Page
+from tagpr_rl.files import write_json, write_text
+from tagpr_rl.prompts.dataset import HELD_OUT, TRAIN, evenly, load_split, prompt_maker
+from tagpr_rl.prompts.tokens import ChatTokenizer
+from tagpr_rl.report.page.terminal import Page
 from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.stages.records import HELD_OUT, TRAIN, evenly, load_split, prompt_maker
 from tagpr_rl.types import LampRecord, Prompt
 
 
@@ -78,7 +78,7 @@ def _answer_all(
     asked: Mapping[str, tuple[str, list[LampRecord]]],
 ) -> tuple[dict[str, EvalResult], dict[str, str]]:
     """(label -> result, label -> hash of its prompts); one engine serves all weights in turn."""
-    from tagpr_rl.backend.generate import Engine
+    from tagpr_rl.backend.rollout.generate import Engine
 
     context.start_ray()
     results: dict[str, EvalResult] = {}

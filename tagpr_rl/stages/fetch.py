@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tagpr_rl.paths import is_hub_name
+from tagpr_rl.files import is_hub_name
 from tagpr_rl.types import TagprError
 
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from tagpr_rl.chains.cache import AnswerCache
-from tagpr_rl.chains.generate import Generator
-from tagpr_rl.chains.openai_client import OpenAIGenerator
-from tagpr_rl.chains.spend import Spend
+from tagpr_rl.chains.client.answers import AnswerCache
+from tagpr_rl.chains.client.generate import Generator
+from tagpr_rl.chains.client.openai_client import OpenAIGenerator
+from tagpr_rl.chains.client.spend import Spend
 from tagpr_rl.config import ChainsStage, EndpointBlock, Recipe
 
 
@@ -50,7 +50,7 @@ class Generators:
         assert block.kind == "vllm", f"{block.kind} is no language model"
         key = block.model_dump_json()  # a teacher that labels its own chains needs one engine
         if key not in self._engines:
-            from tagpr_rl.backend.offline import OfflineGenerator
+            from tagpr_rl.backend.rollout.offline import OfflineGenerator
 
             self._start_ray()
             engine = OfflineGenerator(self._recipe, block, self.cache, purse=purse, console=self._console)

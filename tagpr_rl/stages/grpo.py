@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides
+from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
 from tagpr_rl.config import GrpoStage, PlacementBlock
-from tagpr_rl.placement import scorer_tokens
+from tagpr_rl.config.placement import scorer_tokens
+from tagpr_rl.monitor.stop import Stop, read_rows, stop_after
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.grpo_rows import FILTER, training_rows
 from tagpr_rl.stages.saved import saved_paths
@@ -22,7 +23,6 @@ from tagpr_rl.stages.train import (
     wait_for,
 )
 from tagpr_rl.stages.watch import last_row
-from tagpr_rl.stop import Stop, read_rows, stop_after
 
 
 def run_grpo(context: StageContext) -> StageResult:
@@ -101,8 +101,8 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
         "stall_s": max(health_s, stage.prmu_timeout_s),
     }
     ray = context.start_ray()
-    from tagpr_rl.backend import cluster
-    from tagpr_rl.backend.grpo import GrpoDriver
+    from tagpr_rl.backend.session import ray_session as cluster
+    from tagpr_rl.backend.trainer.grpo import GrpoDriver
 
     devices = cluster.free_devices()
     driver = GrpoDriver.remote()

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config import FilterBlock, GrpoStage
-from tagpr_rl.data.tokens import ChatTokenizer
-from tagpr_rl.paths import write_json
+from tagpr_rl.files import write_json
+from tagpr_rl.prompts.dataset import write_parquet
+from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.stages.context import StageContext
 from tagpr_rl.stages.prmu_pairs import shuffled_rows
-from tagpr_rl.stages.records import write_parquet
 from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import ParseStatus, TagprError
@@ -111,7 +111,7 @@ def _mixed(
     context: StageContext, stage: GrpoStage, rows: Sequence[Row], kept: Sequence[int], samples: int
 ) -> list[int]:
     """Indices of `kept` to which the stage's start policy gives answers of different worth."""
-    from tagpr_rl.backend.generate import Engine
+    from tagpr_rl.backend.rollout.generate import Engine
 
     context.start_ray()
     recipe, folder = context.recipe, context.model_folder(stage.init)

@@ -17,12 +17,12 @@ from rich.console import Console
 from tagpr_rl import __version__
 from tagpr_rl.config import Recipe, dump_recipe
 from tagpr_rl.eval.describe import code_version
-from tagpr_rl.mirror import Mirror, mirror_of
-from tagpr_rl.paths import RunDir, write_json
+from tagpr_rl.files import write_json
 from tagpr_rl.report import build_report, summary_table
-from tagpr_rl.resume import exclusive
-from tagpr_rl.runlog import tracker_id
-from tagpr_rl.runstate import (
+from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.mirror import Mirror, mirror_of
+from tagpr_rl.run.resume import exclusive
+from tagpr_rl.run.state import (
     make_manifest,
     read_manifest,
     require_unchanged,
@@ -30,6 +30,7 @@ from tagpr_rl.runstate import (
     stage_inputs,
     write_manifest,
 )
+from tagpr_rl.run.trackers import tracker_id
 from tagpr_rl.stages import chains, data, evaluate, grpo, model, prompts, train
 from tagpr_rl.stages.context import LazyRay, StageContext, StageResult
 from tagpr_rl.stages.results import track_results

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config import Recipe, prompt_style
-from tagpr_rl.data.tokens import ChatTokenizer
-from tagpr_rl.paths import sha256_file, sha256_json, write_text
+from tagpr_rl.files import sha256_file, sha256_json, write_text
+from tagpr_rl.prompts.dataset import prompt_maker
+from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.stages.context import StageContext
-from tagpr_rl.stages.records import prompt_maker
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord
 
@@ -48,7 +48,7 @@ def sampled_responses(
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["facts"] == facts:
             return [tuple(texts) for texts in found["responses"]]
-    from tagpr_rl.backend.generate import Engine
+    from tagpr_rl.backend.rollout.generate import Engine
 
     context.start_ray()
     prompts = encoded_prompts(recipe, context.schema, folder, model, records)

@@ -10,12 +10,12 @@ from typing import Any
 
 from tagpr_rl.config import PrmuStage
 from tagpr_rl.data.tasks import TASKS
-from tagpr_rl.prmu.pairs import PairRow, read_pairs, write_pairs
+from tagpr_rl.prmu.training.pairs import PairRow, read_pairs, write_pairs
+from tagpr_rl.prmu.training.probes import copied, padded, slipped
+from tagpr_rl.prompts.dataset import TRAIN, load_split, write_parquet
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.stages.context import StageContext
 from tagpr_rl.stages.policy_samples import sampled_responses
-from tagpr_rl.stages.prmu_probes import copied, padded, slipped
-from tagpr_rl.stages.records import TRAIN, load_split, write_parquet
 from tagpr_rl.tags.grammar import final_answer, parse
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, ParseStatus, TagprError

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tagpr_rl.data.prompt import prompt_stats
-from tagpr_rl.data.rows import to_row
-from tagpr_rl.data.tokens import ChatTokenizer
-from tagpr_rl.paths import write_json
+from tagpr_rl.files import write_json
+from tagpr_rl.prompts.dataset import HELD_OUT, TRAIN, load_split, prompt_maker, retriever, write_parquet
+from tagpr_rl.prompts.prompt import prompt_stats
+from tagpr_rl.prompts.rows import to_row
+from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.stages.records import HELD_OUT, TRAIN, load_split, prompt_maker, retriever, write_parquet
 
 
 def run(context: StageContext) -> StageResult:

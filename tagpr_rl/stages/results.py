@@ -11,11 +11,11 @@ from dataclasses import replace
 from rich.console import Console
 from rich.markup import escape
 
-from tagpr_rl.backend.tracking import settings_dict
+from tagpr_rl.backend.tracking.settings import settings_dict
 from tagpr_rl.config import Recipe
-from tagpr_rl.paths import RunDir
-from tagpr_rl.runlog import step_offset
-from tagpr_rl.runstate import read_manifest, stage_dir
+from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.state import read_manifest, stage_dir
+from tagpr_rl.run.trackers import step_offset
 from tagpr_rl.stages.train import tracking_settings
 
 TIMEOUT_S = 120.0
@@ -41,7 +41,7 @@ def track_results(recipe: Recipe, run: RunDir, console: Console, outages: Sequen
     stage = recipe.stages[last]
     settings = replace(settings, step_offset=step_offset(recipe, last) + getattr(stage, "steps", 0))
     text = json.dumps({"settings": settings_dict(settings), "results": results(recipe, run)})
-    command = [sys.executable, "-m", "tagpr_rl.backend.wandb_run"]
+    command = [sys.executable, "-m", "tagpr_rl.backend.tracking.wandb_run"]
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=TIMEOUT_S)
         said = done.stdout.strip() if done.returncode == 0 else (done.stderr.strip().splitlines() or ["?"])[-1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tagpr_rl.backend.saved_rollouts import saved_rows
-from tagpr_rl.backend.verl_config import StagePaths
+from tagpr_rl.backend.rollout.saved import saved_rows
+from tagpr_rl.backend.trainer.overrides import StagePaths
 from tagpr_rl.config import GrpoStage
+from tagpr_rl.prompts.dataset import write_parquet
 from tagpr_rl.stages.context import StageContext
-from tagpr_rl.stages.records import write_parquet
 
 
 def saved_paths(context: StageContext, stage: GrpoStage, paths: StagePaths) -> StagePaths:

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from tagpr_rl.chains.balance import BalanceRules
 from tagpr_rl.chains.evidence import EvidenceRules
-from tagpr_rl.chains.heuristic import HeuristicTeacher
 from tagpr_rl.chains.keep import WORLD_ANSWERS, AnswerRules, KeepRules
-from tagpr_rl.chains.label import Labeller, ModelLabeller, ScriptedLabeller
-from tagpr_rl.chains.scripted import ScriptedTeacher
+from tagpr_rl.chains.labellers.label import Labeller, ModelLabeller, ScriptedLabeller
 from tagpr_rl.chains.similar import SimilarRules
-from tagpr_rl.chains.teacher import ModelTeacher, Sampling, Teacher, TrainedTeacher
+from tagpr_rl.chains.teachers.heuristic import HeuristicTeacher
+from tagpr_rl.chains.teachers.interface import ModelTeacher, Sampling, Teacher, TrainedTeacher
+from tagpr_rl.chains.teachers.scripted import ScriptedTeacher
 from tagpr_rl.config import ChainsStage, EndpointBlock, Recipe
 from tagpr_rl.stages.generators import Generators
 from tagpr_rl.tags.schema import TagSchema

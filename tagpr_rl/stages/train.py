@@ -11,21 +11,23 @@ from typing import Any
 
 from rich.markup import escape
 
-from tagpr_rl import checkpoints
-from tagpr_rl.backend.tracking import TrackingSettings, settings_dict, warnings_file
-from tagpr_rl.backend.verl_config import StagePaths, sft_overrides, world_size
+from tagpr_rl.backend.tracking.settings import TrackingSettings, settings_dict
+from tagpr_rl.backend.tracking.tracker import warnings_file
+from tagpr_rl.backend.trainer.overrides import StagePaths, sft_overrides, world_size
 from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage
-from tagpr_rl.data.tokens import ChatTokenizer
+from tagpr_rl.files import sha256_file, write_json, write_text
 from tagpr_rl.monitor.alerts import ALERTS, read_alerts
-from tagpr_rl.paths import RunDir, sha256_file, write_json, write_text
-from tagpr_rl.report.prmu_card import prmu_card
-from tagpr_rl.resume import ATTEMPT
-from tagpr_rl.runlog import step_offset, tracker_id
-from tagpr_rl.runstate import stage_config, stage_dir, stage_inputs
+from tagpr_rl.prompts.dataset import TRAIN, load_split, prompt_maker, sft_rows, write_parquet
+from tagpr_rl.prompts.tokens import ChatTokenizer
+from tagpr_rl.report.cards.prmu_card import prmu_card
+from tagpr_rl.run import checkpoints
+from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.resume import ATTEMPT
+from tagpr_rl.run.state import stage_config, stage_dir, stage_inputs
+from tagpr_rl.run.trackers import step_offset, tracker_id
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.fetch import model_folder
 from tagpr_rl.stages.prmu_pairs import PAIRS, training_pairs
-from tagpr_rl.stages.records import TRAIN, load_split, prompt_maker, sft_rows, write_parquet
 from tagpr_rl.stages.watch import last_row, trim_metrics, wait_with_progress
 from tagpr_rl.types import TagprError
 
@@ -56,7 +58,7 @@ def run_sft(context: StageContext) -> StageResult:
     start = resume_from(context, paths.model)
     if start.step < steps:
         ray = context.start_ray()
-        from tagpr_rl.backend.sft import run_sft as train_remote
+        from tagpr_rl.backend.trainer.sft import run_sft as train_remote
 
         task = ray.remote(num_cpus=1)(train_remote).remote(
             world_size(recipe), overrides, tracking(context), recipe.platform.device
@@ -115,7 +117,7 @@ def run_prmu(context: StageContext) -> StageResult:
     else:
         backbone = context.model_folder(stage.init)
     ray = context.start_ray()
-    from tagpr_rl.backend.prmu_train import train_prmu_remote
+    from tagpr_rl.backend.scoring.prmu_train import train_prmu_remote
 
     start = resume_from(context, backbone)
     task = train_prmu_remote.remote(
@@ -287,7 +289,7 @@ def publish(context: StageContext, source: Path) -> None:
     shutil.copytree(source, temp)
     lora = context.recipe.lora
     if lora is not None:
-        from tagpr_rl.backend.lora import merge_export
+        from tagpr_rl.backend.trainer.lora import merge_export
 
         merge_export(temp, lora.alpha / lora.rank)
     config = json.loads((temp / "config.json").read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tagpr_rl.paths import write_text
+from tagpr_rl.files import write_text
 
 Describe = Callable[[dict[str, Any]], str]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides
+from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
 from tagpr_rl.config import load_recipe
 
 os.environ.setdefault("VERL_PLATFORM", "cpu")
@@ -20,7 +20,7 @@ GSPO = ("loss=gspo", "loss_agg=seq-mean-token-mean", "clip_low=3e-4", "clip_high
 
 
 def composed(*keys: str) -> Any:
-    from tagpr_rl.backend.hydra_config import compose
+    from tagpr_rl.backend.trainer.compose import compose
 
     recipe = load_recipe(ROOT / "recipes/demo.yaml", tuple(f"stages.guided.{key}" for key in keys))
     return compose("ppo_trainer", grpo_overrides(recipe, "guided", PATHS))
@@ -73,8 +73,8 @@ def ours(*credits: tuple[float, tuple[float, ...]]) -> list[Any]:
     """Token advantages of two-token responses whose two tokens are two steps."""
     import torch
 
-    from tagpr_rl.backend.advantages import token_advantages
-    from tagpr_rl.reward.credit import ResponseParts, StepPart
+    from tagpr_rl.backend.trainer.advantages import token_advantages
+    from tagpr_rl.reward.advantages.step import ResponseParts, StepPart
     from tagpr_rl.reward.update import Credit
 
     parts = ResponseParts(1.0, (StepPart("a", 0, 1, True, 0.0), StepPart("b", 1, 2, True, 0.0)))
@@ -162,7 +162,7 @@ def test_verl_s_float32_advantages_of_equal_rewards_are_not_zero() -> None:
     import torch
     from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
-    from tagpr_rl.reward.advantage import group_advantages
+    from tagpr_rl.reward.advantages.group import group_advantages
 
     rewards = torch.full((8, 1), 0.996551724137931)
     found, _ = compute_grpo_outcome_advantage(rewards, torch.ones(8, 1), np.array(["g"] * 8, dtype=object))
@@ -212,7 +212,7 @@ def test_resampling_asks_until_the_step_is_full_but_not_for_ever(
     from omegaconf import OmegaConf
     from verl.trainer.ppo.v1 import replay_buffer
 
-    from tagpr_rl.backend.replay import ResamplingReplayBuffer
+    from tagpr_rl.backend.trainer.replay_buffer import ResamplingReplayBuffer
 
     queue = Queue()
     monkeypatch.setattr(replay_buffer, "tq", queue)
@@ -246,9 +246,9 @@ def test_the_tokens_of_a_step_with_real_tokenizers(kind: Any) -> None:
     """Both ways to a token's place agree, and the tokens of a step decode to the step."""
     from types import SimpleNamespace
 
-    from tagpr_rl.backend.agent_loop import StepFinder
+    from tagpr_rl.backend.rollout.agent_loop import StepFinder
     from tagpr_rl.model.tiny import build_tokenizer
-    from tagpr_rl.reward.credit import response_parts, to_tokens
+    from tagpr_rl.reward.advantages.step import response_parts, to_tokens
     from tagpr_rl.reward.spans import starts_by_encoding, token_starts
 
     steps = ("<examine_examples>the user wrote caf\u00e9 \u2603 twice</examine_examples>", "<conclude>so 5</conclude>")
@@ -271,7 +271,7 @@ def test_the_tokens_of_a_step_with_real_tokenizers(kind: Any) -> None:
 
 
 def test_the_hook_reads_the_recipe_s_rules() -> None:
-    from tagpr_rl.backend.advantages import rules_from
+    from tagpr_rl.backend.trainer.advantages import rules_from
     from tagpr_rl.reward.update import AdvantageRules
 
     config = composed("advantage.credit=step", "advantage.step_return=following", "norm_advantage_by_std=false")

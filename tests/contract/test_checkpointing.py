@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tagpr_rl import checkpoints
+from tagpr_rl.run import checkpoints
 from tagpr_rl.types import TagprError
 
 os.environ.setdefault("VERL_PLATFORM", "cpu")
@@ -24,8 +24,8 @@ def test_verl_still_writes_in_place_and_logs_after_it_saved() -> None:
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
     from verl.utils.checkpoint import CheckpointHandler
 
-    from tagpr_rl.backend.trainer import TagprTrainer
-    from tagpr_rl.backend.trainer_checkpoints import CheckpointHooks
+    from tagpr_rl.backend.trainer.hooks.checkpoint import CheckpointHooks
+    from tagpr_rl.backend.trainer.sync import TagprTrainer
 
     save = inspect.getsource(PPOTrainer._save_checkpoint)
     assert save.count("self.config.trainer.default_local_dir") == 2  # the two places that staging redirects
@@ -79,7 +79,7 @@ class Data:
 
 
 def handler(root: Path, engine: Engine) -> Any:
-    from tagpr_rl.backend.checkpointing import StagedCheckpointHandler
+    from tagpr_rl.backend.trainer.hooks.staging import StagedCheckpointHandler
 
     return StagedCheckpointHandler(engine=engine, train_dataloader=Data(), default_local_dir=str(root))
 
@@ -130,7 +130,7 @@ def test_a_full_disk_is_one_clear_error_and_the_last_good_state_stays(tmp_path: 
 
 
 def test_errors_that_are_not_the_disks_stay_what_they_are(tmp_path: Path) -> None:
-    from tagpr_rl.backend.checkpointing import save_error
+    from tagpr_rl.backend.trainer.hooks.staging import save_error
 
     mine = ValueError("a bug")
     assert save_error(mine, tmp_path, 3, 0) is mine
@@ -142,7 +142,7 @@ def test_errors_that_are_not_the_disks_stay_what_they_are(tmp_path: Path) -> Non
 
 
 def test_shards_that_lie_on_another_machine_are_noticed(tmp_path: Path) -> None:
-    from tagpr_rl.backend.checkpointing import require_all_ranks
+    from tagpr_rl.backend.trainer.hooks.staging import require_all_ranks
 
     for rank in (0, 1):
         (tmp_path / f"model_world_size_2_rank_{rank}.pt").touch()
@@ -156,7 +156,7 @@ def test_an_error_keeps_its_words_through_ray(tmp_path: Path) -> None:
     """A worker's TagprError, through the task that waits for it, as `launch.py` gets it."""
     import ray
 
-    from tagpr_rl.backend.cluster import LOCAL_NODE_ADDRESS
+    from tagpr_rl.backend.session.ray_session import LOCAL_NODE_ADDRESS
     from tagpr_rl.stages.train import plain_error
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address=LOCAL_NODE_ADDRESS)

@@ -1,7 +1,7 @@
 """The engine `deepspeed` trains as verl's FSDP2 engine does; its checkpoints, exports and refusals.
 
-Three launches of deepspeed_worker.py do all the training: one process, two processes, and one process again that
-loads what two wrote.
+Three launches of tests/support/deepspeed_worker.py do all the training: one process, two processes, and one process
+again that loads what two wrote.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def launch(folder: Path, processes: int, jobs: dict[str, dict[str, Any]]) -> dic
     plan.write_text(json.dumps(rows), encoding="utf-8")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-        str(ROOT / "tests/contract/deepspeed_worker.py"), str(plan),
+        str(ROOT / "tests/support/deepspeed_worker.py"), str(plan),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
@@ -299,7 +299,7 @@ def test_refusals_name_file_and_remedy(one: dict[str, Run], two: dict[str, Run])
     ],
 )
 def test_settings_that_zero_cannot_honour_are_refused(wrong: dict[str, Any], message: str) -> None:
-    from tagpr_rl.backend.deepspeed.settings import DeepSpeedEngineConfig
+    from tagpr_rl.backend.deepspeed.engine_config import DeepSpeedEngineConfig
 
     with pytest.raises(ValueError, match=message):
         DeepSpeedEngineConfig(**wrong)

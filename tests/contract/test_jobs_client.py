@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import launch
-from tagpr_rl.backend.cluster import CONNECT_SECONDS, automatic_address, require_reachable
+from tagpr_rl.backend.session.ray_session import CONNECT_SECONDS, automatic_address, require_reachable
 from tagpr_rl.types import TagprError
 
 pytestmark = pytest.mark.stack

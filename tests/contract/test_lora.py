@@ -19,7 +19,7 @@ def test_the_merged_folder_computes_the_adapted_model_s_logits(
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-    from tagpr_rl.backend import lora
+    from tagpr_rl.backend.trainer import lora
 
     torch.manual_seed(0)
     config = Qwen3Config(

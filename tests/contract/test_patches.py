@@ -123,7 +123,7 @@ def test_verl_still_puts_every_response_by_itself() -> None:
     code = """
 import inspect, json
 from verl.trainer.ppo.v1 import agent_loop_tq
-from tagpr_rl.backend.agent_loop import TagprAgentLoopWorker
+from tagpr_rl.backend.rollout.agent_loop import TagprAgentLoopWorker
 worker = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
 print(json.dumps({
     "put": inspect.getsource(worker._agent_loop_postprocess),
@@ -172,7 +172,7 @@ def test_verl_s_separate_trainer_still_logs_with_an_argument_that_logging_lacks(
 
     from verl.trainer.ppo.v1 import trainer_separate_async
 
-    from tagpr_rl.backend import trainer_separate
+    from tagpr_rl.backend.trainer import separate as trainer_separate
 
     assert "flush=True" in inspect.getsource(trainer_separate_async.PPOTrainerSeparateAsync._setup)
     with pytest.raises(TypeError, match="flush"):

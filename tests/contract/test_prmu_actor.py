@@ -25,13 +25,13 @@ import torch  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
-from tagpr_rl.backend import prmu_actor, prmu_client, tag_checker  # noqa: E402
-from tagpr_rl.backend.prmu_client import ScorerPool  # noqa: E402
-from tagpr_rl.backend.response_scorer import ResponseScorer  # noqa: E402
+from tagpr_rl.backend.scoring import prmu_actor, prmu_client, tag_checker  # noqa: E402
+from tagpr_rl.backend.scoring.prmu_client import ScorerPool  # noqa: E402
+from tagpr_rl.backend.scoring.response_scorer import ResponseScorer  # noqa: E402
 from tagpr_rl.prmu.model import PrmuModel, PrmuModelConfig, new_model  # noqa: E402
-from tagpr_rl.prmu.requests import ScoreReply, ScoreRequest  # noqa: E402
-from tagpr_rl.prmu.score import Scorer  # noqa: E402
-from tagpr_rl.prmu.users import UserTable  # noqa: E402
+from tagpr_rl.prmu.serving.requests import ScoreReply, ScoreRequest  # noqa: E402
+from tagpr_rl.prmu.serving.score import Scorer  # noqa: E402
+from tagpr_rl.prmu.users.vectors import UserTable  # noqa: E402
 from tagpr_rl.types import TagprError  # noqa: E402
 
 WORDS = ("<pad>", "<eos>", "<unk>", "red", "blue", "hat", "like", "take")
@@ -249,7 +249,7 @@ def test_a_full_queue_is_asked_again_until_the_time_is_up(folder: Path) -> None:
 
 def test_the_scorer_s_place_is_the_recipe_s() -> None:
     from tagpr_rl.config import PlacementBlock
-    from tagpr_rl.placement import PrmuServing
+    from tagpr_rl.config.placement import PrmuServing
     from tagpr_rl.stages.grpo import scorer_placement
 
     limits = {"scorers": 1, "max_batch_tokens": 16_384, "max_waiting": 16_384, "cache_mb": 512.0, "restarts": 3}

@@ -37,7 +37,7 @@ def test_the_largest_gap_of_a_token_that_counts() -> None:
     import torch
     from tensordict import TensorDict
 
-    from tagpr_rl.backend.prob_gap import with_gap
+    from tagpr_rl.backend.trainer.prob_gap import with_gap
 
     log = math.log
     # prompts of 1 token; the last entry of each row belongs to no token of the response
@@ -66,7 +66,7 @@ def test_the_largest_gap_of_a_token_that_counts() -> None:
 def test_it_is_named_as_verl_s_only_where_it_is_that() -> None:
     from types import SimpleNamespace as Box
 
-    from tagpr_rl.backend.step_log import StepLogger
+    from tagpr_rl.backend.trainer.hooks.step_log import StepLogger
 
     def named(bypass: bool, mini: int, found: dict[str, float]) -> dict[str, float]:
         actor = Box(ppo_mini_batch_size=mini, ppo_epochs=1)

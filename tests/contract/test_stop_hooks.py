@@ -27,8 +27,9 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, save_freq: int =
     from omegaconf import OmegaConf
     from verl.trainer.ppo.v1 import trainer_base
 
-    from tagpr_rl.backend.stop_hooks import StopHooks
-    from tagpr_rl.backend.tracking import StageTracker, TrackingSettings
+    from tagpr_rl.backend.tracking.settings import TrackingSettings
+    from tagpr_rl.backend.tracking.tracker import StageTracker
+    from tagpr_rl.backend.trainer.hooks.stop import StopHooks
 
     metrics = tmp_path / "metrics.jsonl"
     settings = TrackingSettings(str(metrics), "disabled", str(tmp_path), "p", "g", "s")
@@ -111,9 +112,9 @@ def test_without_a_rule_every_step_is_made(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_our_trainers_have_the_hook_before_verl_s_methods() -> None:
-    from tagpr_rl.backend.stop_hooks import StopHooks
-    from tagpr_rl.backend.trainer import TagprTrainer
-    from tagpr_rl.backend.trainer_separate import TagprSeparateTrainer
+    from tagpr_rl.backend.trainer.hooks.stop import StopHooks
+    from tagpr_rl.backend.trainer.separate import TagprSeparateTrainer
+    from tagpr_rl.backend.trainer.sync import TagprTrainer
 
     for found in (TagprTrainer, TagprSeparateTrainer):
         assert found.__mro__[1] is StopHooks

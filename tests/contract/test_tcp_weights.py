@@ -20,7 +20,7 @@ def test_weights_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     import zmq
 
-    from tagpr_rl.backend.tcp_weights import TcpWeights
+    from tagpr_rl.backend.rollout.tcp_weights import TcpWeights
 
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     sender, idle = TcpWeights(1 << 20, is_master=True), TcpWeights(1 << 20)

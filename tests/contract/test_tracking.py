@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 
-from tagpr_rl.backend.tracking import StageTracker, TrackingSettings, settings_dict, warnings_file
-from tagpr_rl.backend.wandb_file import records
+from tagpr_rl.backend.tracking.settings import TrackingSettings, settings_dict
+from tagpr_rl.backend.tracking.tracker import StageTracker, warnings_file
+from tagpr_rl.backend.tracking.wandb_file import records
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch]
 
 LOG = """
 import json, os, signal, sys
-from tagpr_rl.backend.tracking import StageTracker, TrackingSettings
+from tagpr_rl.backend.tracking.settings import TrackingSettings
+from tagpr_rl.backend.tracking.tracker import StageTracker
 given = json.load(sys.stdin)
 tracker = StageTracker(TrackingSettings(**given["settings"]), {"lr": 1.5, "api_key": "hunter2"})
 for step in given["steps"]:
@@ -164,7 +166,7 @@ def test_tensorboard_has_each_step_once_after_a_restart(tmp_path: Path) -> None:
 def test_the_results_are_in_the_runs_summary(tmp_path: Path) -> None:
     assert log(settings(tmp_path, "sft", 0), [1]).returncode == 0
     given = {"settings": settings_dict(settings(tmp_path, "eval", 1)), "results": {"eval/score/sft": 0.853}}
-    command = [sys.executable, "-m", "tagpr_rl.backend.wandb_run"]
+    command = [sys.executable, "-m", "tagpr_rl.backend.tracking.wandb_run"]
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr[-2000:]
     found = {
@@ -182,7 +184,7 @@ def test_verls_trainers_still_end_without_finish_and_the_factory_closes(tmp_path
 
     from verl.trainer import sft_trainer
 
-    from tagpr_rl.backend.tracking import TrackerFactory
+    from tagpr_rl.backend.tracking.tracker import TrackerFactory
 
     assert ".finish(" not in inspect.getsource(sft_trainer)
     factory = TrackerFactory(settings_dict(settings(tmp_path, "sft", 0)))
@@ -196,7 +198,8 @@ def test_verls_trainers_still_end_without_finish_and_the_factory_closes(tmp_path
 def test_sample_tables_and_alerts_reach_the_run(tmp_path: Path) -> None:
     code = """
 import json, sys
-from tagpr_rl.backend.tracking import StageTracker, TrackingSettings
+from tagpr_rl.backend.tracking.settings import TrackingSettings
+from tagpr_rl.backend.tracking.tracker import StageTracker
 tracker = StageTracker(TrackingSettings(**json.load(sys.stdin)))
 tracker.table("samples", ["kind", "response"], [["best", "<think>x"], ["worst", "y"]])
 tracker.log({"prmu/masked_fraction": 0.5}, 1)

@@ -83,7 +83,7 @@ def test_the_wait_for_scores_is_from_the_last_rollout_to_the_last_score() -> Non
 
 
 def test_too_many_unscored_responses_stop_the_stage_with_their_reasons() -> None:
-    from tagpr_rl.backend.reward_hooks import too_many_unscored
+    from tagpr_rl.backend.trainer.hooks.rewards import too_many_unscored
 
     statuses = ["masked"] * 3 + ["scored"] * 57
     reasons = ["late", "nan", "late"] + [""] * 57
@@ -100,7 +100,7 @@ def test_the_hooks_that_we_override_are_still_there() -> None:
     from verl.trainer.ppo.v1 import trainer_base
     from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-    from tagpr_rl.backend.trainer import TagprTrainer
+    from tagpr_rl.backend.trainer.sync import TagprTrainer
 
     for name in ("_compute_metrics", "_compute_advantage", "_log_rollout_data"):
         assert name in vars(trainer_base.PPOTrainer), name
@@ -145,8 +145,8 @@ def test_the_hook_writes_our_advantages_and_takes_out_who_has_no_part(monkeypatc
     import torch
     from omegaconf import OmegaConf
 
-    from tagpr_rl.backend import reward_hooks
-    from tagpr_rl.backend.advantages import PARTS
+    from tagpr_rl.backend.trainer.hooks import rewards as reward_hooks
+    from tagpr_rl.reward.advantages.step import PARTS
 
     class Verl:
         def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tagpr_rl.backend.verl_config import StagePaths, grpo_overrides, sft_overrides
+from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides, sft_overrides
 from tagpr_rl.config import load_recipe
 
 os.environ.setdefault("VERL_PLATFORM", "cpu")
@@ -19,7 +19,7 @@ PATHS = StagePaths(Path("/m o'del"), Path("/train.parquet"), Path("/ckpt"), Path
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_grpo_keys(device: str) -> None:
-    from tagpr_rl.backend.hydra_config import compose
+    from tagpr_rl.backend.trainer.compose import compose
 
     recipe = load_recipe(
         ROOT / "recipes/demo.yaml",
@@ -47,7 +47,7 @@ def test_grpo_keys(device: str) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_sft_keys(device: str) -> None:
-    from tagpr_rl.backend.hydra_config import compose
+    from tagpr_rl.backend.trainer.compose import compose
 
     recipe = load_recipe(ROOT / "recipes/demo.yaml", (f"platform.device={device}", "model.dtype=bfloat16"))
     config = compose("sft_trainer_engine", sft_overrides(recipe, "sft", PATHS))
@@ -60,8 +60,8 @@ def test_sft_keys(device: str) -> None:
 def test_deepspeed_keys() -> None:
     from verl.utils.config import omega_conf_to_dataclass
 
-    from tagpr_rl.backend.deepspeed.settings import DeepSpeedEngineConfig
-    from tagpr_rl.backend.hydra_config import compose
+    from tagpr_rl.backend.deepspeed.engine_config import DeepSpeedEngineConfig
+    from tagpr_rl.backend.trainer.compose import compose
 
     recipe = load_recipe(
         ROOT / "recipes/demo_deepspeed.yaml",
@@ -89,7 +89,7 @@ GPU = (
 
 
 def composed(stage: str, *overrides: str) -> Any:
-    from tagpr_rl.backend.hydra_config import compose
+    from tagpr_rl.backend.trainer.compose import compose
 
     recipe = load_recipe(ROOT / "recipes/demo.yaml", overrides)
     if stage == "sft":
@@ -154,7 +154,7 @@ def test_separate_keys_meet_what_verl_s_trainer_asserts() -> None:
     assert rollout.checkpoint_engine.custom_backend_module == config.actor_rollout_ref.model.external_lib
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     cpu = composed("guided", "placement.rollout=separate").actor_rollout_ref.rollout.checkpoint_engine
-    assert (cpu.backend, cpu.custom_backend_module) == ("tagpr_tcp", "tagpr_rl.backend.tcp_weights")
+    assert (cpu.backend, cpu.custom_backend_module) == ("tagpr_tcp", "tagpr_rl.backend.rollout.tcp_weights")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("qwen3*.yaml")), ids=lambda path: path.stem)
@@ -162,7 +162,7 @@ def test_verl_accepts_the_gpu_recipes(path: Path) -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    from tagpr_rl.backend.hydra_config import compose
+    from tagpr_rl.backend.trainer.compose import compose
 
     recipe = load_recipe(path)
     for name in ("guided", "explore"):

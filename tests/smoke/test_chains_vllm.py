@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 
-from tagpr_rl.chains.cache import AnswerCache
-from tagpr_rl.chains.generate import ChatRequest, Generator, Reply
-from tagpr_rl.chains.label import read_labels
-from tagpr_rl.chains.openai_client import OpenAIGenerator
+from tagpr_rl.chains.client.answers import AnswerCache
+from tagpr_rl.chains.client.generate import ChatRequest, Generator, Reply
+from tagpr_rl.chains.client.openai_client import OpenAIGenerator
+from tagpr_rl.chains.labellers.label import read_labels
 from tagpr_rl.config import EndpointBlock, recipe_from_dict
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import TagprError
@@ -145,8 +145,8 @@ def test_a_real_server(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_the_offline_engine(tiny: Path, tmp_path: Path) -> None:
-    from tagpr_rl.backend.cluster import ray_session
-    from tagpr_rl.backend.offline import OfflineGenerator, fingerprint
+    from tagpr_rl.backend.rollout.offline import OfflineGenerator, fingerprint
+    from tagpr_rl.backend.session.ray_session import ray_session
 
     block = {"kind": "vllm", "model": str(tiny), "concurrency": 8, "max_model_len": 1024, "budget": {"tokens": 20_000}}
     chains = {"kind": "chains", "teacher": block}

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from tagpr_rl import view_cli
-from tagpr_rl.backend.saved_rollouts import read_tokens
-from tagpr_rl.paths import RunDir
-from tagpr_rl.reward.advantage import group_advantages
+from tagpr_rl.backend.rollout.saved import read_tokens
+from tagpr_rl.cli import wandb_view as view_cli
+from tagpr_rl.reward.advantages.group import group_advantages
 from tagpr_rl.reward.rubric import Rubric, Weights
-from tagpr_rl.runstate import read_resolved
+from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.state import read_resolved
 from tagpr_rl.tags.schema import default_schema
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(900)]
@@ -307,7 +307,7 @@ def test_evaluation_generated_with_vllm_scores_every_held_out_question(run: Path
 
 def test_the_trained_model_is_teacher_and_labeller_through_structured_output(run: Path, tmp_path: Path) -> None:
     """Every chain has one outcome, every label is valid JSON, kappa is computed. The labels' quality means nothing."""
-    worker = [sys.executable, "tests/smoke/chains_worker.py", str(stage(run, "sft") / "hf"), str(stage(run, "data"))]
+    worker = [sys.executable, "tests/support/chains_worker.py", str(stage(run, "sft") / "hf"), str(stage(run, "data"))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*worker, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
 
 from tagpr_rl.backend.deepspeed.weights import master_weights
-from tagpr_rl.paths import write_json
+from tagpr_rl.files import write_json
 from tagpr_rl.types import TagprError
 
 NATIVE, UNIVERSAL, MANIFEST = "deepspeed", "universal", "deepspeed.json"

@@ -20,7 +20,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.fsdp.utils import unfuse_moe_params
 
 from tagpr_rl.backend.deepspeed import patches
-from tagpr_rl.backend.deepspeed.settings import DeepSpeedEngineConfig
+from tagpr_rl.backend.deepspeed.engine_config import DeepSpeedEngineConfig
 from tagpr_rl.backend.deepspeed.weights import training_weights
 from tagpr_rl.backend.deepspeed.zero import zero_config
 

@@ -14,7 +14,7 @@ from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from tagpr_rl.backend.platform_cpu import patches
-from tagpr_rl.backend.settings import from_environment
+from tagpr_rl.backend.session.worker_settings import from_environment
 
 
 @EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from itertools import chain
 from typing import Any
 
-from tagpr_rl.backend.coalesce import Coalescer
+from tagpr_rl.backend.scoring.coalesce import Coalescer
 
 
 def before_verl() -> None:

@@ -11,7 +11,7 @@ import psutil
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
-from tagpr_rl.backend.settings import from_environment
+from tagpr_rl.backend.session.worker_settings import from_environment
 
 
 class CpuDeviceModule(types.ModuleType):

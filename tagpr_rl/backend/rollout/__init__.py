@@ -1,0 +1,1 @@
+"""Generation with vLLM: servers, agent loops, weight transfer, offline engines and saved responses."""

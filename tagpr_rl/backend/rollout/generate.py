@@ -1,0 +1,162 @@
+"""Generation outside the training loop: evaluation, model teachers, `walk --live`. vLLM in a Ray actor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from tagpr_rl.config import GrpoStage, Recipe, SftStage, prompt_style
+from tagpr_rl.prompts.tokens import ChatTokenizer
+from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.state import read_manifest, stage_dir
+from tagpr_rl.types import Prompt, TagprError
+
+
+@ray.remote(num_cpus=1, num_gpus=1)
+class Generator:
+    """One vLLM engine; weights can be exchanged without starting another."""
+
+    def __init__(self, folder: str, engine: dict[str, Any], device: str) -> None:
+        from tagpr_rl.backend import platform_cpu
+
+        if device == "cpu":
+            import os
+
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            os.environ["TORCH_COMPILE_DISABLE"] = "1"
+            platform_cpu.patches.before_verl()
+        from vllm import LLM
+
+        self.folder = folder
+        self.llm = LLM(model=folder, **engine)
+
+    def load(self, folder: str) -> None:
+        """Switch to the weights of another folder of the same architecture and tokenizer."""
+        if folder == self.folder:
+            return
+        counts = self.llm.collective_rpc("load_folder", args=(folder,))
+        assert all(count > 0 for count in counts), f"no weights found in {folder}"
+        self.llm.reset_prefix_cache()
+        self.folder = folder
+
+    def generate(self, prompts: list[list[int]], sampling: dict[str, Any]) -> list[str]:
+        """One response per prompt (token ids), decoded without special tokens, in order."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        outputs = self.llm.generate(
+            [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
+            SamplingParams(**sampling),
+            use_tqdm=False,
+        )
+        return [output.outputs[0].text for output in outputs]
+
+    def answer(self, prompts: list[list[int]], samplings: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
+        """(text, completion tokens, finish reason) per prompt, each with its own settings, a JSON schema among them
+        (`json_schema`). The reason is "refused: ..." where vLLM rejects a prompt or its schema."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import StructuredOutputsParams
+
+        def params(sampling: dict[str, Any]) -> Any:
+            schema = sampling.pop("json_schema", None)
+            return SamplingParams(
+                **sampling, structured_outputs=StructuredOutputsParams(json=schema) if schema is not None else None
+            )
+
+        inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        try:
+            outputs = self.llm.generate(inputs, [params(dict(s)) for s in samplings], use_tqdm=False)
+        except ValueError as error:  # vLLM refuses the whole batch for one request's sake
+            if len(prompts) == 1:
+                return [("", 0, f"refused: {error}")]
+            return [self.answer([ids], [s])[0] for ids, s in zip(prompts, samplings, strict=True)]
+        found = [output.outputs[0] for output in outputs]
+        return [(out.text, len(out.token_ids), str(out.finish_reason)) for out in found]
+
+
+def engine_options(recipe: Recipe) -> dict[str, Any]:
+    """vLLM engine arguments for evaluation, from the recipe."""
+    prompt, platform = recipe.data.prompt, recipe.platform
+    options: dict[str, Any] = {
+        "dtype": recipe.model.dtype,
+        "max_model_len": prompt.max_tokens + prompt.max_response_tokens,
+        "max_num_seqs": 256,
+        "worker_extension_cls": "tagpr_rl.backend.rollout.vllm_worker.TagprWorkerExtension",
+        "seed": 0,
+        "disable_log_stats": True,
+    }
+    if platform.device == "cpu":
+        options |= {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": platform.vllm_memory_mb << 20,
+            "distributed_executor_backend": "uni",
+        }
+    else:
+        options["gpu_memory_utilization"] = platform.vllm_gpu_utilization
+        options["tensor_parallel_size"] = recipe.placement.tensor_parallel
+    return options
+
+
+class Engine:
+    """A `generate(prompts) -> texts` on a Ray actor; a context manager that frees the device."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe = recipe
+        actor = Generator.options(num_gpus=recipe.placement.tensor_parallel)
+        self.actor = actor.remote(str(folder), engine_options(recipe), recipe.platform.device)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ray.kill(self.actor, no_restart=True)
+
+    def use(self, folder: Path) -> None:
+        """Generate with the weights of `folder` from now on."""
+        ray.get(self.actor.load.remote(str(folder)))
+
+    def __call__(self, prompts: Sequence[list[int]], *, temperature: float, seed: int | None = 0) -> list[str]:
+        """Texts for prompts given as token ids; greedy when temperature is 0."""
+        # vLLM's CPU build cannot seed a request ("CPU Generator does not use offset"): the engine's seed holds.
+        seeded = temperature > 0 and self.recipe.platform.device != "cpu"
+        sampling = {
+            "temperature": temperature,
+            "max_tokens": self.recipe.data.prompt.max_response_tokens,
+            "seed": seed if seeded else None,
+            "skip_special_tokens": True,
+        }
+        texts: list[str] = ray.get(self.actor.generate.remote(list(prompts), sampling))
+        return texts
+
+
+class LiveModel:
+    """The newest trained policy of a run, for `launch.py walk --live`: a prompt -> one GRPO group of responses."""
+
+    def __init__(self, recipe: Recipe, run: RunDir) -> None:
+        trained = [
+            name
+            for name, stage in recipe.stages.items()
+            if isinstance(stage, GrpoStage | SftStage) and prompt_style(recipe, name) == "reasoning"
+        ]
+        done = [name for name in trained if read_manifest(stage_dir(recipe, run, name)) is not None]
+        if not done:
+            raise TagprError(
+                f"--live: no stage of {run.root} that reasons is finished ({', '.join(trained)}); run the recipe first"
+            )
+        self.recipe, self.name = recipe, done[-1]
+        self.folder = stage_dir(recipe, run, self.name).hf.resolve()
+
+    def __call__(self, prompt: Prompt) -> list[str]:
+        """Sampled responses at the first GRPO stage's temperature and group size."""
+        from tagpr_rl.backend.session.ray_session import ray_session
+
+        grpo = next((s for s in self.recipe.stages.values() if isinstance(s, GrpoStage)), None)
+        size, temperature = (grpo.group_size, grpo.temperature) if grpo is not None else (4, 1.0)
+        tokenizer = ChatTokenizer(self.folder)
+        ids = tokenizer.encode(tokenizer.render(prompt.messages))
+        with ray_session(self.recipe), Engine(self.recipe, self.folder) as engine:
+            return engine([ids] * size, temperature=temperature, seed=None)

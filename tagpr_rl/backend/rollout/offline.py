@@ -1,0 +1,160 @@
+"""A `Generator` on vLLM in this run: the same questions, cache and budget as an endpoint's, no server."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from tagpr_rl.backend.rollout import generate
+from tagpr_rl.chains.client.answers import AnswerCache, Questions
+from tagpr_rl.chains.client.generate import ChatRequest, Reply, ReplyStatus
+from tagpr_rl.chains.client.progress import AskProgress
+from tagpr_rl.chains.client.spend import Ledger, Spend
+from tagpr_rl.config import EndpointBlock, Recipe
+from tagpr_rl.prompts.tokens import ChatTokenizer
+from tagpr_rl.types import TagprError
+
+ROOM = 1024
+"""Tokens for the teacher's instruction and a chain to label, beside the prompt of the recipe."""
+EDGE = 1 << 20
+
+
+class OfflineGenerator:
+    """One model in one vLLM engine, which starts with the first question that the cache does not know."""
+
+    def __init__(
+        self, recipe: Recipe, block: EndpointBlock, cache: AnswerCache, *, purse: str, console: Console | None = None
+    ) -> None:
+        """Needs a Ray session from the first `generate` on. `purse` as in OpenAIGenerator."""
+        assert block.kind == "vllm" and block.model
+        self.recipe, self.block, self.cache, self.purse, self.console = recipe, block, cache, purse, console
+        self.model: str = block.model
+        self._marks = fingerprint(Path(self.model))
+        self._actor: Any = None
+        self._limit = 0
+
+    @property
+    def name(self) -> str:
+        """The hub name, or the folder as the recipe gives it."""
+        return self.model
+
+    def close(self) -> None:
+        """Free the device."""
+        if self._actor is not None:
+            ray.kill(self._actor, no_restart=True)
+            self._actor = None
+
+    def generate(self, requests: Sequence[ChatRequest]) -> list[Reply]:
+        """One reply per request, in order, committed batch by batch. A request too long for the model is REFUSED."""
+        # A folder's weights are its identity: another stage's folder may come to have the same path.
+        questions = Questions(Path(self.model).name, requests, self.cache, self._marks)
+        answers: dict[bytes, Reply] = {}
+        ledger = Ledger(self.block.budget, self.block.prices, self.cache.spent(self.purse))
+        before = ledger.spent.money
+        if questions.open:
+            self._start()
+        with AskProgress(self.name, len(questions.open), self.console) as progress:
+            waiting = list(questions.open.items())
+            while waiting:
+                batch, spend = self._batch(waiting[: self.block.concurrency], ledger)
+                if not batch:
+                    break
+                charged = [(key, reply) for key, reply in batch.items() if reply.status != ReplyStatus.REFUSED]
+                self.cache.put(Path(self.model).name, charged, self.purse, spend)
+                answers |= batch
+                for reply in batch.values():
+                    progress.add(reply, ledger.spent.money - before)
+                waiting = waiting[len(batch) :]
+        rest = Reply("", ReplyStatus.BUDGET, detail=f"not asked: {ledger.describe()}; raise the budget and run again")
+        return questions.replies({key: answers.get(key, rest) for key in questions.open})
+
+    def _start(self) -> None:
+        if self._actor is not None:
+            return
+        from transformers import AutoConfig
+
+        try:
+            self.tokenizer = ChatTokenizer(Path(self.model))
+            longest = int(AutoConfig.from_pretrained(self.model).max_position_embeddings)
+        except (OSError, ValueError) as error:
+            raise TagprError(f"model {self.model!r}: {error}; give a Hugging Face folder or a hub name") from None
+        wanted = self.block.max_model_len
+        if wanted is not None and wanted > longest:
+            raise TagprError(f"max_model_len is {wanted}, but {self.model} has {longest} positions; lower it")
+        self._limit = wanted or min(self.recipe.data.prompt.max_tokens + ROOM + self.block.max_tokens, longest)
+        options = generate.engine_options(self.recipe) | {
+            "max_model_len": self._limit,
+            "max_num_seqs": min(256, self.block.concurrency),
+        }
+        del options["worker_extension_cls"]  # its weights are never exchanged
+        actor = generate.Generator.options(num_gpus=self.recipe.placement.tensor_parallel)
+        self._actor = actor.remote(self.model, options, self.recipe.platform.device)
+
+    def _batch(
+        self, questions: Sequence[tuple[bytes, ChatRequest]], ledger: Ledger
+    ) -> tuple[dict[bytes, Reply], Spend]:
+        """Replies to the first questions that the budget covers, and what they cost."""
+        done: dict[bytes, Reply] = {}
+        asked: dict[bytes, tuple[list[int], int]] = {}
+        samplings = []
+        for key, request in questions:
+            ids = self.tokenizer.encode(self.tokenizer.render(request.messages))
+            room = self._limit - len(ids)
+            if room < 1:
+                detail = f"the prompt has {len(ids)} tokens, and the model's limit is {self._limit}"
+                done[key] = Reply("", ReplyStatus.REFUSED, detail=detail)
+                continue
+            most = min(request.max_tokens, room)
+            if not ledger.hold(len(ids), most):
+                break
+            asked[key] = (ids, most)
+            samplings.append(self._sampling(request, most))
+        spend = Spend()
+        if asked:
+            prompts = [ids for ids, _ in asked.values()]
+            outputs = ray.get(self._actor.answer.remote(prompts, samplings))
+            for (key, (ids, most)), (text, n, reason) in zip(asked.items(), outputs, strict=True):
+                done[key] = _reply(text, len(ids), n, reason)
+                spend += ledger.release((len(ids), most), (len(ids), n), charged=not reason.startswith("refused"))
+        return done, spend
+
+    def _sampling(self, request: ChatRequest, most: int) -> dict[str, Any]:
+        # vLLM's CPU build cannot seed a request ("CPU Generator does not use offset"): samples differ, unrepeatably.
+        seeded = request.temperature > 0 and self.recipe.platform.device != "cpu"
+        return {
+            "temperature": request.temperature,
+            "max_tokens": most,
+            "seed": request.seed if seeded else None,
+            "json_schema": dict(request.json_schema) if request.json_schema is not None else None,
+        }
+
+
+def _reply(text: str, prompt: int, completion: int, reason: str) -> Reply:
+    if reason.startswith("refused"):
+        return Reply("", ReplyStatus.REFUSED, detail=reason.removeprefix("refused: "))
+    if reason == "length":
+        return Reply(text, ReplyStatus.LENGTH, prompt, completion, detail="stopped by max_tokens")
+    if not text.strip():
+        return Reply(text, ReplyStatus.EMPTY, prompt, completion, detail="the answer has no text")
+    return Reply(text, ReplyStatus.OK, prompt, completion)
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """What tells a folder's weights and tokenizer from others: sha256 over each file's name, size, and first and last
+    MiB. Training changes every tensor, so that whole files of many GB need not be read. {} for a hub name."""
+    if not folder.is_dir():
+        return {}
+    total = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")]):
+        size = file.stat().st_size
+        total.update(f"{file.name}/{size}/".encode())
+        with file.open("rb") as handle:
+            total.update(handle.read(EDGE))
+            handle.seek(max(0, size - EDGE))
+            total.update(handle.read(EDGE))
+    return {"weights": total.hexdigest()}

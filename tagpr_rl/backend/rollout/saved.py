@@ -1,0 +1,97 @@
+"""Token ids and log-probabilities of a step's responses on disk, and training rows that ask for them again.
+
+One Parquet file (zstd) a step, `rollouts/step_0001.parquet` beside the text: columns task, record_id, sample,
+prompt_ids, response_ids (int32) and logprobs (float32, of the policy that wrote them). Ids shrink to 1 to 2 bytes a
+token and log-probabilities hardly at all, so a response token costs about 7 bytes; a prompt stands once for its group.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tagpr_rl.files import replacing
+from tagpr_rl.types import TagprError
+
+SAVED_STEP = "saved_step"
+"""Key of a training row's extra_info: the step whose responses it asks for."""
+_KEY = ("task", "record_id", "sample")
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """The file of a step's tokens."""
+    return folder / f"step_{step:04d}.parquet"
+
+
+def write_tokens(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one step's rows, ordered by task, record and sample, so that a group's equal prompts lie side by side."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ids, numbers = pa.list_(pa.int32()), pa.list_(pa.float32())
+    columns = {"task": pa.string(), "record_id": pa.string(), "sample": pa.int32()}
+    columns |= {"prompt_ids": ids, "response_ids": ids, "logprobs": numbers}
+    ordered = sorted((dict(row) for row in rows), key=lambda row: tuple(row[name] for name in _KEY))
+    last: list[int] | None = None
+    for row in ordered:  # a group's prompt once: null = as in the row before
+        if row["prompt_ids"] == last:
+            row["prompt_ids"] = None
+        else:
+            last = row["prompt_ids"]
+    with replacing(path) as temp:
+        pq.write_table(pa.Table.from_pylist(ordered, schema=pa.schema(list(columns.items()))), temp, compression="zstd")
+
+
+@functools.lru_cache(maxsize=2)
+def read_tokens(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """(task, record id, sample) -> row. TagprError where the file is missing or is none of `write_tokens`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise TagprError(
+            f"{path}: there are no saved tokens of this step; rollouts_from needs rollouts made with save_tokens: true"
+        )
+    try:
+        rows = pq.read_table(path).to_pylist()
+        prompt: list[int] = []
+        found = {}
+        for row in rows:
+            prompt = row["prompt_ids"] if row["prompt_ids"] is not None else prompt
+            found[row["task"], row["record_id"], row["sample"]] = {**row, "prompt_ids": prompt}
+    except (pa.ArrowException, KeyError) as error:
+        raise TagprError(f"{path} is no file of saved tokens ({error}); make it again with save_tokens: true") from None
+    return found
+
+
+def saved_rows(
+    prompts: Sequence[Mapping[str, Any]], folder: Path, *, steps: int, prompts_per_step: int, group_size: int
+) -> list[dict[str, Any]]:
+    """verl's prompt rows in the order of the saved steps, each with the step whose responses it asks for.
+
+    Args:
+        prompts: the rows of the stage's prompts.
+        folder: a stage's `rollouts`.
+
+    Raises:
+        TagprError: a step without saved tokens, another number of prompts or samples, an unknown record.
+    """
+    known = {(row["extra_info"]["task"], row["extra_info"]["record_id"]): row for row in prompts}
+    found = []
+    for step in range(1, steps + 1):
+        path = step_file(folder, step)
+        saved = read_tokens(path)
+        records = list(dict.fromkeys((task, record) for task, record, _ in saved))
+        if len(records) != prompts_per_step or len(saved) != prompts_per_step * group_size:
+            raise TagprError(
+                f"{path} holds {len(saved)} responses to {len(records)} prompts; the stage has prompts_per_step="
+                f"{prompts_per_step} and group_size={group_size}; make them the same"
+            )
+        for task, record in records:
+            if (task, record) not in known:
+                raise TagprError(f"{path}: record {record} of {task} is not among the stage's prompts")
+            row = known[task, record]
+            found.append({**row, "extra_info": {**row["extra_info"], SAVED_STEP: step}})
+    return found

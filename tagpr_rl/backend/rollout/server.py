@@ -1,0 +1,35 @@
+"""verl's vLLM server and replica with the run's settings applied (verl 0.9.1 vllm_async_server.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
+from vllm.sampling_params import RequestOutputKind
+
+from tagpr_rl.backend.session.worker_settings import from_environment
+
+
+class TagprHttpServer(vLLMHttpServer):
+    """verl's server; where the setting is on, it asks the engine for each finished output once."""
+
+    async def generate(
+        self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **kwargs: Any
+    ) -> Any:
+        """Generate token ids for one prompt (see vLLMHttpServer.generate)."""
+        if from_environment().final_output_only:
+            sampling_params = {
+                **sampling_params,
+                "output_kind": RequestOutputKind.FINAL_ONLY,
+                "detokenize": False,
+            }
+        return await super().generate(prompt_ids, sampling_params, request_id, **kwargs)
+
+
+class TagprReplica(vLLMReplica):
+    """A replica that launches `TagprHttpServer`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_class = ray.remote(TagprHttpServer)

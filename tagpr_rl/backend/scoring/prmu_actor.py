@@ -1,0 +1,170 @@
+"""Ray actors that score responses with PRMU: many agent-loop workers ask, they answer in dynamic micro-batches."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from tagpr_rl.prmu.serving.batcher import Batcher, QueueFull
+from tagpr_rl.prmu.serving.requests import ScoreReply, ScoreRequest, check_request
+from tagpr_rl.types import TagprError
+
+READ_AT_ONCE = 8
+"""Requests of one call that are read before the first of them may be scored: reading all takes as long as a batch."""
+MAX_CONCURRENT = 8192
+"""Calls that may wait inside an actor; Ray queues the rest."""
+
+
+class PrmuActor:
+    """Queues score requests and scores them in batches.
+
+    An error names the request at fault and reaches only its caller; the other requests of its batch are scored.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        device: str = "cpu",
+        max_wait_ms: float = 3.0,
+        max_batch_tokens: int = 2048,
+        max_waiting: int = 16_384,
+        cache_mb: float = 512.0,
+        threads: int = 1,
+    ) -> None:
+        """Load the PRMU folder `path`; TagprError when it is damaged or holds weights that are not finite.
+
+        `max_batch_tokens` bounds a batch's response and profile tokens, `max_waiting` the queue, `cache_mb` the
+        states of profile items that are kept. Ray calls this again after a crash, so a restarted actor has read the
+        folder anew and starts with an empty cache.
+        """
+        import torch
+
+        from tagpr_rl.prmu.serving.score import Scorer
+
+        torch.set_num_threads(threads)
+        gc.freeze()  # a full collection over everything that was imported takes .3 s, in the middle of a batch
+        self._scorer = Scorer(Path(path), device, max_padded_tokens=max_batch_tokens, cache_mb=cache_mb)
+        self._batcher: Batcher[ScoreRequest] = Batcher(
+            self._scorer.score_each,
+            self._scorer.length,
+            max_wait_s=max_wait_ms / 1000,
+            max_size=max_batch_tokens,
+            max_waiting=max_waiting,
+        )
+
+    async def score(self, request: ScoreRequest) -> float:
+        """PRMU's score in [0, 1].
+
+        Raises TagprError on a malformed request, FloatingPointError on a score that is not finite, QueueFull.
+        """
+        return await self._batcher.submit(check_request(request))
+
+    async def score_many(self, requests: Sequence[ScoreRequest], timeout_s: float) -> list[ScoreReply]:
+        """One reply per request, in order; never raises. They share batches with other callers' requests.
+
+        A request that is not scored within `timeout_s` is dropped from the queue: nobody waits for it any more.
+        """
+        tasks = []
+        for number, request in enumerate(requests, start=1):
+            tasks.append(asyncio.create_task(self.score(request)))
+            if number % READ_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+        return [self._reply(task, timeout_s) for task in tasks]
+
+    def _reply(self, task: asyncio.Task[float], timeout_s: float) -> ScoreReply:
+        if not task.done():
+            task.cancel()
+            waiting = self._batcher.waiting
+            return ScoreReply(
+                None, f"the scorer needs more than {timeout_s:.1f} s ({waiting} requests wait)", again=True
+            )
+        error = task.exception()
+        if error is None:
+            return ScoreReply(task.result())
+        return ScoreReply(None, f"{type(error).__name__}: {error}", again=isinstance(error, QueueFull))
+
+    async def health(self) -> dict[str, Any]:
+        """Process id, folder, queue length, seconds of the batch in hand, cache size and the batcher's counters.
+
+        Answered without waiting for the queue, so that a late answer means a process that does not run.
+        """
+        items, size = self._scorer.cached
+        return {
+            "pid": os.getpid(),
+            "path": str(self._scorer.path),
+            "waiting": self._batcher.waiting,
+            "busy_s": self._batcher.busy_s(),
+            "cached_items": items,
+            "cached_bytes": size,
+            **asdict(self._batcher.stats),
+        }
+
+
+def start(
+    name: str, path: str, *, number: int = 0, num_gpus: float = 0.0, num_cpus: float = 0.0, restarts: int = 3,
+    **settings: Any,
+) -> Any:  # fmt: skip
+    """Start the named actor, the `number`th of its kind, and return its handle.
+
+    `settings` are PrmuActor's other arguments. `device` "cuda" with `num_gpus` 0 shares a device that the policy has
+    reserved: Ray is told not to hide the devices from the actor, which is placed on a node that has some.
+
+    It restarts by itself after a crash, at most `restarts` times. A call that the crash broke is not repeated here:
+    `prmu_client.ScorerPool` does so, and knows how long its caller still waits.
+    """
+    options: dict[str, Any] = {"name": name, "num_cpus": num_cpus, "num_gpus": num_gpus}
+    options["max_concurrency"] = MAX_CONCURRENT
+    if settings.get("device", "cpu") != "cpu" and not num_gpus:
+        shared, device = _shared_device(number)
+        options |= shared
+        settings |= {"device": device}
+    actor = ray.remote(PrmuActor).options(**options, max_restarts=restarts, max_task_retries=0)
+    return actor.remote(path, **settings)
+
+
+def start_all(name: str, scorers: int, **arguments: Any) -> dict[str, Any]:
+    """Start `scorers` actors `name_0`, `name_1`, ... with `start`'s arguments; name -> handle, all of them healthy.
+
+    TagprError with the reason when one cannot start.
+    """
+    found = {f"{name}_{number}": start(f"{name}_{number}", number=number, **arguments) for number in range(scorers)}
+    try:
+        ray.get([actor.health.remote() for actor in found.values()])
+    except ray.exceptions.RayActorError as error:
+        raise TagprError(f"PRMU's scorer did not start: {last_line(error)}") from error
+    return found
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says in at most 300 characters, without the traceback that Ray puts before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def _shared_device(number: int) -> tuple[dict[str, Any], str]:
+    """Actor options that show a node's devices to an actor which reserves none, and the device it takes.
+
+    The last node's first device, then the node before it, and so on; then everyone's second device.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
+    if not nodes:
+        raise TagprError("placement.prmu=shared: the cluster has no node with a device; use cpu")
+    node = nodes[-1 - number % len(nodes)]
+    device = number // len(nodes) % int(node["Resources"]["GPU"])
+    # Ray empties CUDA_VISIBLE_DEVICES of an actor that reserves no device (ray/_private/utils.py) but for this.
+    options = {
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        "runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
+    }
+    return options, f"cuda:{device}"

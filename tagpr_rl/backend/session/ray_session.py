@@ -1,0 +1,241 @@
+"""The Ray session of a run: a private local one, or a connection to an existing cluster."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tagpr_rl.backend.session.worker_settings import WorkerSettings, to_environment
+from tagpr_rl.config import Recipe
+from tagpr_rl.deploy.need import Need, NodeSize, lacks, need
+from tagpr_rl.types import TagprError
+
+LOCAL_NODE_ADDRESS = "127.0.0.2"
+"""Ray rewrites 127.0.0.1 to the host's address and would listen on it; this loopback address sticks."""
+CONNECT_SECONDS = 5.0
+"""A cluster's head that does not answer within this is unreachable."""
+NODE_WAIT_S = 15.0
+"""How long a node of an existing cluster may take to join it after the cluster answers."""
+LOGICAL_CPUS = 64
+"""Ray's CPU count is a scheduling budget; verl's placement group alone asks for 3 per worker."""
+
+
+def worker_settings(recipe: Recipe) -> WorkerSettings:
+    """The recipe's platform block as worker processes need it, with a fresh run id."""
+    platform = recipe.platform
+    cpu = platform.device == "cpu"
+    cuts = platform.cuts
+    return WorkerSettings(
+        run_id=uuid.uuid4().hex[:12],
+        device=platform.device,
+        threads=platform.threads,
+        zmq_timeout_s=platform.zmq_timeout_s,
+        fast_logprobs=cpu and cuts.fast_logprobs,
+        single_process_vllm=cpu and cuts.single_process_vllm,
+        final_output_only=cpu and cuts.final_output_only,
+        replay_poll_seconds=cuts.replay_poll_seconds,
+        disable_compile=cpu and cuts.disable_compile,
+        direct_agent_loops=cpu and cuts.direct_agent_loops,
+        coalesced_puts=cpu and cuts.coalesced_puts,
+    )
+
+
+def environment(recipe: Recipe, settings: WorkerSettings) -> dict[str, str]:
+    """Environment variables of every process of the run."""
+    variables = {
+        **to_environment(settings),
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "0"),
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "TRANSFER_QUEUE_ENABLE": "1",
+        "PYTHONWARNINGS": "ignore::UserWarning:verl.workers.engine",  # engines that nobody asked for
+    }
+    if recipe.platform.device == "cpu":
+        variables |= {
+            "VERL_PLATFORM": "cpu",
+            "DS_ACCELERATOR": "cpu",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(recipe.platform.threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads must not spin on a core that another process needs
+            "MALLOC_MMAP_THRESHOLD_": "1073741824",  # keep big tensors on the heap: no page faults every step
+            "MALLOC_TRIM_THRESHOLD_": "1073741824",
+            "MALLOC_TOP_PAD_": "67108864",
+        }
+    else:
+        variables["VERL_PLATFORM"] = "nvidia"
+    return variables
+
+
+@contextmanager
+def ray_session(recipe: Recipe) -> Iterator[Any]:
+    """Start or join Ray for the run; yields the `ray` module; always disconnects.
+
+    Without `platform.ray_address` a private cluster starts on loopback with as many logical GPUs as
+    the recipe has devices; it ends with the session. With one, TagprError where the cluster cannot be
+    reached, or is smaller than the recipe asks for longer than `cluster.wait_s`.
+    """
+    import ray
+
+    variables = environment(recipe, worker_settings(recipe))
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": variables},
+        "log_to_driver": False,
+        "logging_level": "error",
+        "namespace": "tagpr",
+    }
+    if recipe.platform.ray_address:
+        options["address"] = recipe.platform.ray_address
+        options["namespace"] = f"tagpr-{uuid.uuid4().hex[:8]}"
+    else:
+        devices = math.ceil(need(recipe).devices)
+        options |= {
+            "num_cpus": LOGICAL_CPUS,
+            "num_gpus": devices if recipe.platform.device == "cpu" else None,
+            "object_store_memory": recipe.platform.object_store_mb << 20,
+            "include_dashboard": False,
+            "_node_ip_address": LOCAL_NODE_ADDRESS,
+        }
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    if recipe.platform.ray_address:
+        # In a submitted job, the recipe's variables win over those that the job was submitted with.
+        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+        _join(ray, options)
+    else:
+        ray.init(**options)
+    try:
+        if recipe.platform.ray_address:
+            wait_for_resources(need(recipe), recipe.platform.ray_address, recipe.cluster.wait_s)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _join(ray: Any, options: dict[str, Any]) -> None:
+    """`ray.init` on an existing cluster; TagprError with the remedy where there is none."""
+    address = options["address"]
+    if address == "auto":
+        address = options["address"] = automatic_address()
+    require_reachable(address)
+    try:
+        if "://" not in address and not _node_is_here(address):
+            raise ConnectionError("this machine is none of its nodes")
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise TagprError(
+            f"platform.ray_address={address}: cannot join that Ray cluster: {reason}\n"
+            "The run must start on one of its nodes, with the Ray version and the token of the cluster; "
+            "`launch.py submit` starts it there from any machine."
+        ) from error
+
+
+def automatic_address() -> str:
+    """What Ray takes "auto" for: RAY_ADDRESS, or the cluster started last on this machine, which may be gone."""
+    from ray._private.services import canonicalize_bootstrap_address  # the public call would join, or wait for ever
+
+    found = canonicalize_bootstrap_address("auto")
+    if found is None:
+        raise TagprError(
+            "platform.ray_address=auto: no Ray cluster was started on this machine; name the head's host:port there or "
+            "in RAY_ADDRESS, or leave platform.ray_address out for a private cluster"
+        )
+    return str(found)
+
+
+def require_reachable(address: str) -> None:
+    """TagprError if nothing accepts connections at `[ray://]host:port`."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise TagprError(f"platform.ray_address={address}: not an address; write auto, or the head's host:port")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise TagprError(
+            f"platform.ray_address={address}: nothing answers there ({error}); is the cluster up (`ray status` on its "
+            "head), and is this the port of `ray start --head`?"
+        ) from None
+
+
+def _node_is_here(address: str) -> bool:
+    """Whether a node of the cluster has one of this machine's addresses; elsewhere `ray.init` aborts the process."""
+    import psutil
+    from ray._raylet import GcsClient  # no public call lists nodes without joining
+
+    own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+    client, deadline = GcsClient(address=address), time.monotonic() + NODE_WAIT_S
+    while True:
+        # All of 127.0.0.0/8 is this machine. 0 = ALIVE (ray/protobuf gcs.proto, GcsNodeInfo.GcsNodeState).
+        alive = [node for node in client.get_all_node_info(timeout=30).values() if node.state == 0]
+        if any(node.node_manager_address in own or node.node_manager_address.startswith("127.") for node in alive):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.5)  # a cluster answers before its own node has joined it
+
+
+def wait_for_resources(asked: Need, address: str, wait_s: float) -> None:
+    """Wait until the cluster has, free, what a run asks; TagprError with all that is missing after `wait_s` seconds.
+
+    Ray itself would wait for ever: a placement group that does not fit stays pending.
+    """
+    deadline = time.monotonic() + wait_s
+    told: tuple[str, ...] = ()
+    while missing := _lacks_now(asked):
+        if time.monotonic() >= deadline:
+            raise TagprError(
+                f"the Ray cluster at {address} is too small for this run (waited {wait_s:g} s):\n  "
+                + "\n  ".join(missing)
+                + "\nAdd nodes, end other jobs, or ask for fewer devices (platform, placement) "
+                "(cluster.wait_s = how long to wait)."
+            )
+        if missing != told:
+            print(f"waiting for the Ray cluster: {'; '.join(missing)}", file=sys.stderr, flush=True)
+            told = missing
+        time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+
+
+def _lacks_now(asked: Need) -> tuple[str, ...]:
+    import ray
+
+    nodes = [
+        NodeSize(node["NodeManagerAddress"], node["Resources"].get("GPU", 0.0), node["Resources"].get("CPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    free = ray.available_resources()
+    return lacks(asked, nodes, free.get("GPU", 0.0), free.get("CPU", 0.0))
+
+
+def free_devices() -> float:
+    """Devices (Ray's "GPU") that are free now."""
+    import ray
+
+    return float(ray.available_resources().get("GPU", 0.0))
+
+
+def end_actor(actor: Any, devices: float, timeout_s: float = 60.0) -> None:
+    """End a stage's driver actor; wait until what it started is gone and `devices` devices are free again.
+
+    The next stage uses the same actor names and devices, and Ray frees both some time after a death.
+    """
+    import ray
+
+    ray.kill(actor, no_restart=True)
+    deadline = time.monotonic() + timeout_s
+    while ray.util.list_named_actors() or free_devices() < devices:
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"{timeout_s} s after the end of a stage its actors {ray.util.list_named_actors()} are alive, or "
+                f"{free_devices()} devices are free where {devices} were; the run can be started again and goes on"
+            )
+        time.sleep(0.1)

@@ -1,0 +1,133 @@
+"""The pipeline's one W&B run, joined by each stage's process; at the end its results, from a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tagpr_rl.backend.tracking.settings import TrackingSettings
+from tagpr_rl.backend.tracking.wandb_file import last_step
+from tagpr_rl.run.trackers import GLOBAL_STEP, StepGate, without_secrets
+
+START_TIMEOUT_S = 30.0
+"""W&B's own is 90 s, and an outage would cost that in each stage."""
+FINISH_TIMEOUT_S = 60.0
+
+
+class WandbSink:
+    """One process's part in the run: `<stage>/<metric>` over `train/global_step`."""
+
+    def __init__(
+        self, settings: TrackingSettings, config: dict[str, Any], gate: StepGate, warn: Callable[[str], None]
+    ) -> None:
+        self._settings = settings
+        self._gate = gate
+        self.run = start(settings, config, warn)
+        self.run.define_metric(GLOBAL_STEP, hidden=True)
+        self.run.define_metric("*", step_metric=GLOBAL_STEP)
+        self._tables: dict[str, Any] = {}
+        self._fill_gap()
+
+    def _fill_gap(self) -> None:
+        """Send the stage's rows that a killed process logged and W&B never recorded, from metrics.jsonl."""
+        metrics = Path(self._settings.metrics_file)
+        kept = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        if not kept:
+            return
+        online = not self.run.offline
+        known = int(self.run.starting_step) - 1 if online else last_step(Path(self._settings.wandb_dir))
+        if known is None:  # the run began on another machine
+            return
+        self._gate.last = min(self._gate.last, known)
+        for row in kept:
+            self.log({key: value for key, value in row.items() if key not in ("step", "time_s")}, int(row["step"]))
+
+    def log(self, row: dict[str, float], step: int) -> None:
+        """Send one step, unless the run has it from before a restart."""
+        stage, number = self._settings.stage, self._settings.step_offset + step
+        if self._gate.admit(number):
+            named = {f"{stage}/{key}": value for key, value in row.items()}
+            self.run.log({**named, **self._tables, f"{stage}/step": step, GLOBAL_STEP: number}, step=number)
+        self._tables = {}
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """A table that goes with the next step."""
+        import wandb
+
+        self._tables[f"{self._settings.stage}/{name}"] = wandb.Table(columns=columns, data=rows)
+
+    def alert(self, title: str, text: str) -> None:
+        """W&B's own alert (mail or chat, as its user has set)."""
+        self.run.alert(title=title, text=text, level="WARN")
+
+    def finish(self, exit_code: int) -> None:
+        """End this process's part. `run.finish` returns before its file is complete; W&B's service ends after it."""
+        import wandb
+
+        self.run.finish(exit_code=exit_code)
+        wandb.teardown()
+
+
+def start(settings: TrackingSettings, config: dict[str, Any], warn: Callable[[str], None]) -> Any:
+    """Join the run of this id, or make it. Where an online start fails, the run is recorded offline, with a warning."""
+    import wandb
+
+    os.makedirs(settings.wandb_dir, exist_ok=True)
+
+    def init(mode: str) -> Any:
+        return wandb.init(
+            project=settings.project,
+            id=settings.run_id,
+            resume="allow",
+            name=settings.group,
+            dir=settings.wandb_dir,
+            mode=mode,
+            # W&B's records of the command line, the git remote and the machine may hold names and tokens.
+            settings=wandb.Settings(
+                console="off", silent=True, x_disable_stats=mode == "offline", x_disable_meta=True, disable_git=True,
+                disable_code=True, init_timeout=START_TIMEOUT_S, login_timeout=int(START_TIMEOUT_S),
+                finish_timeout=FINISH_TIMEOUT_S,
+            ),
+        )  # fmt: skip
+
+    try:
+        run = init(settings.wandb_mode)
+    except Exception as error:
+        if settings.wandb_mode != "online":
+            raise
+        warn(
+            f"W&B did not start online; this part of run {settings.run_id} is recorded offline. Upload it later with "
+            f"`wandb sync {settings.wandb_dir}/wandb/offline-run-*-{settings.run_id}` ({type(error).__name__}: {error})"
+        )
+        wandb.teardown()
+        run = init("offline")
+    recipe = Path(settings.wandb_dir) / "resolved.json"
+    if recipe.is_file():
+        config = {**config, "recipe": json.loads(recipe.read_text(encoding="utf-8"))}
+    run.config.update(without_secrets(config), allow_val_change=True)
+    return run
+
+
+def main() -> None:
+    """Read {"settings": TrackingSettings, "results": {name: number}} on standard input; write the run's summary.
+
+    A process of its own, so that the caller can end it when W&B hangs. Warnings go to standard output.
+    """
+    given = json.load(sys.stdin)
+    settings = TrackingSettings(**given["settings"])
+    if settings.wandb_mode != "disabled":
+        run = start(settings, {}, lambda text: print(text))
+        run.summary.update(given["results"])
+        run.finish()
+    if settings.tensorboard:
+        from tagpr_rl.backend.tracking.tensorboard import write_results
+
+        write_results(settings, given["results"])
+
+
+if __name__ == "__main__":
+    main()

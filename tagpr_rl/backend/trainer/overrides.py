@@ -1,0 +1,380 @@
+"""Recipe -> verl overrides: every verl key name of the project stands in this file.
+
+Imports nothing of verl, so that `launch.py plan` can print the overrides on any machine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tagpr_rl.config import GrpoStage, Recipe, SftStage, TrainingStage, stage_limits
+from tagpr_rl.config.placement import attention, checkpointing
+
+_HOOKS = "tagpr_rl.backend.trainer.worker_hooks"
+_AGENT_LOOPS = "tagpr_rl.backend.rollout.agent_loop.TagprAgentLoopManager"
+_DEEPSPEED = "tagpr_rl.backend.deepspeed"
+_WORKER_EXTENSION = "tagpr_rl.backend.rollout.vllm_worker.TagprWorkerExtension"
+
+
+@dataclass(frozen=True, slots=True)
+class StagePaths:
+    """Files and folders of one training stage, absolute."""
+
+    model: Path
+    train: Path
+    checkpoints: Path
+    rollouts: Path
+    saved: Path | None = None
+    """A grpo stage's responses to train on instead of generating (`rollouts_from`)."""
+
+
+def world_size(recipe: Recipe) -> int:
+    """Training processes: nodes x devices per node."""
+    return recipe.platform.nodes * recipe.platform.devices_per_node
+
+
+def _mixed_precision(engine: str, recipe: Recipe) -> dict[str, str]:
+    """Compute dtype of an FSDP engine; verl takes bfloat16 where this is not set (transformer_impl.py:397)."""
+    compute = "fp32" if recipe.model.dtype == "float32" else "bf16"
+    dtypes = {"param_dtype": compute, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+    return {f"++{engine}.mixed_precision.{key}": value for key, value in dtypes.items()}
+
+
+def _model_keys(model: str, recipe: Recipe) -> dict[str, Any]:
+    """Attention, recomputation and LoRA of `model`, a block of verl's `HFModelConfig` (config/model/hf_model.yaml).
+
+    `lora_rank` is what verl's FSDP engine reads; of the block `lora` it reads `merge` alone (transformer_impl.py:996).
+    """
+    kernel = attention(recipe.platform, recipe.training)
+    keys: dict[str, Any] = {
+        f"+{model}.override_config.attn_implementation": kernel,
+        f"{model}.use_remove_padding": kernel == "flash_attention_2",  # packed rows are quadratic under sdpa
+        f"{model}.enable_gradient_checkpointing": checkpointing(recipe.platform, recipe.training),
+    }
+    lora = recipe.lora
+    if lora is not None:
+        named = lora.target_modules
+        keys |= {
+            f"{model}.lora_rank": lora.rank,
+            f"{model}.lora_alpha": lora.alpha,
+            f"{model}.target_modules": named if isinstance(named, str) else list(named),
+            f"{model}.lora.merge": lora.merge,
+        }
+    return keys
+
+
+def _engine_keys(engine: str, stage: TrainingStage, recipe: Recipe, *, trains: bool = True) -> dict[str, Any]:
+    """Strategy, dtypes, sharding and offload of the engine config at `engine` (trainer/config/engine/fsdp.yaml)."""
+    keys: dict[str, Any] = {
+        f"{engine}.strategy": stage.strategy,
+        f"{engine}.model_dtype": "fp32",
+        **_mixed_precision(engine, recipe),
+    }
+    if stage.strategy == "deepspeed":
+        keys[f"{engine}._target_"] = f"{_DEEPSPEED}.settings.DeepSpeedEngineConfig"
+        keys[f"{engine}.fsdp_size"] = 1  # real weights on every rank (settings.DeepSpeedEngineConfig)
+        keys |= {f"+{engine}.{key}": value for key, value in stage.zero().model_dump().items()}
+        return keys
+    training = recipe.training
+    return {
+        **keys,
+        f"{engine}.fsdp_size": training.fsdp_size or -1,
+        f"{engine}.ulysses_sequence_parallel_size": training.sequence_parallel,
+        f"{engine}.param_offload": training.offload_params,
+        **({f"{engine}.optimizer_offload": training.offload_optimizer} if trains else {}),
+    }
+
+
+def _hooks(stage: TrainingStage) -> str | list[str]:
+    """Modules that verl imports before it builds an engine."""
+    return [_HOOKS, f"{_DEEPSPEED}.engine"] if stage.strategy == "deepspeed" else _HOOKS
+
+
+def grpo_overrides(recipe: Recipe, name: str, paths: StagePaths) -> dict[str, Any]:
+    """verl's `ppo_trainer` keys for the GRPO stage `name`; everything else keeps verl's default."""
+    stage = recipe.stages[name]
+    assert isinstance(stage, GrpoStage)
+    return {
+        **_data_keys(recipe, stage, paths),
+        **_actor_keys(recipe, stage, paths),
+        **_rollout_keys(recipe, stage),
+        **_reward_keys(recipe, stage, paths),
+        **_trainer_keys(recipe, name, stage, paths),
+        **_stop_keys(stage),
+    }
+
+
+def _stop_keys(stage: GrpoStage) -> dict[str, Any]:
+    """The stage's stop rules, for backend.stop_hooks; none where it has none."""
+    found: dict[str, Any] = {}
+    for key, value in (stage.stop.model_dump(exclude_none=True) if stage.stop is not None else {}).items():
+        below = value.items() if isinstance(value, dict) else ()
+        found |= {f"+trainer.stop.{key}.{name}": item for name, item in below} or {f"+trainer.stop.{key}": value}
+    return found
+
+
+def _data_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
+    prompt_tokens, response_tokens = stage_limits(recipe, stage)
+    return {
+        "data.train_files": str(paths.train),
+        "data.val_files": str(paths.train),  # verl wants a file; validation is off, ours is the eval stage
+        "data.val_max_samples": 1,
+        "data.train_batch_size": stage.prompts_per_step,
+        "data.max_prompt_length": prompt_tokens,
+        "data.max_response_length": response_tokens,
+        "data.filter_overlong_prompts": False,  # prompts are built to the limit
+        "data.return_raw_chat": True,
+        "data.seed": stage.seed,
+        "data.shuffle": stage.rollouts_from is None,  # saved rows stand in the order of their steps
+        "data.dataloader_num_workers": 0,
+    }
+
+
+def _actor_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
+    cpu = recipe.platform.device == "cpu"
+    per_step, tokens = stage.prompts_per_step, recipe.training.max_tokens_per_device
+    model, actor = "actor_rollout_ref.model", "actor_rollout_ref.actor"
+    scale = stage_limits(recipe, stage)[1] if stage.loss_agg == "seq-mean-token-sum-norm" else None
+    return {
+        f"{model}.path": str(paths.model),
+        f"{model}.external_lib": _hooks(stage),
+        **_model_keys(model, recipe),
+        f"{actor}.strategy": stage.strategy,
+        **_engine_keys(f"{actor}.fsdp_config", stage, recipe),
+        f"{actor}.fsdp_config.use_torch_compile": not cpu,
+        f"{actor}.fsdp_config.seed": stage.seed,
+        f"{actor}.use_torch_compile": not cpu,
+        f"{actor}.optim.lr": stage.lr,
+        f"{actor}.optim.lr_warmup_steps": stage.lr_warmup_steps,
+        f"{actor}.optim.weight_decay": stage.weight_decay,
+        f"{actor}.optim.betas": list(stage.betas),
+        f"{actor}.grad_clip": stage.max_grad_norm,
+        f"{actor}.optim.clip_grad": stage.max_grad_norm,
+        f"{actor}.ppo_mini_batch_size": per_step // stage.mini_batches,
+        f"{actor}.ppo_micro_batch_size_per_gpu": stage.micro_batch_size,
+        f"{actor}.use_dynamic_bsz": tokens is not None,  # rollout and reference follow the actor
+        **({f"{actor}.ppo_max_token_len_per_gpu": tokens} if tokens is not None else {}),
+        f"{actor}.clip_ratio_low": stage.clip_low,
+        f"{actor}.clip_ratio_high": stage.clip_high,
+        f"{actor}.loss_agg_mode": stage.loss_agg,
+        f"{actor}.loss_scale_factor": scale,
+        f"{actor}.policy_loss.loss_mode": "vanilla" if stage.loss == "clip" else stage.loss,
+        f"{actor}.calculate_entropy": True,
+        f"{actor}.use_kl_loss": stage.kl_coef > 0,
+        f"{actor}.kl_loss_coef": stage.kl_coef,
+        f"{actor}.data_loader_seed": stage.seed,
+        f"{actor}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
+        f"{actor}.checkpoint.load_contents": ["model", "optimizer", "extra"],
+        "actor_rollout_ref.ref.strategy": stage.strategy,
+        **_engine_keys("actor_rollout_ref.ref.fsdp_config", stage, recipe, trains=False),
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": stage.micro_batch_size,
+    }
+
+
+def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
+    platform = recipe.platform
+    cpu = platform.device == "cpu"
+    rollout = "actor_rollout_ref.rollout"
+    length = sum(stage_limits(recipe, stage))
+    keys: dict[str, Any] = {
+        f"{rollout}.name": "vllm",
+        f"{rollout}.n": stage.group_size,
+        f"{rollout}.temperature": stage.temperature,
+        f"{rollout}.seed": stage.seed,
+        f"{rollout}.dtype": recipe.model.dtype,
+        f"{rollout}.tensor_model_parallel_size": recipe.placement.tensor_parallel,
+        f"{rollout}.max_model_len": length,
+        f"{rollout}.max_num_batched_tokens": max(8192, length),
+        f"{rollout}.max_num_seqs": 256,  # a larger step comes in waves, and PRMU scores one while the next is written
+        f"{rollout}.gpu_memory_utilization": platform.vllm_gpu_utilization,
+        f"{rollout}.load_format": "dummy",  # weights arrive from the actor before the first token
+        f"{rollout}.calculate_log_probs": True,
+        f"{rollout}.log_prob_micro_batch_size_per_gpu": stage.micro_batch_size,
+        f"{rollout}.enforce_eager": cpu,
+        f"{rollout}.free_cache_engine": not cpu,
+        f"+{rollout}.enable_sleep_mode": not cpu,
+        f"++{rollout}.agent.agent_loop_manager_class": _AGENT_LOOPS,
+        f"{rollout}.agent.num_workers": platform.nodes if cpu else 8 * platform.nodes,
+        f"{rollout}.checkpoint_engine.update_weights_bucket_megabytes": platform.weight_bucket_mb,
+        f"+{rollout}.engine_kwargs.vllm.worker_extension_cls": _WORKER_EXTENSION,
+    }
+    if recipe.placement.rollout == "separate":
+        keys |= _separate_keys(recipe, stage)
+    if cpu:
+        keys[f"+{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes"] = platform.vllm_memory_mb << 20
+        if platform.cuts.single_process_vllm:
+            keys[f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend"] = "uni"
+    return keys
+
+
+def _separate_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
+    """Rollout on devices of its own (verl 0.9.1 trainer_separate_async.py:48-80 says what it asks of the config).
+
+    `hybrid_engine` false keeps engines off the policy's devices. One synchronisation per step: verl wants
+    train_batch_size = parameter_sync_step x ppo_mini_batch_size, so an update is one trigger of verl's.
+    """
+    rollout, own = "actor_rollout_ref.rollout", recipe.placement
+    cpu = recipe.platform.device == "cpu"
+    return {
+        "actor_rollout_ref.hybrid_engine": False,
+        f"{rollout}.nnodes": own.rollout_nodes,
+        f"{rollout}.n_gpus_per_node": own.rollout_devices_per_node,
+        f"{rollout}.checkpoint_engine.backend": "tagpr_tcp" if cpu else "nccl",
+        # Also the only module that a standalone rollout's weight receiver imports (checkpoint_engine/base.py:336).
+        f"{rollout}.checkpoint_engine.custom_backend_module": "tagpr_rl.backend.rollout.tcp_weights" if cpu else _HOOKS,
+        "trainer.v1.separate_async.parameter_sync_step": stage.mini_batches,
+        "trainer.v1.separate_async.num_warmup_batches": own.warmup_batches,
+    }
+
+
+def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
+    schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
+    keys: dict[str, Any] = {
+        "reward.num_workers": 0,  # agent-loop workers ask the scoring actors themselves (backend.agent_loop)
+        "reward.reward_model.enable": False,
+        "+reward.reward_kwargs.prmu_timeout_s": stage.prmu_timeout_s,
+        "+reward.reward_kwargs.max_masked_fraction": stage.max_masked_fraction,
+        "+reward.reward_kwargs.save_tokens": stage.save_tokens,
+        "+reward.reward_kwargs.schema_file": schema_file,
+        "+reward.reward_kwargs.prefilled": recipe.model.thought_prefilled,
+        **{f"+reward.reward_kwargs.advantage.{key}": value for key, value in stage.advantage_rules().items()},
+        **_step_log_keys(recipe, stage),
+    }
+    if stage.rollouts_from is not None:
+        keys |= {
+            "+reward.reward_kwargs.saved_rollouts": str(paths.saved),
+            "actor_rollout_ref.rollout.agent.default_agent_loop": "saved_rollouts",
+        }
+    return keys
+
+
+def _step_log_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
+    """What the logging hook (backend.step_log) needs; verl itself reads none of it."""
+    given = {
+        **stage.weights.model_dump(),
+        **stage.log.model_dump(),
+        "schema_file": str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None,
+        "prefilled": recipe.model.thought_prefilled,
+        "seed": stage.seed,
+    }
+    return {f"+reward.reward_kwargs.step_log.{key}": value for key, value in given.items()}
+
+
+def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
+    platform = recipe.platform
+    cpu = platform.device == "cpu"
+    keys: dict[str, Any] = {
+        "algorithm.adv_estimator": "grpo",
+        "algorithm.norm_adv_by_std_in_grpo": stage.advantage.normalise != "none",  # ours replace them all the same
+        "algorithm.use_kl_in_reward": False,
+        "algorithm.rollout_correction.bypass_mode": stage.reuse_rollout_logprobs,
+        "trainer.device": platform.device,
+        "trainer.use_v1": True,
+        "trainer.v1.trainer_mode": "separate_async" if recipe.placement.rollout == "separate" else "sync",
+        "trainer.nnodes": platform.nodes,
+        "trainer.n_gpus_per_node": platform.devices_per_node,
+        "trainer.total_training_steps": stage.steps,
+        "trainer.total_epochs": 1_000_000,  # steps decide
+        "trainer.save_freq": stage.save_every or stage.steps,
+        "trainer.test_freq": -1,
+        "trainer.val_before_train": False,
+        "trainer.max_actor_ckpt_to_keep": None,  # tagpr_rl.run.checkpoints keeps and drops
+        "trainer.default_local_dir": str(paths.checkpoints),
+        "trainer.rollout_data_dir": str(paths.rollouts),
+        "trainer.project_name": recipe.log.project,
+        "trainer.experiment_name": f"{recipe.name}/{name}",
+        "trainer.logger": [],  # backend.tracking logs instead
+        "trainer.resume_mode": "auto",
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": platform.nodes if cpu else 8,
+        "transfer_queue.backend.SimpleStorage.total_storage_size": 100_000,
+    }
+    if stage.advantage.zero_variance == "resample":
+        sampler = "trainer.v1.sampler"
+        limit = math.ceil(stage.advantage.resample_limit * stage.prompts_per_step)
+        keys |= {
+            "algorithm.filter_groups.enable": True,
+            "algorithm.filter_groups.metric": "reward",
+            f"{sampler}.custom_sampler.path": "pkg://tagpr_rl.backend.trainer.replay_buffer",
+            f"{sampler}.custom_sampler.name": "ResamplingReplayBuffer",
+            f"+{sampler}.sampler_kwargs.train_batch_size": stage.prompts_per_step,
+            f"+{sampler}.sampler_kwargs.limit": limit,
+        }
+    elif cpu and recipe.placement.rollout == "colocated":
+        keys["trainer.v1.sampler.custom_sampler.path"] = "pkg://tagpr_rl.backend.trainer.replay_buffer"
+        keys["trainer.v1.sampler.custom_sampler.name"] = "FastReplayBuffer"
+    return keys
+
+
+def _sft_tokens(recipe: Recipe) -> int | None:
+    """Tokens of a micro-batch of SFT; None = one micro-batch is a process's whole share (small models, CPU)."""
+    tokens = recipe.training.max_tokens_per_device
+    if tokens is None and recipe.platform.device != "cpu":
+        return max(8192, recipe.data.prompt.max_tokens + recipe.data.prompt.max_response_tokens)
+    return tokens
+
+
+def sft_overrides(recipe: Recipe, name: str, paths: StagePaths, steps: int | None = None) -> dict[str, Any]:
+    """verl's `sft_trainer_engine` keys for the SFT stage `name`; `steps` where the data allows fewer."""
+    stage = recipe.stages[name]
+    assert isinstance(stage, SftStage)
+    cpu, tokens = recipe.platform.device == "cpu", _sft_tokens(recipe)
+    return {
+        "data.train_files": str(paths.train),
+        "data.val_files": None,
+        "data.train_batch_size": stage.batch_size,
+        "data.micro_batch_size_per_gpu": stage.batch_size // world_size(recipe),
+        "data.use_dynamic_bsz": tokens is not None,
+        **({"data.max_token_len_per_gpu": tokens} if tokens is not None else {}),
+        "data.max_length": recipe.data.prompt.max_tokens + recipe.data.prompt.max_response_tokens,
+        "data.custom_cls.path": "pkg://tagpr_rl.backend.trainer.sft_dataset",
+        "data.custom_cls.name": "TokenizedDataset",
+        "data.num_workers": 0,
+        "model.path": str(paths.model),
+        "model.external_lib": _hooks(stage),
+        **_model_keys("model", recipe),
+        **_engine_keys("engine", stage, recipe),
+        "engine.use_torch_compile": not cpu,
+        "engine.seed": stage.seed,
+        "optim.lr": stage.lr,
+        "optim.betas": list(stage.betas),
+        "optim.weight_decay": stage.weight_decay,
+        "optim.lr_warmup_steps": stage.warmup_steps,
+        "optim.lr_scheduler_type": "cosine",
+        "optim.clip_grad": stage.max_grad_norm,
+        "checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
+        "checkpoint.load_contents": ["model", "optimizer", "extra"],
+        "trainer.default_local_dir": str(paths.checkpoints),
+        "trainer.total_training_steps": steps or stage.steps,
+        "trainer.total_epochs": 1_000_000,
+        "trainer.save_freq": stage.save_every or -1,
+        "trainer.test_freq": -1,
+        "trainer.max_ckpt_to_keep": None,
+        "trainer.device": recipe.platform.device,
+        "trainer.project_name": recipe.log.project,
+        "trainer.experiment_name": f"{recipe.name}/{name}",
+        "trainer.logger": [],
+        "trainer.seed": stage.seed,
+        "trainer.nnodes": recipe.platform.nodes,
+        "trainer.n_gpus_per_node": recipe.platform.devices_per_node,
+        "trainer.resume_mode": "auto",
+    }
+
+
+def as_hydra(overrides: dict[str, Any]) -> list[str]:
+    """The overrides in Hydra's `key=value` syntax, strings quoted."""
+    return [f"{key}={_hydra_value(value)}" for key, value in overrides.items()]
+
+
+def _hydra_value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ",".join(_hydra_value(item) for item in value) + "]"
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(value)

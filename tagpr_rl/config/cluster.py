@@ -1,0 +1,85 @@
+"""The `cluster` block of a recipe: machines to render manifests for and to submit runs to. All defaults are ours."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from tagpr_rl.config.base import Closed, Count, NonNegative
+
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+
+
+class KubernetesBlock(Closed):
+    """What only the KubeRay manifests use."""
+
+    namespace: DnsName = "default"
+    storage_claim: DnsName | None = None
+    """PersistentVolumeClaim (ReadWriteMany where there are several nodes) mounted at `cluster.storage`."""
+    env_secret: DnsName = "tagpr-env"
+    """Secret whose keys are the names in `cluster.env`."""
+
+
+class SlurmBlock(Closed):
+    """What only the Slurm script uses."""
+
+    partition: Word | None = None
+    account: Word | None = None
+
+
+class LauncherBlock(Closed):
+    """What only Ray's cluster launcher and SkyPilot use."""
+
+    provider: Literal["aws", "local"] = "aws"
+    """Of Ray's cluster launcher; local = the machines in `hosts`. SkyPilot has the other clouds."""
+    region: str | None = None
+    hosts: tuple[str, ...] = ()
+    """Addresses of provider local; the first is the head."""
+    ssh_user: str = "ubuntu"
+    ssh_key: str | None = None
+    """Private key file on the machine that runs `ray up`; null = the provider's default."""
+
+
+class ClusterBlock(Closed):
+    """Machines for `launch.py render` and `submit`; a run on one machine reads nothing here. Changes no result."""
+
+    image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")] | None = None
+    """Container image; null = `tagpr_rl:<device>`, which the rendered Dockerfile builds."""
+    node_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None = None
+    """Instance type (cloud, Kubernetes node label) or constraint (Slurm)."""
+    accelerator: Word | None = None
+    """Name of the GPU for Slurm's gres and SkyPilot, for example H200."""
+    devices_per_node: Count | None = None
+    """Devices of a node; null = the largest group that must lie on one (platform, placement)."""
+    cpus: Count | None = None
+    """Cores of a node; null = what the run's processes reserve (CUDA) or threads * devices (CPU)."""
+    memory_gb: Count = 64
+    """Of a node, in GiB."""
+    shm_gb: Count = 16
+    """/dev/shm of a container, in GiB: Ray's object store and the weight transfer live there."""
+    time_limit_h: Count = 24
+    retries: Annotated[int, Field(ge=0)] = 3
+    """How often an interrupted job starts again; it goes on where the run stopped."""
+    storage: Annotated[str, Field(pattern=r"^/[^\s]*$")] | None = None
+    """Folder for runs: an absolute path, the same shared folder on every node. Without it, `out` (Slurm only)."""
+    setup: tuple[str, ...] = ()
+    """Shell commands on every node before the run: load modules, mount the shared folder. Not for pods."""
+    env: tuple[str, ...] = ()
+    """NAMES of environment variables to pass on, never values: WANDB_API_KEY, HF_TOKEN."""
+    wait_s: NonNegative = 60.0
+    """How long a run on an existing cluster waits for nodes and free devices before it says what is missing."""
+    kubernetes: KubernetesBlock = KubernetesBlock()
+    slurm: SlurmBlock = SlurmBlock()
+    launcher: LauncherBlock = LauncherBlock()
+
+    @field_validator("env")
+    @classmethod
+    def _names_only(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                shown = name.partition("=")[0]  # what follows may be a secret
+                raise ValueError(f"'{shown}' is given with a value or is no variable's name; give the name alone")
+        return names

@@ -1,0 +1,380 @@
+"""Typed, closed recipes: load, extend, override, validate, dump.
+
+A recipe is YAML. Unknown keys are refused with the nearest known one, all mistakes at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from tagpr_rl.config.cluster import ClusterBlock
+from tagpr_rl.config.data import DataBlock, PromptBlock, RetrievalBlock, WorldBlock
+from tagpr_rl.config.endpoints import BY_BLOCK, BY_NAME, EndpointBlock
+from tagpr_rl.config.grpo import GrpoStage, RewardWeights, rollout_mistakes
+from tagpr_rl.config.keep import KeepBlock
+from tagpr_rl.config.placement import BudgetBlock, LoraBlock, PlacementBlock, TrainingBlock, placement_mistakes
+from tagpr_rl.config.rules import FilterBlock, StopBlock
+from tagpr_rl.config.stage import DeepSpeedBlock, StageBase, TrainingStage
+from tagpr_rl.config.stages import (
+    ChainsStage,
+    Closed,
+    CpuCuts,
+    DataStage,
+    EvaluateStage,
+    Loggers,
+    ModelBlock,
+    ModelStage,
+    PlatformBlock,
+    PrmuStage,
+    PromptsStage,
+    SftStage,
+    Stage,
+    TinyBlock,
+)
+from tagpr_rl.types import TagprError
+
+__all__ = [
+    "BudgetBlock",
+    "ChainsStage",
+    "Closed",
+    "ClusterBlock",
+    "CpuCuts",
+    "DataBlock",
+    "DataStage",
+    "DeepSpeedBlock",
+    "EndpointBlock",
+    "EvaluateStage",
+    "FilterBlock",
+    "GrpoStage",
+    "KeepBlock",
+    "Loggers",
+    "LoraBlock",
+    "ModelBlock",
+    "ModelStage",
+    "PlacementBlock",
+    "PlatformBlock",
+    "PrmuStage",
+    "PromptBlock",
+    "PromptsStage",
+    "Recipe",
+    "RetrievalBlock",
+    "RewardWeights",
+    "SftStage",
+    "Stage",
+    "StageBase",
+    "StopBlock",
+    "TinyBlock",
+    "TrainingBlock",
+    "TrainingStage",
+    "WorldBlock",
+    "dump_recipe",
+    "load_recipe",
+    "parse_override",
+    "prompt_style",
+    "read_raw",
+    "read_yaml",
+    "recipe_from_dict",
+    "set_key",
+    "stage_limits",
+]
+
+
+class Recipe(Closed):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    out: Path = Path("runs")
+    """Folder of the runs. A URL (`s3://bucket/prefix`) means: work in `runs/`, and `mirror` there."""
+    mirror: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.:-]*://")] | None = None
+    """Finished stages and step checkpoints are copied to `<mirror>/<name>`: any URL of fsspec."""
+    data: DataBlock = DataBlock()
+    schema_file: Path | None = None
+    """Tag schema (YAML or JSON); null = the built-in nine tags."""
+    model: ModelBlock = ModelBlock()
+    platform: PlatformBlock = PlatformBlock()
+    placement: PlacementBlock = PlacementBlock()
+    training: TrainingBlock = TrainingBlock()
+    lora: LoraBlock | None = None
+    """Train low-rank adapters in SFT and GRPO stages; null = all weights."""
+    budget: BudgetBlock = BudgetBlock()
+    cluster: ClusterBlock = ClusterBlock()
+    log: Loggers = Loggers()
+    stages: dict[str, Stage] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _out_may_be_a_url(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        out, mirror = raw.get("out"), raw.get("mirror")
+        if isinstance(out, str) and "://" in out:
+            if mirror is not None:
+                raise ValueError(f"out={out} and mirror={mirror}: give one URL, and a folder for the other")
+            raw = {key: value for key, value in raw.items() if key != "out"} | {"mirror": out}
+        if "@" in str(raw.get("mirror") or "").partition("://")[2].partition("/")[0]:
+            raise ValueError("mirror: a login stands in the URL; credentials belong in the environment")
+        return raw
+
+    @model_validator(mode="after")
+    def _stage_references(self) -> Recipe:
+        """Every stage named by another must come before it and be of a fitting kind."""
+        makes_weights = {"model", "sft", "grpo"}
+        seen: dict[str, str] = {}
+        mistakes: list[str] = []
+
+        def check(where: str, name: str, kinds: set[str]) -> None:
+            if name not in seen:
+                near = difflib.get_close_matches(name, seen, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                mistakes.append(f"{where}: no earlier stage is called '{name}'{hint}")
+            elif seen[name] not in kinds:
+                mistakes.append(f"{where}: stage '{name}' is of kind {seen[name]}, not {' or '.join(sorted(kinds))}")
+
+        for name, stage in self.stages.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                mistakes.append(f"stages.{name}: a stage name is lower-case letters, digits and _")
+            if isinstance(stage, SftStage | PrmuStage | GrpoStage):
+                check(f"stages.{name}.init", stage.init, makes_weights)
+            if isinstance(stage, GrpoStage) and stage.prmu is not None:
+                check(f"stages.{name}.prmu", stage.prmu, {"prmu"})
+            if isinstance(stage, GrpoStage):
+                mistakes += stage_limits_mistakes(name, stage, self.data)
+                earlier = {other: self.stages[other] for other in seen}
+                mistakes += rollout_mistakes(f"stages.{name}", stage, earlier, self.placement.rollout)
+            if isinstance(stage, EvaluateStage):
+                for model in stage.models:
+                    check(f"stages.{name}.models", model, makes_weights)
+                if self.data.retrieval.method == "file" and "shuffled" in stage.controls:
+                    mistakes.append(
+                        f"stages.{name}.controls: shuffled profiles cannot be ranked by data.retrieval.path, which "
+                        "knows each user's own items only; set controls: [empty] or another retrieval.method"
+                    )
+            needs = {
+                "model": {"data"}, "prompts": {"data", "model"}, "chains": {"data", "model"},
+                "sft": {"data", "model"}, "prmu": {"chains"}, "grpo": {"prompts"}, "evaluate": {"data", "model"},
+            }.get(stage.kind, set())  # fmt: skip
+            if isinstance(stage, SftStage) and stage.dataset == "chains":
+                needs = needs | {"chains"}
+            for kind in sorted(needs - set(seen.values())):
+                mistakes.append(f"stages.{name}: a stage of kind '{kind}' must come before it")
+            seen[name] = stage.kind
+        longest = self.data.prompt.max_tokens + self.data.prompt.max_response_tokens
+        blocks = (self.platform, self.placement, self.training, self.lora)
+        mistakes += placement_mistakes(*blocks, self.stages, longest)
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+
+def stage_limits_mistakes(name: str, stage: GrpoStage, data: DataBlock) -> list[str]:
+    """What a GRPO stage asks for that the recipe's data cannot give: longer texts, other tasks."""
+    where, prompt = f"stages.{name}", data.prompt
+    limits = (
+        ("max_prompt_tokens", stage.max_prompt_tokens, prompt.max_tokens, "data.prompt.max_tokens"),
+        ("max_response_tokens", stage.max_response_tokens, prompt.max_response_tokens,
+         "data.prompt.max_response_tokens"),
+    )  # fmt: skip
+    found = [
+        f"{where}.{key}: {own} is above {what}={most}; raise that one or lower this"
+        for key, own, most, what in limits
+        if own is not None and own > most
+    ]
+    asked = (stage.filter.tasks or ()) if stage.filter is not None else ()
+    found += [
+        f"{where}.filter.tasks: '{task}' is none of data.tasks ({', '.join(data.tasks)})"
+        for task in asked
+        if task not in data.tasks
+    ]
+    return found
+
+
+def stage_limits(recipe: Recipe, stage: GrpoStage) -> tuple[int, int]:
+    """(tokens of a prompt, tokens of a response) at most, in a GRPO stage."""
+    prompt = recipe.data.prompt
+    return stage.max_prompt_tokens or prompt.max_tokens, stage.max_response_tokens or prompt.max_response_tokens
+
+
+def prompt_style(recipe: Recipe, name: str) -> str:
+    """How the weights of stage `name` are to be asked: "direct" where they were taught direct answers.
+
+    "official" for all of them where `data.prompt.style` says so.
+    """
+    if recipe.data.prompt.style == "official":
+        return "official"
+    stage = recipe.stages[name]
+    if isinstance(stage, GrpoStage):
+        return prompt_style(recipe, stage.init)
+    return "direct" if isinstance(stage, SftStage) and stage.dataset == "direct" else "reasoning"
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read `path`, follow `extends`, apply `key=value` overrides and validate.
+
+    Relative paths inside the recipe are taken as given (relative to the working directory), except
+    `extends`, which is relative to the file that names it. Raises TagprError with every mistake found.
+    """
+    raw, removed = read_raw(path)
+    for override in overrides:
+        key, value = parse_override(override)
+        removed |= set_key(raw, key, value, where=f"override '{override}'")
+    return recipe_from_dict(raw, source=str(path), removed=removed)
+
+
+def read_raw(path: Path) -> tuple[dict[str, Any], set[str]]:
+    """A recipe file as plain values, `extends` followed, and the names of stages removed by `null` on the way."""
+    return _read_extended(path, ())
+
+
+def recipe_from_dict(raw: dict[str, Any], *, source: str, removed: Collection[str] = ()) -> Recipe:
+    """Validate a plain dict. Raises TagprError listing every mistake with the nearest known key.
+
+    `removed`: stages that `null` took out, so that the error for one that is still needed says so.
+    """
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        for name in removed:
+            gone = re.compile(rf"no earlier stage is called '{name}'(; did you mean '\w+'\?)?")
+            why = f"it needs stage '{name}', which stages.{name}=null removes; name another stage or keep it"
+            lines = [gone.sub(why, line) for line in lines]
+        raise TagprError(f"recipe {source} has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)) from None
+
+
+def dump_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as plain JSON types; `recipe_from_dict(dump_recipe(r)) == r`."""
+    return recipe.model_dump(mode="json")
+
+
+def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """A YAML file that holds a mapping, as plain values; `what` names it in errors (TagprError)."""
+    if not path.is_file():
+        raise TagprError(f"{what} {path}: no such file; recipes live in recipes/")
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TagprError(f"{what} {path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise TagprError(f"{what} {path} must be a mapping of keys, not {type(raw).__name__}")
+    return raw
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that reads 3e-4 as a float (YAML 1.1 wants 3.0e-4) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.YAMLError(f"key given twice: {sorted(map(str, twice))}{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _read_extended(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], set[str]]:
+    path = path.resolve() if chain else path
+    if path.resolve() in chain:
+        raise TagprError(f"recipe {path} extends itself: {' -> '.join(map(str, (*chain, path)))}")
+    raw = read_yaml(path)
+    parent = raw.pop("extends", None)
+    base: dict[str, Any] = {}
+    removed: set[str] = set()
+    if parent is not None:
+        base, removed = _read_extended((path.parent / str(parent)).resolve(), (*chain, path.resolve()))
+    merged = _merge(base, raw)
+    own = raw.get("stages")
+    for name in [name for name, block in own.items() if block is None] if isinstance(own, dict) else []:
+        removed |= _remove_stage(merged, name, known=base.get("stages") or {}, where=f"recipe {path}")
+    return merged, removed
+
+
+def _remove_stage(raw: dict[str, Any], name: str, *, known: Collection[str], where: str) -> set[str]:
+    """Take the stage out of `raw`; {name}. TagprError where no stage has that name: `null` would do nothing."""
+    if name not in known:
+        near = difflib.get_close_matches(str(name), list(known), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"the stages are {', '.join(known) or 'none'}"
+        raise TagprError(f"{where}: stages.{name}=null removes a stage, and there is none called '{name}'; {hint}")
+    del raw["stages"][name]
+    return {name}
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, block by block; lists and scalars are replaced."""
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """(key, value) of `a.b.c=value`; the value is YAML (so `[LaMP_2,LaMP_4]`, `3e-4`, `null` work)."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise TagprError(f"override '{override}' is not of the form key=value, for example data.limit=100")
+    try:
+        return key.strip(), yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise TagprError(f"override '{override}': the value is not valid YAML: {error}") from None
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any, *, where: str) -> set[str]:
+    """Set the dotted `key` in `raw`; `stages.<name>` with null removes that stage. The names of removed stages."""
+    *parents, last = key.split(".")
+    block = raw
+    for part in parents:
+        below = block.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise TagprError(f"{where}: '{part}' is a value, not a block of keys")
+        block = below
+    if parents == ["stages"] and value is None:
+        return _remove_stage(raw, last, known=list(block), where=where)
+    block[last] = value
+    return set()
+
+
+def _models_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The config class that holds the last key of a pydantic error location."""
+    current: Any = Recipe
+    stage_kinds = {get_args(c.model_fields["kind"].annotation)[0]: c for c in get_args(get_args(Stage)[0])}
+    for part in location[:-1]:
+        if part in stage_kinds and current is not Recipe:
+            current = stage_kinds[part]
+        elif isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
+            current = current.model_fields[part].annotation
+            if get_origin(current) is dict:
+                current = object
+            choices = [get_args(a)[0] if get_origin(a) is Annotated else a for a in get_args(current)]
+            blocks = [a for a in choices if isinstance(a, type) and issubclass(a, BaseModel)]
+            current = blocks[0] if len(blocks) == 1 else current  # `Block | None`
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def _explain(item: Any) -> str:
+    """One pydantic error as one line: key, value, what is wrong, remedy."""
+    location = tuple(item["loc"])
+    # The discriminator value stands in the location after the stage's name: hide it.
+    shown = [str(p) for i, p in enumerate(location) if not (i == 2 and location[0] == "stages")]
+    shown = [part for part in shown if part not in (BY_NAME, BY_BLOCK)]  # nor which of two forms a value has
+    key = ".".join(shown) or "recipe"
+    if item["type"] == "extra_forbidden":
+        owner = _models_at(location)
+        known = list(owner.model_fields) if owner else []
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] in ("value_error", "missing", "union_tag_not_found"):
+        return "\n  ".join(f"{key}: {line}" if key != "recipe" else line for line in message.splitlines())
+    return f"{key}: {message} (got {item.get('input')!r})"

@@ -1,0 +1,54 @@
+"""What the blocks of all stages share: a seed, and for those that update weights an engine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from tagpr_rl.config.base import Closed
+
+
+class StageBase(Closed):
+    seed: int = 1
+
+
+class DeepSpeedBlock(Closed):
+    """ZeRO settings of a stage with `strategy: deepspeed`."""
+
+    zero_stage: Literal[1, 2, 3] = 2
+    """1 shards optimizer states over the devices, 2 gradients as well, 3 weights as well."""
+    offload_optimizer: bool = False
+    """Keep optimizer states, and make updates, in host memory."""
+    offload_params: bool = False
+    """Keep weights in host memory between uses; needs zero_stage 3."""
+    universal_checkpoints: bool = True
+    """Convert a checkpoint that another number of devices wrote; false refuses it."""
+
+    @model_validator(mode="after")
+    def _offload_fits(self) -> DeepSpeedBlock:
+        if self.offload_params and self.zero_stage != 3:
+            raise ValueError(f"offload_params needs zero_stage: 3, and it is {self.zero_stage}")
+        return self
+
+
+class TrainingStage(StageBase):
+    """A stage that updates weights."""
+
+    strategy: Literal["fsdp2", "deepspeed"] = "fsdp2"
+    """Engine that shards and updates the weights."""
+    deepspeed: DeepSpeedBlock | None = None
+    """Only with `strategy: deepspeed`; null = its defaults."""
+
+    @model_validator(mode="after")
+    def _deepspeed_used(self) -> TrainingStage:
+        if self.deepspeed is not None and self.strategy != "deepspeed":
+            raise ValueError(
+                f"there is a `deepspeed` block, but strategy is {self.strategy}; set strategy: deepspeed or "
+                "deepspeed: null"
+            )
+        return self
+
+    def zero(self) -> DeepSpeedBlock:
+        """The ZeRO settings in force."""
+        return self.deepspeed or DeepSpeedBlock()

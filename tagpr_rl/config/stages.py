@@ -1,0 +1,227 @@
+"""The blocks of a recipe: what may be set, its type, range and default. All defaults are ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative
+from tagpr_rl.config.endpoints import LabellerChoice, TeacherChoice
+from tagpr_rl.config.grpo import GrpoStage
+from tagpr_rl.config.keep import KeepBlock
+from tagpr_rl.config.stage import StageBase, TrainingStage
+
+
+class TinyBlock(Closed):
+    """A random Qwen3 and its tokenizer, built from the training text."""
+
+    hidden: Count = 64
+    layers: Count = 3
+    heads: Count = 4
+    ffn: Count = 192
+    max_vocab: Count = 4096
+    seed: int = 1
+
+
+class ModelBlock(Closed):
+    path: Path | None = None
+    """A Hugging Face folder with model and tokenizer, or a hub name (Qwen/Qwen3-8B); null = build the tiny one."""
+    tiny: TinyBlock = TinyBlock()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    thought_prefilled: bool = False
+    """The chat template already ends in `<think>` (true for some Qwen3 templates)."""
+
+
+class CpuCuts(Closed):
+    """Step-time cuts of the CPU platform. None applies on CUDA; none changes a sampled token."""
+
+    fast_logprobs: bool = True
+    """Fused cross-entropy instead of verl's Python loop over tokens (verl/utils/torch_functional.py)."""
+    single_process_vllm: bool = True
+    """vLLM engine and worker in one process instead of two that spin on each other."""
+    final_output_only: bool = True
+    """Ask vLLM for the finished output once, without detokenising every token."""
+    replay_poll_seconds: Annotated[float, Field(gt=0.0)] = 0.05
+    """verl polls its replay buffer every 2 s and has no key for it."""
+    direct_agent_loops: bool = True
+    """Build each response's agent loop without Hydra."""
+    coalesced_puts: bool = True
+    """Put responses that end close together into TransferQueue with one call."""
+    disable_compile: bool = True
+    """No torch.compile in rollout workers: 12 s of start-up saved."""
+
+
+class PlatformBlock(Closed):
+    """The device profile. The rest of the recipe does not depend on it."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    nodes: Count = 1
+    devices_per_node: Count = 1
+    """Logical devices; on CPU one device is one worker process."""
+    threads: Count = 2
+    """CPU threads of each worker process."""
+    ray_address: str | None = None
+    """An existing Ray cluster; null = a private local one."""
+    object_store_mb: Count = 400
+    vllm_memory_mb: Count = 512
+    """KV cache of the vLLM engine on CPU, in MiB."""
+    vllm_gpu_utilization: Fraction = 0.5
+    weight_bucket_mb: Count = 64
+    """Buffer for weight transfer to vLLM; must hold the largest tensor."""
+    zmq_timeout_s: Count = 120
+    cuts: CpuCuts = CpuCuts()
+
+
+class Loggers(Closed):
+    """`metrics.jsonl` is always written."""
+
+    trackers: tuple[Literal["jsonl", "wandb", "tensorboard"], ...] = ("jsonl", "wandb")
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """How the tracker "wandb" runs; one W&B run per pipeline."""
+    project: str = "tagpr_rl"
+
+
+class DataStage(StageBase):
+    """Makes the world or reads LaMP files, splits by user, writes prompts."""
+
+    kind: Literal["data"] = "data"
+
+
+class ModelStage(StageBase):
+    """Builds the tiny model and tokenizer, or checks and links the given one."""
+
+    kind: Literal["model"] = "model"
+
+
+class PromptsStage(StageBase):
+    """Builds a prompt within the limit for every record, as verl rows."""
+
+    kind: Literal["prompts"] = "prompts"
+
+
+class ChainsStage(StageBase):
+    """Teacher -> segment -> label -> keep: the tagged SFT set and PRMU's pairs."""
+
+    kind: Literal["chains"] = "chains"
+    teacher: TeacherChoice = "auto"
+    """A name or a block (endpoints.py). auto = scripted for the embedded world, heuristic for LaMP files."""
+    labeller: LabellerChoice = "scripted"
+    """scripted = by cue words; or a block of kind openai or vllm."""
+    answers: Path | None = None
+    """File of the answers that models gave, shared by runs; null = `<out>/answers.sqlite`."""
+    samples: Count = 1
+    error_rate: Fraction = 0.0
+    """Share of questions that the scripted teacher answers wrongly on purpose."""
+    keep_wrong_fraction: Fraction = 0.0
+    """Share of wrong chains kept in the SFT set (ours; an ablation that leaves RL more room)."""
+    empty_profile_fraction: Fraction = 0.0
+    """Share of questions also taught without a profile, so that the generic user is trained."""
+    max_pairs: Count = 3000
+    keep: KeepBlock = KeepBlock()
+    accept_partial: bool = False
+    """Go on with what there is where a model's budget was spent; false = stop, so that more budget can go on."""
+
+    @model_validator(mode="after")
+    def _labeller_fits(self) -> ChainsStage:
+        if not isinstance(self.labeller, str) and self.labeller.kind in ("heuristic", "auto"):
+            raise ValueError(f"labeller.kind is {self.labeller.kind}; use scripted, openai or vllm")
+        return self
+
+
+class SftStage(TrainingStage):
+    """Supervised fine-tuning with verl's SFT trainer."""
+
+    kind: Literal["sft"] = "sft"
+    init: str
+    """Stage whose weights to start from."""
+    dataset: Literal["direct", "chains"] = "chains"
+    """chains = tagged chains; direct = answers without a thought (makes the base model)."""
+    steps: Count = 500
+    max_epochs: Annotated[float, Field(gt=0.0)] = 20.0
+    """Few examples end the stage before `steps`: never more passes over them than this."""
+    batch_size: Count = 16
+    lr: Annotated[float, Field(gt=0.0)] = 3e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 30
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: NonNegative = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    save_every: Count | None = None
+    """Steps between checkpoints (None = one, after the last step)."""
+    keep_checkpoints: Count = 2
+
+
+class PrmuStage(TrainingStage):
+    """Trains the personalization reward model with user embeddings."""
+
+    kind: Literal["prmu"] = "prmu"
+    init: str
+    backbone: str | None = None
+    """A folder or hub name of another model to train instead of `init`'s weights; PRMU is given text, not tokens."""
+    user: Literal["attention", "identity", "text", "generic"] = "attention"
+    """Where PRMU looks for the user: the profile by attention; or a baseline: a table of training users (P-RLHF), the
+    profile in the backbone's prompt, nowhere."""
+    identity: bool = True
+    """With `user: attention`: training users get a vector of their own beside the profile's."""
+    steps: Count = 200
+    max_epochs: Annotated[float, Field(gt=0.0)] = 10.0
+    """Few pairs end the stage before `steps`: never more passes over them than this."""
+    batch_size: Count = 16
+    micro_batch_size: Count | None = None
+    """Pairs per forward pass; None = the whole batch."""
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    """Of the backbone."""
+    head_lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    individual_weight: Fraction = 0.8
+    centre: NonNegative = 0.01
+    user_dropout: Fraction = 0.5
+    max_items: Count = 16
+    user_shards: Count | None = None
+    """Files that hold the rows of known users, in float16 and read through memory maps; None = in the model's file."""
+    eval_every: Annotated[int, Field(ge=0)] = 50
+    """Steps between accuracies on pairs of unseen users; 0 = only at the end."""
+    patience: Annotated[int, Field(ge=0)] = 8
+    """Stop after this many of them without a better one, and keep the best weights; 0 = never. Accuracy rises and
+    falls while the learning rate is high: too small a number stops too soon."""
+    policy_samples: Annotated[int, Field(ge=0)] = 0
+    """Responses that the policy `init` writes to each of `policy_questions`: the better of two against the worse
+    become pairs, as best-of-N and RL will compare them; 0 = none."""
+    policy_questions: Count = 800
+    probe_fraction: Fraction = 0.0
+    """For this share of the pairs, two more against gaming: chosen against a copy of the user's own profile with a
+    wrong answer, and against itself with a step said twice."""
+    slip_fraction: Fraction = 0.0
+    """For this share of the pairs, one more: chosen against itself with the answer of rejected (every other time with
+    its last step, too), which does not follow from its thought. A policy's mistakes are often of this kind."""
+    save_every: Count | None = None
+    """Steps between checkpoints (None = none: an interrupted stage starts over)."""
+    keep_checkpoints: Count = 1
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> PrmuStage:
+        if self.patience and not self.eval_every:
+            raise ValueError("patience counts evaluations, and eval_every is 0; set eval_every, or patience: 0")
+        if self.policy_samples == 1:
+            raise ValueError("policy_samples is 1; a pair needs two responses to one question")
+        return self
+
+
+class EvaluateStage(StageBase):
+    """Official metrics on held-out users, for several stages' weights, with controls."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    models: tuple[str, ...] = Field(min_length=1)
+    controls: tuple[Literal["shuffled", "empty"], ...] = ("shuffled", "empty")
+    """Run on the last model: profiles swapped between users; no profile at all."""
+    questions: Count | None = None
+    """At most this many held-out questions, evenly spread (None = all)."""
+    control_questions: Count | None = None
+    temperature: NonNegative = 0.0
+
+
+Stage = Annotated[
+    DataStage | ModelStage | PromptsStage | ChainsStage | SftStage | PrmuStage | GrpoStage | EvaluateStage,
+    Field(discriminator="kind"),
+]

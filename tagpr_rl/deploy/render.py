@@ -1,0 +1,177 @@
+"""A recipe as files for clusters: Ray's cluster launcher, KubeRay, Slurm, SkyPilot, Docker. Templates: cluster/."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from tagpr_rl.config import Recipe
+from tagpr_rl.deploy.need import (
+    ROOT,
+    node_cores,
+    node_count,
+    node_cpus,
+    node_devices,
+    run_command,
+    shell,
+    storage,
+    submission_problems,
+)
+from tagpr_rl.files import replacing
+from tagpr_rl.plan import show as planning
+from tagpr_rl.types import TagprError
+
+TEMPLATES = ROOT / "cluster" / "templates"
+RAY_PORT = 6379
+REQUIREMENTS = ROOT / "requirements"
+
+# Target -> file names it writes; a file's template has the same name and ends in .j2.
+FILES: dict[str, tuple[str, ...]] = {
+    "ray-autoscaler": ("ray-cluster.yaml",),
+    "kuberay": ("raycluster.yaml", "rayjob.yaml"),
+    "slurm": ("slurm.sbatch",),
+    "skypilot": ("skypilot.yaml",),
+    "docker": ("Dockerfile.{device}", "Dockerfile.{device}.dockerignore"),
+}
+
+
+def render(recipe: Recipe, target: str, recipe_path: Path, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """File name -> text for one target.
+
+    Raises TagprError with everything that the recipe lacks for the target; nothing is written here.
+    """
+    found = problems(recipe, target, recipe_path)
+    if found:
+        lines = "\n  ".join(found)
+        raise TagprError(f"recipe {recipe_path} cannot be rendered for {target}, {len(found)} mistake(s):\n  {lines}")
+    values = template_values(recipe, target, recipe_path, overrides)
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    jinja = jinja2.Environment(
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    jinja.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML
+    names = [name.format(device=recipe.platform.device) for name in FILES[target]]
+    return {name: jinja.get_template(_template(name)).render(values) for name in names}
+
+
+def _template(name: str) -> str:
+    return "dockerignore.j2" if name.endswith(".dockerignore") else f"{name}.j2"
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> list[Path]:
+    """Write all files or none: each goes to a temporary file first, and all are renamed at the end."""
+    with ExitStack() as stack:
+        for name, text in files.items():
+            stack.enter_context(replacing(folder / name)).write_text(text, encoding="utf-8")
+    return [folder / name for name in files]
+
+
+def as_text(files: Mapping[str, str]) -> str:
+    """The files as one text for a terminal or a pipe; several are parted by a comment with the file's name."""
+    if len(files) == 1:
+        return next(iter(files.values()))
+    return "".join(f"# ---- {name}\n{text}" for name, text in files.items())
+
+
+def problems(recipe: Recipe, target: str, recipe_path: Path) -> list[str]:
+    """Everything that the recipe lacks for the target, one line each."""
+    found = [] if target == "docker" else submission_problems(recipe, recipe_path, in_place=target == "slurm")
+    if not TEMPLATES.is_dir():
+        found.append(f"{TEMPLATES}: not there; rendering needs a checkout of the repository")
+    found += planning.problems(recipe)
+    found += _NEEDS.get(target, lambda _: [])(recipe)
+    return found
+
+
+def _autoscaler_needs(recipe: Recipe) -> list[str]:
+    launcher, nodes = recipe.cluster.launcher, node_count(recipe)
+    found = []
+    if launcher.provider == "aws":
+        if recipe.cluster.node_type is None:
+            found.append("cluster.node_type: not set; name the instance type, for example p5en.48xlarge")
+        if launcher.region is None:
+            found.append("cluster.launcher.region: not set; name the cloud's region, for example us-east-1")
+    elif len(launcher.hosts) != nodes:
+        found.append(f"cluster.launcher.hosts: {len(launcher.hosts)} host(s), but the run needs {nodes}")
+    return found
+
+
+def _kuberay_needs(recipe: Recipe) -> list[str]:
+    if recipe.cluster.kubernetes.storage_claim is None:
+        return ["cluster.kubernetes.storage_claim: not set; a pod's own files end with it, so name a volume claim"]
+    return []
+
+
+def _skypilot_needs(recipe: Recipe) -> list[str]:
+    if recipe.platform.device == "cuda" and recipe.cluster.accelerator is None and recipe.cluster.node_type is None:
+        return ["cluster.accelerator: not set; name the GPU (for example H200), or set cluster.node_type"]
+    return []
+
+
+_NEEDS: dict[str, Callable[[Recipe], list[str]]] = {
+    "ray-autoscaler": _autoscaler_needs,
+    "kuberay": _kuberay_needs,
+    "skypilot": _skypilot_needs,
+}
+
+
+def object_name(name: str) -> str:
+    """A run's name as Kubernetes and the launchers allow it: lower-case letters, digits and -, at most 40."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+    # A name must begin with a letter: KubeRay makes a service of it.
+    return plain if plain[:1].isalpha() else f"run-{plain}".strip("-")
+
+
+def template_values(recipe: Recipe, target: str, recipe_path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """What the templates may name."""
+    platform, cluster = recipe.platform, recipe.cluster
+    # On Slurm and SkyPilot the script appends the address, where there are several nodes at all.
+    address = "auto" if target in ("kuberay", "ray-autoscaler") else None
+    command: list[str] = []
+    if target != "docker":
+        command = run_command(recipe, recipe_path, overrides, address, in_place=target == "slurm")
+    return {
+        "recipe": recipe_path.name,
+        "name": object_name(recipe.name),
+        "device": platform.device,
+        "cuda": platform.device == "cuda",
+        "nodes": node_count(recipe),
+        "devices": node_devices(recipe),
+        "ray_cpus": node_cpus(recipe),
+        "cores": node_cores(recipe),
+        "ray_port": RAY_PORT,
+        "ray_version": locked_version("ray", platform.device),
+        "cuda_version": locked_version("cuda-toolkit", "cuda"),
+        "uv_version": _uv_version(),
+        "cluster": cluster,
+        "setup": [line for text in cluster.setup for line in text.splitlines()],
+        "image": cluster.image or f"tagpr_rl:{platform.device}",
+        "storage": storage(recipe),
+        "seconds": cluster.time_limit_h * 3600,
+        "command": shell(command),
+    }
+
+
+def _uv_version() -> str:
+    match = re.search(r"^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert match is not None, "the Makefile sets UV_VERSION"
+    return match.group(1)
+
+
+def locked_version(package: str, device: str) -> str:
+    """The version of `package` in the lock file of a device; RuntimeError if it is not there."""
+    lock = REQUIREMENTS / ("gpu.lock" if device == "cuda" else "cpu.lock")
+    match = re.search(rf"^{re.escape(package)}(?:\[[^\]]*\])?==(\S+)", lock.read_text(encoding="utf-8"), re.MULTILINE)
+    if match is None:
+        raise RuntimeError(f"{lock} has no version of {package}")
+    return match.group(1)

@@ -1,0 +1,236 @@
+"""Bytes per device by part, each with its formula. What is an assumption of ours says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tagpr_rl.config import BudgetBlock, DeepSpeedBlock, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
+from tagpr_rl.config.placement import checkpointing, scorer_tokens
+from tagpr_rl.plan.shapes import DEVICES, Device, ModelShape, shape_of
+from tagpr_rl.types import TagprError
+
+GIB = 2**30
+MAX_SEQUENCES = 256
+"""Responses that one vLLM engine works on at a time (verl_config)."""
+ENGINE_EXTRA_GIB = 3.0
+"""Activations and CUDA graphs inside vLLM's share (an assumption, ours)."""
+LOGIT_BYTES = 12
+"""Per token and vocabulary entry: bf16 logits, an fp32 copy, its gradient, and the entropy's bf16 softmax (ours)."""
+PRMU_TOKENS, PRMU_ITEM_TOKENS = 1024, 128
+"""Limits of PRMU's inputs (prmu.inputs.Limits): a response row and one profile item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a device's memory."""
+
+    name: str
+    bytes: float
+    formula: str
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What lies in a device's memory at one time."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def bytes(self) -> float:
+        """Sum of the parts."""
+        return sum(part.bytes for part in self.parts)
+
+
+def device_of(budget: BudgetBlock) -> Device | None:
+    """The named device with the recipe's own figures over the table's; None when no device is named.
+
+    TagprError on an unknown name without all four figures.
+    """
+    own = (budget.memory_gib, budget.peak_tflops, budget.bandwidth_gbps)
+    if budget.device is None:
+        return None
+    known = DEVICES.get(budget.device)
+    if known is None and None in own:
+        raise TagprError(
+            f"budget.device={budget.device}: not in the table ({', '.join(DEVICES)}); give memory_gib, peak_tflops and "
+            "bandwidth_gbps as well"
+        )
+    memory, peak, bandwidth = own
+    base = known or Device(0.0, 0.0, (peak or 0.0) / 15, 0.0, "the recipe")
+    return Device(
+        memory or base.memory_gib, peak or base.bf16_tflops, base.fp32_tflops, bandwidth or base.bandwidth_gbps,
+        base.source if known is not None and not any(own) else "the recipe",
+    )  # fmt: skip
+
+
+def policy_shape(recipe: Recipe) -> ModelShape | None:
+    """The shape of the recipe's model; the tiny model at its largest vocabulary; None when unknown."""
+    if recipe.model.path is not None:
+        return shape_of(recipe.model.path)
+    tiny = recipe.model.tiny
+    head = max(32, tiny.hidden // tiny.heads)  # model.tiny.MIN_HEAD_DIM
+    return ModelShape(
+        "the tiny model", tiny.layers, tiny.hidden, tiny.heads, tiny.heads, head, tiny.ffn, tiny.max_vocab, True
+    )
+
+
+def prmu_shape(recipe: Recipe, name: str) -> ModelShape | None:
+    """The backbone of PRMU stage `name`."""
+    stage = recipe.stages[name]
+    assert isinstance(stage, PrmuStage)
+    return shape_of(stage.backbone) if stage.backbone is not None else policy_shape(recipe)
+
+
+def engine_devices(recipe: Recipe) -> int:
+    """Devices that generate."""
+    own, platform = recipe.placement, recipe.platform
+    if own.rollout == "separate":
+        return own.rollout_nodes * own.rollout_devices_per_node
+    return platform.nodes * platform.devices_per_node
+
+
+def longest(recipe: Recipe) -> int:
+    """The longest sequence, in tokens."""
+    return recipe.data.prompt.max_tokens + recipe.data.prompt.max_response_tokens
+
+
+def micro_tokens(recipe: Recipe, stage: SftStage | GrpoStage) -> int:
+    """Tokens of one device's micro-batch, padding included."""
+    training, world = recipe.training, recipe.platform.nodes * recipe.platform.devices_per_node
+    if training.max_tokens_per_device is not None:
+        return training.max_tokens_per_device
+    if isinstance(stage, GrpoStage):
+        return -(-stage.micro_batch_size * longest(recipe) // training.sequence_parallel)
+    if recipe.platform.device == "cpu":
+        return max(1, stage.batch_size // world) * longest(recipe)
+    return max(8192, longest(recipe))
+
+
+def training_parts(recipe: Recipe, shape: ModelShape, tokens: int, stage: TrainingStage) -> tuple[Part, ...]:
+    """Parts of one training process of the stage: weights, gradients and Adam states, then what a micro-batch needs."""
+    width = 2 if recipe.model.dtype == "bfloat16" else 4
+    recompute = checkpointing(recipe.platform, recipe.training)
+    per_layer = block_activation(shape, width)
+    stored = shape.layers * shape.hidden * width + per_layer if recompute else shape.layers * per_layer
+    rule = "inputs of every block + one block's inner states" if recompute else "inner states of every block"
+    states = zero_states(recipe, shape, stage.zero()) if stage.strategy == "deepspeed" else fsdp_states(recipe, shape)
+    return (
+        *states,
+        Part("activations", tokens * stored, f"{tokens:,} tokens x {stored:,} B ({rule})"),
+        Part("logits", tokens * shape.vocab * LOGIT_BYTES, f"{tokens:,} tokens x {shape.vocab:,} x {LOGIT_BYTES} B"),
+    )
+
+
+def _gathered(recipe: Recipe, shape: ModelShape) -> Part:
+    """The block at work and the prefetched one, and embedding with output layer, whole and in the compute dtype."""
+    width = 2 if recipe.model.dtype == "bfloat16" else 4
+    gathered = width * (2 * shape.block + shape.embedding * (1 if shape.tied else 2))
+    return Part("gathered", gathered, f"{width} B x (2 blocks + embeddings), unsharded")
+
+
+def fsdp_states(recipe: Recipe, shape: ModelShape) -> list[Part]:
+    """FSDP2: fp32 weights, gradients and Adam states, all sharded."""
+    lora = recipe.lora
+    shards = recipe.training.fsdp_size or recipe.platform.nodes * recipe.platform.devices_per_node
+    total, share = shape.parameters, f"{shape.parameters:,} / {shards}"
+    parts = [Part("weights", 4 * total / shards, f"4 B x {share}"), _gathered(recipe, shape)]
+    if lora is None:
+        return [
+            *parts,
+            Part("gradients", 4 * total / shards, f"4 B x {share}"),
+            Part("optimizer", 8 * total / shards, f"8 B x {share}"),
+        ]
+    adapters = shape.lora_parameters(lora.rank, lora.target_modules)
+    text = f"(4 weights + 4 gradients + 8 optimizer) B x {adapters:,} / {shards}"
+    return [*parts, Part("lora", 16 * adapters / shards, text)]
+
+
+def zero_states(recipe: Recipe, shape: ModelShape, zero: DeepSpeedBlock) -> list[Part]:
+    """DeepSpeed: weights in the compute dtype, fp32 gradients, Adam states with fp32 masters beside bf16 weights.
+
+    Stage 1 shards the optimizer, 2 gradients as well, 3 weights as well. What is offloaded is left out.
+    """
+    total, world = shape.parameters, recipe.platform.nodes * recipe.platform.devices_per_node
+    width = 2 if recipe.model.dtype == "bfloat16" else 4
+    of_weights, of_gradients = world if zero.zero_stage == 3 else 1, world if zero.zero_stage >= 2 else 1
+    per_weight = zero_optimizer_bytes(recipe)
+    parts = [Part("gradients", 4 * total / of_gradients, f"4 B x {total:,} / {of_gradients}")]
+    if not zero.offload_params:
+        parts.insert(0, Part("weights", width * total / of_weights, f"{width} B x {total:,} / {of_weights}"))
+    if not zero.offload_optimizer:
+        parts.append(Part("optimizer", per_weight * total / world, f"{per_weight} B x {total:,} / {world}"))
+    return [*parts, _gathered(recipe, shape)] if zero.zero_stage == 3 else parts
+
+
+def zero_optimizer_bytes(recipe: Recipe) -> int:
+    """Bytes per weight of ZeRO's Adam: two moments, and the fp32 master of a bf16 weight."""
+    return 12 if recipe.model.dtype == "bfloat16" else 8
+
+
+def block_activation(shape: ModelShape, width: int) -> int:
+    """Bytes per token that one block keeps for its backward pass: 6 hidden vectors (norms, residuals), twice the
+    queries, keys and values (before and after rotation), the attention's output, and 4 feed-forward vectors."""
+    attention = 2 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim + shape.heads * shape.head_dim
+    return width * (6 * shape.hidden + attention + 4 * shape.ffn)
+
+
+def engine_parts(recipe: Recipe, shape: ModelShape, memory: float | None) -> tuple[list[Part], int, tuple[str, ...]]:
+    """vLLM's parts on one device (bytes of `memory`), the sequences that fit at a time, and what is wrong."""
+    tensor, length = recipe.placement.tensor_parallel, longest(recipe)
+    width = 2 if recipe.model.dtype == "bfloat16" else 4
+    weights = width * shape.parameters / tensor
+    per_token = shape.kv_bytes(width) / min(tensor, shape.kv_heads)
+    if recipe.platform.device == "cpu":
+        cache = float(recipe.platform.vllm_memory_mb << 20)
+        rule = "platform.vllm_memory_mb"
+    elif memory is None:
+        cache = min(MAX_SEQUENCES, 64) * length * per_token
+        rule = f"64 sequences x {length:,} tokens x {per_token:,.0f} B (no device named)"
+    else:
+        share = recipe.platform.vllm_gpu_utilization
+        cache = share * memory - weights - ENGINE_EXTRA_GIB * GIB
+        rule = f"{share} of the device - weights - {ENGINE_EXTRA_GIB} GiB = {cache / per_token:,.0f} tokens"
+    fits = int(cache // (length * per_token))
+    problems = []
+    if fits < 1:
+        problems.append(
+            f"vLLM's weights take {weights / GIB:.1f} GiB of its share and leave no room for one sequence of {length} "
+            "tokens; raise platform.vllm_gpu_utilization or placement.tensor_parallel"
+        )
+    parts = [
+        Part("engine weights", weights, f"{width} B x {shape.parameters:,} / tensor_parallel {tensor}"),
+        Part("engine KV cache", max(0.0, cache), rule),
+    ]
+    if recipe.platform.device != "cpu":
+        parts.append(Part("engine work space", ENGINE_EXTRA_GIB * GIB, "activations, CUDA graphs"))
+    return parts, max(1, min(fits, MAX_SEQUENCES)), tuple(problems)
+
+
+def scorer_part(recipe: Recipe, stage: GrpoStage) -> Part | None:
+    """One PRMU scorer: fp32 weights, the states of the padded tokens it takes at a time, and its cache."""
+    if stage.prmu is None or not stage.weights.beta:
+        return None
+    shape = prmu_shape(recipe, stage.prmu)
+    if shape is None:
+        return None
+    # Every layer's states, normalised, weighted and stacked (prmu.model.PrmuModel.states).
+    serving, batch = recipe.placement.prmu_serving, scorer_tokens(recipe.placement)
+    per_token = 4 * (4 * shape.hidden * (shape.layers + 1) + 3 * shape.ffn)
+    text = (
+        f"4 B x {shape.parameters:,} + {batch:,} tokens x {per_token:,} B of states + {serving.cache_mb:g} MiB of items"
+    )
+    cache = serving.cache_mb * (1 << 20)
+    return Part("prmu", 4 * shape.parameters + batch * per_token + cache, text)
+
+
+def prmu_training_parts(shape: ModelShape, stage: PrmuStage) -> tuple[Part, ...]:
+    """PRMU's training on one device, in fp32 without recomputation (prmu.train)."""
+    pairs = stage.micro_batch_size or stage.batch_size
+    tokens = pairs * (2 * PRMU_TOKENS + stage.max_items * PRMU_ITEM_TOKENS)
+    mixed = 3 * (shape.layers + 1) * shape.hidden * 4  # every layer's states, normalised, and weighted
+    per_token = shape.layers * block_activation(shape, 4) + mixed
+    return (
+        Part("prmu weights", 16 * shape.parameters, f"(4 + 4 + 8) B x {shape.parameters:,}, one device"),
+        Part("prmu activations", tokens * per_token, f"{pairs} pairs = {tokens:,} tokens x {per_token:,} B, fp32"),
+    )

@@ -1,0 +1,244 @@
+"""What a recipe will do, before it does it: stages, devices, batch arithmetic, verl overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage, Stage, stage_limits
+from tagpr_rl.plan.memory import GIB, device_of, policy_shape
+from tagpr_rl.plan.stages import StageBudget, stage_budget
+from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.state import StageStatus, run_status, upstream
+from tagpr_rl.types import TagprError
+
+Overrides = Callable[[Recipe, RunDir, str], Sequence[str]]
+"""(recipe, run, stage name) -> the stage's verl overrides, `key=value` each; empty for other kinds."""
+
+_STYLE = {"done": "green", "todo": "cyan", "changed": "bold red"}
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """Counts of one training stage. 0 or an empty list where a count has no meaning for the kind."""
+
+    updates: int
+    """Optimizer updates in the whole stage."""
+    samples_per_step: int
+    """Sequences per training step: responses (GRPO), chains (SFT) or pairs (PRMU)."""
+    mini_batch: int = 0
+    """Responses per optimizer update, over all devices."""
+    micro_batches: int = 0
+    """Forward passes per update and device."""
+    generated_tokens: int = 0
+    """Upper bound of the tokens that rollouts generate in the whole stage."""
+    trained_tokens: int = 0
+    """Upper bound of the tokens (prompt and response) in the sequences trained on."""
+    problems: tuple[str, ...] = field(default=())
+    """Counts that do not divide as the engine needs."""
+
+
+def devices(recipe: Recipe) -> int:
+    """Training processes in all: nodes times devices per node."""
+    return recipe.platform.nodes * recipe.platform.devices_per_node
+
+
+def batch_plan(recipe: Recipe, stage: Stage) -> BatchPlan | None:
+    """Batch arithmetic of a training stage; None for stages that do not train."""
+    length = recipe.data.prompt.max_tokens + recipe.data.prompt.max_response_tokens
+    if isinstance(stage, SftStage):
+        problems = _divides(stage.batch_size, devices(recipe), "batch_size", "devices")
+        return BatchPlan(
+            stage.steps,
+            stage.batch_size,
+            trained_tokens=stage.steps * stage.batch_size * length,
+            problems=problems,
+        )
+    if isinstance(stage, PrmuStage):
+        # A pair is two sequences.
+        return BatchPlan(stage.steps, stage.batch_size, trained_tokens=2 * stage.steps * stage.batch_size * length)
+    if isinstance(stage, GrpoStage):
+        length = sum(stage_limits(recipe, stage))
+        responses = stage.prompts_per_step * stage.group_size
+        mini = responses // stage.mini_batches
+        tokens, each = recipe.training.max_tokens_per_device, stage.micro_batch_size
+        count = -(-mini // (devices(recipe) * each))
+        if tokens is not None:  # verl fills micro-batches by tokens; only the devices must divide
+            each = 1
+            count = -(-mini * length // (devices(recipe) * tokens))
+        return BatchPlan(
+            updates=stage.steps * stage.mini_batches,
+            samples_per_step=responses,
+            mini_batch=mini,
+            micro_batches=count,
+            generated_tokens=stage.steps * responses * stage_limits(recipe, stage)[1],
+            trained_tokens=stage.steps * responses * length,
+            problems=_divides(stage.prompts_per_step, stage.mini_batches, "prompts_per_step", "mini_batches")
+            + _divides(mini, devices(recipe) * each, "responses per update", "devices * micro_batch_size"),
+        )
+    return None
+
+
+def _divides(whole: int, part: int, whole_name: str, part_name: str) -> tuple[str, ...]:
+    return () if whole % part == 0 else (f"{whole_name} = {whole} is not a multiple of {part_name} = {part}",)
+
+
+def status_table(recipe: Recipe, statuses: Sequence[StageStatus]) -> Table:
+    """Stage, kind, the stages it reads, and its state."""
+    table = Table("stage", "kind", "reads", "state")
+    for status in statuses:
+        colour = _STYLE[status.status]
+        reads = ", ".join(upstream(recipe, status.name)) or "-"
+        table.add_row(status.name, status.kind, reads, f"[{colour}]{status.status}[/{colour}]")
+    return table
+
+
+def print_status(recipe: Recipe, run: RunDir, console: Console) -> dict[str, StageStatus]:
+    """Print the state of every stage of the run; returns it as well."""
+    statuses = run_status(recipe, run)
+    console.print(f"run {run.root}", highlight=False)
+    console.print(status_table(recipe, list(statuses.values())))
+    for status in statuses.values():
+        for reason in status.reasons:
+            console.print(f"  {status.name}: {escape(reason)}", highlight=False)
+    return statuses
+
+
+def problems(recipe: Recipe) -> list[str]:
+    """Everything that keeps the recipe from running on its devices: batches that do not divide, memory, names."""
+    found: list[str] = []
+    for name, stage in recipe.stages.items():
+        plan = batch_plan(recipe, stage)
+        found += [f"stages.{name}: {problem}" for problem in plan.problems] if plan else []
+    try:
+        for name in recipe.stages:
+            budget = stage_budget(recipe, name)
+            found += budget.problems if budget else ()
+    except TagprError as error:
+        found.append(str(error))
+    return found
+
+
+def print_plan(recipe: Recipe, run: RunDir, console: Console, overrides: Overrides) -> None:
+    """Print stages and their state, devices, batch arithmetic, memory, hours and the resolved verl overrides.
+
+    Raises TagprError, after printing, with all that `problems` found.
+    """
+    print_status(recipe, run, console)
+    platform = recipe.platform
+    source = str(recipe.data.lamp_dir) if recipe.data.lamp_dir is not None else "embedded world"
+    model = str(recipe.model.path) if recipe.model.path is not None else "tiny model, built here"
+    facts = Table("what", "value", show_header=False)
+    facts.add_row("device", platform.device)
+    facts.add_row("devices", devices_text(recipe))
+    facts.add_row("Ray", platform.ray_address or "a private local cluster")
+    facts.add_row("data", escape(f"{source}; {', '.join(recipe.data.tasks)}; split by {recipe.data.split}"))
+    facts.add_row("model", escape(f"{model}; {recipe.model.dtype}"))
+    limits = recipe.data.prompt
+    facts.add_row("sequence", f"prompt <= {limits.max_tokens}, response <= {limits.max_response_tokens} tokens")
+    console.print(facts)
+    console.print(batch_table(recipe))
+    wrong = problems(recipe)
+    print_budgets(recipe, console)
+    for name in recipe.stages:
+        lines = overrides(recipe, run, name)
+        if lines:
+            console.print(f"\nverl overrides of stage '{name}':", highlight=False)
+            console.print("\n".join(f"  {line}" for line in lines), markup=False, highlight=False, soft_wrap=True)
+    if wrong:
+        raise TagprError(f"the plan has {len(wrong)} problem(s):\n  " + "\n  ".join(wrong))
+
+
+def devices_text(recipe: Recipe) -> str:
+    """The policy's devices, and those beside them."""
+    platform, own = recipe.platform, recipe.placement
+    text = f"{platform.nodes} node(s) x {platform.devices_per_node} = {devices(recipe)} process(es)"
+    if own.rollout == "separate":
+        count = own.rollout_nodes * own.rollout_devices_per_node
+        text += f"; rollout on {own.rollout_nodes} x {own.rollout_devices_per_node} = {count} more"
+    text += f"; tensor parallel {own.tensor_parallel}" if own.tensor_parallel > 1 else ""
+    text += f"; PRMU {own.prmu}" if any(isinstance(stage, PrmuStage) for stage in recipe.stages.values()) else ""
+    return text + (f" ({own.prmu_devices:g} of a device more)" if own.prmu == "dedicated" else "")
+
+
+def print_budgets(recipe: Recipe, console: Console) -> None:
+    """Print memory per device by part and estimated hours of every stage; nothing when the model is unknown."""
+    try:
+        found = {name: budget for name in recipe.stages if (budget := stage_budget(recipe, name)) is not None}
+        device, shape = device_of(recipe.budget), policy_shape(recipe)
+    except TagprError:  # told by `problems`
+        return
+    if shape is None:
+        console.print(f"memory: the shape of model.path={recipe.model.path} is not known here; give a local folder")
+        return
+    console.print(f"\nmodel {escape(shape.name)}: {shape.parameters:,} parameters", highlight=False)
+    if device is not None:
+        console.print(
+            f"device {escape(str(recipe.budget.device))}: {device.memory_gib:g} GiB, {device.bf16_tflops:g} TFLOPS "
+            f"bf16, {device.bandwidth_gbps:g} GB/s ({escape(device.source)}); "
+            f"{recipe.budget.reserve_gib:g} GiB reserved",
+            highlight=False,
+        )
+    console.print(memory_table(found))
+    if any(budget.seconds for budget in found.values()):
+        console.print(hours_table(found))
+        assumed = recipe.budget
+        console.print(
+            f"hours assume MFU {assumed.mfu:g} in training and prefill, {assumed.decode_efficiency:g} of the bandwidth "
+            f"in decoding, sequences of {assumed.mean_length:g} x the limit, and nothing at once; start-up, saving and "
+            "evaluation are not counted",
+            highlight=False,
+        )
+    elif recipe.platform.device == "cuda":
+        console.print("hours: name budget.device to estimate them", highlight=False)
+
+
+def memory_table(found: Mapping[str, StageBudget]) -> Table:
+    """One row per part of each stage's phases; the sum, and host memory, at the end of each."""
+    table = Table("stage", "while it", "part", "GiB per device", "formula")
+    for name, budget in found.items():
+        for phase in budget.phases:
+            for part in phase.parts:
+                table.add_row(name, phase.name, part.name, f"{part.bytes / GIB:.3g}", escape(part.formula))
+            table.add_row(name, phase.name, "[bold]sum[/bold]", f"[bold]{phase.bytes / GIB:.3g}[/bold]", "")
+        if budget.host_bytes:
+            table.add_row(name, "", "host, per node", f"{budget.host_bytes / GIB:.3g}", "offloaded, reference, PRMU")
+    return table
+
+
+def hours_table(found: Mapping[str, StageBudget]) -> Table:
+    """One row per part of each stage's time, and the sum of all."""
+    table = Table("stage", "time for", "hours", "arithmetic")
+    total = 0.0
+    for name, budget in found.items():
+        for what, seconds, rule in budget.seconds:
+            total += seconds
+            table.add_row(name, what, f"{seconds / 3600:.2f}", escape(rule))
+    table.add_row("all", "", f"[bold]{total / 3600:.2f}[/bold]", "")
+    return table
+
+
+def batch_table(recipe: Recipe) -> Table:
+    """One row per training stage; token counts are upper bounds."""
+    names = ("trains", "steps", "per step", "updates", "mini x micro", "tokens per step", "generated", "trained on")
+    table = Table(*names)
+    for name, stage in recipe.stages.items():
+        plan = batch_plan(recipe, stage)
+        if plan is None:
+            continue
+        per_step, split, generated, steps = f"{plan.samples_per_step}", "-", "-", plan.updates
+        if isinstance(stage, GrpoStage):
+            per_step = f"{stage.prompts_per_step} x {stage.group_size} = {plan.samples_per_step}"
+            size = recipe.training.max_tokens_per_device
+            each = f"{stage.micro_batch_size}" if size is None else f"{size:,} tokens"
+            split = f"{plan.mini_batch} = {plan.micro_batches} x {each}"
+            generated, steps = f"{plan.generated_tokens:,}", stage.steps
+        tokens = f"{plan.trained_tokens // steps:,}"
+        table.add_row(
+            name, str(steps), per_step, str(plan.updates), split, tokens, generated, f"{plan.trained_tokens:,}"
+        )
+    return table

@@ -1,0 +1,1 @@
+"""Scoring with a trained PRMU: request batches, micro-batches and the cache of profile items."""

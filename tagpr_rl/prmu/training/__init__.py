@@ -1,0 +1,1 @@
+"""Training of PRMU: preference pairs, loss, sharding and checkpoints."""

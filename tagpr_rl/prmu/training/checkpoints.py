@@ -1,0 +1,120 @@
+"""How far a training run is: early stopping's state, and step checkpoints to go on from after a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tagpr_rl.files import write_json, write_text
+from tagpr_rl.prmu.training.sharding import PrmuEngine
+
+_STATE, _BEST, _WEIGHTS = "progress.json", "best.safetensors", "engine"
+
+
+class Checkpoints(Protocol):
+    """Where step checkpoints go. Only the first process calls it; all processes see the same folders."""
+
+    every: int
+    """Steps between checkpoints."""
+
+    def saving(self, step: int) -> AbstractContextManager[Path]:
+        """A folder to write into, which counts only once the block has ended without an error."""
+
+    def newest(self) -> Path | None:
+        """The checkpoint to go on from."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What training knows besides weights, optimizer and random states."""
+
+    step: int = 0
+    """Steps done."""
+    best_accuracy: float = -1.0
+    waited: int = 0
+    """Evaluations since the best one."""
+    best: dict[str, Tensor] | None = None
+    """Weights of the best evaluation, on the first process; None before there is one."""
+
+    def measured(self, accuracy: float, engine: PrmuEngine) -> None:
+        """Take in an evaluation. The weights are kept where it is the best so far; every process calls this."""
+        self.waited += 1
+        if accuracy > self.best_accuracy:
+            self.best, self.best_accuracy, self.waited = engine.full_state(), accuracy, 0
+
+
+def save(
+    checkpoints: Checkpoints, progress: Progress, engine: PrmuEngine, scheduler: Any, generator: torch.Generator
+) -> None:
+    """Write a step checkpoint. Every process calls it."""
+    with _same_folder(checkpoints, progress.step) as folder:
+        engine.save(folder / _WEIGHTS)
+        randoms = {"users": generator.get_state(), "torch": torch.get_rng_state()}
+        save_file(randoms, _random_file(folder))
+        if dist.get_rank() == 0:
+            if progress.best:
+                save_file({name: tensor.contiguous() for name, tensor in progress.best.items()}, folder / _BEST)
+            schedule = {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
+            state = {"step": progress.step, "best_accuracy": progress.best_accuracy, "waited": progress.waited}
+            write_json(folder / _STATE, {**state, "schedule": schedule})
+
+
+def restore(checkpoints: Checkpoints, engine: PrmuEngine, scheduler: Any, generator: torch.Generator) -> Progress:
+    """Load the newest checkpoint into engine, schedule and generators; a fresh Progress where there is none."""
+    box = [str(checkpoints.newest() or "") if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(box, src=0)
+    if not box[0]:
+        return Progress()
+    folder = Path(box[0])
+    engine.load(folder / _WEIGHTS)
+    raw = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    scheduler.load_state_dict({**scheduler.state_dict(), **raw["schedule"]})
+    for group, lr in zip(engine.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = lr
+    if _random_file(folder).is_file():  # another number of processes: the new ones start from the seed
+        randoms = load_file(_random_file(folder))
+        generator.set_state(randoms["users"])
+        torch.set_rng_state(randoms["torch"])
+    best = load_file(folder / _BEST) if (folder / _BEST).is_file() else None
+    return Progress(raw["step"], raw["best_accuracy"], raw["waited"], best)
+
+
+def trim(log: Path, step: int) -> None:
+    """Drop the rows of a metrics.jsonl after `step`, and a last line that a kill cut short; 0 empties it."""
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines() if step and log.is_file() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    write_text(log, "".join(kept))
+
+
+def _random_file(folder: Path) -> Path:
+    return folder / f"random_rank_{dist.get_rank()}_of_{dist.get_world_size()}.safetensors"
+
+
+@contextmanager
+def _same_folder(checkpoints: Checkpoints, step: int) -> Iterator[Path]:
+    """The first process's folder, on every process; it counts once all have written."""
+    if dist.get_rank() != 0:
+        box = [""]
+        dist.broadcast_object_list(box, src=0)
+        yield Path(box[0])
+        dist.barrier()
+        return
+    with checkpoints.saving(step) as folder:
+        dist.broadcast_object_list([str(folder)], src=0)
+        yield folder
+        dist.barrier()

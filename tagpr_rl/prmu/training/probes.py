@@ -1,0 +1,97 @@
+"""Probes of what PRMU must not reward: a step said twice, a thought that only copies the profile, an answer that does
+not follow from its thought.
+
+The same make training pairs (PrmuStage.probe_fraction, slip_fraction); evaluation asks the first two about users that
+training never shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tagpr_rl.eval.metrics import task_mean
+from tagpr_rl.prmu.accuracy import RawScore, mean, wins
+from tagpr_rl.prmu.training.pairs import COPIED, PADDED, SLIPPED, PairRow
+from tagpr_rl.prompts.prompt import clean
+from tagpr_rl.tags.grammar import parse, render
+from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.types import Step, TaggedTrace
+
+COPIED_ITEMS = 4
+
+
+def copied(pair: PairRow, schema: TagSchema, prefilled: bool) -> PairRow | None:
+    """`chosen` against a thought that copies the user's own items and ends in the answer of `rejected`.
+
+    None without items, or where `rejected` is not well formed.
+    """
+    trace = parse(pair.rejected, schema, prefilled=prefilled).trace
+    items = [text for item in pair.profile_texts[:COPIED_ITEMS] if (text := " ".join(clean(item).split()))]
+    if trace is None or not items:
+        return None
+    copy = TaggedTrace(tuple(Step(schema.names[0], text) for text in items), trace.answer)
+    return _against(pair, render(copy, schema=schema, prefilled=prefilled), COPIED)
+
+
+def padded(pair: PairRow, schema: TagSchema, prefilled: bool) -> PairRow | None:
+    """`chosen` against itself with its longest step written twice; None where `chosen` is not well formed."""
+    trace = parse(pair.chosen, schema, prefilled=prefilled).trace
+    if trace is None:
+        return None
+    index = max(range(len(trace.steps)), key=lambda i: len(trace.steps[i].text))
+    steps = (*trace.steps[: index + 1], *trace.steps[index:])
+    return _against(pair, render(replace(trace, steps=steps), schema=schema, prefilled=prefilled), PADDED)
+
+
+def slipped(pair: PairRow, schema: TagSchema, prefilled: bool, *, late: bool) -> PairRow | None:
+    """`chosen` against itself with the answer of `rejected`; with `late`, also with its last step.
+
+    A policy errs like this: it knows better and writes another word. None where a side is not well formed, or where
+    that is no other response.
+    """
+    right = parse(pair.chosen, schema, prefilled=prefilled).trace
+    wrong = parse(pair.rejected, schema, prefilled=prefilled).trace
+    if right is None or wrong is None or right.answer == wrong.answer:
+        return None
+    steps = (*right.steps[:-1], wrong.steps[-1]) if late else right.steps
+    text = render(TaggedTrace(steps, wrong.answer), schema=schema, prefilled=prefilled)
+    return None if text == pair.rejected else _against(pair, text, SLIPPED)
+
+
+def _against(pair: PairRow, rejected: str, kind: str) -> PairRow:
+    return replace(pair, rejected=rejected, kind=kind, other_user_id="")
+
+
+def padding(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool) -> dict[str, Any]:
+    """Each chosen response against itself with a step said twice.
+
+    "raised": share of responses whose score rises [mean, low, high]; "change": mean change of the raw score, in
+    standard deviations of the chosen responses' raw scores.
+    """
+    asked = [row for pair in pairs if (row := padded(pair, schema, prefilled)) is not None]
+    if not asked:
+        return {"responses": 0}
+    before = raw([row.request(row.chosen) for row in asked])
+    after = raw([row.request(row.rejected) for row in asked])
+    centre = mean(before)
+    spread = max(mean([(score - centre) ** 2 for score in before]) ** 0.5, 1e-6)
+    changes = [(b - a) / spread for a, b in zip(before, after, strict=True)]
+    return {"responses": len(asked), "raised": _interval(wins(after, before), asked), "change": mean(changes)}
+
+
+def copying(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool) -> dict[str, Any]:
+    """Each chosen response against a thought that copies the user's own items and ends in the wrong answer.
+
+    "chosen_above": share of pairs in which the chosen response scores higher [mean, low, high].
+    """
+    asked = [row for pair in pairs if (row := copied(pair, schema, prefilled)) is not None]
+    if not asked:
+        return {"pairs": 0}
+    won = wins(raw([row.request(row.chosen) for row in asked]), raw([row.request(row.rejected) for row in asked]))
+    return {"pairs": len(asked), "chosen_above": _interval(won, asked)}
+
+
+def _interval(values: Sequence[float], pairs: Sequence[PairRow]) -> list[float]:
+    return list(task_mean(values, ["all"] * len(values), [pair.user_id for pair in pairs]))

@@ -1,0 +1,1 @@
+"""User vectors of PRMU: attention over the profile, and stored rows of known users."""

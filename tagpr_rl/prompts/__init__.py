@@ -1,0 +1,1 @@
+"""From a record to what the model reads: retrieval, the prompt text and its tokens."""

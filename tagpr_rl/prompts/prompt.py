@@ -1,0 +1,261 @@
+"""A record and its retrieved items -> the chat messages the model reads, within a token limit.
+
+Three styles. `official` is LaMP's published prompt. `reasoning` and `direct` are ours: one constant
+instruction, one line per item (LaMP's item template), then LaMP's input; they differ only in the instruction.
+`build_prompt` keeps whole items, best first, and leaves out the rest. `build_official_prompt` shares the profile's
+budget among the items and cuts each, as upstream does.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, get_args
+
+from tagpr_rl.data.tasks import TASKS, literals
+from tagpr_rl.prompts.official import Tokens, official_text
+from tagpr_rl.tags.grammar import neutralise
+from tagpr_rl.tags.schema import TagSchema, TagSpec, default_schema
+from tagpr_rl.types import LampRecord, ProfileItem, Prompt, TagprError
+
+Style = Literal["reasoning", "direct", "official"]
+STYLES: tuple[str, ...] = get_args(Style)
+Messages = tuple[Mapping[str, str], ...]
+CountTokens = Callable[[Sequence[Mapping[str, str]]], int]
+
+PROFILE_HEADER = "The user's history, most relevant first:"
+NO_PROFILE = "The user's history is empty."
+QUESTION_HEADER = "The question:"
+
+DIRECT_INSTRUCTION = (
+    "Answer the question at the end as this one user would want it answered. Below is the user's history: "
+    "infer the user's preferences from it. Write the answer only, without thought, tags or explanation."
+)
+
+
+# Chat markup that is not `<name>`: `<|..|>` (ChatML), the same with wide bars (DeepSeek), `[INST]` (Mistral).
+_CHAT_MARKUP = re.compile(
+    r"<(?=[|\uff5c])|(?<=[|\uff5c])>|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])"
+)
+_HARMLESS = {"<": "\u2039", ">": "\u203a", "[": "\u2045"}
+
+
+def clean(text: str) -> str:
+    """`neutralise`, and chat markup such as `<|im_start|>` broken too: one bracket becomes a look-alike.
+
+    Text without markup comes back unchanged. Idempotent.
+    """
+    return _CHAT_MARKUP.sub(lambda match: _HARMLESS[match[0]], neutralise(text))
+
+
+def reasoning_instruction(schema: TagSchema) -> str:
+    """The instruction of the `reasoning` style: the response grammar and every tag with its purpose.
+
+    One constant string without line breaks per schema, so that a word-level tokenizer can hold it as one
+    token.
+    """
+    tags = "; ".join(f"<{tag.name}> {_one_line(tag.purpose).rstrip('.')} ({_limits(tag)})" for tag in schema.tags)
+    if _listed_in_order(schema):
+        tags += ". Keep the tags you use in this order"
+    else:
+        tags += "".join(f". {tag.name} comes before {', '.join(tag.before)}" for tag in schema.tags if tag.before)
+    return (
+        "Answer the question at the end as this one user would want it answered. Below is the user's "
+        "history: infer the user's preferences from it. First think between <think> and </think>. The "
+        "thought is a sequence of steps, each written as <tag>text</tag> with one of the tags below; steps "
+        "are not nested, not empty, and nothing stands between them. After </think> write the answer only. "
+        f"The tags: {tags}."
+    )
+
+
+def _limits(tag: TagSpec) -> str:
+    least = f"at least {tag.min_count}" if tag.min_count > 0 else "optional"
+    return f"{least}, at most {tag.max_count}"
+
+
+def _listed_in_order(schema: TagSchema) -> bool:
+    """Whether using the tags in the schema's own order meets every must-come-before."""
+    place = {name: index for index, name in enumerate(schema.names)}
+    return all(place[tag.name] < place[later] for tag in schema.tags for later in tag.before)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def prompt_phrases(schema: TagSchema) -> tuple[str, ...]:
+    """Every constant phrase that a prompt may contain, stripped, longest first, without repeats.
+
+    Taken together they leave only the texts of the records (and `and`, `is`) as free words, so a tiny
+    word-level tokenizer may make each one token.
+    """
+    found = {reasoning_instruction(schema), DIRECT_INSTRUCTION, PROFILE_HEADER, NO_PROFILE, QUESTION_HEADER}
+    for spec in TASKS.values():
+        for template in (spec.input_template, spec.item_template):
+            found |= {part.strip(' "') for part in literals(template)}
+        found |= {part.strip(" .") for part in literals(spec.assembly)}
+    # A lone word ("is") stays an ordinary word: as an added token it would also match inside other words.
+    phrases = (text for text in found if text and not text.isalpha())
+    return tuple(sorted(phrases, key=lambda text: (-len(text), text)))
+
+
+INSTRUCTIONS: tuple[str, ...] = prompt_phrases(default_schema())
+"""`prompt_phrases` of the default schema."""
+
+
+def build_prompt(
+    record: LampRecord,
+    items: Sequence[ProfileItem],
+    *,
+    style: str,
+    schema: TagSchema,
+    max_tokens: int,
+    count_tokens: CountTokens,
+) -> Prompt:
+    """The prompt of one record.
+
+    `items` are the retrieved ones, best first; the least relevant are left out until the prompt has at most
+    `max_tokens` tokens. If the question alone is too long, its end is cut (never its constant beginning).
+    `count_tokens(messages)` is the length after the chat template; it is called O(log len(items) + log
+    len(input)) times and should not fall when text is added. All texts of the record pass `clean`, so that
+    they cannot forge a tag or chat markup. Raises TagprError when not even the instruction fits.
+    """
+    if style not in STYLES:
+        raise TagprError(f"prompt style {style!r} is not one of {', '.join(STYLES)}")
+    if record.task not in TASKS:
+        raise TagprError(f"record {record.id!r}: unknown task {record.task!r}; known: {', '.join(TASKS)}")
+    lines = [_item_line(record.task, item, style) for item in items]
+    question = clean(record.input)
+
+    def messages(kept: int, text: str) -> Messages:
+        return _messages(record.task, lines[:kept], text, style, schema)
+
+    def fits(kept: int, text: str) -> bool:
+        return count_tokens(messages(kept, text)) <= max_tokens
+
+    kept = _most_items(len(lines), lambda count: fits(count, question))
+    text = question
+    if kept < 0:
+        kept = 0
+        head = TASKS[record.task].input_head(question)
+        text = head + _longest_prefix(question[len(head) :], lambda tail: fits(0, head + tail))
+        if text == head:
+            bare = count_tokens(messages(0, head))
+            raise TagprError(
+                f"record {record.id!r} ({record.task}, style {style}): the prompt needs {bare} tokens before "
+                f"the first word of the question's text, and the limit max_tokens is {max_tokens}; raise the "
+                "limit"
+            )
+    final = messages(kept, text)
+    return Prompt(
+        record_id=record.id,
+        task=record.task,
+        user_id=record.user_id,
+        messages=final,
+        item_ids=tuple(item.id for item in items[:kept]),
+        items_dropped=len(items) - kept,
+        question_cut=text != question,
+        n_tokens=count_tokens(final),
+    )
+
+
+def build_official_prompt(
+    record: LampRecord,
+    items: Sequence[ProfileItem],
+    *,
+    max_tokens: int,
+    count_tokens: CountTokens,
+    tokens: Tokens,
+) -> Prompt:
+    """LaMP's published prompt of one record with its token budget (`data.official`), as one chat message.
+
+    `max_tokens` holds after the chat template, whose own tokens are taken off first. All texts pass `clean`; text
+    without markup is LaMP's to the letter. Raises TagprError when the template alone is over the limit.
+    """
+    limit = max_tokens - count_tokens(_user_turn(""))
+    while limit > 0:
+        made = official_text(record, items, limit, tokens)
+        messages = _user_turn(clean(made.text))
+        over = count_tokens(messages) - max_tokens
+        if over <= 0:
+            return Prompt(
+                record_id=record.id,
+                task=record.task,
+                user_id=record.user_id,
+                messages=messages,
+                item_ids=tuple(item.id for item in items[: made.n_items]),
+                items_dropped=len(items) - made.n_items,
+                question_cut=made.question_cut,
+                n_tokens=over + max_tokens,
+            )
+        limit -= over  # template and text may share no token, or cleaned text may need more of them
+    raise TagprError(
+        f"record {record.id!r} ({record.task}): the chat template alone needs {count_tokens(_user_turn(''))} tokens, "
+        f"and the limit max_tokens is {max_tokens}; raise the limit"
+    )
+
+
+def prompt_stats(prompts: Iterable[Prompt]) -> dict[str, int]:
+    """Totals over prompts: how many, their tokens, and what the limit cost (items dropped, questions cut)."""
+    listed = list(prompts)
+    tokens = [prompt.n_tokens for prompt in listed]
+    return {
+        "prompts": len(listed),
+        "tokens_total": sum(tokens),
+        "tokens_max": max(tokens, default=0),
+        "items_kept": sum(len(prompt.item_ids) for prompt in listed),
+        "items_dropped": sum(prompt.items_dropped for prompt in listed),
+        "prompts_with_items_dropped": sum(prompt.items_dropped > 0 for prompt in listed),
+        "prompts_without_items": sum(not prompt.item_ids for prompt in listed),
+        "questions_cut": sum(prompt.question_cut for prompt in listed),
+    }
+
+
+def _item_line(task: str, item: ProfileItem, style: str) -> str:
+    """One item by LaMP's template. Our styles put it on one line, so that it cannot imitate our headers."""
+    line = TASKS[task].item_line(item.fields)
+    return clean(line if style == "official" else _one_line(line))
+
+
+def _messages(task: str, lines: list[str], text: str, style: str, schema: TagSchema) -> Messages:
+    """One user turn: every chat template has one, not every one has a system turn."""
+    if style == "official":
+        content = clean(TASKS[task].assemble(lines, text))
+    else:
+        instruction = DIRECT_INSTRUCTION if style == "direct" else reasoning_instruction(schema)
+        profile = [PROFILE_HEADER, *lines] if lines else [NO_PROFILE]
+        # Cleaned once more as a whole: two harmless texts could join to markup.
+        content = f"{instruction}\n" + clean("\n".join([*profile, QUESTION_HEADER, text]))
+    return _user_turn(content)
+
+
+def _user_turn(content: str) -> Messages:
+    return ({"role": "user", "content": content},)
+
+
+def _most_items(count: int, fits: Callable[[int], bool]) -> int:
+    """The most items in 0..count that fit, or -1 when none does (not even 0). O(log count) calls."""
+    if fits(count):
+        return count
+    # 1..count-1 first and 0 last: a prompt without items has another line and need not be the shortest.
+    kept = bisect.bisect_left(range(1, count), True, key=lambda n: not fits(n))
+    if kept > 0 or (count > 0 and fits(0)):
+        return kept
+    return -1
+
+
+def _longest_prefix(text: str, fits: Callable[[str], bool]) -> str:
+    """The longest prefix that fits, cut back to a word's end if there is one; "" when no character fits."""
+    # bisect finds the first length in 1..len that does not fit; the length before it is the answer.
+    length = bisect.bisect_left(range(1, len(text) + 1), True, key=lambda n: not fits(text[:n]))
+    longest = text[:length]
+    inside_word = 0 < length < len(text) and not text[length].isspace() and not longest[-1].isspace()
+    whole = longest.rstrip()
+    if inside_word:
+        words = longest.rsplit(None, 1)
+        whole = words[0] if len(words) == 2 and words[0].strip() else longest
+    for prefix in (whole, longest):  # a tokenizer may need more tokens for the shorter text
+        if prefix.strip() and fits(prefix):
+            return prefix
+    return ""

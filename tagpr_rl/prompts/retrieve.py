@@ -1,0 +1,173 @@
+"""Which profile items a prompt gets, best first.
+
+`bm25` follows LaMP (`LaMP/rank_profiles.py` at 38c9d4d): BM25Okapi over whitespace tokens, no lower-casing, equal
+scores in the order of `get_top_n`. Ours where upstream has traps: `random` draws without replacement and is
+seeded, and `k` may exceed the profile. `dense` is upstream's Contriever path for any encoder. `file` reads the
+rankings that upstream writes, `{question id: [item ids]}`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from tagpr_rl.data.tasks import TASKS, TaskSpec, task_name
+from tagpr_rl.prompts.bm25 import Bm25Index, IndexCache, official_order
+from tagpr_rl.types import LampRecord, ProfileItem, TagprError
+
+Method = Literal["bm25", "dense", "recency", "random", "file", "none"]
+METHODS: tuple[str, ...] = get_args(Method)
+Ties = Literal["official", "position"]
+TIES: tuple[str, ...] = get_args(Ties)
+Similarity = Callable[[Sequence[str], str], Sequence[float]]
+"""(texts, query) -> a score per text; higher is nearer."""
+Rankings = Mapping[tuple[str, str], Sequence[str]]
+"""(task, question id) -> item ids, best first."""
+
+_INDEXES = IndexCache()
+
+
+@dataclass(frozen=True, slots=True)
+class Retriever:
+    """A record -> the items its prompt gets, under one set of choices."""
+
+    k: int
+    method: str = "bm25"
+    seed: int = 0
+    ties: str = "official"
+    """Equal BM25 or dense scores: `official` = as upstream's `numpy.argsort(scores)[::-1]` leaves them, `position`
+    = in the profile's order, which is the same on every machine."""
+    similarity: Similarity | None = None
+    """For `dense`."""
+    rankings: Rankings | None = None
+    """For `file`."""
+
+    def __call__(self, record: LampRecord) -> tuple[ProfileItem, ...]:
+        """At most `k` items of the record's profile; see `rank`."""
+        return rank(
+            record,
+            self.k,
+            self.method,
+            self.seed,
+            ties=self.ties,
+            similarity=self.similarity,
+            rankings=self.rankings,
+        )
+
+
+def rank(
+    record: LampRecord,
+    k: int,
+    method: str = "bm25",
+    seed: int = 0,
+    *,
+    ties: str = "official",
+    similarity: Similarity | None = None,
+    rankings: Rankings | None = None,
+) -> tuple[ProfileItem, ...]:
+    """At most `k` items of the record's profile, best first.
+
+    bm25: by similarity to the task's query; dense: by `similarity`; recency: newest first (needs dates, so the
+    time split only); random: a draw that depends on `seed`, the task and the record's id alone; file: as
+    `rankings` has it; none: no items. Raises TagprError for an unknown method, a negative `k`, a record whose
+    query or dates cannot be read, and rankings that do not fit the record.
+    """
+    if method not in METHODS:
+        raise TagprError(f"retrieval method {method!r} is not one of {', '.join(METHODS)}")
+    if ties not in TIES:
+        raise TagprError(f"retrieval ties {ties!r} is not one of {', '.join(TIES)}")
+    if k < 0:
+        raise TagprError(f"retrieval k is {k}; it must be 0 or more")
+    profile = record.profile
+    if method == "none" or k == 0 or not profile:
+        return ()
+    if method == "recency":
+        return _newest_first(record)[:k]
+    if method == "random":
+        drawn = random.Random(f"{seed}/{record.task}/{record.id}").sample(range(len(profile)), min(k, len(profile)))
+        return tuple(profile[index] for index in drawn)
+    if method == "file":
+        return _as_listed(record, rankings)[:k]
+    spec = TASKS[task_name(record.task)]
+    query = spec.query(record)
+
+    def texts() -> list[str]:
+        return [spec.item_text(item) for item in profile]
+
+    if method == "bm25":
+        scores = _INDEXES.of(profile, texts).scores(query)
+    else:
+        scores = np.asarray(_required(similarity, method)(texts(), query), dtype=np.float64)
+    if ties == "official":
+        order = official_order(scores)
+    else:
+        order = np.argsort(-scores, kind="stable").tolist()
+    return tuple(map(profile.__getitem__, order[:k]))
+
+
+def query_and_texts(record: LampRecord) -> tuple[str, list[str]]:
+    """What retrieval compares: the record's query and the text of each profile item."""
+    spec: TaskSpec = TASKS[task_name(record.task)]
+    return spec.query(record), [spec.item_text(item) for item in record.profile]
+
+
+def bm25_scores(texts: Sequence[str], query: str) -> list[float]:
+    """BM25Okapi scores (k1 1.5, b .75, epsilon .25) of `texts` for `query`, whitespace tokens, case kept.
+
+    All 0 when no text has a word (the library divides by zero there).
+    """
+    scores: list[float] = Bm25Index(texts).scores(query).tolist()
+    return scores
+
+
+def _required(similarity: Similarity | None, method: str) -> Similarity:
+    if similarity is None:
+        raise TagprError(
+            f"retrieval method {method} needs an encoder, which is not loaded here; write the rankings with "
+            "`launch.py data rank` and use method: file, or use bm25"
+        )
+    return similarity
+
+
+def _as_listed(record: LampRecord, rankings: Rankings | None) -> tuple[ProfileItem, ...]:
+    if rankings is None:
+        raise TagprError("retrieval method file needs data.retrieval.path, the file or folder with the rankings")
+    listed = rankings.get((record.task, record.id))
+    where = f"{record.task} record {record.id!r}"
+    if listed is None:
+        raise TagprError(f"{where}: the rankings do not name it; they belong to other questions")
+    places: dict[str, list[int]] = {}
+    for index, item in enumerate(record.profile):
+        places.setdefault(item.id, []).append(index)
+    chosen = []
+    for key in listed:
+        if not places.get(key):
+            raise TagprError(
+                f"{where}: the rankings name item {key!r}, which its profile of {len(record.profile)} items does not "
+                "have (or has fewer times); they belong to another split or version of the data"
+            )
+        chosen.append(record.profile[places[key].pop(0)])  # an id that stands twice: the first one first
+    return tuple(chosen)
+
+
+def _newest_first(record: LampRecord) -> tuple[ProfileItem, ...]:
+    """As upstream: dates compare as tuples of integers, and of equal dates the later position comes first."""
+    dated = [(_date_key(record, item), index) for index, item in enumerate(record.profile)]
+    return tuple(record.profile[index] for _, index in sorted(dated, reverse=True))
+
+
+def _date_key(record: LampRecord, item: ProfileItem) -> tuple[int, ...]:
+    where = f"{record.task} record {record.id!r}, profile item {item.id!r}"
+    if item.date is None:
+        raise TagprError(
+            f"{where}: has no date; recency works on LaMP's time split only (the user split's order is "
+            "random), use bm25 or the time split"
+        )
+    try:
+        return tuple(int(part) for part in item.date.split("-"))
+    except ValueError:
+        raise TagprError(f"{where}: date {item.date!r} is not like 2016-05-21 or 2016") from None

@@ -1,0 +1,1 @@
+"""Sections and cards: chains, PRMU, faithfulness, sweeps, data and model cards."""

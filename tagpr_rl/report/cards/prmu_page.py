@@ -1,0 +1,138 @@
+"""The figures of `launch.py prmu eval` in words, and as a page with plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tagpr_rl.report.charts.curves import Figure
+from tagpr_rl.report.charts.plots import ForestChart, forest_chart, line_chart
+from tagpr_rl.report.page.embed import environment
+from tagpr_rl.report.page.names import MetricName, task_label
+from tagpr_rl.report.page.read import read_json
+from tagpr_rl.run.layout import RunDir
+
+Facts = Mapping[str, Any]
+_RANKINGS = ("prmu", "generic", "shuffled", "majority", "longest", "oracle")
+
+
+def prmu_summary(facts: Facts) -> list[tuple[str, str]]:
+    """The main figures as (label, text)."""
+    held, only, best = facts["held_out"], facts["user_only"], facts["best_of_n"]
+    seen = facts["training_users"].get("seen/accuracy")
+    correlation = best["correlation"]
+    rows = [
+        ("accuracy: training users, other questions", number(seen)),
+        ("accuracy: held-out users", spread(held.get("accuracy"))),
+        ("accuracy: held-out users, mean over users", number(held.get("user_macro"))),
+        ("accuracy: held-out users, scored for nobody", spread(held.get("generic"))),
+        ("accuracy: written for another user, scored for a third", number(held.get("shuffled"))),
+        ("accuracy: pairs that differ only in the user, own user", spread(only.get("own"))),
+        ("accuracy: the same pairs, a third user", spread(only.get("shuffled"))),
+        ("accuracy: the policy's own responses, right above wrong", spread(facts["policy"].get("accuracy"))),
+        ("expected calibration error", number(held["calibration"]["ece"] if held else None)),
+    ]
+    rows += [
+        (f"task score: best of {best['n']} by {name}, gain over the mean", spread(best["rankings"][name]["gain"]))
+        for name in _RANKINGS
+    ]
+    return [
+        *rows,
+        ("correlation with the task score, within a question", number(correlation["task_score"])),
+        ("better response scored higher, of one question's", number(correlation["auc"])),
+        ("correlation with the length, within a question", number(correlation["length"])),
+        ("probe: a step said twice raises the score", spread(facts["probes"]["padding"].get("raised"))),
+        ("probe: chosen above a copy of the profile", spread(facts["probes"]["copying"].get("chosen_above"))),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class PrmuEval:
+    """What the run's report shows of one `prmu eval`."""
+
+    stage: str
+    link: str
+    """Of its own page, from the run's folder."""
+    summary: list[tuple[str, str]]
+    forests: list[ForestChart]
+    figures: list[Figure]
+
+
+def prmu_evals(run: RunDir) -> list[PrmuEval]:
+    """The measured reward models of a run, by file name. Files of another kind in the folder are passed over."""
+    found = []
+    for path in sorted(run.prmu_eval.glob("*.json")) if run.prmu_eval.is_dir() else []:
+        facts = read_json(path)
+        if isinstance(facts, dict) and {"stage", "held_out", "best_of_n"} <= facts.keys():
+            link = f"{run.prmu_eval.name}/{path.with_suffix('.html').name}"
+            found.append(PrmuEval(facts["stage"], link, prmu_summary(facts), prmu_forests(facts), prmu_figures(facts)))
+    return found
+
+
+def spread(values: Sequence[float] | None) -> str:
+    """`0.912 [0.895, 0.930]`."""
+    return f"{values[0]:.3f} [{values[1]:.3f}, {values[2]:.3f}]" if values else "not measured"
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or that there is no such number."""
+    return "not measured" if value is None else f"{value:.3f}"
+
+
+def prmu_page(facts: Facts) -> str:
+    """One self-contained HTML page."""
+    training = [(key, f"{value:.3f}") for key, value in facts["training_users"].items()]
+    return environment().get_template("prmu.html.j2").render(
+        f=facts, summary=prmu_summary(facts), forests=prmu_forests(facts), figures=prmu_figures(facts),
+        training=training, hues={},
+    )  # fmt: skip
+
+
+def prmu_forests(facts: Facts) -> list[ForestChart]:
+    """Accuracies with intervals: held-out users, and pairs that differ only in the user."""
+    held, only = facts["held_out"], facts["user_only"]
+    charts = []
+    if held:
+        rows = [("all", "model", *held["accuracy"]), ("no user", "control", *held["generic"])]
+        for what in ("by_kind", "by_task"):
+            for name, entry in held[what].items():
+                label = task_label(name) if what == "by_task" else name.replace("_profile", "")
+                rows.append((label, "model", *entry["accuracy"]))
+        charts.append(forest_chart("pairwise accuracy, held-out users", rows, [("chance", 0.5)]))
+    if only.get("own"):
+        rows = [("own user", "model", *only["own"]), ("third user", "control", *only["shuffled"])]
+        charts.append(forest_chart("pairs that differ only in the user", rows, [("chance", 0.5)]))
+    return charts
+
+
+def prmu_figures(facts: Facts) -> list[Figure]:
+    """Calibration, cold start, best of n."""
+    figures = []
+    held, best = facts["held_out"], facts["best_of_n"]
+    if held:
+        bins = held["calibration"]["bins"]
+        points = [(row["confidence"], row["accuracy"]) for row in bins]
+        chart = line_chart(
+            [("right", "c0", points), ("ideal", "c1", [(0.5, 0.5), (1.0, 1.0)])],
+            x_range=(0.5, 1.0), y_range=(0.4, 1.0), width=330, height=180,
+        )  # fmt: skip
+        meaning = "share of pairs ordered rightly against the confidence sigmoid(|difference|)"
+        figures.append(Figure(MetricName("calibration", "calibration", meaning), chart))
+    if facts["cold_start"]:
+        points = [(float(row["items"]), row["accuracy"][0]) for row in facts["cold_start"]]
+        chart = line_chart([("accuracy", "c0", points)], y_range=(0.4, 1.0), width=330, height=180)
+        meaning = "accuracy against the number of profile items shown to PRMU"
+        figures.append(Figure(MetricName("cold_start", "cold start", meaning, "up"), chart))
+    series = [
+        (
+            name,
+            f"c{index}",
+            [(float(n), v) for n, v in zip(best["sizes"], best["rankings"][name]["score"], strict=True)],
+        )
+        for index, name in enumerate(_RANKINGS)
+    ]
+    chart = line_chart(series, width=330, height=180)
+    meaning = f"task score of the response ranked first of n, {best['questions']} questions; oracle = the best there is"
+    figures.append(Figure(MetricName("best_of_n", "best of n", meaning, "up"), chart))
+    return figures

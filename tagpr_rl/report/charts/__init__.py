@@ -1,0 +1,1 @@
+"""Geometry of the plots in SVG units; the templates draw it."""

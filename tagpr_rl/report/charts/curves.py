@@ -1,0 +1,284 @@
+"""Training curves: metrics of stages that continue each other on one axis of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tagpr_rl.config import GrpoStage, Recipe
+from tagpr_rl.report.charts.plots import LineChart, Point, line_chart, thin
+from tagpr_rl.report.charts.stacked import StackChart, stack_chart
+from tagpr_rl.report.page.collect import stage_dirs, uses_prmu
+from tagpr_rl.report.page.names import PRMU, REWARD_COMPONENTS, SFT, TRAINING, MetricName, task_label
+from tagpr_rl.report.page.read import Row, number, read_rows
+from tagpr_rl.run.layout import RunDir
+
+MOST_POINTS = 120
+RANGES: dict[str, Point] = {"task": (0, 1), "format": (0, 1), "tag": (0, 1), "prmu": (0, 1), "repetition": (-1, 0)}
+"""Fixed y axes: components with a stated range."""
+UNIT_KEYS = ("fraction", "share", "zero_variance")
+"""Ends of keys whose values are shares: axis from 0 to 1."""
+Series = tuple[str, str, list[Point]]
+"""Label, css class, points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A chart with its heading and note."""
+
+    name: MetricName
+    chart: LineChart
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StackFigure:
+    """A stacked chart with its heading and note."""
+
+    name: MetricName
+    chart: StackChart
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CurveGroup:
+    """The charts of one training stage, or of GRPO stages that continue each other."""
+
+    title: str
+    stacks: tuple[StackFigure, ...]
+    figures: tuple[Figure, ...]
+    tags: tuple[Figure, ...]
+    unfinished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One GRPO stage of a chain."""
+
+    name: str
+    stage: GrpoStage
+    rows: list[Row]
+    unfinished: bool
+    shift: float
+    """Steps of the stages before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """GRPO stages that continue each other, on one axis."""
+
+    parts: tuple[Part, ...]
+    steps: float
+
+    @property
+    def boundaries(self) -> list[tuple[float, str]]:
+        """Where each stage begins, with its name."""
+        return [(max(part.shift + 0.5, 1.0), part.name) for part in self.parts]
+
+    def points(self, key: str) -> list[Point]:
+        """(step, value) over all stages. A stage without PRMU logs 0 for a score that nobody gave: no point then."""
+        about_prmu = key.startswith(("prmu/", "reward/prmu/"))
+        return [
+            point
+            for part in self.parts
+            if not (about_prmu and not uses_prmu(part.stage))
+            for point in points_of(part.rows, key, part.shift)
+        ]
+
+    def keys(self, prefix: str, suffix: str = "") -> list[str]:
+        """Logged keys that begin and end so, in the order of their first appearance."""
+        seen = dict.fromkeys(key for part in self.parts for row in part.rows for key in row)
+        return [key for key in seen if key.startswith(prefix) and key.endswith(suffix)]
+
+    def figure(self, name: MetricName, series: Sequence[Series], y_range: Point | None = None) -> Figure | None:
+        """The chart of `series`; None where none has a point."""
+        thinned = [(label, css, *thin(points, MOST_POINTS)) for label, css, points in series if points]
+        if not thinned:
+            return None
+        lines = [(label, css, points) for label, css, points, _ in thinned]
+        chart = line_chart(lines, x_range=(1.0, self.steps), y_range=y_range, boundaries=self.boundaries)
+        return Figure(name, chart, thinned_note(max(k for *_, k in thinned)))
+
+
+def curve_groups(run: RunDir, recipe: Recipe) -> list[CurveGroup]:
+    """Training curves: SFT and PRMU first, then GRPO; stages that continue each other share one x axis."""
+    supervised: list[Figure] = []
+    halfway = False
+    for name, kind, directory in stage_dirs(run, recipe):
+        if kind in ("sft", "prmu") and (rows := read_rows(directory.metrics)):
+            figures = [_figure(name, metric, rows) for metric in (SFT if kind == "sft" else PRMU)]
+            supervised += [figure for figure in figures if figure is not None]
+            halfway = halfway or not directory.manifest.is_file()
+    groups = [CurveGroup("Supervised stages", (), tuple(supervised), (), halfway)]
+    groups += [grpo_group(chain, recipe) for chain in chains_of(run, recipe)]
+    return [group for group in groups if group.figures or group.stacks]
+
+
+def chains_of(run: RunDir, recipe: Recipe) -> list[Chain]:
+    """The GRPO stages with metrics; one that begins with the weights of the one before it continues its axis."""
+    found: list[list[Part]] = []
+    last = None
+    for name, _, directory in stage_dirs(run, recipe):
+        stage = recipe.stages[name]
+        if not isinstance(stage, GrpoStage):
+            continue
+        rows = read_rows(directory.metrics)
+        if rows:
+            continues = bool(found) and stage.init == last
+            shift = _end(found[-1]) if continues else 0.0
+            part = Part(name, stage, rows, not directory.manifest.is_file(), shift)
+            found = [*found[:-1], [*found[-1], part]] if continues else [*found, [part]]
+        last = name
+    return [Chain(tuple(parts), _end(parts)) for parts in found]
+
+
+def _end(parts: Sequence[Part]) -> float:
+    return parts[-1].shift + max((number(row.get("step")) or 0.0 for row in parts[-1].rows), default=0.0)
+
+
+def points_of(rows: Sequence[Row], key: str, shift: float = 0.0) -> list[Point]:
+    """(step, value) of rows that hold the metric; a row without a step counts by its position."""
+    return [
+        (shift + (number(row.get("step")) or float(index)), value)
+        for index, row in enumerate(rows, start=1)
+        if (value := number(row.get(key))) is not None
+    ]
+
+
+def _figure(stage: str, metric: MetricName, rows: Sequence[Row]) -> Figure | None:
+    points, k = thin(points_of(rows, metric.key), MOST_POINTS)
+    if not points:
+        return None
+    y_range = (0.0, 1.0) if metric.key == "prmu/accuracy" else None
+    name = replace(metric, label=f"{stage}: {metric.label}")
+    return Figure(name, line_chart([(metric.label, "c0", points)], y_range=y_range), thinned_note(k))
+
+
+def axis_range(key: str) -> Point | None:
+    """The fixed axis of a metric with a stated range; None: as wide as its values."""
+    parts = key.split("/")
+    if parts[0] == "reward" and parts[-1] == "mean":
+        return RANGES.get(parts[1])
+    return (0.0, 1.0) if key.endswith(UNIT_KEYS) or key == "parse/OK" else None
+
+
+def thinned_note(k: int) -> str:
+    """What is said of a chart whose points are means."""
+    return f"each point is the mean of {k} steps" if k > 1 else ""
+
+
+def grpo_group(chain: Chain, recipe: Recipe) -> CurveGroup:
+    """Everything that is drawn of a chain of GRPO stages."""
+    figures = [
+        chain.figure(
+            MetricName(f"reward/{name.key}/mean", f"reward: {name.label}", name.meaning, name.direction),
+            [(name.label, "c0", chain.points(f"reward/{name.key}/mean"))],
+            axis_range(f"reward/{name.key}/mean"),
+        )
+        for name in REWARD_COMPONENTS
+    ]
+    by_task = [(task_label(t), f"c{i % 8}", chain.points(f"task/{t}/mean")) for i, t in enumerate(recipe.data.tasks)]
+
+    def by_component(what: str) -> list[Series]:
+        return [(n.label, f"c{i}", chain.points(f"reward/{n.key}/{what}")) for i, n in enumerate(REWARD_COMPONENTS)]
+
+    figures += [
+        chain.figure(MetricName("task", "task reward by task", "mean over the step's prompts", "up"), by_task, (0, 1)),
+        chain.figure(
+            MetricName("parse/OK", "well-formed responses", "share that the parser accepts", "up"),
+            [("OK", "c0", chain.points("parse/OK"))],
+            (0.0, 1.0),
+        ),
+        chain.figure(
+            MetricName("std", "spread of the components", "standard deviation over the step's responses"),
+            by_component("std"),
+        ),
+        chain.figure(
+            MetricName(
+                "zero_variance", "groups without a difference",
+                "share of groups whose responses all got the same value of the component: it teaches nothing there",
+                "down",
+            ),
+            by_component("zero_variance"),
+            (0.0, 1.0),
+        ),
+    ]  # fmt: skip
+    algorithm = [MetricName(key, key.removeprefix("algo/"), "logged by the algorithm") for key in chain.keys("algo/")]
+    figures += [
+        chain.figure(
+            metric,
+            [(metric.label, "c0", chain.points(metric.key))],
+            axis_range(metric.key),
+        )
+        for metric in (*TRAINING, *algorithm)
+    ]
+    title = " → ".join(part.name for part in chain.parts)
+    return CurveGroup(
+        title,
+        tuple(s for s in (composition(chain), phases(chain)) if s is not None),
+        tuple(f for f in figures if f is not None),
+        tag_figures(chain),
+        any(part.unfinished for part in chain.parts),
+    )
+
+
+def composition(chain: Chain) -> StackFigure | None:
+    """The mean total reward of each step as its weighted terms.
+
+    task x format is what the other terms leave of the total: the mean of a product is not the product of means.
+    """
+    points: list[tuple[float, tuple[float, float, float, float]]] = []
+    for part in chain.parts:
+        w = part.stage.weights
+        for index, row in enumerate(part.rows, start=1):
+            total = number(row.get("reward/total/mean"))
+            if total is None:
+                continue
+            terms = [
+                weight * (number(row.get(f"reward/{key}/mean")) or 0.0)
+                for weight, key in ((w.alpha, "tag"), (w.beta, "prmu"), (w.gamma, "repetition"))
+            ]
+            step = part.shift + (number(row.get("step")) or float(index))
+            points.append((step, (round(total - sum(terms), 9), terms[0], terms[1], terms[2])))
+    if not points:
+        return None
+    labels = ("task × format", "α × tag", "β × prmu", "γ × repetition")
+    columns = [thin([(x, terms[i]) for x, terms in points], MOST_POINTS) for i in range(len(labels))]
+    xs, k = [x for x, _ in columns[0][0]], columns[0][1]
+    series = [(label, [y for _, y in column]) for label, (column, _) in zip(labels, columns, strict=True)]
+    chart = stack_chart(xs, series, x_range=(1.0, chain.steps), boundaries=chain.boundaries)
+    meaning = "mean total reward of the step's responses as the sum of its weighted terms; the line is the total"
+    return StackFigure(MetricName("composition", "reward composition", meaning), chart, thinned_note(k))
+
+
+def phases(chain: Chain) -> StackFigure | None:
+    """Shares of a step's time by phase, as logged."""
+    names = chain.keys("phase/", "_share")
+    columns = [(key.removeprefix("phase/").removesuffix("_share"), dict(chain.points(key))) for key in names]
+    steps = sorted({x for _, column in columns for x in column})
+    if not steps:
+        return None
+    thinned = [(label, thin([(x, column.get(x, 0.0)) for x in steps], MOST_POINTS)) for label, column in columns]
+    xs, k = [x for x, _ in thinned[0][1][0]], thinned[0][1][1]
+    series = [(label, [y for _, y in points]) for label, (points, _) in thinned]
+    chart = stack_chart(xs, series, x_range=(1.0, chain.steps), boundaries=chain.boundaries)
+    meaning = "share of a step's wall clock by phase; what the line, their sum, lacks to 1 is time of the driver alone"
+    return StackFigure(MetricName("phases", "where a step's time goes", meaning), chart, thinned_note(k))
+
+
+def tag_figures(chain: Chain) -> tuple[Figure, ...]:
+    """Use and validity of each tag over the steps, as logged; none where the stage did not log them."""
+    names = [key.removeprefix("tag/").removesuffix("/use") for key in chain.keys("tag/", "/use")]
+    figures = [
+        chain.figure(
+            MetricName(f"tag/{name}", name, ""),
+            [("use", "c0", chain.points(f"tag/{name}/use")), ("valid", "c1", chain.points(f"tag/{name}/valid"))],
+            (0.0, 1.0),
+        )
+        for name in names
+    ]
+    words = [
+        (name, f"c{i % 8}", points) for i, name in enumerate(names) if (points := chain.points(f"tag/{name}/words"))
+    ]
+    figures.append(chain.figure(MetricName("tag/words", "words per step", "mean words of a step with the tag"), words))
+    return tuple(f for f in figures if f is not None)

@@ -1,0 +1,106 @@
+"""What the page's templates draw of the scores: forest plots and the rows of the summary, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tagpr_rl.report.charts.plots import ForestChart, forest_chart, short
+from tagpr_rl.report.page.names import task_label
+from tagpr_rl.report.page.read import Row, number
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One row of the summary: a model, control, baseline or ceiling."""
+
+    name: str
+    css: str
+    """"model", "control", "baseline" or "ceiling"."""
+    note: str
+    scores: tuple[float | None, ...]
+    """In the order of the report's tasks."""
+    mean: float | None
+    low: float | None
+    high: float | None
+    strict_rate: float | None
+    """None also where no thought was asked for."""
+
+
+def score_rows(report: Row, notes: dict[str, str]) -> list[ScoreRow]:
+    """Rows of the summary table: blind ceiling, baselines, models, controls, oracle ceiling."""
+    tasks = report["tasks"]
+    bounds = report["bounds"] or {}
+
+    def ceiling(key: str) -> list[ScoreRow]:
+        if key not in bounds:
+            return []
+        values = bounds[key]
+        scores = tuple(number(values.get(task)) for task in tasks)
+        return [
+            ScoreRow(
+                f"{key} ceiling",
+                "ceiling",
+                notes.get(key, ""),
+                scores,
+                number(values.get("mean")),
+                None,
+                None,
+                None,
+            )
+        ]
+
+    def rows(part: str, css: str, label: str = "{}") -> list[ScoreRow]:
+        return [
+            ScoreRow(
+                label.format(name),
+                css,
+                notes.get(name, ""),
+                tuple(entry["scores"].get(t) for t in tasks),
+                entry["mean"],
+                entry["low"],
+                entry["high"],
+                None if css == "baseline" or name in report["direct_models"] else entry["strict_rate"],
+            )
+            for name, entry in report[part].items()
+        ]
+
+    control = f"{report['control_model'] or 'last model'}, {{}} profile"
+    return [
+        *ceiling("blind"),
+        *rows("baselines", "baseline"),
+        *rows("models", "model"),
+        *rows("controls", "control", control),
+        *ceiling("oracle"),
+    ]
+
+
+def forests(report: Row) -> list[ForestChart]:
+    """One forest plot for the mean and one per task: models and controls, ceilings as vertical lines."""
+    entries = [(name, "model", entry) for name, entry in report["models"].items()]
+    entries += [(name, "control", entry) for name, entry in report["controls"].items()]
+    if not entries:
+        return []
+    bounds = report["bounds"] or {}
+    charts = []
+    for task in ("mean", *report["tasks"]):
+        ceilings = [(key, value) for key in bounds if (value := number(bounds[key].get(task))) is not None]
+        rows = []
+        for name, css, entry in entries:
+            if task == "mean":
+                rows.append((name, css, entry["mean"], entry["low"], entry["high"]))
+            else:
+                low, high = entry["intervals"].get(task, (None, None))
+                rows.append((name, css, entry["scores"].get(task), low, high))
+        charts.append(forest_chart("mean of tasks" if task == "mean" else task_label(task), rows, ceilings))
+    return charts
+
+
+def seconds_text(seconds: float | None) -> str:
+    """`75.3` -> `1 min 15 s`; None -> `-`."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{short(seconds)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -1,0 +1,1 @@
+"""One run on disk: its folder, manifests, state, checkpoints, metrics and mirror."""

@@ -1,0 +1,85 @@
+"""The folder of a run: the only file that knows its layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class StageDir:
+    """Paths inside one stage's folder."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """Written last: exists = complete."""
+        return self.root / "manifest.json"
+
+    @property
+    def hf(self) -> Path:
+        """Published Hugging Face weights and tokenizer."""
+        return self.root / "hf"
+
+    @property
+    def checkpoints(self) -> Path:
+        """verl's own mid-stage checkpoints (`global_step_*`)."""
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per training step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def rollouts(self) -> Path:
+        """One JSONL file per step: prompt, response, every reward component."""
+        return self.root / "rollouts"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of one run: `runs/<name>/`."""
+
+    root: Path
+
+    @property
+    def resolved(self) -> Path:
+        """The recipe after `extends` and overrides, as JSON."""
+        return self.root / "resolved.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def tracking(self) -> Path:
+        """The run's id at its trackers (W&B)."""
+        return self.root / "tracking.json"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that works on the run."""
+        return self.root / ".lock"
+
+    @property
+    def report_json(self) -> Path:
+        return self.root / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def prmu_eval(self) -> Path:
+        """What `launch.py prmu eval` measured: `<stage>.json`, `<stage>.html`, and the responses it ranked."""
+        return self.root / "prmu_eval"
+
+    def stage(self, index: int, name: str) -> StageDir:
+        """Folder of the `index`-th stage (from 0): `010_<name>`, `020_<name>`, ..."""
+        return StageDir(self.root / f"{(index + 1) * 10:03d}_{name}")

@@ -1,0 +1,113 @@
+"""Where an interrupted run goes on: the stage, the step, and what stands in the way.
+
+A stage that was interrupted may have step checkpoints, which verl would resume whatever they were trained
+on. `attempt.json` says what it was started from; another recipe or other inputs now are an error.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage
+from tagpr_rl.run import checkpoints
+from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.state import compare, require_unchanged, stage_config, stage_dir, stage_inputs
+from tagpr_rl.types import TagprError
+
+ATTEMPT = "attempt.json"
+"""What an unfinished training stage was started from."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """Finished stages, and the stage that is next (None = the run is finished)."""
+
+    done: tuple[str, ...]
+    stage: str | None
+    step: int = 0
+    """Newest complete checkpoint of that stage; its files are compared with their hashes when the stage starts."""
+    steps: int = 0
+    """Training steps of that stage; 0 where it does not train."""
+
+    def describe(self) -> str:
+        """One line for the terminal."""
+        if self.stage is None:
+            return f"nothing to resume: all {len(self.done)} stages are done"
+        where = f"{len(self.done)} stage(s) done; going on with stage '{self.stage}'"
+        if self.step:
+            return f"{where} after step {self.step} of {self.steps}"
+        return f"{where}, from its start" + (" (it has no checkpoint yet)" if self.steps else "")
+
+
+def resume_point(recipe: Recipe, run: RunDir) -> ResumePoint:
+    """Where the run goes on. Raises TagprError where it cannot, naming every input that changed."""
+    states = require_unchanged(recipe, run)
+    done = tuple(name for name, state in states.items() if state.status == "done")
+    stage = next((name for name, state in states.items() if state.status == "todo"), None)
+    if stage is None:
+        return ResumePoint(done, None)
+    require_same_attempt(recipe, run, stage)
+    block = recipe.stages[stage]
+    steps = block.steps if isinstance(block, SftStage | PrmuStage | GrpoStage) else 0
+    found = checkpoints.steps(stage_dir(recipe, run, stage).checkpoints)
+    return ResumePoint(done, stage, found[-1] if found else 0, steps)
+
+
+def require_same_attempt(recipe: Recipe, run: RunDir, name: str) -> None:
+    """Raise TagprError where the stage was interrupted and the recipe or its inputs have changed since."""
+    changes = attempt_changes(recipe, run, name)
+    if changes:
+        raise TagprError(
+            f"stage '{name}' was interrupted, and the recipe or its inputs have changed since:\n  "
+            + "\n  ".join(changes)
+            + f"\nDelete {stage_dir(recipe, run, name).root} to start the stage over, "
+            + "or use another folder (name=<new name>)."
+        )
+
+
+def attempt(recipe: Recipe, run: RunDir, name: str) -> dict[str, Any]:
+    """What the stage would be made from now, as plain JSON: its recipe values and inputs."""
+    found: dict[str, Any] = json.loads(
+        json.dumps({"config": stage_config(recipe, name), "inputs": stage_inputs(recipe, run, name)})
+    )
+    return found
+
+
+def attempt_changes(recipe: Recipe, run: RunDir, name: str) -> list[str]:
+    """What differs from the interrupted attempt at this stage, one line each; empty where there was none."""
+    path = stage_dir(recipe, run, name).root / ATTEMPT
+    try:
+        return compare(json.loads(path.read_text(encoding="utf-8")), attempt(recipe, run, name))
+    except FileNotFoundError:
+        return []
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise TagprError(f"{path} is not valid JSON ({error}); delete {path.parent} to start the stage over") from None
+
+
+@contextmanager
+def exclusive(run: RunDir) -> Iterator[None]:
+    """Hold the run for this process; TagprError while another process works on it. A killed process holds nothing."""
+    run.root.mkdir(parents=True, exist_ok=True)
+    with run.lock.open("a+", encoding="ascii") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise TagprError(
+                f"run {run.root} is being worked on by process {handle.read().strip() or '?'}; "
+                "wait for it or end it, then start this command again"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks: nobody is kept out
+                raise
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield

@@ -1,0 +1,154 @@
+"""What `launch.py prmu eval` measures on: pairs and sampled responses of users held out from every training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tagpr_rl.chains.build import Swapping, build_chains
+from tagpr_rl.chains.labellers.label import ScriptedLabeller
+from tagpr_rl.chains.pairs import build_pairs
+from tagpr_rl.chains.teachers.swap import ProfilePool
+from tagpr_rl.config import ChainsStage, PrmuStage, Recipe
+from tagpr_rl.data.world.rules import world_rules
+from tagpr_rl.prmu.training.pairs import PairRow, check_leakage, read_pairs, split_by_user, user_only_pairs
+from tagpr_rl.prompts.dataset import HELD_OUT, load_split, prompt_maker, retriever
+from tagpr_rl.prompts.tokens import ChatTokenizer
+from tagpr_rl.run.state import stage_dir
+from tagpr_rl.stages.context import StageContext
+from tagpr_rl.stages.policy_samples import sampled_responses
+from tagpr_rl.stages.prmu_pairs import PAIRS, item_lines, pairs_of_samples
+from tagpr_rl.stages.teachers import keep_rules, teacher_for
+from tagpr_rl.tags.grammar import final_answer
+from tagpr_rl.types import LampRecord, TagprError
+
+FREE_TEACHERS = ("scripted", "heuristic", "auto")
+"""Teachers that cost nothing to ask about held-out questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Everything that is scored."""
+
+    seen: tuple[PairRow, ...]
+    """New questions of training users."""
+    unseen: tuple[PairRow, ...]
+    """Users that training never shows; early stopping has looked at them."""
+    held_out: tuple[PairRow, ...]
+    """Chains for users of the held-out split: nothing was chosen on them."""
+    policy: tuple[PairRow, ...]
+    """The same users: the policy's own responses, a right one against a wrong one."""
+    user_only: tuple[PairRow, ...]
+    """Held-out pairs that differ only in the user."""
+    user_only_checked: bool
+    """The embedded world's rules say that each user prefers the side called chosen."""
+    questions: tuple[LampRecord, ...]
+    responses: tuple[tuple[str, ...], ...]
+    """N responses of the policy to each question."""
+
+
+def gather(context: StageContext, stage: PrmuStage, *, questions: int, samples: int) -> Material:
+    """Make or read everything for the PRMU stage of `context`, which must be finished."""
+    recipe = context.recipe
+    own = context.earlier(context.name, reads=("prmu",)).root
+    trained_on = own / PAIRS if (own / PAIRS).is_file() else context.nearest("chains", reads=(PAIRS,)).root / PAIRS
+    split = split_by_user(read_pairs(trained_on), seed=stage.seed)
+    data = context.nearest("data", reads=("lamp",)).root
+    records = [record for record in load_split(recipe, data, HELD_OUT) if record.gold is not None]
+    asked = whole_users(records, questions)
+    responses = sampled_responses(context, stage.init, asked, samples, stage.seed)
+    held_out = _held_out_pairs(context, asked)
+    if recipe.data.split == "user":
+        check_leakage(split.train, held_out)
+    source = held_out or split.unseen
+    both = {(row.task, row.user_id): row.profile_texts for row in source}
+    both |= {(record.task, record.user_id): item_lines(record) for record in asked}
+    user_only = user_only_pairs(source, both)
+    by_user = {(record.task, record.user_id): record for record in asked}
+    checked = recipe.data.lamp_dir is None and bool(held_out)
+    if checked:
+        user_only = _only_true(user_only, by_user)
+    policy = pairs_of_samples(asked, responses, context.schema, prefilled=recipe.model.thought_prefilled)
+    return Material(
+        split.seen,
+        split.unseen,
+        tuple(held_out),
+        tuple(policy),
+        tuple(user_only),
+        checked,
+        tuple(asked),
+        tuple(responses),
+    )
+
+
+def whole_users(records: Sequence[LampRecord], questions: int) -> list[LampRecord]:
+    """All questions of evenly spread users, about `questions` of them: pairs of two users need both."""
+    users = list(dict.fromkeys(record.user_id for record in records))
+    most = max(2, round(len(users) * questions / max(1, len(records))))
+    kept = set(users) if most >= len(users) else {users[i * len(users) // most] for i in range(most)}
+    return [record for record in records if record.user_id in kept]
+
+
+def _held_out_pairs(context: StageContext, records: Sequence[LampRecord]) -> list[PairRow]:
+    """Cross-profile and no-profile pairs of the held-out users, by the recipe's teacher without mistakes on purpose;
+    none where asking the teacher costs something."""
+    recipe, schema = context.recipe, context.schema
+    stage = next(s for s in recipe.stages.values() if isinstance(s, ChainsStage))
+    if stage.teacher not in FREE_TEACHERS:
+        return []
+    tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
+    make = prompt_maker(recipe, schema, "reasoning", tokenizer)
+    make_lent = prompt_maker(recipe, schema, "reasoning", tokenizer, lent=True)
+    teacher, rules = teacher_for(recipe, error_rate=0.0), keep_rules(recipe, stage)
+    labeller = ScriptedLabeller()
+    asked = list(records)
+    swapping = Swapping(ProfilePool(asked, stage.seed), retriever(recipe, lent=True), make_lent)
+    chains = build_chains(
+        asked, [make(record) for record in asked], teacher, labeller, schema, rules, swapping=swapping
+    )
+    made = build_pairs(
+        chains,
+        asked,
+        make_lent,
+        teacher,
+        labeller,
+        schema,
+        rules,
+        kinds=("cross_profile", "no_profile"),
+        seed=stage.seed,
+    )
+    return [
+        PairRow(
+            c.record_id, c.task, c.user_id, c.other_user_id, c.question, c.profile_texts, c.chosen, c.rejected, c.kind
+        )
+        for c in made
+    ]
+
+
+def _only_true(rows: Sequence[PairRow], records: Mapping[tuple[str, str], LampRecord]) -> list[PairRow]:
+    """Of the embedded world's user-only pairs those in which both users' profiles make their side more probable.
+
+    Rows come in twos (`user_only_pairs`), and both stay or go.
+    """
+    rules = world_rules()
+    kept: list[PairRow] = []
+    for row, swapped in zip(rows[::2], rows[1::2], strict=True):
+        good = True
+        for side in (row, swapped):
+            items = [item.fields for item in records[side.task, side.user_id].profile]
+            try:
+                spread = rules[side.task].posterior(side.question, items)
+            except AssertionError:  # another user's question, to which no answer agrees with this user's items
+                spread = {}
+            chosen, rejected = (spread.get(final_answer(text), 0.0) for text in (side.chosen, side.rejected))
+            good = good and chosen > rejected
+        kept += [row, swapped] if good else []
+    return kept
+
+
+def finished_prmu(recipe: Recipe, context: StageContext) -> Path:
+    """The folder of the trained PRMU. TagprError where the stage is no PRMU stage or not finished."""
+    if not isinstance(recipe.stages[context.name], PrmuStage):
+        raise TagprError(f"--stage {context.name} is of kind {recipe.stages[context.name].kind}; name a prmu stage")
+    return (stage_dir(recipe, context.run, context.name).root / "prmu").resolve()

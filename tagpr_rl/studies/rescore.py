@@ -1,0 +1,50 @@
+"""PRMU's scores of saved responses, asked again of the stage's PRMU in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tagpr_rl.config import GrpoStage, Recipe
+from tagpr_rl.prmu.serving.score import Scorer, ScoreRequest
+from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.state import stage_dir, upstream
+from tagpr_rl.types import TagprError
+
+
+def prmu_scores(recipe: Recipe, run: RunDir, name: str, lines: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The score of every line's response; the saved value where PRMU gave none. TagprError for a stage without PRMU."""
+    import pyarrow.parquet as pq
+
+    stage = recipe.stages[name]
+    assert isinstance(stage, GrpoStage)
+    if stage.prmu is None or stage.weights.beta == 0:
+        raise TagprError(f"stage '{name}' does not use PRMU (weights.beta is 0); leave --prmu out")
+    rows = stage_dir(recipe, run, name).root / "train.parquet"  # a stage with prompt rows of its own
+    if not rows.is_file():
+        prompts = next(other for other in upstream(recipe, name) if recipe.stages[other].kind == "prompts")
+        rows = stage_dir(recipe, run, prompts).root / "train.parquet"
+    asked = {(line["task"], line["record_id"]) for line in lines}
+    infos = {}
+    for row in pq.read_table(rows, columns=["extra_info"]).to_pylist():
+        info = row["extra_info"]
+        if (info["task"], info["record_id"]) in asked:
+            infos[info["task"], info["record_id"]] = info
+    if missing := asked - infos.keys():
+        raise TagprError(f"{rows} has no prompt of record {sorted(missing)[0][1]}; the rollouts are another run's")
+    scorer = Scorer(stage_dir(recipe, run, stage.prmu).root / "prmu")
+    at = [i for i, line in enumerate(lines) if line["prmu_status"] == "scored"]
+    found = [float(line["reward_prmu"]) for line in lines]
+    for i, score in zip(at, scorer.score([_request(infos, lines[i]) for i in at]), strict=True):
+        found[i] = score
+    return found
+
+
+def _request(infos: Mapping[tuple[str, str], Mapping[str, Any]], line: Mapping[str, Any]) -> ScoreRequest:
+    info = infos[line["task"], line["record_id"]]
+    return ScoreRequest(
+        user_id=info["user_id"],
+        profile_texts=tuple(info["profile_texts"]),
+        question=info["question"],
+        response=line["response"],
+    )

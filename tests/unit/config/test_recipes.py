@@ -1,0 +1,60 @@
+"""Every recipe of the project: it loads, passes `plan`, and its README says what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import launch
+from tagpr_rl.config import GrpoStage, load_recipe
+from tagpr_rl.plan import show as planning
+
+FOLDER = Path(__file__).resolve().parents[3] / "recipes"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_it_has_no_problem(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert planning.problems(recipe) == []
+    assert recipe.name == path.stem
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_the_readme_says_how_to_launch_it_and_what_was_measured(path: Path) -> None:
+    rows = [
+        line for line in (FOLDER / "README.md").read_text(encoding="utf-8").splitlines() if f"`{path.name}`" in line
+    ]
+    assert len(rows) == 1 and len(rows[0].split("|")) == 7, rows
+
+
+def test_the_readme_s_example_of_a_stage_is_one() -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    raw = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    stage = GrpoStage.model_validate(raw["stages"]["guided"])
+    assert stage.filter is not None and stage.stop is not None and stage.stop.plateau is not None
+    assert (stage.filter.questions, stage.stop.max_tokens, stage.stop.plateau.patience) == (2000, 50_000_000, 20)
+
+
+def test_gpu_recipes_want_real_data_and_a_named_device() -> None:
+    found = [load_recipe(path) for path in RECIPES if path.stem.startswith("qwen3")]
+    assert len(found) == 9
+    for recipe in found:
+        assert recipe.data.lamp_dir is not None and recipe.budget.device is not None
+        assert str(recipe.model.path).startswith("Qwen/Qwen3-")
+        stages = [stage for stage in recipe.stages.values() if isinstance(stage, GrpoStage)]
+        assert [stage.weights.alpha > 0 for stage in stages] == [True, False]
+
+
+def test_plan_s_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(FOLDER / "qwen3_8b.yaml")
+    assert launch.main(["plan", path, f"out={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "8,190,735,360 parameters" in shown and "actor_rollout_ref.rollout.name='vllm'" in shown
+    assert launch.main(["plan", path, f"out={tmp_path}", "platform.devices_per_node=1"]) == 2
+    told = capsys.readouterr()
+    assert "the plan has" in told.err and "optimizer" in told.err
+    assert "8,190,735,360 parameters" in told.out  # the plan itself is printed all the same
+    assert list(tmp_path.iterdir()) == []

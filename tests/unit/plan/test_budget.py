@@ -1,0 +1,217 @@
+"""Memory, FLOPs and hours against numbers worked out by hand from the models' config.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tagpr_rl.config import BudgetBlock, Recipe, load_recipe
+from tagpr_rl.plan import show as planning
+from tagpr_rl.plan.hours import generation_seconds, train_flops
+from tagpr_rl.plan.memory import GIB, block_activation, device_of, micro_tokens
+from tagpr_rl.plan.shapes import SHAPES, Device, ModelShape, shape_of
+from tagpr_rl.plan.stages import stage_budget
+from tagpr_rl.types import TagprError
+
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
+EIGHT = SHAPES["Qwen/Qwen3-8B"]
+SMALL = ModelShape("small", layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, ffn=16, vocab=10, tied=True)
+
+
+def recipe(name: str, *overrides: str) -> Recipe:
+    return load_recipe(RECIPES / f"{name}.yaml", overrides)
+
+
+def part(found: Recipe, stage: str, phase: int, name: str) -> float:
+    budget = stage_budget(found, stage)
+    assert budget is not None
+    return next(item.bytes for item in budget.phases[phase].parts if item.name == name)
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        # embeddings 151936 x 4096, twice; per block q, o 4096 x 4096, k, v 4096 x 1024, three of 4096 x 12288,
+        # two norms of 4096 and two of 128: 192,946,432 x 36; one last norm
+        ("8B", 2 * 151_936 * 4096 + 36 * 192_946_432 + 4096),
+        # published sizes of the tied models
+        ("0.6B", 596_049_920),
+        ("1.7B", 1_720_574_976),
+        ("32B", 32_762_123_264),
+    ],
+)
+def test_parameters(name: str, parameters: int) -> None:
+    assert SHAPES[f"Qwen/Qwen3-{name}"].parameters == parameters
+
+
+def test_a_small_shape_by_hand() -> None:
+    # q 8x8, k and v 8x4, o 8x8, three of 8x16 = 64 + 64 + 64 + 384 = 576; norms 16 + 8
+    assert SMALL.block == 600
+    assert SMALL.parameters == 2 * 600 + 8 + 80 == SMALL.multiplied
+    assert SMALL.kv_bytes() == 2 * 2 * 1 * 4 * 2
+    assert SMALL.forward_flops(3) == 2 * 1288 + 4 * 2 * 2 * 4 * 3
+    # rank 2: q 16, k 12, v 12, o 16, gate 24, up 24, down 24 = 128 x 2, two blocks
+    assert SMALL.lora_parameters(2, "all-linear") == 2 * 2 * 128
+    assert SMALL.lora_parameters(2, ("q_proj", "k_proj")) == 2 * 2 * 28
+    with pytest.raises(TagprError, match="'qproj' is no layer"):
+        SMALL.lora_parameters(2, ("qproj",))
+    # 6 x 8 hidden, 2 x (2 + 2) x 4 + 2 x 4 attention, 4 x 16 feed-forward, 2 bytes each
+    assert block_activation(SMALL, 2) == 2 * (48 + 32 + 8 + 64)
+
+
+def test_shape_of_a_local_folder(tmp_path: Path) -> None:
+    raw = {
+        "num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+        "intermediate_size": 16, "vocab_size": 10, "tie_word_embeddings": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    found = shape_of(tmp_path)
+    assert found is not None and found.parameters == SMALL.parameters
+    (tmp_path / "config.json").write_text(json.dumps({key: raw[key] for key in list(raw)[1:]}))
+    with pytest.raises(TagprError, match="num_hidden_layers"):
+        shape_of(tmp_path)
+    assert shape_of("nobody/nothing") is None
+
+
+def test_memory_of_8b_on_eight_devices() -> None:
+    found = recipe("qwen3_8b")
+    # fp32 weights, gradients, and two Adam states of 8,190,735,360 parameters over 8 devices
+    assert part(found, "guided", 0, "weights") == 4 * 8_190_735_360 / 8
+    assert part(found, "guided", 0, "gradients") == 4 * 8_190_735_360 / 8
+    assert part(found, "guided", 0, "optimizer") == 8 * 8_190_735_360 / 8
+    assert part(found, "guided", 0, "logits") == 8192 * 151_936 * 12
+    # with recomputation: 36 block inputs of 4096 in bf16, and one block's inner states
+    assert part(found, "guided", 0, "activations") == 8192 * (36 * 4096 * 2 + block_activation(EIGHT, 2))
+    assert part(found, "guided", 1, "engine weights") == 2 * 8_190_735_360
+    assert part(found, "guided", 1, "engine KV cache") == pytest.approx(0.4 * 79.6 * GIB - 2 * 8_190_735_360 - 3 * GIB)
+    # replicated between nodes: the same share per device on 32
+    assert part(recipe("qwen3_8b_4nodes"), "guided", 0, "weights") == 4 * 8_190_735_360 / 8
+
+
+@pytest.mark.parametrize(
+    "zero, weights, gradients, optimizer, host",
+    [
+        # bf16 weights 2 B, fp32 gradients 4 B, Adam with fp32 masters 12 B; stage 1, 2, 3 share one more of them
+        ("{zero_stage: 1}", 2, 4, 12 / 8, 0),
+        ("{zero_stage: 2}", 2, 4 / 8, 12 / 8, 0),
+        ("{zero_stage: 3}", 2 / 8, 4 / 8, 12 / 8, 0),
+        ("{zero_stage: 2, offload_optimizer: true}", 2, 4 / 8, None, 12),
+        ("{zero_stage: 3, offload_params: true}", None, 4 / 8, 12 / 8, 2),
+    ],
+)
+def test_memory_of_zero(
+    zero: str, weights: float | None, gradients: float, optimizer: float | None, host: float
+) -> None:
+    clear = ("training.offload_params=false", "training.offload_optimizer=false", "training.fsdp_size=null")
+    found = recipe("qwen3_8b", *clear, "stages.sft.strategy=deepspeed", f"stages.sft.deepspeed={zero}")
+    budget = stage_budget(found, "sft")
+    assert budget is not None
+    parts = {item.name: item.bytes for item in budget.phases[0].parts}
+    expected = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
+    for name, per_weight in expected.items():
+        assert parts.get(name) == (None if per_weight is None else pytest.approx(per_weight * 8_190_735_360))
+    assert budget.host_bytes == pytest.approx(host * 8_190_735_360)
+    assert ("gathered" in parts) == ("zero_stage: 3" in zero)
+
+
+def test_lora_trains_its_adapters_alone() -> None:
+    found = recipe("qwen3_8b_lora")
+    # q and o 2 x 8192, k and v 2 x 5120, three of 16384, rank 32, 36 blocks
+    adapters = 36 * 32 * (2 * 8192 + 2 * 5120 + 3 * 16_384)
+    assert adapters == 87_293_952 == EIGHT.lora_parameters(32, "all-linear")
+    # fp32 adapters with gradients and two Adam states beside frozen fp32 weights
+    assert part(found, "sft", 0, "lora") == 16 * adapters
+    assert part(found, "sft", 0, "weights") == 4 * 8_190_735_360
+    budget = stage_budget(found, "sft")
+    assert budget is not None and {"gradients", "optimizer"}.isdisjoint(item.name for item in budget.phases[0].parts)
+
+
+def test_a_scorer_is_weights_states_and_cache_and_each_device_counts_its_own() -> None:
+    block = "placement.prmu_serving"
+    one = recipe("qwen3_8b", f"{block}.batch_tokens=1000", f"{block}.cache_mb=0", f"{block}.scorers=8")
+    # Qwen3-0.6B: 596,049,920 weights of 4 B; 28 layers and the embedding of 1024, four times; an MLP of 3072, thrice
+    weights, states = 4 * 596_049_920, 1000 * 4 * (4 * 29 * 1024 + 3 * 3072)
+    assert part(one, "guided", 1, "prmu") == weights + states
+    cached = recipe("qwen3_8b", f"{block}.batch_tokens=1000", f"{block}.cache_mb=256", f"{block}.scorers=9")
+    assert part(cached, "guided", 1, "prmu") == weights + states + (256 << 20)
+    budget = stage_budget(cached, "guided")
+    assert budget is not None  # nine scorers on eight devices: one device has two
+    assert [item.name for item in budget.phases[1].parts].count("prmu") == 2
+    host = stage_budget(recipe("qwen3_8b", "placement.prmu=cpu", f"{block}.scorers=2"), "guided")
+    alone = stage_budget(recipe("qwen3_8b", "placement.prmu=cpu"), "guided")
+    assert host is not None and alone is not None
+    scorer = weights + 2048 * states // 1000 + (512 << 20)
+    assert host.host_bytes - alone.host_bytes == scorer
+
+
+def test_offload_and_separate_leave_the_engine_alone() -> None:
+    found = recipe("qwen3_8b", "training.offload_params=true", "training.offload_optimizer=true")
+    budget = stage_budget(found, "guided")
+    assert budget is not None
+    names = {item.name for item in budget.phases[1].parts}
+    assert names == {"engine weights", "engine KV cache", "engine work space", "prmu"}
+    assert budget.host_bytes == 12 * 8_190_735_360
+    separate = stage_budget(recipe("qwen3_8b_separate"), "guided")
+    assert separate is not None and "weights" not in {item.name for item in separate.phases[1].parts}
+
+
+def test_a_reference_is_in_host_memory() -> None:
+    budget = stage_budget(recipe("qwen3_8b", "stages.explore.kl_coef=0.01"), "explore")
+    assert budget is not None and budget.host_bytes == 4 * 8_190_735_360
+    with_lora = stage_budget(recipe("qwen3_8b_lora", "stages.explore.kl_coef=0.01"), "explore")
+    # with LoRA the reference is the policy itself; the sleeping engine's bf16 base weights lie in host memory instead
+    assert with_lora is not None and with_lora.host_bytes == 2 * 8_190_735_360
+
+
+def test_micro_batches_in_tokens() -> None:
+    found = recipe("qwen3_8b", "training.max_tokens_per_device=null", "stages.guided.micro_batch_size=4")
+    assert micro_tokens(found, found.stages["guided"]) == 4 * (2048 + 768)  # type: ignore[arg-type]
+    assert micro_tokens(found, found.stages["sft"]) == 8192  # type: ignore[arg-type]
+
+
+def test_flops_and_generation_by_hand() -> None:
+    assert train_flops(SMALL, 10, 6, lora=False) == 3 * 10 * SMALL.forward_flops(3)
+    assert train_flops(SMALL, 10, 6, lora=True) == 2 * 10 * SMALL.forward_flops(3)
+    device = Device(1.0, 1e-9, 1e-9, 1e-6, "test")  # 1000 FLOP/s, 1000 B/s
+    budget = BudgetBlock(mfu=1.0, decode_efficiency=0.5)
+    slow = generation_seconds(
+        SMALL, device, budget, responses=6, engines=2, tensor=1, concurrent=2, prompt=0, response=10
+    )
+    # 3 responses an engine, 2 at a time: 2 waves of 10 steps; a step reads 2 x 1288 + 2 x 5 x 32 B at 500 B/s, and
+    # computes 2 x (2576 + 64 x 5) FLOPs at 1000 FLOP/s: 5.792 s against 5.792 s
+    assert slow == pytest.approx(20 * max((2576 + 320) / 500, 2 * (2576 + 320) / 1000))
+
+
+def test_the_devices_figures_can_be_overridden() -> None:
+    assert device_of(BudgetBlock()) is None
+    found = device_of(BudgetBlock(device="H100-80GB", memory_gib=10))
+    assert found is not None and (found.memory_gib, found.bf16_tflops, found.source) == (10, 989.0, "the recipe")
+    with pytest.raises(TagprError, match=r"budget\.device=TPU: not in the table"):
+        device_of(BudgetBlock(device="TPU", memory_gib=10))
+    own = device_of(BudgetBlock(device="mine", memory_gib=10, peak_tflops=150, bandwidth_gbps=100))
+    assert own is not None and own.fp32_tflops == 10
+
+
+def test_what_does_not_fit_is_named_with_its_remedy_all_at_once() -> None:
+    found = recipe("qwen3_8b", "platform.devices_per_node=2", "stages.sft.batch_size=63")
+    told = "\n".join(planning.problems(found))
+    assert "stages.sft, train: " in told and "the largest part is optimizer with 30.5 GiB" in told  # 8 B x N / 2
+    assert "training.offload_optimizer=true" in told
+    assert "batch_size = 63 is not a multiple of devices = 2" in told
+    assert "stages.guided, generate" in told
+    one = recipe("qwen3_8b", "platform.vllm_gpu_utilization=0.2")
+    assert any("leave no room for one sequence of 2816 tokens" in problem for problem in planning.problems(one))
+    logits = recipe("qwen3_0.6b", "training.max_tokens_per_device=65536")
+    assert any("largest part is logits" in problem for problem in planning.problems(logits))
+
+
+def test_host_memory_is_compared_when_it_is_given() -> None:
+    found = recipe("qwen3_8b", "training.offload_params=true", "budget.host_memory_gib=16")
+    assert any("31 GiB of host memory" in problem for problem in planning.problems(found))
+
+
+def test_the_embedding_must_fit_the_cpu_s_bucket() -> None:
+    found = recipe("demo", "platform.weight_bucket_mb=1", "model.tiny.max_vocab=8192")
+    assert any("weight_bucket_mb=1 does not hold" in problem for problem in planning.problems(found))
