@@ -1,4 +1,4 @@
-"""Where things run and what they may use: LoRA, placement, training memory, device figures. All defaults are ours."""
+"""The `placement` block: what runs beside the devices of the policy, and what cannot be combined with what."""
 
 from __future__ import annotations
 
@@ -7,27 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tagpr_rl.config.base import Closed, Count, NonNegative
+from tagpr_rl.config.base import Closed, Count
 from tagpr_rl.config.grpo import GrpoStage
+from tagpr_rl.config.model import VLLM_LORA_RANKS, LoraBlock
+from tagpr_rl.config.platform import PlatformBlock, TrainingBlock, attention
 from tagpr_rl.config.stage import StageBase, TrainingStage
-from tagpr_rl.config.stages import PlatformBlock
-
-Positive = Annotated[float, Field(gt=0.0)]
-
-VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Adapter ranks that vLLM serves; verl rounds up to the next one (vllm/config/lora.py MaxLoRARanks)."""
-
-
-class LoraBlock(Closed):
-    """Low-rank adapters for the SFT and GRPO stages (PEFT, as verl builds them)."""
-
-    rank: Count = 32
-    alpha: Count = 32
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of linear layers, for example [q_proj, v_proj]. The output layer is never among `all-linear`."""
-    merge: bool = False
-    """Send merged bfloat16 weights to the rollout instead of the adapter: faster tokens, slower transfer, and
-    rounded (verl merges in bfloat16). What a stage publishes is always merged, in the weights' own precision."""
 
 
 class PrmuServing(Closed):
@@ -70,65 +54,9 @@ class PlacementBlock(Closed):
     prmu_serving: PrmuServing = PrmuServing()
 
 
-class TrainingBlock(Closed):
-    """How a training process uses its device."""
-
-    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
-    """auto: sdpa on the CPU, flash_attention_2 on CUDA. flash_attention_2 needs the flash-attn package and packs
-    sequences without padding; sdpa pads."""
-    fsdp_size: Count | None = None
-    """Devices that share one copy of the weights; None = all. Smaller = hybrid sharding."""
-    sequence_parallel: Count = 1
-    """Devices that share one sequence (Ulysses); needs flash_attention_2."""
-    gradient_checkpointing: bool | None = None
-    """None: off on the CPU, on on CUDA."""
-    offload_params: bool = False
-    """Keep weights and gradients in host memory while the other model works."""
-    offload_optimizer: bool = False
-    """Keep optimizer states in host memory between updates."""
-    max_tokens_per_device: Count | None = None
-    """Micro-batches by tokens instead of `micro_batch_size` sequences; at least the longest sequence."""
-
-
-class BudgetBlock(Closed):
-    """Figures that `plan` computes memory and time with. They change nothing in a run."""
-
-    device: str | None = None
-    """A name of `budget.DEVICES`, for example H100-80GB; None = memory is printed and not compared."""
-    memory_gib: Positive | None = None
-    """Overrides the table."""
-    peak_tflops: Positive | None = None
-    """Dense bfloat16 peak; overrides the table."""
-    bandwidth_gbps: Positive | None = None
-    """Memory bandwidth in GB/s; overrides the table."""
-    host_memory_gib: Positive | None = None
-    """Of a node; compared with what is offloaded and with a PRMU on the CPU. None = not compared."""
-    mfu: Annotated[float, Field(gt=0.0, le=1.0)] = 0.35
-    """Model FLOPs utilisation of training, an assumption (ours)."""
-    decode_efficiency: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
-    """Share of memory bandwidth that generation reaches, an assumption (ours)."""
-    mean_length: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Mean sequence length as a share of the limit; 1 = an upper bound of the time."""
-    reserve_gib: NonNegative = 6.0
-    """CUDA context, NCCL buffers and fragmentation, an assumption (ours)."""
-
-
 def scorer_tokens(placement: PlacementBlock) -> int:
     """Padded tokens of one forward pass of PRMU's scorer."""
     return placement.prmu_serving.batch_tokens or (2048 if placement.prmu == "cpu" else 16_384)
-
-
-def checkpointing(platform: PlatformBlock, training: TrainingBlock) -> bool:
-    """Whether activations are recomputed."""
-    chosen = training.gradient_checkpointing
-    return platform.device != "cpu" if chosen is None else chosen
-
-
-def attention(platform: PlatformBlock, training: TrainingBlock) -> str:
-    """The attention implementation that `auto` stands for, or the one named."""
-    if training.attention != "auto":
-        return training.attention
-    return "sdpa" if platform.device == "cpu" else "flash_attention_2"
 
 
 def placement_mistakes(

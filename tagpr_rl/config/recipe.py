@@ -14,29 +14,27 @@ from typing import Annotated, Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from tagpr_rl.config.base import Closed
 from tagpr_rl.config.cluster import ClusterBlock
 from tagpr_rl.config.data import DataBlock, PromptBlock, RetrievalBlock, WorldBlock
 from tagpr_rl.config.endpoints import BY_BLOCK, BY_NAME, EndpointBlock
 from tagpr_rl.config.grpo import GrpoStage, RewardWeights, rollout_mistakes
 from tagpr_rl.config.keep import KeepBlock
-from tagpr_rl.config.placement import BudgetBlock, LoraBlock, PlacementBlock, TrainingBlock, placement_mistakes
+from tagpr_rl.config.log import Loggers
+from tagpr_rl.config.model import LoraBlock, ModelBlock, TinyBlock
+from tagpr_rl.config.placement import PlacementBlock, placement_mistakes
+from tagpr_rl.config.platform import BudgetBlock, CpuCuts, PlatformBlock, TrainingBlock
 from tagpr_rl.config.rules import FilterBlock, StopBlock
 from tagpr_rl.config.stage import DeepSpeedBlock, StageBase, TrainingStage
 from tagpr_rl.config.stages import (
     ChainsStage,
-    Closed,
-    CpuCuts,
     DataStage,
     EvaluateStage,
-    Loggers,
-    ModelBlock,
     ModelStage,
-    PlatformBlock,
     PrmuStage,
     PromptsStage,
     SftStage,
     Stage,
-    TinyBlock,
 )
 from tagpr_rl.types import TagprError
 

@@ -1,4 +1,4 @@
-"""The blocks of a recipe: what may be set, its type, range and default. All defaults are ours."""
+"""The blocks of all stages but GRPO: what may be set, its type, range and default."""
 
 from __future__ import annotations
 
@@ -7,80 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative
+from tagpr_rl.config.base import Count, Fraction, NonNegative
 from tagpr_rl.config.endpoints import LabellerChoice, TeacherChoice
 from tagpr_rl.config.grpo import GrpoStage
 from tagpr_rl.config.keep import KeepBlock
 from tagpr_rl.config.stage import StageBase, TrainingStage
-
-
-class TinyBlock(Closed):
-    """A random Qwen3 and its tokenizer, built from the training text."""
-
-    hidden: Count = 64
-    layers: Count = 3
-    heads: Count = 4
-    ffn: Count = 192
-    max_vocab: Count = 4096
-    seed: int = 1
-
-
-class ModelBlock(Closed):
-    path: Path | None = None
-    """A Hugging Face folder with model and tokenizer, or a hub name (Qwen/Qwen3-8B); null = build the tiny one."""
-    tiny: TinyBlock = TinyBlock()
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    thought_prefilled: bool = False
-    """The chat template already ends in `<think>` (true for some Qwen3 templates)."""
-
-
-class CpuCuts(Closed):
-    """Step-time cuts of the CPU platform. None applies on CUDA; none changes a sampled token."""
-
-    fast_logprobs: bool = True
-    """Fused cross-entropy instead of verl's Python loop over tokens (verl/utils/torch_functional.py)."""
-    single_process_vllm: bool = True
-    """vLLM engine and worker in one process instead of two that spin on each other."""
-    final_output_only: bool = True
-    """Ask vLLM for the finished output once, without detokenising every token."""
-    replay_poll_seconds: Annotated[float, Field(gt=0.0)] = 0.05
-    """verl polls its replay buffer every 2 s and has no key for it."""
-    direct_agent_loops: bool = True
-    """Build each response's agent loop without Hydra."""
-    coalesced_puts: bool = True
-    """Put responses that end close together into TransferQueue with one call."""
-    disable_compile: bool = True
-    """No torch.compile in rollout workers: 12 s of start-up saved."""
-
-
-class PlatformBlock(Closed):
-    """The device profile. The rest of the recipe does not depend on it."""
-
-    device: Literal["cpu", "cuda"] = "cpu"
-    nodes: Count = 1
-    devices_per_node: Count = 1
-    """Logical devices; on CPU one device is one worker process."""
-    threads: Count = 2
-    """CPU threads of each worker process."""
-    ray_address: str | None = None
-    """An existing Ray cluster; null = a private local one."""
-    object_store_mb: Count = 400
-    vllm_memory_mb: Count = 512
-    """KV cache of the vLLM engine on CPU, in MiB."""
-    vllm_gpu_utilization: Fraction = 0.5
-    weight_bucket_mb: Count = 64
-    """Buffer for weight transfer to vLLM; must hold the largest tensor."""
-    zmq_timeout_s: Count = 120
-    cuts: CpuCuts = CpuCuts()
-
-
-class Loggers(Closed):
-    """`metrics.jsonl` is always written."""
-
-    trackers: tuple[Literal["jsonl", "wandb", "tensorboard"], ...] = ("jsonl", "wandb")
-    wandb: Literal["offline", "online", "disabled"] = "offline"
-    """How the tracker "wandb" runs; one W&B run per pipeline."""
-    project: str = "tagpr_rl"
 
 
 class DataStage(StageBase):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tagpr_rl.config import BudgetBlock, DeepSpeedBlock, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
-from tagpr_rl.config.placement import checkpointing, scorer_tokens
+from tagpr_rl.config.placement import scorer_tokens
+from tagpr_rl.config.platform import checkpointing
 from tagpr_rl.plan.shapes import DEVICES, Device, ModelShape, shape_of
 from tagpr_rl.types import TagprError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, TrainingStage, stage_limits
-from tagpr_rl.config.placement import attention, checkpointing
+from tagpr_rl.config.platform import attention, checkpointing
 
 _HOOKS = "tagpr_rl.backend.trainer.worker_hooks"
 _AGENT_LOOPS = "tagpr_rl.backend.rollout.agent_loop.TagprAgentLoopManager"

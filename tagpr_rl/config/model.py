@@ -1,0 +1,43 @@
+"""The blocks `model` and `lora`: which weights are trained, and whether all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tagpr_rl.config.base import Closed, Count
+
+VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Adapter ranks that vLLM serves; verl rounds up to the next one (vllm/config/lora.py MaxLoRARanks)."""
+
+
+class TinyBlock(Closed):
+    """A random Qwen3 and its tokenizer, built from the training text."""
+
+    hidden: Count = 64
+    layers: Count = 3
+    heads: Count = 4
+    ffn: Count = 192
+    max_vocab: Count = 4096
+    seed: int = 1
+
+
+class ModelBlock(Closed):
+    path: Path | None = None
+    """A Hugging Face folder with model and tokenizer, or a hub name (Qwen/Qwen3-8B); null = build the tiny one."""
+    tiny: TinyBlock = TinyBlock()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    thought_prefilled: bool = False
+    """The chat template already ends in `<think>` (true for some Qwen3 templates)."""
+
+
+class LoraBlock(Closed):
+    """Low-rank adapters for the SFT and GRPO stages (PEFT, as verl builds them)."""
+
+    rank: Count = 32
+    alpha: Count = 32
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of linear layers, for example [q_proj, v_proj]. The output layer is never among `all-linear`."""
+    merge: bool = False
+    """Send merged bfloat16 weights to the rollout instead of the adapter: faster tokens, slower transfer, and
+    rounded (verl merges in bfloat16). What a stage publishes is always merged, in the weights' own precision."""
