@@ -6,28 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative
-
-Positive = Annotated[float, Field(gt=0.0)]
-
-
-class CpuCuts(Closed):
-    """Step-time cuts of the CPU platform. None applies on CUDA; none changes a sampled token."""
-
-    fast_logprobs: bool = True
-    """Fused cross-entropy instead of verl's Python loop over tokens (verl/utils/torch_functional.py)."""
-    single_process_vllm: bool = True
-    """vLLM engine and worker in one process instead of two that spin on each other."""
-    final_output_only: bool = True
-    """Ask vLLM for the finished output once, without detokenising every token."""
-    replay_poll_seconds: Annotated[float, Field(gt=0.0)] = 0.05
-    """verl polls its replay buffer every 2 s and has no key for it."""
-    direct_agent_loops: bool = True
-    """Build each response's agent loop without Hydra."""
-    coalesced_puts: bool = True
-    """Put responses that end close together into TransferQueue with one call."""
-    disable_compile: bool = True
-    """No torch.compile in rollout workers: 12 s of start-up saved."""
+from tagpr_rl.config.base import Closed, Count, Fraction
 
 
 class PlatformBlock(Closed):
@@ -48,7 +27,6 @@ class PlatformBlock(Closed):
     weight_bucket_mb: Count = 64
     """Buffer for weight transfer to vLLM; must hold the largest tensor."""
     zmq_timeout_s: Count = 120
-    cuts: CpuCuts = CpuCuts()
 
 
 class TrainingBlock(Closed):
@@ -72,26 +50,13 @@ class TrainingBlock(Closed):
 
 
 class BudgetBlock(Closed):
-    """Figures that `plan` computes memory and time with. They change nothing in a run."""
+    """What `tagpr plan` compares the run with. It changes nothing in a run."""
 
     device: str | None = None
-    """A name of `budget.DEVICES`, for example H100-80GB; None = memory is printed and not compared."""
-    memory_gib: Positive | None = None
-    """Overrides the table."""
-    peak_tflops: Positive | None = None
-    """Dense bfloat16 peak; overrides the table."""
-    bandwidth_gbps: Positive | None = None
-    """Memory bandwidth in GB/s; overrides the table."""
-    host_memory_gib: Positive | None = None
-    """Of a node; compared with what is offloaded and with a PRMU on the CPU. None = not compared."""
-    mfu: Annotated[float, Field(gt=0.0, le=1.0)] = 0.35
-    """Model FLOPs utilisation of training, an assumption (ours)."""
-    decode_efficiency: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
-    """Share of memory bandwidth that generation reaches, an assumption (ours)."""
-    mean_length: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Mean sequence length as a share of the limit; 1 = an upper bound of the time."""
-    reserve_gib: NonNegative = 6.0
-    """CUDA context, NCCL buffers and fragmentation, an assumption (ours)."""
+    """Name of the GPU in the table of `tagpr plan`, for example H100-80GB; null = memory is printed and not compared,
+    and hours are not estimated."""
+    host_memory_gib: Annotated[float, Field(gt=0.0)] | None = None
+    """Memory of a node in GiB, compared with what is offloaded and with a PRMU on the CPU; null = not compared."""
 
 
 def checkpointing(platform: PlatformBlock, training: TrainingBlock) -> bool:

@@ -23,7 +23,7 @@ from tagpr_rl.config.keep import KeepBlock
 from tagpr_rl.config.log import Loggers
 from tagpr_rl.config.model import LoraBlock, ModelBlock, TinyBlock
 from tagpr_rl.config.placement import PlacementBlock, placement_mistakes
-from tagpr_rl.config.platform import BudgetBlock, CpuCuts, PlatformBlock, TrainingBlock
+from tagpr_rl.config.platform import BudgetBlock, PlatformBlock, TrainingBlock
 from tagpr_rl.config.rules import FilterBlock, StopBlock
 from tagpr_rl.config.stage import DeepSpeedBlock, StageBase, TrainingStage
 from tagpr_rl.config.stages import (
@@ -43,7 +43,6 @@ __all__ = [
     "ChainsStage",
     "Closed",
     "ClusterBlock",
-    "CpuCuts",
     "DataBlock",
     "DataStage",
     "DeepSpeedBlock",

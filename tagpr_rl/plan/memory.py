@@ -13,6 +13,8 @@ from tagpr_rl.types import TagprError
 GIB = 2**30
 MAX_SEQUENCES = 256
 """Responses that one vLLM engine works on at a time (verl_config)."""
+RESERVE_GIB = 6.0
+"""CUDA context, NCCL buffers and fragmentation (an assumption)."""
 ENGINE_EXTRA_GIB = 3.0
 """Activations and CUDA graphs inside vLLM's share (an assumption, ours)."""
 LOGIT_BYTES = 12
@@ -44,25 +46,15 @@ class Phase:
 
 
 def device_of(budget: BudgetBlock) -> Device | None:
-    """The named device with the recipe's own figures over the table's; None when no device is named.
-
-    TagprError on an unknown name without all four figures.
-    """
-    own = (budget.memory_gib, budget.peak_tflops, budget.bandwidth_gbps)
+    """The named device; None when none is named. TagprError on a name that is not in the table."""
     if budget.device is None:
         return None
-    known = DEVICES.get(budget.device)
-    if known is None and None in own:
+    if budget.device not in DEVICES:
         raise TagprError(
-            f"budget.device={budget.device}: not in the table ({', '.join(DEVICES)}); give memory_gib, peak_tflops and "
-            "bandwidth_gbps as well"
+            f"budget.device={budget.device}: not in the table ({', '.join(DEVICES)}); name the nearest of them, or "
+            "leave budget.device out"
         )
-    memory, peak, bandwidth = own
-    base = known or Device(0.0, 0.0, (peak or 0.0) / 15, 0.0, "the recipe")
-    return Device(
-        memory or base.memory_gib, peak or base.bf16_tflops, base.fp32_tflops, bandwidth or base.bandwidth_gbps,
-        base.source if known is not None and not any(own) else "the recipe",
-    )  # fmt: skip
+    return DEVICES[budget.device]
 
 
 def policy_shape(recipe: Recipe) -> ModelShape | None:

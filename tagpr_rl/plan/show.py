@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage, Stage, stage_limits
-from tagpr_rl.plan.memory import GIB, device_of, policy_shape
+from tagpr_rl.plan.hours import DECODE_EFFICIENCY, MFU
+from tagpr_rl.plan.memory import GIB, RESERVE_GIB, device_of, policy_shape
 from tagpr_rl.plan.stages import StageBudget, stage_budget
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.run.state import StageStatus, run_status, upstream
@@ -180,16 +181,15 @@ def print_budgets(recipe: Recipe, console: Console) -> None:
         console.print(
             f"device {escape(str(recipe.budget.device))}: {device.memory_gib:g} GiB, {device.bf16_tflops:g} TFLOPS "
             f"bf16, {device.bandwidth_gbps:g} GB/s ({escape(device.source)}); "
-            f"{recipe.budget.reserve_gib:g} GiB reserved",
+            f"{RESERVE_GIB:g} GiB reserved",
             highlight=False,
         )
     console.print(memory_table(found))
     if any(budget.seconds for budget in found.values()):
         console.print(hours_table(found))
-        assumed = recipe.budget
         console.print(
-            f"hours assume MFU {assumed.mfu:g} in training and prefill, {assumed.decode_efficiency:g} of the bandwidth "
-            f"in decoding, sequences of {assumed.mean_length:g} x the limit, and nothing at once; start-up, saving and "
+            f"hours assume MFU {MFU:g} in training and prefill, {DECODE_EFFICIENCY:g} of the bandwidth "
+            "in decoding, sequences as long as the limit, and nothing at once; start-up, saving and "
             "evaluation are not counted",
             highlight=False,
         )

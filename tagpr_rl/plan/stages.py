@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tagpr_rl.config import BudgetBlock, EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
+from tagpr_rl.config import EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
 from tagpr_rl.plan.hours import Times, grpo_time, prmu_time, train_time
 from tagpr_rl.plan.memory import (
     GIB,
+    RESERVE_GIB,
     Phase,
     device_of,
     engine_parts,
@@ -67,7 +68,7 @@ def stage_budget(recipe: Recipe, name: str) -> StageBudget | None:
         return None
     if isinstance(stage, SftStage):
         phases = (Phase("train", training_parts(recipe, shape, micro_tokens(recipe, stage), stage)),)
-        tokens = stage.steps * stage.batch_size * longest(recipe) * recipe.budget.mean_length
+        tokens = stage.steps * stage.batch_size * longest(recipe)
         times = train_time(recipe, shape, tokens, device)
         return _judged(recipe, name, phases, _offloaded(recipe, shape, stage), times, device, ())
     if isinstance(stage, GrpoStage):
@@ -140,13 +141,13 @@ def _judged(
     problems = [f"stages.{name}: {text}" for text in wrong]
     for phase in phases if device is not None else ():
         assert device is not None
-        room = device.memory_gib - recipe.budget.reserve_gib
+        room = device.memory_gib - RESERVE_GIB
         if phase.bytes / GIB > room:
             sums: dict[str, float] = {}
             for part in phase.parts:
                 key = "engine" if part.name.startswith("engine") else part.name
                 sums[key] = sums.get(key, 0.0) + part.bytes / GIB
-            problems.append(f"stages.{name}, {phase.name}: {_too_big(phase, room, recipe.budget, sums)}")
+            problems.append(f"stages.{name}, {phase.name}: {_too_big(phase, room, recipe.budget.device, sums)}")
     limit = recipe.budget.host_memory_gib
     if limit is not None and host / GIB > limit:
         problems.append(
@@ -156,9 +157,9 @@ def _judged(
     return StageBudget(phases, host, times, tuple(problems))
 
 
-def _too_big(phase: Phase, room: float, budget: BudgetBlock, sums: Mapping[str, float]) -> str:
+def _too_big(phase: Phase, room: float, device: str | None, sums: Mapping[str, float]) -> str:
     worst = max(sums, key=lambda key: sums[key])
     return (
-        f"{phase.bytes / GIB:.1f} GiB do not fit {budget.device} with {room:.1f} GiB free "
-        f"({budget.reserve_gib:g} reserved); the largest part is {worst} with {sums[worst]:.1f} GiB: {REMEDIES[worst]}"
+        f"{phase.bytes / GIB:.1f} GiB do not fit {device} with {room:.1f} GiB free "
+        f"({RESERVE_GIB:g} reserved); the largest part is {worst} with {sums[worst]:.1f} GiB: {REMEDIES[worst]}"
     )

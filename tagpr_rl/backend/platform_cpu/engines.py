@@ -34,10 +34,7 @@ class CpuFsdp2Engine(FSDPEngineWithLMHead):
 
 
 patches.gloo_process_group()
-if from_environment().fast_logprobs:
-    patches.fused_logprobs()
-if from_environment().direct_agent_loops:
-    patches.direct_agent_loops()
-if from_environment().coalesced_puts:
-    patches.coalesced_puts()
+patches.fused_logprobs()
+patches.direct_agent_loops()
+patches.coalesced_puts()
 torch.set_num_threads(from_environment().threads)

@@ -67,7 +67,7 @@ def fused_logprobs() -> None:
     """Compute token log-probabilities with one fused cross-entropy call.
 
     verl/utils/torch_functional.py:197 loops over rows in Python where flash-attention is missing.
-    Same numbers to float rounding; behind the setting `cuts.fast_logprobs`.
+    Same numbers to float rounding.
     """
     from verl.utils import torch_functional
 
@@ -86,7 +86,7 @@ def direct_agent_loops() -> None:
     """Build each response's agent loop by calling its class instead of Hydra.
 
     verl/experimental/agent_loop/agent_loop.py:683 runs `hydra.utils.instantiate` once per response, which took
-    half of the agent worker's time; the config is a bare class name. Behind `cuts.direct_agent_loops`.
+    half of the agent worker's time; the config is a bare class name.
     """
     from verl.experimental.agent_loop import agent_loop
 
@@ -114,7 +114,7 @@ def coalesced_puts() -> None:
     """Put responses that end close together into TransferQueue with one call.
 
     verl/trainer/ppo/v1/agent_loop_tq.py:222 makes a TensorDict and a put for every response, which took half of
-    the agent worker's time; TransferQueue takes any number of keys at once. Behind `cuts.coalesced_puts`.
+    the agent worker's time; TransferQueue takes any number of keys at once.
     """
     from verl.trainer.ppo.v1 import agent_loop_tq
 

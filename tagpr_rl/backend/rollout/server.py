@@ -12,13 +12,13 @@ from tagpr_rl.backend.session.worker_settings import from_environment
 
 
 class TagprHttpServer(vLLMHttpServer):
-    """verl's server; where the setting is on, it asks the engine for each finished output once."""
+    """verl's server; on the CPU it asks the engine for each finished output once, without detokenising every token."""
 
     async def generate(
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **kwargs: Any
     ) -> Any:
         """Generate token ids for one prompt (see vLLMHttpServer.generate)."""
-        if from_environment().final_output_only:
+        if from_environment().device == "cpu":
             sampling_params = {
                 **sampling_params,
                 "output_kind": RequestOutputKind.FINAL_ONLY,

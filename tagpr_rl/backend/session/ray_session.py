@@ -30,20 +30,11 @@ LOGICAL_CPUS = 64
 def worker_settings(recipe: Recipe) -> WorkerSettings:
     """The recipe's platform block as worker processes need it, with a fresh run id."""
     platform = recipe.platform
-    cpu = platform.device == "cpu"
-    cuts = platform.cuts
     return WorkerSettings(
         run_id=uuid.uuid4().hex[:12],
         device=platform.device,
         threads=platform.threads,
         zmq_timeout_s=platform.zmq_timeout_s,
-        fast_logprobs=cpu and cuts.fast_logprobs,
-        single_process_vllm=cpu and cuts.single_process_vllm,
-        final_output_only=cpu and cuts.final_output_only,
-        replay_poll_seconds=cuts.replay_poll_seconds,
-        disable_compile=cpu and cuts.disable_compile,
-        direct_agent_loops=cpu and cuts.direct_agent_loops,
-        coalesced_puts=cpu and cuts.coalesced_puts,
     )
 
 

@@ -21,13 +21,6 @@ class WorkerSettings:
     device: str = "cpu"
     threads: int = 2
     zmq_timeout_s: int = 120
-    fast_logprobs: bool = True
-    single_process_vllm: bool = True
-    final_output_only: bool = True
-    replay_poll_seconds: float = 0.05
-    disable_compile: bool = True
-    direct_agent_loops: bool = True
-    coalesced_puts: bool = True
 
 
 def to_environment(settings: WorkerSettings) -> dict[str, str]:

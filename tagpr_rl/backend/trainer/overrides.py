@@ -74,8 +74,8 @@ def _engine_keys(engine: str, stage: TrainingStage, recipe: Recipe, *, trains: b
         **_mixed_precision(engine, recipe),
     }
     if stage.strategy == "deepspeed":
-        keys[f"{engine}._target_"] = f"{_DEEPSPEED}.settings.DeepSpeedEngineConfig"
-        keys[f"{engine}.fsdp_size"] = 1  # real weights on every rank (settings.DeepSpeedEngineConfig)
+        keys[f"{engine}._target_"] = f"{_DEEPSPEED}.engine_config.DeepSpeedEngineConfig"
+        keys[f"{engine}.fsdp_size"] = 1  # real weights on every rank (engine_config.DeepSpeedEngineConfig)
         keys |= {f"+{engine}.{key}": value for key, value in stage.zero().model_dump().items()}
         return keys
     training = recipe.training
@@ -205,8 +205,8 @@ def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         keys |= _separate_keys(recipe, stage)
     if cpu:
         keys[f"+{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes"] = platform.vllm_memory_mb << 20
-        if platform.cuts.single_process_vllm:
-            keys[f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend"] = "uni"
+        # Engine and worker in one process: two would spin on each other's core.
+        keys[f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend"] = "uni"
     return keys
 
 

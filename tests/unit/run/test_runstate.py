@@ -109,7 +109,7 @@ def test_a_late_change_leaves_earlier_stages_done(run: RunDir) -> None:
     "change",
     [
         lambda raw: raw.update(log={"wandb": "disabled"}),
-        lambda raw: raw.update(platform={"threads": 7, "zmq_timeout_s": 9, "cuts": {"fast_logprobs": False}}),
+        lambda raw: raw.update(platform={"threads": 7, "zmq_timeout_s": 9}),
         lambda raw: raw["stages"]["sft"].update(save_every=10),
         lambda raw: raw.update(out="elsewhere", name="other"),
     ],
