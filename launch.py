@@ -24,10 +24,11 @@ from tagpr_rl.cli import wandb_view as view_cli
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, load_recipe
 from tagpr_rl.deploy import render as rendering
 from tagpr_rl.plan import show as planning
-from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import needed_for, upstream
 from tagpr_rl.run.mirror import Mirror, is_url, mirror_of
 from tagpr_rl.run.resume import exclusive, resume_point
-from tagpr_rl.run.state import needed_for, read_resolved, require_unchanged, run_status, stage_dir, upstream
+from tagpr_rl.run.state import read_resolved, require_unchanged, run_status
 from tagpr_rl.types import TagprError
 
 _FILE_ERRORS = {

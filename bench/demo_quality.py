@@ -27,8 +27,7 @@ from rich.table import Table
 from tagpr_rl.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
 from tagpr_rl.eval.metrics import mean_over_tasks, paired_difference, task_mean
 from tagpr_rl.files import write_json
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import stage_dir
+from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.types import TagprError
 
 DEMO = Path(__file__).resolve().parents[1] / "recipes" / "demo.yaml"

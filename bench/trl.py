@@ -33,8 +33,7 @@ from rich.table import Table
 from tagpr_rl.config import GrpoStage, Recipe, dump_recipe, load_recipe, recipe_from_dict
 from tagpr_rl.files import write_json
 from tagpr_rl.run import checkpoints
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import stage_dir
+from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.types import TagprError
 
 BENCH = Path(__file__).resolve().parent

@@ -21,8 +21,9 @@ from tagpr_rl.chains.segment import MIN_STEPS, segment, split_answer
 from tagpr_rl.config import ChainsStage, Recipe
 from tagpr_rl.files import write_json, write_text
 from tagpr_rl.report.page.trace import coloured_response
-from tagpr_rl.run.layout import RunDir, StageDir
-from tagpr_rl.run.state import read_manifest, read_resolved, stage_dir, verify_outputs
+from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
+from tagpr_rl.run.manifest import read_manifest, verify_outputs
+from tagpr_rl.run.state import read_resolved
 from tagpr_rl.tags.grammar import neutralise, parse
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 from tagpr_rl.types import StageManifest, TagprError

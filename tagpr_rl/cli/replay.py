@@ -21,8 +21,8 @@ from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.reward.advantages.step import ResponseParts, response_parts
 from tagpr_rl.reward.rubric import Rubric, Weights, breakdown_row
 from tagpr_rl.reward.update import AdvantageRules, Credit, credit_batch
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import read_resolved, stage_dir
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.state import read_resolved
 from tagpr_rl.tags.schema import default_schema, load_schema
 from tagpr_rl.types import TagprError
 

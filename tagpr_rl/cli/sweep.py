@@ -15,8 +15,9 @@ from rich.table import Table
 
 from tagpr_rl.eval.arms import compare_arms, question_scores
 from tagpr_rl.files import write_json, write_text
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import read_manifest, require_unchanged, run_status, stage_dir
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import read_manifest
+from tagpr_rl.run.state import require_unchanged, run_status
 from tagpr_rl.run.sweep import EVAL, SeedPlan, Sweep, load_sweep, plan_seed
 from tagpr_rl.types import TagprError
 

@@ -1,4 +1,80 @@
 """What a recipe may set: typed, closed blocks, and how recipes are read."""
 
-from tagpr_rl.config.recipe import *  # noqa: F403
-from tagpr_rl.config.recipe import __all__ as __all__
+from tagpr_rl.config.base import Closed
+from tagpr_rl.config.cluster import ClusterBlock
+from tagpr_rl.config.data import DataBlock, PromptBlock, RetrievalBlock, WorldBlock
+from tagpr_rl.config.endpoints import EndpointBlock
+from tagpr_rl.config.grpo import GrpoStage, RewardWeights
+from tagpr_rl.config.keep import KeepBlock
+from tagpr_rl.config.load import (
+    dump_recipe,
+    load_recipe,
+    parse_override,
+    read_raw,
+    read_yaml,
+    recipe_from_dict,
+    recorded_recipe,
+    set_key,
+)
+from tagpr_rl.config.log import Loggers
+from tagpr_rl.config.model import LoraBlock, ModelBlock, TinyBlock
+from tagpr_rl.config.placement import PlacementBlock
+from tagpr_rl.config.platform import BudgetBlock, PlatformBlock, TrainingBlock
+from tagpr_rl.config.recipe import Recipe, prompt_style, stage_limits
+from tagpr_rl.config.rules import FilterBlock, StopBlock
+from tagpr_rl.config.stage import DeepSpeedBlock, StageBase, TrainingStage
+from tagpr_rl.config.stages import (
+    ChainsStage,
+    DataStage,
+    EvaluateStage,
+    ModelStage,
+    PrmuStage,
+    PromptsStage,
+    SftStage,
+    Stage,
+)
+
+__all__ = [
+    "BudgetBlock",
+    "ChainsStage",
+    "Closed",
+    "ClusterBlock",
+    "DataBlock",
+    "DataStage",
+    "DeepSpeedBlock",
+    "EndpointBlock",
+    "EvaluateStage",
+    "FilterBlock",
+    "GrpoStage",
+    "KeepBlock",
+    "Loggers",
+    "LoraBlock",
+    "ModelBlock",
+    "ModelStage",
+    "PlacementBlock",
+    "PlatformBlock",
+    "PrmuStage",
+    "PromptBlock",
+    "PromptsStage",
+    "Recipe",
+    "RetrievalBlock",
+    "RewardWeights",
+    "SftStage",
+    "Stage",
+    "StageBase",
+    "StopBlock",
+    "TinyBlock",
+    "TrainingBlock",
+    "TrainingStage",
+    "WorldBlock",
+    "dump_recipe",
+    "load_recipe",
+    "parse_override",
+    "prompt_style",
+    "read_raw",
+    "read_yaml",
+    "recipe_from_dict",
+    "recorded_recipe",
+    "set_key",
+    "stage_limits",
+]

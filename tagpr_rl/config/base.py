@@ -13,6 +13,9 @@ Positive = Annotated[float, Field(gt=0.0)]
 
 
 class Closed(BaseModel):
-    """Base of every config block: no unknown keys, immutable, defaults validated."""
+    """Base of every config block: no unknown keys, immutable, defaults validated.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    The docstring below a field is its description in `model_fields`, in the schema and in the generated reference.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)

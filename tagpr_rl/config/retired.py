@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 RETIRED: dict[str, str] = {
     "platform.cuts": "remove it: the CPU platform always runs with these settings, none of which changes a token",
     **{
@@ -13,4 +16,37 @@ RETIRED: dict[str, str] = {
         for key in ("mfu", "decode_efficiency", "mean_length", "reserve_gib")
     },
 }
-"""Dotted key (`*` stands for any stage's name) -> the remedy, as the end of an error message."""
+"""Dotted key (`*` stands for any stage's name) -> the remedy, as the end of an error message.
+
+A row covers everything below its key, so one row retires a whole block.
+"""
+
+
+def remedy(key: str) -> str | None:
+    """What to do instead of the dotted recipe key `key`, or None if it was never retired."""
+    parts = key.split(".")
+    for row, text in RETIRED.items():
+        pattern = row.split(".")
+        if len(pattern) <= len(parts) and all(own in ("*", part) for own, part in zip(pattern, parts, strict=False)):
+            return text
+    return None
+
+
+def without_retired(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded recipe `raw`, as plain values, without the keys that RETIRED names."""
+    kept = dict(raw)
+    for row in RETIRED:
+        kept = _without(kept, row.split("."))
+    return kept
+
+
+def _without(block: Mapping[str, Any], path: list[str]) -> dict[str, Any]:
+    """A copy of `block` without what `path` leads to; `*` in the path matches every key."""
+    first, *rest = path
+    kept: dict[str, Any] = {}
+    for key, value in block.items():
+        if first not in ("*", key):
+            kept[key] = value
+        elif rest:
+            kept[key] = _without(value, rest) if isinstance(value, Mapping) else value
+    return kept

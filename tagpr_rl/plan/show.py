@@ -14,7 +14,8 @@ from tagpr_rl.plan.hours import DECODE_EFFICIENCY, MFU
 from tagpr_rl.plan.memory import GIB, RESERVE_GIB, device_of, policy_shape
 from tagpr_rl.plan.stages import StageBudget, stage_budget
 from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import StageStatus, run_status, upstream
+from tagpr_rl.run.manifest import upstream
+from tagpr_rl.run.state import StageStatus, run_status
 from tagpr_rl.types import TagprError
 
 Overrides = Callable[[Recipe, RunDir, str], Sequence[str]]

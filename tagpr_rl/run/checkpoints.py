@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ POINTER = "latest_checkpointed_iteration.txt"
 """verl's name (verl/utils/checkpoint/checkpoint_manager.py, get_checkpoint_tracker_filename)."""
 MANIFEST = "manifest.json"
 _IDENTITY = "identity.json"
+Differences = Callable[[Mapping[str, Any], Mapping[str, Any]], list[str]]
 _STEP, _DAMAGED, _WRITING = "global_step_", "damaged_global_step_", ".writing-"
 
 
@@ -187,11 +188,12 @@ def fault(folder: Path) -> str | None:
     return None
 
 
-def choose(root: Path, identity: Identity) -> Chosen:
+def choose(root: Path, identity: Identity, differences: Differences = compare) -> Chosen:
     """The newest checkpoint whose files are all as they were saved; verl's pointer is set to it.
 
-    A damaged one is set aside under another name, and said in the notes. Raises TagprError where a
-    checkpoint is of another recipe, tokenizer or number of processes, or where none of several is good.
+    A damaged checkpoint is set aside under another name, and the notes say so. `differences` compares a checkpoint's
+    facts with those of this attempt. Raises TagprError if a checkpoint is of another recipe, tokenizer or number of
+    processes, or if none of several is good.
     """
     notes: list[str] = []
     bad: list[tuple[Path, str]] = []
@@ -201,7 +203,7 @@ def choose(root: Path, identity: Identity) -> Chosen:
         folder = step_folder(root, step)
         problem = fault(folder)
         if problem is None:
-            require_same(folder, identity)
+            require_same(folder, identity, differences)
             chosen = step
             break
         bad.append((folder, problem))
@@ -223,20 +225,18 @@ def choose(root: Path, identity: Identity) -> Chosen:
     return Chosen(chosen, tuple(notes))
 
 
-def require_same(folder: Path, identity: Identity) -> None:
-    """Raise TagprError where a whole checkpoint was made from other things than this attempt."""
+def require_same(folder: Path, identity: Identity, differences: Differences = compare) -> None:
+    """Raise TagprError if a whole checkpoint was made from other facts than this attempt."""
     raw = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    theirs, ours = dict(raw["facts"]), dict(identity.facts)
-    was, now = theirs.get("world_size"), ours.get("world_size")
+    recorded, present = dict(raw["facts"]), dict(identity.facts)
+    was, now = recorded.pop("world_size", None), present.pop("world_size", None)
     if was != now and not identity.any_world_size:
         raise TagprError(
             f"checkpoint {folder} was written by {was} training process(es); the recipe now has {now}, and this "
             f"engine loads its own number only. Resume with nodes x devices_per_node = {was}, "
             f"or delete {folder.parent} to start the stage over."
         )
-    theirs.pop("world_size", None)
-    ours.pop("world_size", None)
-    changes = compare(theirs, ours)
+    changes = differences(recorded, present)
     if changes:
         raise TagprError(
             f"checkpoint {folder} is of another recipe, tokenizer or input; it has -> this stage has:\n  "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from tagpr_rl.config import Recipe
+
 
 @dataclass(frozen=True, slots=True)
 class StageDir:
@@ -83,3 +85,8 @@ class RunDir:
     def stage(self, index: int, name: str) -> StageDir:
         """Folder of the `index`-th stage (from 0): `010_<name>`, `020_<name>`, ..."""
         return StageDir(self.root / f"{(index + 1) * 10:03d}_{name}")
+
+
+def stage_dir(recipe: Recipe, run: RunDir, name: str) -> StageDir:
+    """Folder of the stage called `name`; its number is its place in the recipe."""
+    return run.stage(list(recipe.stages).index(name), name)

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import Recipe, recipe_from_dict
+from tagpr_rl.config import Recipe, recorded_recipe
 from tagpr_rl.run import checkpoints
-from tagpr_rl.run.layout import RunDir, StageDir
-from tagpr_rl.run.state import read_manifest, stage_dir, verify_outputs
+from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
+from tagpr_rl.run.manifest import read_manifest, verify_outputs
 from tagpr_rl.types import TagprError
 
 _MANIFEST = "manifest.json"
@@ -122,7 +122,7 @@ class Mirror:
             plain = json.loads(raw)
         except ValueError as error:
             raise TagprError(f"{self.url}/resolved.json is not valid JSON ({error})") from None
-        found = recipe_from_dict(plain, source=f"{self.url}/resolved.json")
+        found = recorded_recipe(plain, source=f"{self.url}/resolved.json")
         parent, _, name = self.url.rpartition("/")
         if name != found.name:
             raise TagprError(f"{self.url} holds the run '{found.name}'; the folder must have the run's name")

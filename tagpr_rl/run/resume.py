@@ -10,15 +10,16 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage
 from tagpr_rl.run import checkpoints
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import compare, require_unchanged, stage_config, stage_dir, stage_inputs
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import stage_config, stage_inputs
+from tagpr_rl.run.state import compare, config_changes, require_unchanged
 from tagpr_rl.types import TagprError
 
 ATTEMPT = "attempt.json"
@@ -84,11 +85,18 @@ def attempt_changes(recipe: Recipe, run: RunDir, name: str) -> list[str]:
     """What differs from the interrupted attempt at this stage, one line each; empty where there was none."""
     path = stage_dir(recipe, run, name).root / ATTEMPT
     try:
-        return compare(json.loads(path.read_text(encoding="utf-8")), attempt(recipe, run, name))
+        recorded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TagprError(f"{path} is not valid JSON ({error}); delete {path.parent} to start the stage over") from None
+    return fact_changes(recipe, name, recorded, attempt(recipe, run, name))
+
+
+def fact_changes(recipe: Recipe, name: str, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two descriptions of a stage that each hold its recipe values as `config`, a line per key."""
+    lines = [f"config.{line}" for line in config_changes(recipe, name, recorded.get("config", {}))]
+    return lines + compare(*({key: facts[key] for key in facts if key != "config"} for facts in (recorded, now)))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from tagpr_rl.config import (
 )
 from tagpr_rl.config.base import Closed, Count
 from tagpr_rl.files import sha256_json
-from tagpr_rl.run.state import needed_for, upstream
+from tagpr_rl.run.manifest import needed_for, upstream
 from tagpr_rl.types import TagprError
 
 EVAL = "eval"

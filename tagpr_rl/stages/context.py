@@ -13,10 +13,10 @@ from rich.console import Console
 
 from tagpr_rl.config import Recipe
 from tagpr_rl.files import write_json
-from tagpr_rl.run.layout import RunDir, StageDir
+from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
+from tagpr_rl.run.manifest import read_manifest, verify_outputs
 from tagpr_rl.run.mirror import Mirror
 from tagpr_rl.run.resume import ATTEMPT, attempt, require_same_attempt
-from tagpr_rl.run.state import read_manifest, stage_dir, verify_outputs
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 from tagpr_rl.types import TagprError
 

@@ -19,17 +19,11 @@ from tagpr_rl.config import Recipe, dump_recipe
 from tagpr_rl.eval.describe import code_version
 from tagpr_rl.files import write_json
 from tagpr_rl.report import build_report, summary_table
-from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import make_manifest, read_manifest, stage_inputs, write_manifest
 from tagpr_rl.run.mirror import Mirror, mirror_of
 from tagpr_rl.run.resume import exclusive
-from tagpr_rl.run.state import (
-    make_manifest,
-    read_manifest,
-    require_unchanged,
-    stage_dir,
-    stage_inputs,
-    write_manifest,
-)
+from tagpr_rl.run.state import require_unchanged
 from tagpr_rl.run.trackers import tracker_id
 from tagpr_rl.stages import chains, data, evaluate, grpo, model, prompts, train
 from tagpr_rl.stages.context import LazyRay, StageContext, StageResult
@@ -61,7 +55,7 @@ def run_pipeline(
     """Make every stage that is not done, then the report. Raises what a stage raises; what is done stays.
 
     `until` is the last stage, `only` leaves out all but the stages named (which must not need those left out).
-    TagprError where a finished stage was made from other inputs (`runstate.require_unchanged`).
+    TagprError where a finished stage was made from other inputs (`require_unchanged`).
     """
     console = console or Console()
     if recipe.platform.device == "cpu":

@@ -13,8 +13,8 @@ from rich.markup import escape
 
 from tagpr_rl.backend.tracking.settings import settings_dict
 from tagpr_rl.config import Recipe
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import read_manifest, stage_dir
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import read_manifest
 from tagpr_rl.run.trackers import step_offset
 from tagpr_rl.stages.train import tracking_settings
 

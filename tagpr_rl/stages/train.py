@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from tagpr_rl.prompts.dataset import TRAIN, load_split, prompt_maker, sft_rows, 
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.report.cards.prmu_card import prmu_card
 from tagpr_rl.run import checkpoints
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.resume import ATTEMPT
-from tagpr_rl.run.state import stage_config, stage_dir, stage_inputs
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import stage_config, stage_inputs
+from tagpr_rl.run.resume import ATTEMPT, fact_changes
 from tagpr_rl.run.trackers import step_offset, tracker_id
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.fetch import model_folder
@@ -196,7 +197,7 @@ def resume_from(context: StageContext, model: Path) -> checkpoints.Chosen:
     root = context.dir.checkpoints
     elastic = getattr(stage, "strategy", "fsdp2") == "deepspeed"  # universal checkpoints
     identity = checkpoints.begin(root, facts, keep=stage.keep_checkpoints, any_world_size=elastic)
-    chosen = checkpoints.choose(root, identity)
+    chosen = checkpoints.choose(root, identity, partial(fact_changes, recipe, name))
     for note in chosen.notes:
         context.console.print(f"[yellow]{name}: {escape(note)}[/yellow]", highlight=False, soft_wrap=True)
     trim_metrics(context.dir.metrics, chosen.step)

@@ -12,8 +12,8 @@ from typing import Any
 from tagpr_rl.config import Recipe
 from tagpr_rl.files import sha256_file, sync_folder, write_json, write_text
 from tagpr_rl.report.cards.model_card import evaluations, lineage, model_card
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import read_manifest, stage_dir, verify_outputs
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import read_manifest, verify_outputs
 from tagpr_rl.types import StageManifest, TagprError
 
 POLICIES = ("model", "sft", "grpo")

@@ -30,8 +30,8 @@ from tagpr_rl.files import write_json
 from tagpr_rl.prompts.dataset import HELD_OUT, evenly, load_split, prompt_maker
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.reward.task import task_reward
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import read_manifest, stage_dir
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import read_manifest
 from tagpr_rl.stages.context import LazyRay, StageContext
 from tagpr_rl.tags.grammar import final_answer, parse
 from tagpr_rl.types import LampRecord, Prompt, TaggedTrace, TagprError

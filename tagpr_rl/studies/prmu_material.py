@@ -15,7 +15,7 @@ from tagpr_rl.data.world.rules import world_rules
 from tagpr_rl.prmu.training.pairs import PairRow, check_leakage, read_pairs, split_by_user, user_only_pairs
 from tagpr_rl.prompts.dataset import HELD_OUT, load_split, prompt_maker, retriever
 from tagpr_rl.prompts.tokens import ChatTokenizer
-from tagpr_rl.run.state import stage_dir
+from tagpr_rl.run.layout import stage_dir
 from tagpr_rl.stages.context import StageContext
 from tagpr_rl.stages.policy_samples import sampled_responses
 from tagpr_rl.stages.prmu_pairs import PAIRS, item_lines, pairs_of_samples

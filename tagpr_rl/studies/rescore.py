@@ -7,8 +7,8 @@ from typing import Any
 
 from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.prmu.serving.score import Scorer, ScoreRequest
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import stage_dir, upstream
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import upstream
 from tagpr_rl.types import TagprError
 
 

@@ -14,7 +14,8 @@ from tagpr_rl.chains.keep import Rejection
 from tagpr_rl.config import Recipe, dump_recipe, recipe_from_dict
 from tagpr_rl.files import write_json
 from tagpr_rl.run import state as runstate
-from tagpr_rl.run.layout import RunDir, StageDir
+from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
+from tagpr_rl.run.manifest import make_manifest, write_manifest
 
 INJECTED = "</script><b>x</b> | a `tick` \x1b[31mred"
 """What a user's history may hold; a kept response cannot hold markup, but a prompt can."""
@@ -94,13 +95,13 @@ def make_run(out: Path, *, finished: bool = True, **keys: Any) -> RunDir:
     folder = chains_folder(run, made)
     write_files(folder.root)
     if finished:
-        manifest = runstate.make_manifest(
+        manifest = make_manifest(
             made, run, "chains", inputs={}, outputs=sorted(folder.root.iterdir()), started="2026-01-01T00:00:00Z",
             seconds=1.0,
         )  # fmt: skip
-        runstate.write_manifest(folder, manifest)
+        write_manifest(folder, manifest)
     return run
 
 
 def chains_folder(run: RunDir, made: Recipe | None = None) -> StageDir:
-    return runstate.stage_dir(made or runstate.read_resolved(run), run, "chains")
+    return stage_dir(made or runstate.read_resolved(run), run, "chains")

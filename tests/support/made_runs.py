@@ -9,9 +9,9 @@ from typing import Any
 
 from tagpr_rl.config import Recipe, recipe_from_dict
 from tagpr_rl.files import write_text
-from tagpr_rl.run import state as runstate
 from tagpr_rl.run.checkpoints import Identity, publish, seal, staging, step_folder
-from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import make_manifest, stage_inputs, write_manifest
 
 RAW: dict[str, Any] = {
     "name": "r",
@@ -39,14 +39,14 @@ def recipe(change: Callable[[dict[str, Any]], None] | None = None) -> Recipe:
 
 def finish(recipe: Recipe, run: RunDir, name: str, text: str = "weights") -> None:
     """What a stage does: write outputs, then the manifest."""
-    inputs = runstate.stage_inputs(recipe, run, name)
-    folder = runstate.stage_dir(recipe, run, name)
+    inputs = stage_inputs(recipe, run, name)
+    folder = stage_dir(recipe, run, name)
     write_text(folder.hf / "model.txt", f"{text} of {name}")
-    manifest = runstate.make_manifest(
+    manifest = make_manifest(
         recipe, run, name, inputs=inputs, outputs=[folder.hf], started="2026-01-01T00:00:00Z", seconds=1.5,
         metrics={"m": 0.25}, notes=("n",),
     )  # fmt: skip
-    runstate.write_manifest(folder, manifest)
+    write_manifest(folder, manifest)
 
 
 def finish_all(recipe: Recipe, run: RunDir) -> None:

@@ -10,8 +10,8 @@ import ray
 
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, prompt_style
 from tagpr_rl.prompts.tokens import ChatTokenizer
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import read_manifest, stage_dir
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import read_manifest
 from tagpr_rl.types import Prompt, TagprError
 
 

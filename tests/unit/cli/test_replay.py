@@ -15,8 +15,7 @@ from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens, saved_rows, 
 from tagpr_rl.cli.replay import compare, read_lines, recompute
 from tagpr_rl.config import Recipe, dump_recipe
 from tagpr_rl.files import write_json
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import stage_dir
+from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.types import TagprError
 
 CHAIN = (
@@ -231,7 +230,7 @@ def test_the_old_key_still_works() -> None:
 
 
 def test_saved_rollouts_are_inputs_of_the_stage(tmp_path: Path) -> None:
-    from tagpr_rl.run.state import stage_inputs, upstream
+    from tagpr_rl.run.manifest import stage_inputs, upstream
 
     def change(raw: dict[str, Any]) -> None:
         raw["stages"]["guided"]["save_tokens"] = save

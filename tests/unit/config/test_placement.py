@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tagpr_rl.config import load_recipe
-from tagpr_rl.run.state import stage_config
+from tagpr_rl.run.manifest import stage_config
 from tagpr_rl.types import TagprError
 
 DEMO = Path(__file__).resolve().parents[3] / "recipes" / "demo.yaml"

@@ -143,7 +143,7 @@ def test_the_cluster_block_is_closed_and_holds_no_values(override: str, part: st
 
 
 def test_the_cluster_block_changes_no_stage() -> None:
-    from tagpr_rl.run.state import stage_config
+    from tagpr_rl.run.manifest import stage_config
 
     one, other = recipe(), recipe("cluster.storage=/elsewhere", "cluster.image=me/image:2")
     assert [stage_config(one, name) for name in one.stages] == [stage_config(other, name) for name in other.stages]

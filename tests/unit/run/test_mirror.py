@@ -20,10 +20,10 @@ import launch
 from tagpr_rl.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
 from tagpr_rl.files import write_json, write_text
 from tagpr_rl.run import checkpoints
-from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import read_manifest
 from tagpr_rl.run.mirror import Mirror, mirror_of
 from tagpr_rl.run.resume import ATTEMPT, attempt
-from tagpr_rl.run.state import read_manifest, stage_dir
 from tagpr_rl.run.trackers import tracker_id
 from tagpr_rl.types import TagprError
 

@@ -16,9 +16,8 @@ import launch
 from tagpr_rl.config import dump_recipe
 from tagpr_rl.files import write_json
 from tagpr_rl.run import checkpoints
-from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.resume import ATTEMPT, attempt, exclusive, resume_point
-from tagpr_rl.run.state import stage_dir
 from tagpr_rl.types import TagprError
 
 

@@ -13,7 +13,8 @@ from made_runs import finish, finish_all, recipe
 from tagpr_rl.config import Recipe, dump_recipe
 from tagpr_rl.files import sha256_file, write_json, write_text
 from tagpr_rl.run import state as runstate
-from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import hash_outputs, read_manifest, stage_config_sha256, upstream, verify_outputs
 from tagpr_rl.types import TagprError
 
 
@@ -28,7 +29,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_upstream_names_what_a_stage_reads() -> None:
     r = recipe()
-    assert {name: runstate.upstream(r, name) for name in r.stages} == {
+    assert {name: upstream(r, name) for name in r.stages} == {
         "data": (),
         "model": ("data",),
         "prompts": ("data", "model"),
@@ -54,7 +55,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(run: RunDir) -> None:
     r = recipe()
     for name in ("data", "model", "base"):
         finish(r, run, name)
-    write_text(runstate.stage_dir(r, run, "chains").root / "half.txt", "no manifest")
+    write_text(stage_dir(r, run, "chains").root / "half.txt", "no manifest")
     assert list(states(r, run).values()) == ["done", "done", "todo", "done"] + ["todo"] * 6
     runstate.require_unchanged(r, run)
 
@@ -89,7 +90,7 @@ def test_a_changed_value_is_named_and_everything_after_it_is_stale(
     assert reason in found[first].reasons
     stale = {first}
     for name in changed.stages:
-        if stale & set(runstate.upstream(changed, name)):
+        if stale & set(upstream(changed, name)):
             stale.add(name)
     assert {name for name, status in found.items() if status.status == "changed"} >= stale
     with pytest.raises(TagprError) as caught:
@@ -138,7 +139,7 @@ def test_a_stage_made_again_with_the_same_result_changes_nothing(run: RunDir) ->
 def test_a_deleted_stage_is_todo_and_the_stages_that_read_it_are_stale(run: RunDir) -> None:
     r = recipe()
     finish_all(r, run)
-    runstate.stage_dir(r, run, "prmu").manifest.unlink()
+    stage_dir(r, run, "prmu").manifest.unlink()
     found = runstate.run_status(r, run)
     assert found["prmu"].status == "todo"
     assert found["guided"].reasons == ("stage prmu, which it reads, is to be made again",)
@@ -185,14 +186,14 @@ def test_an_edited_schema_file_is_noticed(tmp_path: Path, run: RunDir) -> None:
 def test_a_manifest_reads_back_as_written(run: RunDir) -> None:
     r = recipe()
     finish(r, run, "data")
-    folder = runstate.stage_dir(r, run, "data")
-    manifest = runstate.read_manifest(folder)
+    folder = stage_dir(r, run, "data")
+    manifest = read_manifest(folder)
     assert manifest is not None
     assert (manifest.stage, manifest.kind, manifest.seconds) == ("data", "data", 1.5)
     assert (dict(manifest.metrics), manifest.notes) == ({"m": 0.25}, ("n",))
     assert manifest.outputs == {"hf/model.txt": sha256_file(folder.hf / "model.txt")}
     assert manifest.config["data"]["world"] == dump_recipe(r)["data"]["world"]
-    assert manifest.config_sha256 == runstate.stage_config_sha256(r, "data")
+    assert manifest.config_sha256 == stage_config_sha256(r, "data")
 
 
 @pytest.mark.parametrize(
@@ -210,9 +211,9 @@ def test_a_manifest_reads_back_as_written(run: RunDir) -> None:
 )
 def test_a_damaged_manifest_is_named_with_the_remedy(run: RunDir, text: str, part: str) -> None:
     r = recipe()
-    folder = runstate.stage_dir(r, run, "data")
+    folder = stage_dir(r, run, "data")
     write_text(folder.manifest, text)
-    for call in (lambda: runstate.read_manifest(folder), lambda: runstate.run_status(r, run)):
+    for call in (lambda: read_manifest(folder), lambda: runstate.run_status(r, run)):
         with pytest.raises(TagprError) as caught:
             call()
         message = str(caught.value)
@@ -222,30 +223,30 @@ def test_a_damaged_manifest_is_named_with_the_remedy(run: RunDir, text: str, par
 def test_a_flipped_bit_or_a_missing_output_is_found(run: RunDir) -> None:
     r = recipe()
     finish(r, run, "data")
-    folder = runstate.stage_dir(r, run, "data")
-    manifest = runstate.read_manifest(folder)
+    folder = stage_dir(r, run, "data")
+    manifest = read_manifest(folder)
     assert manifest is not None
-    runstate.verify_outputs(folder, manifest)
+    verify_outputs(folder, manifest)
 
     file = folder.hf / "model.txt"
     good = file.read_bytes()
     file.write_bytes(bytes([good[0] ^ 1]) + good[1:])
     with pytest.raises(TagprError, match="differs from what the stage wrote"):
-        runstate.verify_outputs(folder, manifest)
+        verify_outputs(folder, manifest)
     with pytest.raises(TagprError, match="differs"):
-        runstate.verify_outputs(folder, manifest, only=["hf"])
-    runstate.verify_outputs(folder, manifest, only=["train.parquet", "h"])
+        verify_outputs(folder, manifest, only=["hf"])
+    verify_outputs(folder, manifest, only=["train.parquet", "h"])
 
     file.unlink()
     with pytest.raises(TagprError, match=r"model\.txt.* is missing"):
-        runstate.verify_outputs(folder, manifest)
+        verify_outputs(folder, manifest)
 
 
 def test_an_output_that_was_not_written_stops_the_manifest(run: RunDir) -> None:
     r = recipe()
-    folder = runstate.stage_dir(r, run, "data")
+    folder = stage_dir(r, run, "data")
     with pytest.raises(TagprError, match="was not written"):
-        runstate.hash_outputs(folder, [folder.root / "train.parquet"])
+        hash_outputs(folder, [folder.root / "train.parquet"])
 
 
 def test_compare_names_nested_keys() -> None:

@@ -21,8 +21,8 @@ from tagpr_rl.cli import sweep as sweep_cli
 from tagpr_rl.config import dump_recipe, recipe_from_dict, set_key
 from tagpr_rl.eval.arms import compare_arms, over_seeds, question_scores, seed_result
 from tagpr_rl.files import write_json
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import make_manifest, stage_dir, stage_inputs, upstream, write_manifest
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import make_manifest, stage_inputs, upstream, write_manifest
 from tagpr_rl.run.sweep import SeedPlan, final_model, load_sweep, plan_seed
 from tagpr_rl.types import TagprError
 

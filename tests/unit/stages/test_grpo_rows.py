@@ -12,8 +12,7 @@ from rich.console import Console
 
 from tagpr_rl.config import FilterBlock, GrpoStage, recipe_from_dict
 from tagpr_rl.prompts.dataset import write_parquet
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import stage_dir
+from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.stages.context import StageContext
 from tagpr_rl.stages.grpo import carried
 from tagpr_rl.stages.grpo_rows import differ, keep, pick, score_response, training_rows

@@ -13,9 +13,8 @@ import launch
 from tagpr_rl.config import dump_recipe
 from tagpr_rl.files import sha256_file, write_json
 from tagpr_rl.report.cards.model_card import lineage
-from tagpr_rl.run import state as runstate
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import stage_dir
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import make_manifest, stage_config_sha256, stage_inputs, write_manifest
 from tagpr_rl.types import TagprError
 
 pytestmark = pytest.mark.torch
@@ -42,17 +41,17 @@ def run(tmp_path: Path, tiny: Path) -> RunDir:
     write_json(run.resolved, dump_recipe(r))
     write_json(run.environment, {"tagpr_rl": "0.9", "commit": "abc", "packages": {"transformers": "5.0"}})
     for name in r.stages:
-        inputs = runstate.stage_inputs(r, run, name)
+        inputs = stage_inputs(r, run, name)
         folder = stage_dir(r, run, name)
         shutil.copytree(tiny, folder.hf)
         outputs = [folder.hf]
         if name == "eval":
             write_json(folder.root / "eval.json", {"models": {"base": EVAL, "explore": EVAL}})
             outputs.append(folder.root / "eval.json")
-        manifest = runstate.make_manifest(
+        manifest = make_manifest(
             r, run, name, inputs=inputs, outputs=outputs, started="", seconds=1.0, metrics={"loss": 0.25}
         )
-        runstate.write_manifest(folder, manifest)
+        write_manifest(folder, manifest)
     return run
 
 
@@ -90,7 +89,7 @@ def test_the_card_names_recipe_lineage_and_scores_and_no_path_of_this_machine(ru
     assert "| LaMP_2 | accuracy | 0.7500 | 0.5000 to 1.0000 |" in card and "mean task score 0.8531" in card
     for stage in ("data", "model", "base", "chains", "sft", "prmu", "guided", "explore"):
         assert f"\n| {stage} | " in card
-    assert runstate.stage_config_sha256(recipe(), "sft")[:16] in card
+    assert stage_config_sha256(recipe(), "sft")[:16] in card
     assert str(run.root) not in card and str(run.root.parent) not in card
     assert launch.main(["export", str(run.root), "--stage", "sft"]) == 0
     assert "Not evaluated in this run." in (run.root / "export" / "sft-float32" / "README.md").read_text()
