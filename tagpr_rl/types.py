@@ -81,6 +81,25 @@ class TaggedTrace:
     answer: str
 
 
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """A preference pair for PRMU: two responses to one question. `chosen` is right and has the user's own profile."""
+
+    record_id: str
+    task: str
+    user_id: str
+    other_user_id: str
+    """Whose profile `rejected` was written with; empty unless kind is "cross_profile" or "user_only"."""
+    question: str
+    """Without the profile."""
+    profile_texts: tuple[str, ...]
+    """The profile of `user_id`, best item first."""
+    chosen: str
+    rejected: str
+    kind: str
+    """What `rejected` is: one of prmu.training.preferences.KINDS."""
+
+
 class ParseStatus(StrEnum):
     """Why a response is, or is not, well formed. Only OK carries a trace."""
 

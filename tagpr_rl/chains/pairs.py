@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 
 from tagpr_rl.chains.build import ChainRow, ChainSet
@@ -12,32 +12,11 @@ from tagpr_rl.chains.labellers.label import Labeller
 from tagpr_rl.chains.teachers.interface import Teacher, TeacherRequest
 from tagpr_rl.chains.teachers.swap import ProfilePool
 from tagpr_rl.chains.teachers.write import Written, write_chains
-from tagpr_rl.data.tasks import TASKS
+from tagpr_rl.prompts.rows import profile_texts
 from tagpr_rl.tags.schema import TagSchema
-from tagpr_rl.types import LampRecord, Prompt, TagprError
+from tagpr_rl.types import LampRecord, PairRow, Prompt, TagprError
 
 CROSS, NONE, WRONG, GENERIC = "cross_profile", "no_profile", "wrong", "no_evidence"
-
-
-@dataclass(frozen=True, slots=True)
-class PairCandidate:
-    """The fields of prmu.pairs.PairRow (chains may not import prmu): `PairRow(**dataclasses.asdict(c))`."""
-
-    record_id: str
-    task: str
-    user_id: str
-    other_user_id: str
-    question: str
-    profile_texts: tuple[str, ...]
-    chosen: str
-    rejected: str
-    kind: str
-
-
-def profile_texts(record: LampRecord) -> tuple[str, ...]:
-    """The items as LaMP writes them into a prompt, *with* the user's label, score or title (LaMP's retrieval text
-    has none for LaMP_2 and LaMP_3, and a preference cannot be read without it)."""
-    return tuple(TASKS[record.task].item_line(dict(item.fields)).strip() for item in record.profile)
 
 
 def build_pairs(
@@ -52,7 +31,7 @@ def build_pairs(
     kinds: Iterable[str] = (CROSS, NONE, WRONG, GENERIC),
     max_pairs: int | None = None,
     seed: int = 0,
-) -> list[PairCandidate]:
+) -> list[PairRow]:
     """Pairs for the chains of `chains.rows` that are right and were written with a profile, one chain per record.
 
     `make_prompt(record)` retrieves from the record's profile and builds the prompt: it is called with the
@@ -75,7 +54,7 @@ def build_pairs(
     if max_pairs is not None:
         order = order[:max_pairs]  # each record may give several pairs; more records are never needed
     asked = [by_id[key] for key in order]
-    made: list[PairCandidate] = []
+    made: list[PairRow] = []
 
     def write(lent: Sequence[LampRecord]) -> Sequence[Written]:
         requests = [TeacherRequest(record, make_prompt(record)) for record in lent]
@@ -99,16 +78,12 @@ def build_pairs(
     return made if max_pairs is None else made[:max_pairs]
 
 
-def _pair(
-    record: LampRecord, chosen: ChainRow, rejected: str, answer: str, kind: str, other: str
-) -> list[PairCandidate]:
+def _pair(record: LampRecord, chosen: ChainRow, rejected: str, answer: str, kind: str, other: str) -> list[PairRow]:
     """The pair, or nothing when it shows no preference: no rejected response, or the same answer."""
     same = answer.strip() == chosen.answer.strip() and kind != GENERIC
     if not rejected or same or rejected == chosen.response:
         return []
     texts = profile_texts(record)
     return [
-        PairCandidate(
-            record.id, record.task, record.user_id, other, record.input, texts, chosen.response, rejected, kind
-        )
+        PairRow(record.id, record.task, record.user_id, other, record.input, texts, chosen.response, rejected, kind)
     ]

@@ -1,5 +1,5 @@
-"""PRMU: a reward model of one user, trained on pairs, that scores (user, question, response).
+"""PRMU: a reward model that scores a response to a question for one user. It is trained on preference pairs.
 
-`pairs`, `requests`, `batcher` and `evaluate` import no torch; the other modules do. Nothing is imported here,
-so that a package without torch may use those four.
+These modules import no torch: accuracy, quality, serving.{batcher,cache,requests}, training.{preferences,probes} and
+users.table. This file imports nothing, so that they work in an environment without torch.
 """

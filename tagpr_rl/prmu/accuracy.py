@@ -1,4 +1,4 @@
-"""What a PRMU is worth: pairwise accuracy on seen and unseen users, and the controls. Imports no torch."""
+"""Pairwise accuracy of a PRMU on seen and unseen users, with controls. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tagpr_rl.prmu.serving.requests import ScoreRequest
-from tagpr_rl.prmu.training.pairs import KINDS, PairRow
+from tagpr_rl.prmu.serving.requests import ScoreRequest, request_for
+from tagpr_rl.prmu.training.preferences import KINDS
+from tagpr_rl.types import PairRow
 
 RawScore = Callable[[Sequence[ScoreRequest]], list[float]]
 """Requests to raw scores, in order."""
 
 
 def wins(chosen: Sequence[float], rejected: Sequence[float]) -> list[float]:
-    """1 where chosen scores above rejected, 0.5 on a tie, else 0."""
+    """For each pair 1 if `chosen` is above `rejected`, 0.5 on a tie, else 0."""
     return [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)]
 
 
@@ -33,69 +34,69 @@ def per_user_macro(users: Sequence[str], won: Sequence[float]) -> float:
     return mean([mean(group) for group in by_user.values()])
 
 
-def pair_wins(raw: RawScore, asks: Sequence[tuple[ScoreRequest, ScoreRequest]]) -> list[float]:
-    """Wins of (chosen, rejected) requests, scored in one call."""
-    scores = raw([request for ask in asks for request in ask])
+def pair_wins(raw: RawScore, requests: Sequence[tuple[ScoreRequest, ScoreRequest]]) -> list[float]:
+    """`wins` of (chosen, rejected) requests, scored in one call."""
+    scores = raw([request for pair in requests for request in pair])
     return wins(scores[0::2], scores[1::2])
 
 
 def own(pair: PairRow) -> tuple[ScoreRequest, ScoreRequest]:
-    """Both responses scored for the pair's own user."""
-    return pair.request(pair.chosen), pair.request(pair.rejected)
+    """The requests that score both responses for the pair's own user."""
+    return request_for(pair, pair.chosen), request_for(pair, pair.rejected)
 
 
 def shuffled(pairs: Sequence[PairRow], seed: int = 0) -> list[tuple[ScoreRequest, ScoreRequest]]:
-    """Both responses to the pair's question, scored for a random *other* user of the same task (id and profile).
+    """The requests that score both responses for a random *other* user of the same task, with that user's profile.
 
-    Pairs whose task has no other user among `pairs` are left out.
+    A pair is left out if `pairs` has no other user of its task.
     """
     rng = random.Random(seed)
     by_task: dict[str, list[PairRow]] = defaultdict(list)
     for pair in pairs:
         by_task[pair.task].append(pair)
-    asks = []
+    requests = []
     for pair in pairs:
         others = [other for other in by_task[pair.task] if other.user_id != pair.user_id]
         if others:
             other = replace(rng.choice(others), question=pair.question)
-            asks.append((other.request(pair.chosen), other.request(pair.rejected)))
-    return asks
+            requests.append((request_for(other, pair.chosen), request_for(other, pair.rejected)))
+    return requests
 
 
 def score_statistics(raw: RawScore, pairs: Sequence[PairRow]) -> tuple[float, float]:
-    """Mean and population standard deviation (at least 1e-6) of the raw scores of all chosen and rejected."""
+    """Mean and population standard deviation (at least 1e-6) of the raw scores of all responses of the pairs."""
     scores = raw([request for pair in pairs for request in own(pair)])
     centre = mean(scores)
     return centre, max(mean([(score - centre) ** 2 for score in scores]) ** 0.5, 1e-6)
 
 
 def evaluate(raw: RawScore, seen: Sequence[PairRow], unseen: Sequence[PairRow], *, seed: int = 0) -> dict[str, float]:
-    """Accuracies in [0, 1] and counts; a key is absent when there is no pair to measure it on.
+    """Accuracies in [0, 1] and counts of the sets "seen" and "unseen". A key is absent if no pair measures it.
 
-    `<set>/accuracy`, `/user_macro`, `/<kind>` (one per kind), `/<task>`, `/shuffled` (cross_profile pairs
-    scored for another user: .5 = PRMU uses the user and nothing else), `/generic` (e_0 only, all pairs),
-    `/generic_cross_profile`, `/pairs`, `/users`.
+    `<set>/accuracy`: all pairs. `/user_macro`: mean over users. `/<kind>`, `/<task>`: the pairs of that kind or task.
+    `/shuffled`: cross_profile pairs scored for another user; .5 means that PRMU uses the user and nothing else.
+    `/generic`, `/generic_cross_profile`: the same pairs scored with e_0 only. `/pairs`, `/users`: counts.
     """
-    out: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, pairs in (("seen", seen), ("unseen", unseen)):
         if not pairs:
             continue
         won = pair_wins(raw, [own(pair) for pair in pairs])
         generic = pair_wins(raw, [(a.generic(), b.generic()) for a, b in map(own, pairs)])
-        out[f"{name}/accuracy"] = mean(won)
-        out[f"{name}/user_macro"] = per_user_macro([pair.user_id for pair in pairs], won)
-        out[f"{name}/generic"] = mean(generic)
-        out[f"{name}/pairs"] = float(len(pairs))
-        out[f"{name}/users"] = float(len({pair.user_id for pair in pairs}))
+        metrics[f"{name}/accuracy"] = mean(won)
+        metrics[f"{name}/user_macro"] = per_user_macro([pair.user_id for pair in pairs], won)
+        metrics[f"{name}/generic"] = mean(generic)
+        metrics[f"{name}/pairs"] = float(len(pairs))
+        metrics[f"{name}/users"] = float(len({pair.user_id for pair in pairs}))
         for attribute, values in (("kind", KINDS), ("task", sorted({pair.task for pair in pairs}))):
             for value in values:
                 group = [w for w, pair in zip(won, pairs, strict=True) if getattr(pair, attribute) == value]
                 if group:
-                    out[f"{name}/{value}"] = mean(group)
+                    metrics[f"{name}/{value}"] = mean(group)
         cross = [pair for pair in pairs if pair.kind == "cross_profile"]
         if cross:
-            kept = [g for g, pair in zip(generic, pairs, strict=True) if pair.kind == "cross_profile"]
-            out[f"{name}/generic_cross_profile"] = mean(kept)
-        if asks := shuffled(cross, seed):
-            out[f"{name}/shuffled"] = mean(pair_wins(raw, asks))
-    return out
+            group = [g for g, pair in zip(generic, pairs, strict=True) if pair.kind == "cross_profile"]
+            metrics[f"{name}/generic_cross_profile"] = mean(group)
+        if requests := shuffled(cross, seed):
+            metrics[f"{name}/shuffled"] = mean(pair_wins(raw, requests))
+    return metrics

@@ -1,13 +1,13 @@
 """From texts to padded tensors: what PRMU's model reads.
 
 A response row is `question <eos> response <eos>`; an item row is `item <eos>`. Only the `text` baseline has the profile
-in its response row, in front of the question. Rows are padded on the right, so that a causal
-backbone gives a token the same state in any batch.
+in its response row, in front of the question. Rows are padded on the right, so that a causal backbone gives a token
+the same state in any batch.
 
-What is scored and how it is cut, for any input: an unknown user or an empty profile is scored with e_0. Of more than
-`max_items` items the ones nearest to the question (BM25) are read, in the profile's order. An item is its first
-`max_item_tokens` tokens, looked for in its first CHARACTERS_PER_TOKEN times as many characters; question and response
-see Limits.max_tokens. Halves of a surrogate pair become U+FFFD, which a tokenizer can read. Other than texts: an error.
+An unknown user or an empty profile is scored with e_0. If a profile has more than `max_items` items, the ones nearest
+to the question (BM25) are read, in the profile's order. An item is cut to `max_item_tokens` tokens, and before that to
+CHARACTERS_PER_TOKEN times as many characters; `Limits.max_tokens` cuts question and response. A lone half of a
+surrogate pair becomes U+FFFD, which a tokenizer can read. A value that is no text is an error.
 Shapes: R response rows, T tokens, B users, I distinct items, L item tokens, N items and M item states of a user.
 """
 
@@ -26,15 +26,15 @@ from tagpr_rl.prompts.retrieve import bm25_scores
 from tagpr_rl.types import TagprError
 
 CACHED_TEXTS = 50_000
-"""Tokenised texts kept per encoder."""
+"""Number of tokenised texts that an encoder caches."""
 CACHED_PROFILES = 2_000
-"""Choices of nearest items kept per encoder."""
+"""Number of choices of nearest items that an encoder caches."""
 CHARACTERS_PER_TOKEN = 32
-"""More than any tokenizer needs for a token of natural text: what lies beyond is cut before the tokenizer reads it."""
+"""More characters than a token of natural text has; the text beyond is cut before the tokenizer reads it."""
 RETRIEVED_CHARACTERS = 1000
-"""Of an item, when items are compared with the question."""
+"""Characters of an item, and of the question, that BM25 compares."""
 PROFILES, ROWS, TEXT, NOTHING = "attention", "identity", "text", "generic"
-"""Where a PRMU looks for the user: the profile by attention, the identity table, the profile in the prompt, nowhere."""
+"""Source of the user: attention over the profile, the identity table, the profile in the prompt, or none."""
 USERS = (PROFILES, ROWS, TEXT, NOTHING)
 
 
@@ -43,11 +43,11 @@ class Limits:
     """Lengths beyond which text is cut."""
 
     max_tokens: int = 1024
-    """Of question and response together, `<eos>` included. The question's beginning goes first."""
+    """Tokens of question and response together, `<eos>` included. The question's beginning is cut first."""
     max_items: int = 16
-    """Profile items per user; of more, the ones nearest to the question are kept."""
+    """Profile items per user. Of more items those nearest to the question are read."""
     max_item_tokens: int = 128
-    """Per item, `<eos>` included; the end is cut."""
+    """Tokens of an item, `<eos>` included. Its end is cut."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 4 or self.max_items < 0 or self.max_item_tokens < 2:
@@ -99,17 +99,17 @@ class TextEncoder:
             return self.response(request.question, request.response)
         plain = self.response(request.question, request.response)
         room = self.limits.max_tokens - len(plain.ids)
-        kept: list[tuple[int, ...]] = []
+        items: list[tuple[int, ...]] = []
         for item in self.items(request.profile_texts, request.question):
             if len(item) > room:
                 break
-            kept.insert(0, item)
+            items.insert(0, item)
             room -= len(item)
-        before = tuple(token for item in kept for token in item)
+        before = tuple(token for item in items for token in item)
         return ResponseIds((*before, *plain.ids), len(before) + plain.start)
 
     def profile(self, request: ScoreRequest) -> list[tuple[int, ...]]:
-        """The item rows that a request's user attends to; none where PRMU does not attend to profiles."""
+        """The item rows that a request's user attends to; [] if PRMU does not attend to profiles."""
         return self.items(request.profile_texts, request.question) if self.user == PROFILES else []
 
     def response(self, question: str, response: str) -> ResponseIds:
@@ -121,16 +121,16 @@ class TextEncoder:
         room = self.limits.max_tokens - 2
         most = room * CHARACTERS_PER_TOKEN
         answer = self._ids(response[:most])[:room]
-        asked = self._cached_question(question[-most:])
-        asked = asked[max(0, len(asked) - (room - len(answer))) :]
-        return ResponseIds((*asked, self.eos, *answer, self.eos), len(asked) + 1)
+        before = self._cached_question(question[-most:])
+        before = before[max(0, len(before) - (room - len(answer))) :]
+        return ResponseIds((*before, self.eos, *answer, self.eos), len(before) + 1)
 
     def item(self, text: str) -> tuple[int, ...]:
-        """One item row, cached; () when the text has no tokens."""
+        """One item row, cached; () if the text has no tokens."""
         return self._cached_item(text[: self.limits.max_item_tokens * CHARACTERS_PER_TOKEN])
 
     def _item(self, text: str) -> tuple[int, ...]:
-        """One item row of at most `max_item_tokens`; () when the text has no tokens."""
+        """One item row of at most `max_item_tokens`; () if the text has no tokens."""
         most = self.limits.max_item_tokens
         ids = self._ids(text[: most * CHARACTERS_PER_TOKEN])[: most - 1]
         return (*ids, self.eos) if ids else ()

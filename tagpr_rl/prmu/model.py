@@ -1,7 +1,7 @@
 """PRMU's model: score(u, x, o) = head(h) + coherence(x, o) + <proj(h), e_u>, on any Hugging Face causal backbone.
 
-Ours, as the paper does not publish its own. The user enters only through the product with the response's
-states: a term that does not depend on the response is the same for both sides of a pair and would cancel.
+The paper does not publish its reward model. In this one the user enters only through the product with the response's
+states: a term without the response is the same for both sides of a pair and would cancel.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from tagpr_rl.files import replacing, write_json
-from tagpr_rl.prmu.coherence import Coherence
 from tagpr_rl.prmu.inputs import PROFILES, USERS, Batch, Limits, TextEncoder
-from tagpr_rl.prmu.users.mapped import MappedUsers
 from tagpr_rl.prmu.users.table import INDEX, ShardedUsers
-from tagpr_rl.prmu.users.vectors import UserEncoder, UserTable, interact, with_item_mean, with_window_mean
+from tagpr_rl.prmu.users.vectors import MappedUsers, UserEncoder, UserTable, interact, with_item_mean, with_window_mean
 from tagpr_rl.types import TagprError
 
 FORMAT = "tagpr_rl.prmu/2"
 INTERACTIONS = ("token", "pooled")
+COHERENCE_GAIN = 8.0
+"""Score of one nat of mean log-probability before training."""
+MASKED = -1e9
+"""Logit of a token that is padding or another token."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrmuModelConfig:
-    """Shape of the model, and the statistics that bring its scores into [0, 1]."""
+    """Shape of the model, and the mean and deviation that map its raw scores into [0, 1]."""
 
     user: str = PROFILES
     """"attention": e_u = e_0 + attention over the profile (+ o_u). Baselines: "identity": e_0 + o_u, as P-RLHF
     (arXiv 2402.05133); "text": the profile stands in the backbone's input; "generic": no user."""
     interaction: str = "token"
-    """"token": every response token asks the profile's tokens, so a claim can be checked against its source.
-    "pooled": the question asks the items' mean-pooled states, and one e_u meets the response's last state."""
+    """"token": every response token attends to the profile's tokens, so a claim can be checked against its source.
+    "pooled": the question attends to the items' mean-pooled states, and one e_u meets the response's last state."""
     heads: int = 4
     window: int = 6
     """"token" only: how many of the response's last tokens say which item a claim is about."""
@@ -57,6 +59,43 @@ class PrmuModelConfig:
             raise TagprError(f"PRMU: window is {self.window}; it must be at least 1")
         if not self.score_std > 0:
             raise TagprError(f"PRMU: score_std is {self.score_std}; it must be above 0")
+
+
+class Coherence(nn.Module):
+    """A user-independent term: the mean log-probability of the response's tokens, each among the text's own tokens.
+
+    A thought that says "so fantasy" before the answer "romance" is wrong for every user, and a score that only compares
+    single words with the user cannot see that. The backbone's last state before a token predicts the token. The
+    candidates are the tokens of question and response, as in a pointer network (arXiv 1506.03134), so that no
+    vocabulary-sized output is needed. A gate weighs the tokens, since names from the profile are not predictable.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.expect = nn.Linear(dim, dim, bias=False)
+        nn.init.eye_(self.expect.weight)  # with tied embeddings this is the language model's own expectation
+        self.gate = nn.Linear(dim, 1)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+        self.strength = nn.Parameter(torch.ones(1))
+
+    def log_probabilities(self, before: Tensor, words: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """`[R, T - 1]`: log-probability of tokens 1..T-1 among all tokens of their row; equal tokens count together.
+
+        `before`: the backbone's last states `[R, T, D]`; `words`: its embeddings `[R, T, D]`; `ids`, `mask` `[R, T]`.
+        """
+        logits = self.expect(before[:, :-1]) @ words.transpose(1, 2)  # [R, T - 1, T]
+        logits = logits.masked_fill(~mask[:, None, :], MASKED)
+        same = ids[:, 1:, None] == ids[:, None, :]
+        return logits.masked_fill(~same, MASKED).logsumexp(-1) - logits.logsumexp(-1)
+
+    def forward(self, before: Tensor, words: Tensor, gated: Tensor, ids: Tensor, mask: Tensor, start: Tensor) -> Tensor:
+        """The term `[R]`, at most 0 while `strength` is positive. `gated` `[R, T, D]`: what the gate reads."""
+        place = torch.arange(1, ids.shape[1], device=ids.device)
+        counted = (mask[:, 1:] & (place >= start[:, None])).float()
+        weight = 2 * torch.sigmoid(self.gate(gated[:, :-1]).squeeze(-1)) * counted
+        log_probability = self.log_probabilities(before, words, ids, mask)
+        return COHERENCE_GAIN * self.strength * (weight * log_probability).sum(1) / counted.sum(1)
 
 
 class PrmuModel(nn.Module):
@@ -93,12 +132,12 @@ class PrmuModel(nn.Module):
         """What meets the user, `[n, T, D]`: a learned mix of the normalised layers, normalised.
 
         The last layer of a language model is about the *next* token, so the mix starts mostly at the embeddings:
-        there a quoted word equals its source, which is where checking a claim begins.
+        there a quoted word equals its source, so a claim can be compared with it.
         """
         return self.norm(_mixed(layers, self.layer_mix))
 
     def head_states(self, layers: Sequence[Tensor]) -> Tensor:
-        """What the user-independent terms read, `[n, T, D]`: a mix of its own."""
+        """What the user-independent terms read, `[n, T, D]`: a second learned mix of the layers."""
         return self.head_norm(_mixed(layers, self.head_mix))
 
     def item_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +203,7 @@ class PrmuModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> tuple[PrmuModel, TextEncoder]:
-        """What `save_pretrained` wrote, in fp32 on the CPU, in evaluation mode; and its text encoder."""
+        """The model that `save_pretrained` wrote, in fp32 on the CPU and in evaluation mode, and its text encoder."""
         config, ids = _read_config(folder)
         backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder / "backbone"), dtype=torch.float32)
         model = cls(backbone, config, UserTable(ids))
@@ -203,12 +242,12 @@ def gather_items(states: Tensor, mask: Tensor, profile: Tensor) -> tuple[Tensor,
     """
     users, slots = profile.shape
     index = profile.clamp(min=0)
-    there = (profile >= 0)[..., None] & mask[index]
-    return states[index].reshape(users, slots * states.shape[1], -1), there.reshape(users, -1)
+    present = (profile >= 0)[..., None] & mask[index]
+    return states[index].reshape(users, slots * states.shape[1], -1), present.reshape(users, -1)
 
 
 def new_model(backbone: Path, config: PrmuModelConfig, users: UserTable) -> tuple[PrmuModel, TextEncoder]:
-    """A new PRMU, fp32, on the Hugging Face causal model in `backbone` (its language-model head is not used)."""
+    """A new PRMU, fp32, on the Hugging Face causal model in `backbone` (without its language-model head)."""
     if not (backbone / "config.json").is_file():
         raise TagprError(f"{backbone}: no config.json; give the folder of a Hugging Face model")
     model = AutoModel.from_pretrained(backbone, dtype=torch.float32)

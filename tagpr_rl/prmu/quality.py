@@ -1,6 +1,6 @@
-"""What PRMU's scores are worth beyond accuracy: calibration, best-of-N, length, copying, profile size. No torch.
+"""Quality of PRMU's scores beyond accuracy: calibration, best-of-N, correlations, profile size. Imports no torch.
 
-Names: Q questions, N responses to each, "raw" scores before they are normalised.
+A "raw" score is the model's output before it is normalised. The suffix _N marks the N responses to one question.
 """
 
 from __future__ import annotations
@@ -12,27 +12,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tagpr_rl.prmu.accuracy import mean
-from tagpr_rl.prmu.serving.requests import ScoreRequest
-from tagpr_rl.prmu.training.pairs import PairRow
-
-Asked = list[tuple[ScoreRequest, ScoreRequest]]
+from tagpr_rl.prmu.serving.requests import ScoreRequest, request_for
+from tagpr_rl.types import PairRow
 
 
-def third_users(pairs: Sequence[PairRow], seed: int = 0, draws: int = 4) -> tuple[Asked, list[PairRow]]:
-    """(chosen, rejected) scored for `draws` random users of the same task who are neither of the pair's two; and the
-    pair of each. Pairs for which there is no such user are left out."""
+def third_users(
+    pairs: Sequence[PairRow], seed: int = 0, draws: int = 4
+) -> tuple[list[tuple[ScoreRequest, ScoreRequest]], list[PairRow]]:
+    """(chosen, rejected) requests for `draws` random users of the same task, and the pair that each belongs to.
+
+    The users are neither of the pair's two users. A pair is left out if its task has no such user.
+    """
     rng = random.Random(seed)
     by_task: dict[str, dict[str, PairRow]] = defaultdict(dict)
     for pair in pairs:
         by_task[pair.task].setdefault(pair.user_id, pair)
-    asks, kept = [], []
+    requests, sources = [], []
     for pair in pairs:
         others = [p for user, p in by_task[pair.task].items() if user not in (pair.user_id, pair.other_user_id)]
-        for lender in rng.sample(others, min(draws, len(others))):
-            other = replace(lender, question=pair.question)
-            asks.append((other.request(pair.chosen), other.request(pair.rejected)))
-            kept.append(pair)
-    return asks, kept
+        for third in rng.sample(others, min(draws, len(others))):
+            other = replace(third, question=pair.question)
+            requests.append((request_for(other, pair.chosen), request_for(other, pair.rejected)))
+            sources.append(pair)
+    return requests, sources
 
 
 def calibration(differences: Sequence[float], bins: int = 10) -> dict[str, object]:
@@ -76,13 +78,13 @@ def best_of(task_scores: Sequence[float], ranking: Sequence[float], n: int) -> f
 
 
 def votes(answers: Sequence[str]) -> list[float]:
-    """How many responses give each response's answer: ranks by majority (self-consistency)."""
+    """For each response the number of responses with the same answer: the ranking of self-consistency."""
     counts = Counter(answers)
     return [float(counts[answer]) for answer in answers]
 
 
 def correlation_within(xs: Sequence[Sequence[float]], ys: Sequence[Sequence[float]]) -> float | None:
-    """Pearson correlation after taking each question's mean from both, [-1, 1]; None where one side never varies."""
+    """Pearson correlation after taking each question's mean from both, [-1, 1]; None if one side never varies."""
     a, b = [], []
     for x_N, y_N in zip(xs, ys, strict=True):
         x_mean, y_mean = mean(x_N), mean(y_N)
@@ -93,8 +95,10 @@ def correlation_within(xs: Sequence[Sequence[float]], ys: Sequence[Sequence[floa
 
 
 def auc_within(raws: Sequence[Sequence[float]], task_scores: Sequence[Sequence[float]]) -> tuple[float | None, int]:
-    """Share of pairs of responses to one question that the raw score orders as the task score does (ties: half), and
-    the number of such pairs; None where no two differ."""
+    """(share, number) of the response pairs of one question that the raw score orders as the task score does.
+
+    Pairs of equal task score are not counted; equal raw scores count half. The share is None if no pair is counted.
+    """
     won, pairs = 0.0, 0
     for raw_N, task_N in zip(raws, task_scores, strict=True):
         for i in range(len(raw_N)):
@@ -107,12 +111,12 @@ def auc_within(raws: Sequence[Sequence[float]], task_scores: Sequence[Sequence[f
 
 
 def truncated(pairs: Sequence[PairRow], size: int, seed: int = 0) -> list[PairRow]:
-    """The pairs with `size` random items of each user's profile (all where it has fewer), the same ones per user."""
-    cut: dict[tuple[str, str], tuple[str, ...]] = {}
+    """The pairs with at most `size` random items of each user's profile; all pairs of a user get the same items."""
+    items: dict[tuple[str, str], tuple[str, ...]] = {}
     for pair in pairs:
         key = pair.task, pair.user_id
-        if key not in cut:
+        if key not in items:
             order = list(range(len(pair.profile_texts)))
             random.Random(f"{seed}/{key}").shuffle(order)
-            cut[key] = tuple(pair.profile_texts[i] for i in order[:size])
-    return [replace(pair, profile_texts=cut[pair.task, pair.user_id]) for pair in pairs]
+            items[key] = tuple(pair.profile_texts[i] for i in order[:size])
+    return [replace(pair, profile_texts=items[pair.task, pair.user_id]) for pair in pairs]

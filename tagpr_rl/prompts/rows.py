@@ -8,6 +8,15 @@ from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.types import LampRecord, Prompt, TagprError
 
 
+def profile_texts(record: LampRecord) -> tuple[str, ...]:
+    """The whole profile as PRMU reads it: each item as LaMP writes it into a prompt.
+
+    That line has the user's label, score or title. LaMP's retrieval text lacks it for LaMP_2 and LaMP_3, and without
+    it an item does not show a preference.
+    """
+    return tuple(TASKS[record.task].item_line(dict(item.fields)).strip() for item in record.profile)
+
+
 def to_row(record: LampRecord, prompt: Prompt, index: int) -> dict[str, Any]:
     """verl's prompt row (its RLHFDataset keys) for one record.
 
@@ -23,7 +32,6 @@ def to_row(record: LampRecord, prompt: Prompt, index: int) -> dict[str, Any]:
             f"record {record.id!r} ({record.task}) was paired with the prompt of {prompt.record_id!r} "
             f"({prompt.task}); build the prompt from this record"
         )
-    spec = TASKS[record.task]
     gold = record.gold if record.gold is not None else ""
     return {
         "data_source": record.task,
@@ -38,6 +46,6 @@ def to_row(record: LampRecord, prompt: Prompt, index: int) -> dict[str, Any]:
             "split": record.split,
             "gold": gold,
             "question": record.input,
-            "profile_texts": [spec.item_line(dict(item.fields)).strip() for item in record.profile],
+            "profile_texts": list(profile_texts(record)),
         },
     }

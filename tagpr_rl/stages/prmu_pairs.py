@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config import PrmuStage
-from tagpr_rl.data.tasks import TASKS
-from tagpr_rl.prmu.training.pairs import PairRow, read_pairs, write_pairs
+from tagpr_rl.prmu.training.preferences import read_pairs, write_pairs
 from tagpr_rl.prmu.training.probes import copied, padded, slipped
 from tagpr_rl.prompts.dataset import TRAIN, load_split, write_parquet
+from tagpr_rl.prompts.rows import profile_texts
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.stages.context import StageContext
 from tagpr_rl.stages.policy_samples import sampled_responses
 from tagpr_rl.tags.grammar import final_answer, parse
 from tagpr_rl.tags.schema import TagSchema
-from tagpr_rl.types import LampRecord, ParseStatus, TagprError
+from tagpr_rl.types import LampRecord, PairRow, ParseStatus, TagprError
 
 PAIRS = "pairs.parquet"
 POLICY_MARGIN = 0.2
@@ -86,14 +86,9 @@ def pairs_of_samples(
         rng.shuffle(pairs)
         gaps = [scores[better] - scores[worse] for better, worse in pairs]
         kept = [pair for pair, gap in zip(pairs, gaps, strict=True) if gap >= POLICY_MARGIN and rng.random() < gap]
-        fields = record.id, record.task, record.user_id, "", record.input, item_lines(record)
+        fields = record.id, record.task, record.user_id, "", record.input, profile_texts(record)
         rows += [PairRow(*fields, better, worse, "wrong") for better, worse in kept[:POLICY_PAIRS]]
     return rows
-
-
-def item_lines(record: LampRecord) -> tuple[str, ...]:
-    """The whole profile as PRMU reads it, each item with the user's label, score or title (data.rows.to_row)."""
-    return tuple(TASKS[record.task].item_line(dict(item.fields)).strip() for item in record.profile)
 
 
 def spread_out(records: Sequence[LampRecord], most: int) -> list[LampRecord]:

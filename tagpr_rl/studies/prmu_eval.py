@@ -15,16 +15,16 @@ from tagpr_rl.files import write_json, write_text
 from tagpr_rl.prmu.accuracy import RawScore, evaluate, mean, own, pair_wins, per_user_macro, shuffled, wins
 from tagpr_rl.prmu.quality import auc_within, best_of, calibration, correlation_within, third_users, truncated, votes
 from tagpr_rl.prmu.serving.requests import ScoreRequest
-from tagpr_rl.prmu.training.pairs import PairRow
 from tagpr_rl.prmu.training.probes import copying, padding
+from tagpr_rl.prompts.rows import profile_texts
 from tagpr_rl.report.cards.prmu_page import prmu_page
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.stages.context import LazyRay, StageContext
-from tagpr_rl.stages.prmu_pairs import circle, item_lines
+from tagpr_rl.stages.prmu_pairs import circle
 from tagpr_rl.studies.prmu_material import Material, finished_prmu, gather
 from tagpr_rl.tags.grammar import final_answer
-from tagpr_rl.types import TagprError
+from tagpr_rl.types import PairRow, TagprError
 
 SIZES = (0, 1, 2, 4, 8, 16)
 """Profile sizes of the cold-start curve; sizes above every profile are left out."""
@@ -172,12 +172,12 @@ def best_of_n(raw: RawScore, material: Material, seed: int) -> dict[str, Any]:
         [task_reward(record.task, final_answer(text), str(record.gold)) for text in row]
         for record, row in zip(records, texts, strict=True)
     ]
-    profiles = {(record.task, record.user_id): item_lines(record) for record in records}
+    profiles = {(record.task, record.user_id): profile_texts(record) for record in records}
     lender = circle(list(profiles), seed)
     asked: dict[str, list[list[ScoreRequest]]] = {"prmu": [], "shuffled": [], "generic": []}
     for record, row in zip(records, texts, strict=True):
         other = lender[record.task, record.user_id]
-        mine = [ScoreRequest(record.user_id, item_lines(record), record.input, text) for text in row]
+        mine = [ScoreRequest(record.user_id, profile_texts(record), record.input, text) for text in row]
         theirs = [ScoreRequest(other, profiles[record.task, other], record.input, text) for text in row]
         asked["prmu"].append(mine)
         asked["shuffled"].append(theirs)

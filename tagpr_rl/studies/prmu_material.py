@@ -12,16 +12,17 @@ from tagpr_rl.chains.pairs import build_pairs
 from tagpr_rl.chains.teachers.swap import ProfilePool
 from tagpr_rl.config import ChainsStage, PrmuStage, Recipe
 from tagpr_rl.data.world.rules import world_rules
-from tagpr_rl.prmu.training.pairs import PairRow, check_leakage, read_pairs, split_by_user, user_only_pairs
+from tagpr_rl.prmu.training.preferences import check_leakage, read_pairs, split_by_user, user_only_pairs
 from tagpr_rl.prompts.dataset import HELD_OUT, load_split, prompt_maker, retriever
+from tagpr_rl.prompts.rows import profile_texts
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.run.layout import stage_dir
 from tagpr_rl.stages.context import StageContext
 from tagpr_rl.stages.policy_samples import sampled_responses
-from tagpr_rl.stages.prmu_pairs import PAIRS, item_lines, pairs_of_samples
+from tagpr_rl.stages.prmu_pairs import PAIRS, pairs_of_samples
 from tagpr_rl.stages.teachers import keep_rules, teacher_for
 from tagpr_rl.tags.grammar import final_answer
-from tagpr_rl.types import LampRecord, TagprError
+from tagpr_rl.types import LampRecord, PairRow, TagprError
 
 FREE_TEACHERS = ("scripted", "heuristic", "auto")
 """Teachers that cost nothing to ask about held-out questions."""
@@ -63,7 +64,7 @@ def gather(context: StageContext, stage: PrmuStage, *, questions: int, samples: 
         check_leakage(split.train, held_out)
     source = held_out or split.unseen
     both = {(row.task, row.user_id): row.profile_texts for row in source}
-    both |= {(record.task, record.user_id): item_lines(record) for record in asked}
+    both |= {(record.task, record.user_id): profile_texts(record) for record in asked}
     user_only = user_only_pairs(source, both)
     by_user = {(record.task, record.user_id): record for record in asked}
     checked = recipe.data.lamp_dir is None and bool(held_out)
@@ -107,7 +108,7 @@ def _held_out_pairs(context: StageContext, records: Sequence[LampRecord]) -> lis
     chains = build_chains(
         asked, [make(record) for record in asked], teacher, labeller, schema, rules, swapping=swapping
     )
-    made = build_pairs(
+    return build_pairs(
         chains,
         asked,
         make_lent,
@@ -118,12 +119,6 @@ def _held_out_pairs(context: StageContext, records: Sequence[LampRecord]) -> lis
         kinds=("cross_profile", "no_profile"),
         seed=stage.seed,
     )
-    return [
-        PairRow(
-            c.record_id, c.task, c.user_id, c.other_user_id, c.question, c.profile_texts, c.chosen, c.rejected, c.kind
-        )
-        for c in made
-    ]
 
 
 def _only_true(rows: Sequence[PairRow], records: Mapping[tuple[str, str], LampRecord]) -> list[PairRow]:

@@ -113,8 +113,9 @@ def train_reward_model(job: dict[str, Any]) -> None:
 
     from tagpr_rl.backend.deepspeed.prmu import ZeroPrmuEngine
     from tagpr_rl.config import DeepSpeedBlock
+    from tagpr_rl.prmu.training.config import PrmuConfig
     from tagpr_rl.prmu.training.sharding import Fsdp2Engine
-    from tagpr_rl.prmu.training.train import PrmuConfig, train_prmu
+    from tagpr_rl.prmu.training.train import train_prmu
 
     out = Path(job["out"])
     if dist.get_rank() == 0:

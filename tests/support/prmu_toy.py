@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from tagpr_rl.prmu.training.pairs import PairRow
+from tagpr_rl.types import PairRow
 
 COLOURS = ("red", "green", "blue", "black", "white", "pink", "brown", "grey")
 WORDS = (*COLOURS, "i", "like", "a", "hat", "which", "take", "the", "one", "coat", "scarf")

@@ -19,7 +19,7 @@ from tagpr_rl.types import TagprError
 
 
 class StepCheckpoints:
-    """prmu.progress.Checkpoints in a stage's folder: whole or not there, hashed (tagpr_rl/checkpoints.py)."""
+    """Implements prmu's protocol `Checkpoints` in a stage's folder, with complete and hashed checkpoints only."""
 
     def __init__(self, root: Path, every: int) -> None:
         self.root, self.every = root, every
@@ -63,18 +63,19 @@ def train_prmu_remote(
     checkpoints: tuple[str, int] = ("", 0),
     user_shards: int | None = None,
 ) -> dict[str, float]:
-    """Train PRMU on the pairs file and return its figures (prmu.train.train_prmu).
+    """Train PRMU on the pairs file and return its figures (prmu.training.train.train_prmu).
 
     `zero`: config.DeepSpeedBlock as a dict, to train with DeepSpeed; None trains with FSDP2. `checkpoints`: the folder
     of step checkpoints, in which `checkpoints.choose` has named the one to go on from, and the steps between two (0 =
-    none is written). `user_shards`: move the users' rows into so many files afterwards (prmu.users_table); None leaves
+    none is written). `user_shards`: move the users' rows into so many files afterwards (prmu.users.table); None leaves
     them in the model's file.
     """
     import torch
 
-    from tagpr_rl.prmu.training.pairs import read_pairs
+    from tagpr_rl.prmu.training.config import PrmuConfig
+    from tagpr_rl.prmu.training.preferences import read_pairs
     from tagpr_rl.prmu.training.sharding import Fsdp2Engine
-    from tagpr_rl.prmu.training.train import PrmuConfig, train_prmu
+    from tagpr_rl.prmu.training.train import train_prmu
 
     torch.set_num_threads(threads)
     make_engine: Any = Fsdp2Engine

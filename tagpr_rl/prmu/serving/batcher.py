@@ -1,4 +1,4 @@
-"""Gather single requests from many callers into batches: plain asyncio, no torch, no ray."""
+"""Gathers single requests of many callers into batches. It needs asyncio only: no torch, no ray."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from typing import Generic, TypeVar
 
 Request = TypeVar("Request")
 Outcome = float | Exception
-"""What a request comes to: its score, or the error that it alone is at fault for."""
+"""The result of a request: its score, or the error that this request caused."""
 
-
-IN_HAND = 2
-"""Batches begun at a time: while one is scored the next one waits for the thread, so that this never stands still."""
+MAX_UNDER_WAY = 2
+"""Number of batches started at a time. While one is scored the next one waits for the thread, which never idles."""
 
 
 class QueueFull(Exception):
-    """Too many requests wait already; the caller may ask again later."""
+    """The queue is full; the caller may submit the request again later."""
 
 
 @dataclass(slots=True)
@@ -32,7 +31,7 @@ class BatcherStats:
     failed: int = 0
     largest: int = 0
     refused: int = 0
-    """Requests that a full queue turned away; they are not among `requests`."""
+    """Number of requests that a full queue rejected. `requests` does not count them."""
 
 
 @dataclass(slots=True)
@@ -43,12 +42,12 @@ class _Waiting(Generic[Request]):
 
 
 class Batcher(Generic[Request]):
-    """A queue in front of `score`, which runs in one thread so that callers keep arriving meanwhile.
+    """A queue in front of `score`, which runs in one thread so that callers are not blocked.
 
-    A batch closes `max_wait_s` seconds after its first request, or as soon as its sizes reach `max_size`.
-    While one batch is scored the next one gathers. `score` may return an exception in a request's place, which its
-    caller gets. If `score` itself raises, the batch's requests are scored one by one, so that only those at fault
-    see the error.
+    A batch closes `max_wait_s` seconds after its first request, or as soon as the sum of its sizes reaches `max_size`.
+    While one batch is scored the next one gathers. `score` may return an exception for a request; the caller of that
+    request gets it. If `score` itself raises, the requests of the batch are scored one by one, so that only the callers
+    of the faulty requests get an error.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class Batcher(Generic[Request]):
         max_size: int = 32_768,
         max_waiting: int | None = None,
     ) -> None:
-        """`max_waiting`: requests that may queue; one more is refused with QueueFull. None = no bound."""
+        """`max_waiting`: largest length of the queue; a further request gets QueueFull. None = no bound."""
         self.stats = BatcherStats()
         self._score, self._size = score, size
         self._max_wait_s, self._max_size, self._max_waiting = max_wait_s, max_size, max_waiting
@@ -68,7 +67,7 @@ class Batcher(Generic[Request]):
         self._queued = 0
         self._filled = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self._begun: list[float] = []
+        self._starts: list[float] = []
         self._under_way: deque[asyncio.Task[None]] = deque()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prmu")
 
@@ -78,13 +77,13 @@ class Batcher(Generic[Request]):
         return len(self._queue)
 
     def busy_s(self) -> float:
-        """Seconds since the oldest batch in hand was begun; 0 when none is."""
-        return time.monotonic() - self._begun[0] if self._begun else 0.0
+        """Seconds since the oldest batch under way was started; 0 if there is none."""
+        return time.monotonic() - self._starts[0] if self._starts else 0.0
 
     async def submit(self, request: Request) -> float:
-        """Score one request. `size` is asked first, so a request it refuses never enters a batch.
+        """The score of one request. `size` runs before the request enters a batch, so its errors stop no other request.
 
-        Raises QueueFull when the queue is full, and whatever `score` has to say of this request.
+        Raises QueueFull if the queue is full, and the error of `size` or `score` for this request.
         """
         if self._max_waiting is not None and len(self._queue) >= self._max_waiting:
             self.stats.refused += 1
@@ -105,26 +104,26 @@ class Batcher(Generic[Request]):
             closing = loop.call_later(self._max_wait_s, self._filled.set)
             await self._filled.wait()
             closing.cancel()
-            if len(self._under_way) == IN_HAND:
+            if len(self._under_way) == MAX_UNDER_WAY:
                 await self._under_way.popleft()  # they end in this order
             self._under_way.append(loop.create_task(self._run(self._take())))
 
     def _take(self) -> list[_Waiting[Request]]:
-        """Remove the next batch from the queue: the oldest request, and those nearest to it in size.
+        """Remove the next batch from the queue: the oldest request and those nearest to it in size.
 
-        As many as requests * largest size within the bound: the model pads a batch to its longest. The oldest is
-        always among them, so nothing waits for ever.
+        The model pads a batch to its longest request, so number * largest size stays within the bound. The oldest
+        request is always taken, so that none waits for ever.
         """
         oldest = self._queue[0].size
         order = sorted(range(len(self._queue)), key=lambda i: (abs(self._queue[i].size - oldest), i))
-        largest, taken = oldest, {0}
+        largest, indices = oldest, {0}
         for i in order[1:]:
             largest = max(largest, self._queue[i].size)
-            if (len(taken) + 1) * largest > self._max_size:
+            if (len(indices) + 1) * largest > self._max_size:
                 break
-            taken.add(i)
-        batch = [waiting for i, waiting in enumerate(self._queue) if i in taken]
-        self._queue = deque(waiting for i, waiting in enumerate(self._queue) if i not in taken)
+            indices.add(i)
+        batch = [waiting for i, waiting in enumerate(self._queue) if i in indices]
+        self._queue = deque(waiting for i, waiting in enumerate(self._queue) if i not in indices)
         self._queued -= sum(waiting.size for waiting in batch)
         if self._queued < self._max_size:
             self._filled.clear()
@@ -134,8 +133,8 @@ class Batcher(Generic[Request]):
         batch = [waiting for waiting in batch if not waiting.future.done()]  # cancelled callers
         if not batch:
             return
-        began = time.monotonic()
-        self._begun.append(began)
+        start = time.monotonic()
+        self._starts.append(start)
         try:
             scores = await asyncio.get_running_loop().run_in_executor(self._thread, self._score_wanted, batch)
         except Exception as error:  # noqa: BLE001  (passed on to the caller whose request it is)
@@ -145,7 +144,7 @@ class Batcher(Generic[Request]):
                 return
             scores = [error]
         finally:
-            self._begun.remove(began)
+            self._starts.remove(start)
         for waiting, score in zip(batch, scores, strict=True):
             self.stats.failed += isinstance(score, Exception)
             if waiting.future.done() or score is None:
@@ -156,14 +155,14 @@ class Batcher(Generic[Request]):
                 waiting.future.set_result(score)
 
     def _score_wanted(self, batch: Sequence[_Waiting[Request]]) -> list[Outcome | None]:
-        """In the thread: the outcome of each request, None for those whose caller is gone by now."""
+        """Runs in the thread: the outcome of each request, None for those whose caller has gone."""
         wanted = [waiting for waiting in batch if not waiting.future.done()]
         if not wanted:
             return [None] * len(batch)
         self.stats.batches += 1
         self.stats.largest = max(self.stats.largest, len(wanted))
-        found = self._score([waiting.request for waiting in wanted])
-        if len(found) != len(wanted):
-            raise RuntimeError(f"PRMU returned {len(found)} scores for {len(wanted)} requests")
-        by_request = dict(zip(map(id, wanted), found, strict=True))
+        outcomes = self._score([waiting.request for waiting in wanted])
+        if len(outcomes) != len(wanted):
+            raise RuntimeError(f"PRMU returned {len(outcomes)} scores for {len(wanted)} requests")
+        by_request = dict(zip(map(id, wanted), outcomes, strict=True))
         return [by_request.get(id(waiting)) for waiting in batch]

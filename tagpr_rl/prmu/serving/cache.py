@@ -1,4 +1,4 @@
-"""A cache of arrays, bounded in entries and in bytes, that drops what was used longest ago. Imports no torch."""
+"""A cache of arrays, bounded in entries and in bytes. It drops the least recently used ones. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Value = TypeVar("Value", bound=Sized)
 
 
 class ArrayCache(Generic[Value]):
-    """Least recently used first out. A value larger than the whole bound is not kept."""
+    """Drops the least recently used values first. It does not keep a value larger than the whole bound."""
 
     def __init__(self, max_entries: int, max_bytes: int) -> None:
         self.max_entries, self.max_bytes = max_entries, max_bytes
@@ -30,14 +30,14 @@ class ArrayCache(Generic[Value]):
         return len(self._entries)
 
     def get(self, key: Hashable) -> Value | None:
-        """The value, which now counts as used last; None when it is not there."""
+        """The value, marked as used last; None if the cache does not hold it."""
         value = self._entries.get(key)
         if value is not None:
             self._entries.move_to_end(key)
         return value
 
     def put(self, key: Hashable, value: Value) -> None:
-        """Keep `value` and drop the oldest entries that no longer fit."""
+        """Store `value`, and drop the oldest entries until both bounds hold."""
         old = self._entries.pop(key, None)
         self.nbytes += value.nbytes - (old.nbytes if old is not None else 0)
         self._entries[key] = value

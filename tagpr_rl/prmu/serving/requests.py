@@ -1,13 +1,13 @@
-"""What one asks of PRMU: a user's response to a question. Imports no torch."""
+"""Requests to PRMU and its replies. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tagpr_rl.types import TagprError
+from tagpr_rl.types import PairRow, TagprError
 
 UNKNOWN_USER = ""
-"""The user id that no table holds: the user is described by the profile alone."""
+"""A user id that no table holds: PRMU then knows the user by the profile alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,29 +15,34 @@ class ScoreRequest:
     """One response to score for one user."""
 
     user_id: str
-    """Any id; one that PRMU was not trained on simply has no identity term."""
+    """Any id. An id that PRMU was not trained on has no identity term."""
     profile_texts: tuple[str, ...]
-    """The user's items as text, best first. May be empty: then the generic user e_0 is used."""
+    """The user's items as text, best first. May be empty: PRMU then uses the generic user e_0."""
     question: str
     """The question without the profile."""
     response: str
     """The whole response, thought and answer. May be empty."""
 
     def generic(self) -> ScoreRequest:
-        """The same response for nobody in particular (e_0 only)."""
+        """The same response for the generic user e_0."""
         return ScoreRequest(UNKNOWN_USER, (), self.question, self.response)
+
+
+def request_for(pair: PairRow, response: str) -> ScoreRequest:
+    """The request that scores `response` for the pair's user."""
+    return ScoreRequest(pair.user_id, pair.profile_texts, pair.question, response)
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreReply:
-    """What became of one request: a score, or the reason why there is none. Never both, never neither."""
+    """The result of one request: either a score, or the reason why there is none."""
 
     score: float | None
-    """In [0, 1]; None = could not be scored."""
+    """In [0, 1]; None = not scored."""
     reason: str = ""
     """Why there is no score."""
     again: bool = False
-    """True when the same request may be scored later, or by another scorer (a full queue)."""
+    """True if the same request may be scored later or by another scorer (for example after a full queue)."""
 
     def __post_init__(self) -> None:
         if (self.score is None) != bool(self.reason):

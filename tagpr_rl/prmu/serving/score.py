@@ -45,9 +45,9 @@ class Scorer:
         cached_items: int = 200_000,
         cache_mb: float = 512.0,
     ) -> None:
-        """Load the PRMU folder `path`. TagprError naming the tensor when one of its weights is not finite.
+        """Load the PRMU folder `path`. TagprError names the tensor if a weight is not finite.
 
-        The states of profile items are kept, the last used ones, up to `cached_items` and `cache_mb` MiB.
+        The states of the profile items used last are cached: at most `cached_items`, and at most `cache_mb` MiB.
         """
         model, encoder = PrmuModel.from_pretrained(path)
         check_finite(model, path)
@@ -57,7 +57,7 @@ class Scorer:
     def of(
         cls, model: PrmuModel, encoder: TextEncoder, device: str = "cpu", *, max_padded_tokens: int = 32_768
     ) -> Self:
-        """A scorer of a model that is in memory already."""
+        """A scorer of a model that is already in memory."""
         scorer = cls.__new__(cls)
         scorer._set(model, encoder, device, Path("memory"), max_padded_tokens, 200_000, 512.0)
         return scorer
@@ -81,7 +81,7 @@ class Scorer:
     def _versions(self) -> tuple[int, ...]:
         """Changes whenever a weight is updated in place (an optimizer's step, load_state_dict) or replaced.
 
-        Not seen: a write through `parameter.data`, which torch does not count. `forget` is for that.
+        It does not change on a write through `parameter.data`, which torch does not count; call `forget` then.
         """
         return tuple(x for weight in self.model.parameters() for x in (id(weight), weight._version))
 
@@ -92,11 +92,11 @@ class Scorer:
 
     @property
     def cached(self) -> tuple[int, int]:
-        """Items in the cache, and their bytes."""
+        """(number of items, bytes) in the cache."""
         return len(self._cache), self._cache.nbytes
 
     def length(self, request: ScoreRequest) -> int:
-        """Tokens that the request's forward pass reads, its response row's and its profile's, at least 1.
+        """Number of tokens of the request's response row and profile, at least 1.
 
         TagprError on a field of the wrong type.
         """
@@ -109,7 +109,7 @@ class Scorer:
         return [_sigmoid((raw - config.score_mean) / config.score_std) for raw in self.raw(requests)]
 
     def score_each(self, requests: Sequence[ScoreRequest]) -> list[float | Exception]:
-        """As `score`, with a FloatingPointError in the place of a score that is not finite; the others stand."""
+        """As `score`, but a score that is not finite is replaced by a FloatingPointError in the list."""
         config = self.model.config
         return [
             _sigmoid((raw - config.score_mean) / config.score_std)
@@ -119,7 +119,7 @@ class Scorer:
         ]
 
     def raw(self, requests: Sequence[ScoreRequest]) -> list[float]:
-        """Raw scores, in the order of `requests`. FloatingPointError when one is not finite."""
+        """Raw scores, in the order of `requests`. FloatingPointError if one is not finite."""
         scores = self._raw(requests)
         for request, value in zip(requests, scores, strict=True):
             if not math.isfinite(value):
@@ -151,13 +151,13 @@ class Scorer:
         distinct: dict[tuple[tuple[int, ...], ...], int] = {}  # a group's responses share one profile
         place = [distinct.setdefault(tuple(items), len(distinct)) for items in profiles]
         per_profile = [[states[item] for item in items] for items in distinct]
-        width = max((sum(len(state) for state in found) for found in per_profile), default=0) or 1
+        width = max((sum(map(len, profile)) for profile in per_profile), default=0) or 1
         dim = self.model.proj.weight.shape[0]
         items = torch.zeros(len(distinct), width, dim, device=self.device)
         mask = torch.zeros(len(distinct), width, dtype=torch.bool, device=self.device)
-        for i, found in enumerate(per_profile):
-            if found:
-                joined = torch.cat(found)
+        for i, profile in enumerate(per_profile):
+            if profile:
+                joined = torch.cat(profile)
                 items[i, : len(joined)] = joined
                 mask[i, : len(joined)] = True
         if len(distinct) < len(rows):
@@ -172,16 +172,16 @@ class Scorer:
         """States `[length or 1, D]` of each item row: from the cache, else encoded and cached."""
         if self._versions() != self._cached_for:
             self.forget()
-        kept = ((item, self._cache.get(item)) for item in wanted)
-        found = {item: state for item, state in kept if state is not None}
-        missing = sorted(item for item in wanted if item not in found)
+        cached = ((item, self._cache.get(item)) for item in wanted)
+        state_of = {item: state for item, state in cached if state is not None}
+        missing = sorted(item for item in wanted if item not in state_of)
         for batch in micro_batches([len(item) for item in missing], self.max_padded_tokens):
             ids, mask = (x.to(self.device) for x in pad([missing[i] for i in batch]))
             states, there = self.model.item_states(ids, mask)
             for i, state, keep in zip(batch, states, there, strict=True):
-                found[missing[i]] = state[keep].clone()
-                self._cache.put(missing[i], found[missing[i]])
-        return found
+                state_of[missing[i]] = state[keep].clone()
+                self._cache.put(missing[i], state_of[missing[i]])
+        return state_of
 
 
 def check_finite(model: PrmuModel, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How far a training run is: early stopping's state, and step checkpoints to go on from after a kill."""
+"""The state of a training run: early stopping, and step checkpoints from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ _STATE, _BEST, _WEIGHTS = "progress.json", "best.safetensors", "engine"
 
 
 class Checkpoints(Protocol):
-    """Where step checkpoints go. Only the first process calls it; all processes see the same folders."""
+    """The storage of step checkpoints. Only the first process calls it; all processes see the same folders."""
 
     every: int
     """Steps between checkpoints."""
 
     def saving(self, step: int) -> AbstractContextManager[Path]:
-        """A folder to write into, which counts only once the block has ended without an error."""
+        """A folder to write into. The checkpoint exists once the block has ended without an error."""
 
     def newest(self) -> Path | None:
-        """The checkpoint to go on from."""
+        """The folder of the checkpoint to resume from; None = start from step 0."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """What training knows besides weights, optimizer and random states."""
+    """The state of training besides weights, optimizer and random generators."""
 
     step: int = 0
-    """Steps done."""
+    """Number of finished steps."""
     best_accuracy: float = -1.0
     waited: int = 0
-    """Evaluations since the best one."""
+    """Number of evaluations since the best one."""
     best: dict[str, Tensor] | None = None
-    """Weights of the best evaluation, on the first process; None before there is one."""
+    """Weights at the best evaluation, on the first process; None before the first evaluation."""
 
-    def measured(self, accuracy: float, engine: PrmuEngine) -> None:
-        """Take in an evaluation. The weights are kept where it is the best so far; every process calls this."""
+    def add(self, accuracy: float, engine: PrmuEngine) -> None:
+        """Record one evaluation, and keep the weights if it is the best so far. Every process calls this."""
         self.waited += 1
         if accuracy > self.best_accuracy:
             self.best, self.best_accuracy, self.waited = engine.full_state(), accuracy, 0
@@ -58,8 +58,8 @@ def save(
     """Write a step checkpoint. Every process calls it."""
     with _same_folder(checkpoints, progress.step) as folder:
         engine.save(folder / _WEIGHTS)
-        randoms = {"users": generator.get_state(), "torch": torch.get_rng_state()}
-        save_file(randoms, _random_file(folder))
+        generators = {"users": generator.get_state(), "torch": torch.get_rng_state()}
+        save_file(generators, _random_file(folder))
         if dist.get_rank() == 0:
             if progress.best:
                 save_file({name: tensor.contiguous() for name, tensor in progress.best.items()}, folder / _BEST)
@@ -69,7 +69,7 @@ def save(
 
 
 def restore(checkpoints: Checkpoints, engine: PrmuEngine, scheduler: Any, generator: torch.Generator) -> Progress:
-    """Load the newest checkpoint into engine, schedule and generators; a fresh Progress where there is none."""
+    """Load the newest checkpoint into engine, schedule and generators; a new Progress if there is no checkpoint."""
     box = [str(checkpoints.newest() or "") if dist.get_rank() == 0 else ""]
     dist.broadcast_object_list(box, src=0)
     if not box[0]:
@@ -80,25 +80,25 @@ def restore(checkpoints: Checkpoints, engine: PrmuEngine, scheduler: Any, genera
     scheduler.load_state_dict({**scheduler.state_dict(), **raw["schedule"]})
     for group, lr in zip(engine.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = lr
-    if _random_file(folder).is_file():  # another number of processes: the new ones start from the seed
-        randoms = load_file(_random_file(folder))
-        generator.set_state(randoms["users"])
-        torch.set_rng_state(randoms["torch"])
+    if _random_file(folder).is_file():  # missing if the number of processes has changed: then they start from the seed
+        generators = load_file(_random_file(folder))
+        generator.set_state(generators["users"])
+        torch.set_rng_state(generators["torch"])
     best = load_file(folder / _BEST) if (folder / _BEST).is_file() else None
     return Progress(raw["step"], raw["best_accuracy"], raw["waited"], best)
 
 
 def trim(log: Path, step: int) -> None:
-    """Drop the rows of a metrics.jsonl after `step`, and a last line that a kill cut short; 0 empties it."""
-    kept = []
+    """Drop the rows of a metrics.jsonl after `step`, and a last line that a kill cut short. Step 0 empties the file."""
+    lines = []
     for line in log.read_text(encoding="utf-8").splitlines() if step and log.is_file() else ():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
         if row["step"] <= step:
-            kept.append(line + "\n")
-    write_text(log, "".join(kept))
+            lines.append(line + "\n")
+    write_text(log, "".join(lines))
 
 
 def _random_file(folder: Path) -> Path:
@@ -107,7 +107,7 @@ def _random_file(folder: Path) -> Path:
 
 @contextmanager
 def _same_folder(checkpoints: Checkpoints, step: int) -> Iterator[Path]:
-    """The first process's folder, on every process; it counts once all have written."""
+    """The first process's checkpoint folder, on every process. The checkpoint exists once all of them have written."""
     if dist.get_rank() != 0:
         box = [""]
         dist.broadcast_object_list(box, src=0)

@@ -1,8 +1,7 @@
-"""Probes of what PRMU must not reward: a step said twice, a thought that only copies the profile, an answer that does
-not follow from its thought.
+"""Pairs that probe what PRMU must not reward: a repeated step, a copied profile, an answer against its thought.
 
-The same make training pairs (PrmuStage.probe_fraction, slip_fraction); evaluation asks the first two about users that
-training never shows.
+Training uses them as additional pairs (recipe keys probe_fraction and slip_fraction of a prmu stage). Evaluation
+measures the first two on users that training never shows. Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,11 +12,12 @@ from typing import Any
 
 from tagpr_rl.eval.metrics import task_mean
 from tagpr_rl.prmu.accuracy import RawScore, mean, wins
-from tagpr_rl.prmu.training.pairs import COPIED, PADDED, SLIPPED, PairRow
+from tagpr_rl.prmu.serving.requests import request_for
+from tagpr_rl.prmu.training.preferences import COPIED, PADDED, SLIPPED
 from tagpr_rl.prompts.prompt import clean
 from tagpr_rl.tags.grammar import parse, render
 from tagpr_rl.tags.schema import TagSchema
-from tagpr_rl.types import Step, TaggedTrace
+from tagpr_rl.types import PairRow, Step, TaggedTrace
 
 COPIED_ITEMS = 4
 
@@ -25,7 +25,7 @@ COPIED_ITEMS = 4
 def copied(pair: PairRow, schema: TagSchema, prefilled: bool) -> PairRow | None:
     """`chosen` against a thought that copies the user's own items and ends in the answer of `rejected`.
 
-    None without items, or where `rejected` is not well formed.
+    None if the profile has no items or `rejected` is not well formed.
     """
     trace = parse(pair.rejected, schema, prefilled=prefilled).trace
     items = [text for item in pair.profile_texts[:COPIED_ITEMS] if (text := " ".join(clean(item).split()))]
@@ -36,7 +36,7 @@ def copied(pair: PairRow, schema: TagSchema, prefilled: bool) -> PairRow | None:
 
 
 def padded(pair: PairRow, schema: TagSchema, prefilled: bool) -> PairRow | None:
-    """`chosen` against itself with its longest step written twice; None where `chosen` is not well formed."""
+    """`chosen` against itself with its longest step written twice; None if `chosen` is not well formed."""
     trace = parse(pair.chosen, schema, prefilled=prefilled).trace
     if trace is None:
         return None
@@ -48,8 +48,8 @@ def padded(pair: PairRow, schema: TagSchema, prefilled: bool) -> PairRow | None:
 def slipped(pair: PairRow, schema: TagSchema, prefilled: bool, *, late: bool) -> PairRow | None:
     """`chosen` against itself with the answer of `rejected`; with `late`, also with its last step.
 
-    A policy errs like this: it knows better and writes another word. None where a side is not well formed, or where
-    that is no other response.
+    Policies make this mistake: the thought is right and the answer does not follow from it. None if a response is not
+    well formed, or if the result equals `chosen` or `rejected`.
     """
     right = parse(pair.chosen, schema, prefilled=prefilled).trace
     wrong = parse(pair.rejected, schema, prefilled=prefilled).trace
@@ -65,20 +65,20 @@ def _against(pair: PairRow, rejected: str, kind: str) -> PairRow:
 
 
 def padding(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool) -> dict[str, Any]:
-    """Each chosen response against itself with a step said twice.
+    """Each chosen response against itself with its longest step repeated.
 
     "raised": share of responses whose score rises [mean, low, high]; "change": mean change of the raw score, in
     standard deviations of the chosen responses' raw scores.
     """
-    asked = [row for pair in pairs if (row := padded(pair, schema, prefilled)) is not None]
-    if not asked:
+    probes = [row for pair in pairs if (row := padded(pair, schema, prefilled)) is not None]
+    if not probes:
         return {"responses": 0}
-    before = raw([row.request(row.chosen) for row in asked])
-    after = raw([row.request(row.rejected) for row in asked])
+    before = raw([request_for(row, row.chosen) for row in probes])
+    after = raw([request_for(row, row.rejected) for row in probes])
     centre = mean(before)
     spread = max(mean([(score - centre) ** 2 for score in before]) ** 0.5, 1e-6)
     changes = [(b - a) / spread for a, b in zip(before, after, strict=True)]
-    return {"responses": len(asked), "raised": _interval(wins(after, before), asked), "change": mean(changes)}
+    return {"responses": len(probes), "raised": _interval(wins(after, before), probes), "change": mean(changes)}
 
 
 def copying(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool) -> dict[str, Any]:
@@ -86,11 +86,13 @@ def copying(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefille
 
     "chosen_above": share of pairs in which the chosen response scores higher [mean, low, high].
     """
-    asked = [row for pair in pairs if (row := copied(pair, schema, prefilled)) is not None]
-    if not asked:
+    probes = [row for pair in pairs if (row := copied(pair, schema, prefilled)) is not None]
+    if not probes:
         return {"pairs": 0}
-    won = wins(raw([row.request(row.chosen) for row in asked]), raw([row.request(row.rejected) for row in asked]))
-    return {"pairs": len(asked), "chosen_above": _interval(won, asked)}
+    won = wins(
+        raw([request_for(row, row.chosen) for row in probes]), raw([request_for(row, row.rejected) for row in probes])
+    )
+    return {"pairs": len(probes), "chosen_above": _interval(won, probes)}
 
 
 def _interval(values: Sequence[float], pairs: Sequence[PairRow]) -> list[float]:

@@ -1,17 +1,17 @@
 """The identity rows o_u of millions of users: hash-sharded safetensors files, read through memory maps. No torch.
 
-A table is a folder: `index.json` and shards `00000.safetensors`, ... An id is known by a 64-bit hash alone; a shard
-holds the sorted hashes of its users and, in the same order, their rows. So no id is kept, a look-up is one hash, one
-binary search and one row, and processes on a node share the pages that they read.
+A table is a folder: `index.json` and shards `00000.safetensors`, ... A table stores a 64-bit hash of each id,
+not the id. A shard holds the sorted hashes of its users and, in the same order, their rows. So a look-up is one hash,
+one binary search and one row, and processes on a node share the pages that they read.
 
-Arithmetic for N users and rows of D numbers of b bytes: index 8 N, rows b N D; nothing of it must be in memory.
+Sizes for N users and rows of D numbers of b bytes: index 8 N, rows b N D. None of it must be in memory.
 N = 10 million: the index is 80 MB. D = 2048 ("token" interaction on a backbone of hidden size 1024) in float16 is
 41 GB of rows, in 64 shards of 0.64 GB; D = 128 is 2.6 GB. A Python dict of 10 million ids takes about 1.4 GB in
 every process, and a trainable table with its gradient and Adam states 16 N D bytes = 328 GB at D = 2048; so training
 holds the rows of its own users, and `shard_users` moves them here afterwards.
-Two of N ids share a hash with probability N^2 / 2^65 (3e-6 for 10 million): writing notices and takes another salt.
+Two of N ids share a hash with probability N^2 / 2^65 (3e-6 for 10 million): writing detects it and takes another salt.
 An unknown id is taken for a known one with probability N / 2^64 (5e-13).
-A scorer's cache of profile states does not grow with N: it is bounded in bytes (prmu.cache.ArrayCache).
+A scorer's cache of profile states does not grow with N: it is bounded in bytes (prmu.serving.cache.ArrayCache).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def hash_ids(ids: Iterable[str], salt: int = 0) -> Array:
 
 def shard_of(hashes: Array, shards: int) -> Array:
     """The shard `[n]` int64 of each hash: equal ranges of its upper 32 bits."""
-    found: Array = ((hashes >> np.uint64(32)) * np.uint64(shards)) >> np.uint64(32)
-    return found.astype(np.int64)
+    shard: Array = ((hashes >> np.uint64(32)) * np.uint64(shards)) >> np.uint64(32)
+    return shard.astype(np.int64)
 
 
 def write_table(
@@ -70,12 +70,12 @@ def write_table(
     """Write a table of distinct ids. One shard is in memory at a time.
 
     Args:
-        folder: where to; an earlier table there is replaced (index last).
-        ids: gives all ids, in an order that is the same at every call.
-        rows: for positions `[n]` int64 in that order the rows `[n, D]`.
+        folder: the table's folder. An earlier table in it is replaced; the index is written last.
+        ids: returns all ids, in the same order at every call.
+        rows: returns the rows `[n, D]` of the positions `[n]` int64 in that order.
 
     Raises:
-        TagprError: an id twice, a row that is not finite or does not fit `dtype`, or a setting that is not possible.
+        TagprError: an id is repeated, a row is not finite in `dtype`, or a setting is impossible.
     """
     if shards < 1 or dtype not in DTYPES:
         raise TagprError(f"users: shards is {shards}, dtype {dtype!r}; use at least 1, and float16 or float32")
@@ -108,12 +108,12 @@ def _distinct_hashes(ids: Callable[[], Iterable[str]]) -> tuple[Array, int]:
         if len(values) == len(hashes):
             return hashes, salt
         twice = set(values[times > 1].tolist())
-        met: dict[int, set[str]] = defaultdict(set)
+        ids_of: dict[int, set[str]] = defaultdict(set)
         for user, value in zip(ids(), hashes.tolist(), strict=True):
-            if value in twice and user in met[value]:
-                raise TagprError(f"users: the id {user!r} is there twice; give each user one row")
+            if value in twice and user in ids_of[value]:
+                raise TagprError(f"users: the id {user!r} is repeated; give each user one row")
             if value in twice:
-                met[value].add(user)
+                ids_of[value].add(user)
     raise TagprError(f"users: ids share a hash under each of {SALTS} salts")
 
 
@@ -122,10 +122,10 @@ def _name(shard: int) -> str:
 
 
 class ShardedUsers:
-    """A table that `write_table` wrote: id -> row number (1..N; 0 = unknown) -> row. Never an error on an id."""
+    """Reads a table that `write_table` wrote: id -> row number (1..N; 0 = unknown) -> row. Every id is valid."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the files of `folder`; nothing is read yet. TagprError when they are not a table."""
+        """Open the files of `folder` without reading rows. TagprError if they are not a table."""
         meta = _read_index(folder)
         self.folder, self.salt, self.dim = folder, int(meta["salt"]), int(meta["dim"])
         self.dtype = str(meta["dtype"])
@@ -138,17 +138,17 @@ class ShardedUsers:
         return int(self._start[-1])
 
     def rows(self, users: Sequence[str]) -> list[int]:
-        """Row number of each user, 0 where unknown."""
+        """Row number of each user; 0 = unknown."""
         hashes = hash_ids(users, self.salt)
-        found = np.zeros(len(users), dtype=np.int64)
+        numbers = np.zeros(len(users), dtype=np.int64)
         shards = shard_of(hashes, len(self._hash))
         for shard in set(shards.tolist()):
-            mine, known = np.flatnonzero(shards == shard), self._hash[shard]
+            at, known = np.flatnonzero(shards == shard), self._hash[shard]
             if len(known):
-                place = np.minimum(np.searchsorted(known, hashes[mine]), len(known) - 1)
-                there = known[place] == hashes[mine]
-                found[mine[there]] = 1 + self._start[shard] + place[there]
-        return [int(row) for row in found]
+                place = np.minimum(np.searchsorted(known, hashes[at]), len(known) - 1)
+                present = known[place] == hashes[at]
+                numbers[at[present]] = 1 + self._start[shard] + place[present]
+        return [int(row) for row in numbers]
 
     def vectors(self, rows: Array) -> Array:
         """The rows `[n, D]` float32 of the row numbers `[n]`; zeros for 0. TagprError on a number out of range."""
@@ -159,8 +159,8 @@ class ShardedUsers:
         known = np.flatnonzero(wanted)
         shards = np.searchsorted(self._start, wanted[known] - 1, side="right") - 1
         for shard in np.unique(shards).tolist():
-            mine = known[shards == shard]
-            out[mine] = self._rows[shard][wanted[mine] - 1 - self._start[shard]]
+            at = known[shards == shard]
+            out[at] = self._rows[shard][wanted[at] - 1 - self._start[shard]]
         return out
 
 
@@ -178,7 +178,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
 def _mapped(path: Path, count: int, dim: int, dtype: str) -> tuple[Array, Array]:
     """Memory maps of a shard's hashes `[n]` and rows `[n, D]`.
 
-    safetensors reads a slice by copying and one slice at a time; a map gives any rows. Its layout: 8 bytes with the
+    safetensors copies one slice at a time; a memory map gives any rows. Layout of a safetensors file: 8 bytes with the
     header's length, the header in JSON with each tensor's offsets, the data.
     """
     try:
@@ -205,7 +205,7 @@ def shard_users(folder: Path, *, shards: int = 16, dtype: str = "float16") -> No
     """Move the identity rows of the PRMU in `folder` into the table `folder/users`.
 
     `model.safetensors` loses its identity tensor and `users.json` its ids; `PrmuModel.from_pretrained` then reads
-    the table. A PRMU without identity rows is left as it is.
+    the table. A PRMU without identity rows does not change.
     """
     weights = load_file(folder / "model.safetensors")
     ids = json.loads((folder / "users.json").read_text(encoding="utf-8"))

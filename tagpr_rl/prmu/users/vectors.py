@@ -1,6 +1,6 @@
 """The user in PRMU: e_u = e_0 + attention over the profile (+ o_u for users seen in training).
 
-The profile term is ours; P-RLHF (arXiv 2402.05133) has e_u = e_0 + o_u, which says nothing about a new user.
+P-RLHF (arXiv 2402.05133) has e_u = e_0 + o_u, which says nothing about a new user; the profile term does.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tagpr_rl.prmu.users.table import ShardedUsers
 from tagpr_rl.types import TagprError
 
 SHARPNESS = 12.0
-"""Attention logit of a query and an equal key at the start: one match stands out among hundreds of tokens."""
+"""Attention logit of a query and an equal key before training: one match outweighs hundreds of other tokens."""
 GAIN = 24.0
-"""Score of a state and an equal user vector at the start."""
+"""Score of a state and an equal user vector before training."""
 
 
 class UserTable:
@@ -32,8 +33,25 @@ class UserTable:
         return len(self.ids)
 
     def rows(self, users: Sequence[str]) -> list[int]:
-        """Row of each user, 0 where unknown. Never an error."""
+        """Row number of each user; 0 = unknown. Every id is valid."""
         return [self._rows.get(user, 0) for user in users]
+
+
+class MappedUsers(nn.Module):
+    """Replaces the identity embedding by a sharded table on disk: row numbers `[...]` -> rows `[..., D]` fp32.
+
+    The result is on the numbers' device. The module has no parameters, so it cannot be trained, and the rows stay on
+    disk when the model moves to a device.
+    """
+
+    def __init__(self, table: ShardedUsers) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The rows of users `rows`; zeros for 0."""
+        vectors = torch.from_numpy(self.table.vectors(rows.reshape(-1).cpu().numpy()))
+        return vectors.to(rows.device).reshape(*rows.shape, self.table.dim)
 
 
 def drop_users(known: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
@@ -47,9 +65,9 @@ def drop_users(known: Tensor, p: float, generator: torch.Generator | None = None
 class UserEncoder(nn.Module):
     """User vectors for queries: e_0 + attention(query, profile) + o_u.
 
-    The attention has one null slot whose value is zero, so that a query which nothing in the profile answers
-    adds nothing, and an empty profile gives e_0 exactly. Query, key and value start as the identity, so that
-    attention begins as "find what is alike".
+    The attention has one null slot whose value is zero: a query without a match in the profile adds nothing, and an
+    empty profile gives e_0 exactly. Query, key and value start as the identity, so that the attention first looks for
+    equal tokens.
     """
 
     def __init__(self, dim: int, heads: int, n_known: int = 0) -> None:
@@ -78,9 +96,9 @@ class UserEncoder(nn.Module):
         null = self.null_key.expand(rows, 1, -1)
         k = self._split(torch.cat([null, self.key(items)], dim=1))
         v = self._split(torch.cat([torch.zeros_like(null), self.value(items)], dim=1))
-        seen = torch.cat([mask.new_ones(rows, 1), mask], dim=1)[:, None, None, :]
+        visible = torch.cat([mask.new_ones(rows, 1), mask], dim=1)[:, None, None, :]
         q = self._split(self.query(queries))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=SHARPNESS / q.shape[-1])
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=SHARPNESS / q.shape[-1])
         return out.transpose(1, 2).flatten(2)
 
     def forward(self, queries: Tensor, items: Tensor, mask: Tensor, known: Tensor) -> Tensor:
@@ -101,7 +119,7 @@ def with_item_mean(states: Tensor, mask: Tensor) -> Tensor:
 def with_window_mean(states: Tensor, window: int) -> Tensor:
     """Response states `[R, T, D]` beside the normalised mean of the last `window` of them: `[R, T, 2 D]`.
 
-    With `with_item_mean` it lets a token ask "which item is this phrase about, and does it agree?".
+    Together with `with_item_mean` a token can find the item that its phrase is about, and compare itself with it.
     """
     padded = F.pad(states.transpose(1, 2), (window - 1, 0))
     recent = F.avg_pool1d(padded, window, stride=1).transpose(1, 2)
@@ -109,5 +127,5 @@ def with_window_mean(states: Tensor, window: int) -> Tensor:
 
 
 def interact(states: Tensor, users: Tensor) -> Tensor:
-    """<state, user> over the last axis, scaled so that alike normalised vectors give GAIN at any size."""
+    """<state, user> over the last axis, scaled so that equal normalised vectors give GAIN at any size."""
     return GAIN * (states * users).mean(-1)

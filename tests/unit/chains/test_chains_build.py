@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from dataclasses import replace
 
@@ -12,13 +11,14 @@ from tagpr_rl.chains.build import build_chains
 from tagpr_rl.chains.client.generate import Reply, ReplyStatus
 from tagpr_rl.chains.keep import AnswerRules, KeepRules, Rejection, judge_answer, world_keep_rules
 from tagpr_rl.chains.labellers.label import ScriptedLabeller, write_labels
-from tagpr_rl.chains.pairs import build_pairs, profile_texts
+from tagpr_rl.chains.pairs import build_pairs
 from tagpr_rl.chains.teachers.scripted import ScriptedTeacher
 from tagpr_rl.data.world.generate import WorldConfig, answers, make_world
 from tagpr_rl.data.world.words import DIVISIVE
-from tagpr_rl.prmu.training.pairs import PairRow, check_pair
+from tagpr_rl.prmu.training.preferences import check_pair
 from tagpr_rl.prompts.prompt import build_prompt
 from tagpr_rl.prompts.retrieve import rank
+from tagpr_rl.prompts.rows import profile_texts
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.tags.constraints import tag_score
 from tagpr_rl.tags.grammar import parse
@@ -247,7 +247,7 @@ def test_pairs_differ_in_the_answer_and_fit_prmu():
     assert min(kinds.values()) > 40
     golds = {r.id: r for r in RECORDS}
     for pair in found:
-        row = check_pair(PairRow(**dataclasses.asdict(pair)), "test")
+        row = check_pair(pair, "test")
         chosen, rejected = (parse(text, SCHEMA).trace for text in (row.chosen, row.rejected))
         assert chosen.answer != rejected.answer
         assert task_reward(row.task, chosen.answer, golds[row.record_id].gold) == 1.0

@@ -20,7 +20,7 @@ def made() -> tuple[torch.Tensor, ...]:
 
 
 def test_a_tokens_probability_is_among_its_own_text_and_equal_tokens_count_together() -> None:
-    from tagpr_rl.prmu.coherence import Coherence
+    from tagpr_rl.prmu.model import Coherence
 
     before, words, ids, mask, _ = made()
     found = Coherence(2).log_probabilities(before, words, ids, mask)[0]
@@ -31,20 +31,20 @@ def test_a_tokens_probability_is_among_its_own_text_and_equal_tokens_count_toget
 
 
 def test_the_term_is_the_mean_over_the_responses_tokens_and_the_gate_weighs_them() -> None:
-    from tagpr_rl.prmu.coherence import GAIN, Coherence
+    from tagpr_rl.prmu.model import COHERENCE_GAIN, Coherence
 
     before, words, ids, mask, start = made()
     model = Coherence(2)
     two = model.log_probabilities(before, words, ids, mask)[0, 1:3]
     gated = torch.zeros_like(before)
-    assert model(before, words, gated, ids, mask, start).item() == pytest.approx(GAIN * two.mean().item())
+    assert model(before, words, gated, ids, mask, start).item() == pytest.approx(COHERENCE_GAIN * two.mean().item())
     torch.nn.init.constant_(model.gate.weight, 1.0)
     gated[0, 1] = -50.0  # shuts the gate of the token after state 1
-    assert model(before, words, gated, ids, mask, start).item() == pytest.approx(GAIN * two[1].item() / 2)
+    assert model(before, words, gated, ids, mask, start).item() == pytest.approx(COHERENCE_GAIN * two[1].item() / 2)
 
 
 def test_padding_changes_nothing() -> None:
-    from tagpr_rl.prmu.coherence import Coherence
+    from tagpr_rl.prmu.model import Coherence
 
     before, words, ids, mask, start = made()
     model = Coherence(2)

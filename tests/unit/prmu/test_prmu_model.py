@@ -22,7 +22,7 @@ from tagpr_rl.prmu.inputs import NOTHING, ROWS, TEXT, USERS, Limits, TextEncoder
 from tagpr_rl.prmu.model import PrmuModel, PrmuModelConfig, new_model  # noqa: E402
 from tagpr_rl.prmu.serving.requests import UNKNOWN_USER, ScoreRequest  # noqa: E402
 from tagpr_rl.prmu.serving.score import Scorer, micro_batches  # noqa: E402
-from tagpr_rl.prmu.training.loss import pair_loss  # noqa: E402
+from tagpr_rl.prmu.training.step import pair_loss  # noqa: E402
 from tagpr_rl.prmu.users.vectors import UserEncoder, UserTable, drop_users, with_item_mean, with_window_mean  # noqa: E402
 from tagpr_rl.types import TagprError  # noqa: E402
 

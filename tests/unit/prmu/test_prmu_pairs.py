@@ -15,7 +15,14 @@ from prmu_toy import toy_pairs
 from tagpr_rl.prmu.accuracy import evaluate, per_user_macro, score_statistics, shuffled, wins
 from tagpr_rl.prmu.serving.batcher import Batcher
 from tagpr_rl.prmu.serving.requests import ScoreRequest, check_request
-from tagpr_rl.prmu.training.pairs import check_leakage, check_pair, read_pairs, split_by_user, users_of, write_pairs
+from tagpr_rl.prmu.training.preferences import (
+    check_leakage,
+    check_pair,
+    read_pairs,
+    split_by_user,
+    users_of,
+    write_pairs,
+)
 from tagpr_rl.types import TagprError
 
 

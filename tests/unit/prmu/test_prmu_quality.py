@@ -22,7 +22,7 @@ from tagpr_rl.prmu.quality import (
     votes,
 )
 from tagpr_rl.prmu.serving.requests import ScoreRequest
-from tagpr_rl.prmu.training.pairs import USER_ONLY, check_pair, user_only_pairs
+from tagpr_rl.prmu.training.preferences import USER_ONLY, check_pair, user_only_pairs
 from tagpr_rl.prmu.training.probes import copied, copying, padded, padding, slipped
 from tagpr_rl.stages.prmu_pairs import circle, pairs_of_samples, shuffled_rows, spread_out
 from tagpr_rl.tags.grammar import final_answer, parse

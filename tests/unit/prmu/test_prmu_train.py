@@ -16,11 +16,13 @@ from prmu_toy import toy_backbone, toy_pairs
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
+from tagpr_rl.prmu.accuracy import own  # noqa: E402
 from tagpr_rl.prmu.model import new_model  # noqa: E402
 from tagpr_rl.prmu.serving.score import Scorer  # noqa: E402
-from tagpr_rl.prmu.training import train  # noqa: E402
-from tagpr_rl.prmu.training.pairs import split_by_user, users_of  # noqa: E402
-from tagpr_rl.prmu.training.train import PrmuConfig, batches, learning_rate_scale, train_prmu  # noqa: E402
+from tagpr_rl.prmu.training.config import PrmuConfig  # noqa: E402
+from tagpr_rl.prmu.training.preferences import split_by_user, users_of  # noqa: E402
+from tagpr_rl.prmu.training.step import batch_loss, build_optimizer, learning_rate_scale  # noqa: E402
+from tagpr_rl.prmu.training.train import batches, train_prmu  # noqa: E402
 from tagpr_rl.prmu.users.vectors import UserTable  # noqa: E402
 from tagpr_rl.types import TagprError  # noqa: E402
 
@@ -46,7 +48,7 @@ def test_it_learns_the_user_and_nothing_else(backbone: Path, tmp_path: Path) -> 
     # Statistics are fixed on the held-out pairs, so the mean score of those lies near the middle.
     split = split_by_user(toy_pairs(users=64), seed=config.seed)
     scorer = Scorer(tmp_path)
-    raw = scorer.raw([r for p in (*split.seen, *split.unseen) for r in train.own(p)])
+    raw = scorer.raw([r for p in (*split.seen, *split.unseen) for r in own(p)])
     assert scorer.model.config.score_mean == pytest.approx(sum(raw) / len(raw), abs=1e-5)
     assert set(scorer.model.table.ids) == users_of(split.train)
 
@@ -57,11 +59,11 @@ def test_sharded_training_is_plain_training(backbone: Path, tmp_path: Path) -> N
     train_prmu(pairs, backbone=backbone, out=tmp_path, config=SHORT, on_step=got.append, validation=unseen)
     model, encoder = new_model(backbone, SHORT.model(), UserTable(sorted(users_of(pairs))))
     model.train()
-    optimizer = train._optimizer(model, SHORT)
+    optimizer = build_optimizer(model, SHORT)
     for step, indices in enumerate(batches(len(pairs), 4, 3, SHORT.seed)):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * learning_rate_scale(step, 3, 1)
-        loss, _ = train.batch_loss(model, encoder, [pairs[i] for i in indices], SHORT)
+        loss, _ = batch_loss(model, encoder, [pairs[i] for i in indices], SHORT)
         assert float(loss.total.detach()) == pytest.approx(got[step]["loss"], abs=1e-5)
         loss.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), SHORT.grad_clip)

@@ -50,7 +50,7 @@ def test_the_hash_is_blake2b_and_shards_are_equal_ranges() -> None:
 def test_a_user_that_is_there_twice_is_named_and_a_shared_hash_takes_another_salt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(TagprError, match="the id 'user-7' is there twice"):
+    with pytest.raises(TagprError, match="the id 'user-7' is repeated"):
         table(tmp_path, [*IDS[:500], "user-7"])
     whole = users_table.hash_ids
     monkeypatch.setattr(users_table, "hash_ids", lambda ids, salt=0: whole(ids, salt) // (2**61 if not salt else 1))

@@ -10,40 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.files import replacing
-from tagpr_rl.prmu.serving.requests import ScoreRequest
-from tagpr_rl.types import TagprError
+from tagpr_rl.types import PairRow, TagprError
 
 USER_ONLY = "user_only"
 COPIED, PADDED, SLIPPED = "copied", "padded", "slipped"
 KINDS = ("cross_profile", "no_profile", "wrong", "no_evidence", COPIED, PADDED, SLIPPED, USER_ONLY)
-"""How `rejected` came about: another user's profile, no profile, or the own profile and a wrong answer; no_evidence: a
-right answer whose thought does not use the profile; copied: a thought that only copies the profile, before a wrong
-answer; padded: `chosen` with a step said twice; slipped: `chosen` with another answer, or another last step and
-answer, which do not follow from its thought; user_only: the pair also stands there with its two responses swapped, for
-the other user: only the user tells which is right."""
+"""What `rejected` is:
 
-
-@dataclass(frozen=True, slots=True)
-class PairRow:
-    """Two responses to one question; `chosen` is right and was written with the user's own profile."""
-
-    record_id: str
-    task: str
-    user_id: str
-    other_user_id: str
-    """Whose profile `rejected` was written with; empty unless kind is "cross_profile" or "user_only"."""
-    question: str
-    """Without the profile."""
-    profile_texts: tuple[str, ...]
-    """The profile of `user_id`, best item first."""
-    chosen: str
-    rejected: str
-    kind: str
-    """One of KINDS."""
-
-    def request(self, response: str) -> ScoreRequest:
-        """The request to score `response` for this pair's user."""
-        return ScoreRequest(self.user_id, self.profile_texts, self.question, response)
+cross_profile: a response written with another user's profile. no_profile: one written without a profile.
+wrong: a response with the user's own profile and a wrong answer.
+no_evidence: a response with the right answer whose thought does not use the profile.
+copied: a thought that only copies the profile, before a wrong answer.
+padded: `chosen` with one step repeated.
+slipped: `chosen` with a wrong answer, or a wrong last step and answer, which do not follow from the thought.
+user_only: as cross_profile, and the set holds the same pair with its responses swapped for the other user, so that
+only the user decides which one is right.
+"""
 
 
 def check_pair(row: PairRow, where: str) -> PairRow:
@@ -112,12 +94,12 @@ def _schema() -> Any:
 
 
 def users_of(rows: Iterable[PairRow]) -> set[str]:
-    """The ids of the users whose preference the pairs show."""
+    """The ids of the pairs' users (`user_id`)."""
     return {row.user_id for row in rows}
 
 
 def check_leakage(train: Sequence[PairRow], validation: Sequence[PairRow]) -> None:
-    """Raise TagprError when a validation user is in training, as a pair's user or behind its `rejected`."""
+    """Raise TagprError if a validation user is in training: as a pair's user, or as the user of its `rejected`."""
     unseen = users_of(validation)
     for row in train:
         for role, user in (("user_id", row.user_id), ("other_user_id", row.other_user_id)):
@@ -138,16 +120,17 @@ class PairSplit:
     unseen: tuple[PairRow, ...]
     """All records of users that training never shows."""
     dropped: int
-    """Training pairs left out because an unseen user's chain was their `rejected`."""
+    """Number of training pairs left out because their `rejected` was written for an unseen user."""
 
 
 def split_by_user(
     rows: Sequence[PairRow], *, unseen_fraction: float = 0.15, seen_fraction: float = 0.1, seed: int = 0
 ) -> PairSplit:
-    """Hold out whole users, then whole records of the users that stay; no user or record crosses over.
+    """Hold out whole users, then whole records of the remaining users. No user and no record is in two sets.
 
-    At least one user is held out and one stays. A training row whose rejected chain was written for a
-    held-out user is dropped (counted). `unseen_fraction` in (0, 1), of users; `seen_fraction` in [0, 1), of records.
+    At least one user is held out and at least one remains. A training row is dropped, and counted, if its `rejected`
+    was written for a held-out user. `unseen_fraction`: share of users, in (0, 1). `seen_fraction`: share of records,
+    in [0, 1).
     """
     users = sorted(users_of(rows))
     if len(users) < 2:
@@ -180,12 +163,12 @@ def split_by_user(
 
 
 def user_only_pairs(rows: Sequence[PairRow], profiles: Mapping[tuple[str, str], tuple[str, ...]]) -> list[PairRow]:
-    """Pairs that differ only in the user: each cross_profile pair, and the same with its responses swapped for the
-    other user, whose profile is `profiles[task, other_user_id]`. Rows whose other user has none there are left out.
+    """Pairs that differ only in the user: each cross_profile pair, and the same pair swapped for the other user.
 
-    Any score that does not look at the user gets exactly half of them right.
+    The other user's profile is `profiles[task, other_user_id]`; a row is left out if that is missing or empty. Any
+    score that ignores the user gets exactly half of these pairs right.
     """
-    found = []
+    pairs = []
     for row in rows:
         profile = profiles.get((row.task, row.other_user_id))
         if row.kind == "cross_profile" and profile:
@@ -193,5 +176,5 @@ def user_only_pairs(rows: Sequence[PairRow], profiles: Mapping[tuple[str, str], 
                 row, kind=USER_ONLY, user_id=row.other_user_id, other_user_id=row.user_id, profile_texts=profile,
                 chosen=row.rejected, rejected=row.chosen,
             )  # fmt: skip
-            found += [replace(row, kind=USER_ONLY), swapped]
-    return found
+            pairs += [replace(row, kind=USER_ONLY), swapped]
+    return pairs
