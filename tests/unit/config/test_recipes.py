@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 import launch
 from tagpr_rl.config import GrpoStage, load_recipe
@@ -28,14 +27,6 @@ def test_the_readme_says_how_to_launch_it_and_what_was_measured(path: Path) -> N
         line for line in (FOLDER / "README.md").read_text(encoding="utf-8").splitlines() if f"`{path.name}`" in line
     ]
     assert len(rows) == 1 and len(rows[0].split("|")) == 7, rows
-
-
-def test_the_readme_s_example_of_a_stage_is_one() -> None:
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
-    raw = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    stage = GrpoStage.model_validate(raw["stages"]["guided"])
-    assert stage.filter is not None and stage.stop is not None and stage.stop.plateau is not None
-    assert (stage.filter.questions, stage.stop.max_tokens, stage.stop.plateau.patience) == (2000, 50_000_000, 20)
 
 
 def test_gpu_recipes_want_real_data_and_a_named_device() -> None:
