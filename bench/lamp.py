@@ -37,7 +37,7 @@ from tagpr_rl.prompts import retrieve
 from tagpr_rl.prompts.bm25 import IndexCache
 from tagpr_rl.prompts.prompt import build_official_prompt, build_prompt
 from tagpr_rl.prompts.retrieve import query_and_texts, rank
-from tagpr_rl.prompts.words import WordTokens, word_counter
+from tagpr_rl.prompts.tokens import WordTokens
 from tagpr_rl.reward.rubric import Rubric, Weights
 from tagpr_rl.reward.task import rouge
 from tagpr_rl.tags.schema import default_schema
@@ -335,7 +335,7 @@ def bench_real(folder: Path) -> dict[str, Any] | None:
         return None
     tasks = [task for task in TASKS if (folder / task).is_dir()]
     records = load_folder(folder, tasks, "dev")
-    schema, counter = default_schema(), word_counter(None)
+    schema, counter = default_schema(), WordTokens().count
     for record in records:
         items = rank(record, 5)
         build_prompt(record, items, style="reasoning", schema=schema, max_tokens=1024, count_tokens=counter)

@@ -225,7 +225,7 @@ def measure(size: Size, args: argparse.Namespace, console: Console) -> dict[str,
     """Both sides at one size, TRL first, nothing at the same time."""
     import pyarrow.parquet as pq
 
-    from tagpr_rl.prompts.dataset import write_parquet
+    from tagpr_rl.prompts.rows import write_parquet
     from tagpr_rl.stages.pipeline import run_pipeline
 
     steps = args.warmup + args.steps

@@ -5,8 +5,47 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from tagpr_rl.data.lamp import load_folder, splits_present
 from tagpr_rl.types import LampRecord, TagprError
+
+
+def split_folder(
+    folder: Path, tasks: Sequence[str], held_out_fraction: float, seed: int
+) -> tuple[list[LampRecord], list[LampRecord]]:
+    """(train, held out) of the official files in `folder`.
+
+    If every task has train and dev files, these are the two sides. A single labelled split is divided by user
+    (`link_users`, `split_by_user`). Raises TagprError for a task without files or golds, and for a mixture of both.
+    """
+    if not folder.is_dir():
+        raise TagprError(f"data.lamp_dir={folder}: no such folder; it must hold <task>/<split>_questions.json")
+    present = {task: splits_present(folder, task) for task in tasks}
+    for task, splits in present.items():
+        if not splits:
+            raise TagprError(
+                f"data.lamp_dir={folder}: no {task}/train_questions.json or {task}/dev_questions.json there; "
+                "give the folder that holds one folder per task, or take the task out of data.tasks"
+            )
+    both = [task for task, splits in present.items() if {"train", "dev"} <= set(splits)]
+    if len(both) == len(present):
+        return load_folder(folder, both, "train"), load_folder(folder, both, "dev")
+    if both:
+        raise TagprError(
+            f"data.lamp_dir={folder}: {', '.join(both)} have train and dev files but other tasks have one of "
+            "them; users could be in both parts. Run them separately"
+        )
+    records: list[LampRecord] = []
+    for task, splits in present.items():
+        records += load_folder(folder, [task], "dev" if "dev" in splits else splits[0])
+    without_gold = [record.id for record in records if record.gold is None]
+    if without_gold:
+        raise TagprError(
+            f"data.lamp_dir={folder}: question {without_gold[0]!r} and {len(without_gold) - 1} others have no "
+            "gold; training and evaluation need <split>_outputs.json beside <split>_questions.json"
+        )
+    return split_by_user(link_users(records), held_out_fraction, seed)
 
 
 def user_fraction(user_id: str, seed: int) -> float:

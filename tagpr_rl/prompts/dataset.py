@@ -1,99 +1,185 @@
-"""Records and prompts as the stages share them: read the data stage's files, build prompts, tokenise."""
+"""A recipe's questions, retrieval and prompts: the one place that stages, studies and the walk take them from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from tagpr_rl.config import Recipe
+from tagpr_rl.config import DataStage, Recipe
 from tagpr_rl.data.lamp import load_folder
+from tagpr_rl.data.split import split_folder
+from tagpr_rl.data.world.generate import World, WorldConfig, make_world
+from tagpr_rl.model.embeddings import EmbeddingStore
 from tagpr_rl.prompts.prompt import build_official_prompt, build_prompt
 from tagpr_rl.prompts.rankings import read_rankings
 from tagpr_rl.prompts.retrieve import Retriever, query_and_texts
-from tagpr_rl.prompts.tokens import ChatTokenizer, Messages
+from tagpr_rl.prompts.tokens import PromptTokens
 from tagpr_rl.tags.schema import TagSchema
-from tagpr_rl.types import LampRecord, Prompt
+from tagpr_rl.types import LampRecord, Prompt, TagprError
 
 TRAIN, HELD_OUT = "train", "dev"
 """The data stage writes official files under these split names."""
+LAMP = "lamp"
+"""Their folder in the data stage's folder."""
 
 
-def load_split(recipe: Recipe, data: Path, split: str) -> list[LampRecord]:
-    """The records of one split as the data stage wrote them, in the recipe's order of tasks."""
-    return load_folder(data / "lamp", recipe.data.tasks, split)
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """A recipe's questions, divided by user; each side in the recipe's order of tasks."""
+
+    train: list[LampRecord]
+    held_out: list[LampRecord]
+    n_questions: int
+    """Before `data.limit`."""
+    world: World | None
+    """The embedded world they come from; None = LaMP's files."""
+
+
+def make_splits(recipe: Recipe) -> Splits:
+    """Draw the embedded world or read `data.lamp_dir`, divide by user, apply `data.limit`; writes nothing.
+
+    The data stage writes these very records. Raises TagprError for files that cannot be read or divided, and for a
+    task that the world does not have.
+    """
+    data = recipe.data
+    world = make_world(world_config(recipe)) if data.lamp_dir is None else None
+    if world is not None:
+        unknown = set(data.tasks) - {record.task for record in world.records("dev", data.split)}
+        if unknown:
+            raise TagprError(f"data.tasks: the embedded world has no {', '.join(sorted(unknown))}; set data.lamp_dir")
+        train, held_out = ([*world.records(split, data.split)] for split in ("train", "dev"))
+    else:
+        assert data.lamp_dir is not None
+        seed = next((stage.seed for stage in recipe.stages.values() if isinstance(stage, DataStage)), DataStage().seed)
+        train, held_out = split_folder(data.lamp_dir, data.tasks, data.held_out_fraction, seed)
+    train, held_out = _by_task(train, data.tasks, TRAIN), _by_task(held_out, data.tasks, HELD_OUT)
+    n_questions = len(train) + len(held_out)
+    return Splits(first_of_task(train, data.limit), first_of_task(held_out, data.limit), n_questions, world)
+
+
+def world_config(recipe: Recipe) -> WorldConfig:
+    """The world's generator settings from the recipe."""
+    block = recipe.data.world
+    return WorldConfig(
+        seed=block.seed,
+        train_users=block.train_users,
+        dev_users=block.held_out_users,
+        time_users=block.time_users,
+        questions_per_user=block.questions_per_user,
+    )
+
+
+def _by_task(records: Iterable[LampRecord], tasks: Sequence[str], split: str) -> list[LampRecord]:
+    """The records of `tasks` as they come back from the split's files: task by task, under the split's name."""
+    own: dict[str, list[LampRecord]] = {task: [] for task in tasks}
+    for record in records:
+        if record.task in own:
+            own[record.task].append(replace(record, split=split))
+    return [record for rows in own.values() for record in rows]
+
+
+def first_of_task(records: list[LampRecord], limit: int | None) -> list[LampRecord]:
+    """The first `limit` records of each task; all of them if `limit` is None."""
+    if limit is None:
+        return records
+    counts: Counter[str] = Counter()
+    kept = []
+    for record in records:
+        counts[record.task] += 1
+        if counts[record.task] <= limit:
+            kept.append(record)
+    return kept
 
 
 def evenly(records: list[LampRecord], count: int | None) -> list[LampRecord]:
-    """At most `count` questions, spread evenly over the records (tasks and users stay mixed)."""
+    """At most `count` questions, spread evenly over the records, so that tasks and users stay mixed; None = all."""
     if count is None or count >= len(records):
         return records
     return [records[i * len(records) // count] for i in range(count)]
 
 
-def retriever(recipe: Recipe, prepare: Sequence[LampRecord] = (), *, lent: bool = False) -> Retriever:
-    """The recipe's retrieval. With `prepare`, dense retrieval embeds all texts of these records in large batches.
-    `lent`: for questions read with another user's profile, which a file of rankings does not rank; BM25 does."""
-    block = recipe.data.retrieval
-    if lent and block.method == "file":
-        return Retriever(block.k, "bm25", block.seed, block.ties)
-    rankings = similarity = None
-    if block.path is not None:
-        rankings = read_rankings(block.path, recipe.data.tasks)
-    if block.encoder is not None:
-        from tagpr_rl.model.encode import Encoder
+@dataclass(frozen=True)
+class Dataset:
+    """One recipe's questions, retrieval and prompts."""
 
-        device = "cuda" if recipe.platform.device == "cuda" else "cpu"
-        encoder = Encoder(block.encoder, batch_size=block.batch_size, device=device)
-        store = encoder.store(block.cache or recipe.out / "embeddings")
-        pairs = [query_and_texts(record) for record in prepare if record.profile]
-        store.prepare([text for query, texts in pairs for text in (query, *texts)])
-        similarity = store.similarity
-    return Retriever(block.k, block.method, block.seed, block.ties, similarity, rankings)
+    recipe: Recipe
+    schema: TagSchema
+    folder: Path | None = None
+    """The finished data stage's folder; None = the questions are made anew, equal to those that the stage writes."""
 
+    @cached_property
+    def train(self) -> list[LampRecord]:
+        """The training questions, in the recipe's order of tasks: row N of train.parquet is record N."""
+        return self._splits.train if self.folder is None else self._written(TRAIN)
 
-def prompt_maker(
-    recipe: Recipe, schema: TagSchema, style: str, tokenizer: ChatTokenizer, *, lent: bool = False
-) -> Callable[[LampRecord], Prompt]:
-    """record -> its prompt under the recipe's retrieval and limit; `style` is that of a recipe with our prompts;
-    `lent`: see retriever."""
-    retrieve, limit = retriever(recipe, lent=lent), recipe.data.prompt.max_tokens
-    official = recipe.data.prompt.style == "official"
+    @cached_property
+    def held_out(self) -> list[LampRecord]:
+        """The questions of the held-out users, in the recipe's order of tasks."""
+        return self._splits.held_out if self.folder is None else self._written(HELD_OUT)
 
-    def make(record: LampRecord) -> Prompt:
-        items, count = retrieve(record), tokenizer.count
-        if official:
-            return build_official_prompt(record, items, max_tokens=limit, count_tokens=count, tokens=tokenizer)
-        return build_prompt(record, items, style=style, schema=schema, max_tokens=limit, count_tokens=count)
+    @cached_property
+    def _splits(self) -> Splits:
+        return make_splits(self.recipe)
 
-    return make
+    def _written(self, split: str) -> list[LampRecord]:
+        assert self.folder is not None
+        return load_folder(self.folder / LAMP, self.recipe.data.tasks, split)
 
+    def retriever(self, *, foreign: bool = False) -> Retriever:
+        """The recipe's retrieval.
 
-def sft_rows(
-    tokenizer: ChatTokenizer, examples: Sequence[tuple[Messages, str]], max_response_tokens: int
-) -> tuple[list[dict[str, Any]], int]:
-    """Tokenised SFT rows {"input_ids", "prompt_length"} and the number left out as too long.
+        `foreign`: for questions that are read with another user's profile. A file of rankings does not rank those;
+        BM25 does. Raises TagprError if `method: dense` finds no torch.
+        """
+        block = self.recipe.data.retrieval
+        if foreign and block.method == "file":
+            return Retriever(block.k, "bm25", block.seed, block.ties)
+        rankings = similarity = None
+        if block.path is not None:
+            rankings = read_rankings(block.path, self.recipe.data.tasks)
+        if block.encoder is not None:
+            similarity = self._embeddings.similarity
+        return Retriever(block.k, block.method, block.seed, block.ties, similarity, rankings)
 
-    A cut chain would teach the model to stop in the middle of a thought.
-    """
-    prompts = tokenizer.encode_many([tokenizer.render(messages) for messages, _ in examples])
-    responses = tokenizer.encode_many([tokenizer.response(response) for _, response in examples])
-    rows, dropped = [], 0
-    for prompt, response in zip(prompts, responses, strict=True):
-        if len(response) + 1 > max_response_tokens:
-            dropped += 1
-            continue
-        rows.append({"input_ids": [*prompt, *response, tokenizer.end], "prompt_length": len(prompt)})
-    return rows, dropped
+    def embed(self) -> None:
+        """Compute all embeddings of both splits in large batches, if the recipe's retrieval is dense."""
+        if self.recipe.data.retrieval.encoder is not None:
+            pairs = [query_and_texts(record) for record in (*self.train, *self.held_out) if record.profile]
+            self._embeddings.prepare([text for query, texts in pairs for text in (query, *texts)])
 
+    @cached_property
+    def _embeddings(self) -> EmbeddingStore:
+        block = self.recipe.data.retrieval
+        assert block.encoder is not None
+        try:
+            from tagpr_rl.model.encode import Encoder
+        except ModuleNotFoundError as error:
+            raise TagprError(
+                f"data.retrieval.method dense needs the package {error.name}, which is not installed; install the "
+                "extra cpu or gpu, or use bm25"
+            ) from None
+        device = "cuda" if self.recipe.platform.device == "cuda" else "cpu"
+        model = Encoder(block.encoder, batch_size=block.batch_size, device=device)
+        return model.store(block.cache or self.recipe.out / "embeddings")
 
-def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows atomically. The row dicts must share their keys."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    def prompt_maker(
+        self, style: str, tokens: PromptTokens, *, foreign: bool = False
+    ) -> Callable[[LampRecord], Prompt]:
+        """record -> its prompt under the recipe's retrieval and limit.
 
-    from tagpr_rl.files import replacing
+        `style` (reasoning or direct) is that of our own prompts; `data.prompt.style: official` takes LaMP's instead.
+        `foreign`: see `retriever`.
+        """
+        retrieve, limit = self.retriever(foreign=foreign), self.recipe.data.prompt.max_tokens
+        official = self.recipe.data.prompt.style == "official"
 
-    table = pa.Table.from_pylist([dict(row) for row in rows])
-    with replacing(path) as temp:
-        pq.write_table(table, temp)
+        def make(record: LampRecord) -> Prompt:
+            items, count = retrieve(record), tokens.count
+            if official:
+                return build_official_prompt(record, items, max_tokens=limit, count_tokens=count, tokens=tokens)
+            return build_prompt(record, items, style=style, schema=self.schema, max_tokens=limit, count_tokens=count)
+
+        return make

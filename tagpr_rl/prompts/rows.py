@@ -1,10 +1,14 @@
-"""LaMP record and prompt -> the row that verl reads; nothing of verl is imported."""
+"""The rows that verl's trainers read, as dicts and as parquet files; nothing of verl is imported."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tagpr_rl.data.tasks import TASKS
+from tagpr_rl.files import replacing
+from tagpr_rl.prompts.tokens import ChatTokenizer, Messages
 from tagpr_rl.types import LampRecord, Prompt, TagprError
 
 
@@ -49,3 +53,31 @@ def to_row(record: LampRecord, prompt: Prompt, index: int) -> dict[str, Any]:
             "profile_texts": list(profile_texts(record)),
         },
     }
+
+
+def sft_rows(
+    tokenizer: ChatTokenizer, examples: Sequence[tuple[Messages, str]], max_response_tokens: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Tokenised SFT rows {"input_ids", "prompt_length"} and the number left out as too long.
+
+    A cut chain would teach the model to stop in the middle of a thought.
+    """
+    prompts = tokenizer.encode_many([tokenizer.render(messages) for messages, _ in examples])
+    responses = tokenizer.encode_many([tokenizer.response(response) for _, response in examples])
+    rows, too_long = [], 0
+    for prompt, response in zip(prompts, responses, strict=True):
+        if len(response) + 1 > max_response_tokens:
+            too_long += 1
+            continue
+        rows.append({"input_ids": [*prompt, *response, tokenizer.end], "prompt_length": len(prompt)})
+    return rows, too_long
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows atomically. The row dicts must share their keys."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist([dict(row) for row in rows])
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary)

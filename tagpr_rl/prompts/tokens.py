@@ -1,16 +1,50 @@
-"""A chat tokenizer: messages to text to token ids, the same for SFT rows, rollouts and evaluation."""
+"""How long a prompt is: a model's chat tokenizer, and white-space words if no tokenizer is at hand."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
+
+from tagpr_rl.prompts.official import Tokens
 
 Messages = Sequence[Mapping[str, str]]
 
 
+class PromptTokens(Tokens, Protocol):
+    """What prompts need of a tokenizer."""
+
+    def count(self, messages: Messages) -> int:
+        """Tokens of the chat messages, after the chat template."""
+
+
+class WordTokens:
+    """White-space words as tokens. Each of `phrases` (prompt.prompt_phrases) counts as one, as in the tiny model."""
+
+    def __init__(self, phrases: Sequence[str] = ()) -> None:
+        self._phrases = re.compile("|".join(map(re.escape, phrases))) if phrases else None
+
+    def count(self, messages: Messages) -> int:
+        """Words of the messages' contents."""
+        texts = [message["content"] for message in messages]
+        return sum(len((self._phrases.sub(" _ ", text) if self._phrases else text).split()) for text in texts)
+
+    def length(self, text: str) -> int:
+        """Words of `text`."""
+        return len(text.split())
+
+    def cut(self, text: str, limit: int) -> tuple[int, str]:
+        """(words kept, their text) of the first `limit` words."""
+        if limit < 0:
+            raise ValueError(f"limit {limit} is below 0")
+        words = text.split()[:limit]
+        return len(words), " ".join(words)
+
+
 class ChatTokenizer:
-    """A Hugging Face tokenizer, as far as the stages use it. Loads no torch."""
+    """A Hugging Face tokenizer with its chat template: one for SFT rows, rollouts and evaluation. Loads no torch."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
@@ -46,7 +80,7 @@ class ChatTokenizer:
         return ids
 
     def length(self, text: str) -> int:
-        """Tokens of `text` with the special tokens the tokenizer adds (`data.official.Tokens`)."""
+        """Tokens of `text` with the special tokens the tokenizer adds (`official.Tokens`)."""
         return len(self.tokenizer(text)["input_ids"])
 
     def cut(self, text: str, limit: int) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from tagpr_rl.chains.teachers.swap import ProfilePool
 from tagpr_rl.config import ChainsStage
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.files import write_json
-from tagpr_rl.prompts.dataset import TRAIN, load_split, prompt_maker, retriever, write_parquet
+from tagpr_rl.prompts.rows import write_parquet
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.generators import Generators
@@ -37,10 +37,10 @@ def _run(context: StageContext, models: Generators) -> StageResult:
     stage = recipe.stages[context.name]
     assert isinstance(stage, ChainsStage)
     context.clean()
-    records = load_split(recipe, context.nearest("data", reads=("lamp",)).root, TRAIN)
+    dataset, records = context.dataset, context.dataset.train
     tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
-    make = prompt_maker(recipe, schema, "reasoning", tokenizer)
-    make_lent = prompt_maker(recipe, schema, "reasoning", tokenizer, lent=True)
+    make = dataset.prompt_maker("reasoning", tokenizer)
+    make_foreign = dataset.prompt_maker("reasoning", tokenizer, foreign=True)
     teacher = MeteredTeacher(teacher_for(recipe, models=models, schema=schema))
     labeller = MeteredLabeller(labeller_for(stage, models))
     rules = keep_rules(recipe, stage)
@@ -54,8 +54,10 @@ def _run(context: StageContext, models: Generators) -> StageResult:
         rules,
         samples=stage.samples,
         seed=stage.seed,
-        empty_prompts={r.id: make_lent(replace(r, profile=())) for r in records if TASKS[r.task].kind == "generation"},
-        swapping=Swapping(ProfilePool(records, stage.seed), retriever(recipe, lent=True), make_lent),
+        empty_prompts={
+            r.id: make_foreign(replace(r, profile=())) for r in records if TASKS[r.task].kind == "generation"
+        },
+        swapping=Swapping(ProfilePool(records, stage.seed), dataset.retriever(foreign=True), make_foreign),
     )
     require_budget(context.name, stage, teacher, labeller)
     write_rejected(context.dir.root, chains.rejected)  # first, so that `chains inspect` can show why none was kept
@@ -65,7 +67,7 @@ def _run(context: StageContext, models: Generators) -> StageResult:
             f"`launch.py chains inspect {context.run.root}` shows them"
         )
     pairs = build_pairs(
-        chains, records, make_lent, teacher, labeller, schema, rules, max_pairs=stage.max_pairs, seed=stage.seed
+        chains, records, make_foreign, teacher, labeller, schema, rules, max_pairs=stage.max_pairs, seed=stage.seed
     )
     require_budget(context.name, stage, teacher, labeller)
     write_parquet(context.dir.root / "chains.parquet", [_chain_row(row) for row in chains.rows])

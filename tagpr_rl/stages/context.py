@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from tagpr_rl.config import Recipe
 from tagpr_rl.files import write_json
+from tagpr_rl.prompts.dataset import LAMP, Dataset
 from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
 from tagpr_rl.run.manifest import read_manifest, verify_outputs
 from tagpr_rl.run.mirror import Mirror
@@ -57,6 +59,11 @@ class StageContext:
         """The recipe's tag schema."""
         path = self.recipe.schema_file
         return load_schema(path) if path is not None else default_schema()
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The questions of the finished data stage, with the recipe's retrieval and prompts."""
+        return Dataset(self.recipe, self.schema, self.nearest("data", reads=(LAMP,)).root)
 
     def earlier(self, name: str, *, reads: Iterable[str] = ()) -> StageDir:
         """Folder of the finished stage `name`, after comparing what will be read with its hashes."""

@@ -17,7 +17,7 @@ from tagpr_rl.eval.describe import describe, prompts_sha256
 from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
 from tagpr_rl.eval.metrics import paired_difference
 from tagpr_rl.files import write_json, write_text
-from tagpr_rl.prompts.dataset import HELD_OUT, TRAIN, evenly, load_split, prompt_maker
+from tagpr_rl.prompts.dataset import evenly
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.report.page.terminal import Page
 from tagpr_rl.stages.context import StageContext, StageResult
@@ -29,8 +29,7 @@ def run(context: StageContext) -> StageResult:
     recipe, stage = context.recipe, context.recipe.stages[context.name]
     assert isinstance(stage, EvaluateStage)
     context.clean()
-    data = context.nearest("data", reads=("lamp",)).root
-    held_out = evenly(load_split(recipe, data, HELD_OUT), stage.questions)
+    held_out = evenly(context.dataset.held_out, stage.questions)
     folders = {name: context.model_folder(name) for name in stage.models}
     last = stage.models[-1]
     asked = {name: (name, held_out) for name in stage.models}
@@ -40,7 +39,7 @@ def run(context: StageContext) -> StageResult:
     if "empty" in stage.controls:
         asked["empty"] = (last, empty_profiles(control_records))
     results, prompt_hashes = _answer_all(context, stage, folders, asked)
-    base = baselines(load_split(recipe, data, TRAIN), held_out, stage.seed)
+    base = baselines(context.dataset.train, held_out, stage.seed)
     decoding = {
         "temperature": stage.temperature,
         "max_tokens": recipe.data.prompt.max_response_tokens,
@@ -89,7 +88,7 @@ def _answer_all(
         for label, (model, records) in asked.items():
             status.update(f"  {context.name}: {label}, {len(records)} questions")
             tokenizer = ChatTokenizer(folders[model])
-            make = prompt_maker(context.recipe, context.schema, prompt_style(context.recipe, model), tokenizer)
+            make = context.dataset.prompt_maker(prompt_style(context.recipe, model), tokenizer)
             prompts = [make(record) for record in records]
             hashes[label] = prompts_sha256(prompts)
             engine.use(folders[model])

@@ -9,7 +9,7 @@ from typing import Any
 
 from tagpr_rl.config import FilterBlock, GrpoStage
 from tagpr_rl.files import write_json
-from tagpr_rl.prompts.dataset import write_parquet
+from tagpr_rl.prompts.rows import write_parquet
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.stages.context import StageContext

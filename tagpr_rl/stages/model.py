@@ -9,7 +9,7 @@ from pathlib import Path
 from tagpr_rl.chains.teachers.interface import TeacherRequest
 from tagpr_rl.config import ModelStage
 from tagpr_rl.data.tasks import TASKS
-from tagpr_rl.prompts.dataset import HELD_OUT, TRAIN, load_split, retriever
+from tagpr_rl.prompts.dataset import TRAIN
 from tagpr_rl.prompts.prompt import DIRECT_INSTRUCTION, build_prompt, prompt_phrases
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.fetch import model_folder
@@ -77,10 +77,10 @@ def corpus(context: StageContext, schema: TagSchema) -> list[str]:
     Prompts of held-out records count too, as words only: real text would otherwise be full of unknown
     words. Golds of held-out records do not. The teacher's words are those of the chains to come.
     """
-    data = context.nearest("data", reads=("lamp",)).root
-    train = load_split(context.recipe, data, TRAIN)
-    held_out = load_split(context.recipe, data, HELD_OUT)
-    retrieve = retriever(context.recipe, prepare=(*train, *held_out))
+    dataset = context.dataset
+    train, held_out = dataset.train, dataset.held_out
+    dataset.embed()
+    retrieve = dataset.retriever()
 
     def unlimited(record: LampRecord, style: str) -> Prompt:
         items = retrieve(record)

@@ -7,21 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import Recipe, prompt_style
+from tagpr_rl.config import prompt_style
 from tagpr_rl.files import sha256_file, sha256_json, write_text
-from tagpr_rl.prompts.dataset import prompt_maker
+from tagpr_rl.prompts.dataset import Dataset
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.stages.context import StageContext
-from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord
 
 
-def encoded_prompts(
-    recipe: Recipe, schema: TagSchema, folder: Path, model: str, records: Sequence[LampRecord]
-) -> list[list[int]]:
+def encoded_prompts(dataset: Dataset, folder: Path, model: str, records: Sequence[LampRecord]) -> list[list[int]]:
     """The prompts of the records as token ids, as the weights of stage `model` (in `folder`) were taught to read."""
     tokenizer = ChatTokenizer(folder)
-    make = prompt_maker(recipe, schema, prompt_style(recipe, model), tokenizer)
+    make = dataset.prompt_maker(prompt_style(dataset.recipe, model), tokenizer)
     return [tokenizer.encode(tokenizer.render(make(record).messages)) for record in records]
 
 
@@ -51,7 +48,7 @@ def sampled_responses(
     from tagpr_rl.backend.rollout.generate import Engine
 
     context.start_ray()
-    prompts = encoded_prompts(recipe, context.schema, folder, model, records)
+    prompts = encoded_prompts(context.dataset, folder, model, records)
     status = f"  {context.name}: {n} responses of {model} to {len(records)} questions"
     with context.console.status(status), Engine(recipe, folder) as engine:
         texts = sampled(engine, prompts, n, seed=seed)

@@ -11,8 +11,8 @@ from typing import Any
 from tagpr_rl.config import PrmuStage
 from tagpr_rl.prmu.training.preferences import read_pairs, write_pairs
 from tagpr_rl.prmu.training.probes import copied, padded, slipped
-from tagpr_rl.prompts.dataset import TRAIN, load_split, write_parquet
-from tagpr_rl.prompts.rows import profile_texts
+from tagpr_rl.prompts.dataset import evenly
+from tagpr_rl.prompts.rows import profile_texts, write_parquet
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.stages.context import StageContext
 from tagpr_rl.stages.policy_samples import sampled_responses
@@ -54,10 +54,10 @@ def _drawn(rows: Sequence[PairRow], fraction: float, seed: str) -> list[PairRow]
 
 def _policy_pairs(context: StageContext, stage: PrmuStage) -> list[PairRow]:
     recipe = context.recipe
-    records = load_split(recipe, context.nearest("data", reads=("lamp",)).root, TRAIN)
-    asked = spread_out([record for record in records if record.gold is not None], stage.policy_questions)
-    texts = sampled_responses(context, stage.init, asked, stage.policy_samples, stage.seed)
-    return pairs_of_samples(asked, texts, context.schema, prefilled=recipe.model.thought_prefilled, seed=stage.seed)
+    records = [record for record in context.dataset.train if record.gold is not None]
+    questions = evenly(records, stage.policy_questions)
+    texts = sampled_responses(context, stage.init, questions, stage.policy_samples, stage.seed)
+    return pairs_of_samples(questions, texts, context.schema, prefilled=recipe.model.thought_prefilled, seed=stage.seed)
 
 
 def pairs_of_samples(
@@ -89,13 +89,6 @@ def pairs_of_samples(
         fields = record.id, record.task, record.user_id, "", record.input, profile_texts(record)
         rows += [PairRow(*fields, better, worse, "wrong") for better, worse in kept[:POLICY_PAIRS]]
     return rows
-
-
-def spread_out(records: Sequence[LampRecord], most: int) -> list[LampRecord]:
-    """At most `most` records, evenly spread (tasks and users stay mixed)."""
-    if most >= len(records):
-        return list(records)
-    return [records[i * len(records) // most] for i in range(most)]
 
 
 def shuffled_rows(source: Path, out: Path, seed: int) -> Path:

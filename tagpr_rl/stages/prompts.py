@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from tagpr_rl.files import write_json
-from tagpr_rl.prompts.dataset import HELD_OUT, TRAIN, load_split, prompt_maker, retriever, write_parquet
 from tagpr_rl.prompts.prompt import prompt_stats
-from tagpr_rl.prompts.rows import to_row
+from tagpr_rl.prompts.rows import to_row, write_parquet
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.stages.context import StageContext, StageResult
 
@@ -13,15 +12,11 @@ from tagpr_rl.stages.context import StageContext, StageResult
 def run(context: StageContext) -> StageResult:
     """Write train.parquet, held_out.parquet (reasoning prompts) and prompts.json (drops and lengths)."""
     context.clean()
-    data = context.nearest("data", reads=("lamp",)).root
-    tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
-    make = prompt_maker(context.recipe, context.schema, "reasoning", tokenizer)
-    splits = {split: load_split(context.recipe, data, split) for split in (TRAIN, HELD_OUT)}
-    if context.recipe.data.retrieval.encoder is not None:
-        retriever(context.recipe, prepare=[record for records in splits.values() for record in records])
+    dataset = context.dataset
+    dataset.embed()
+    make = dataset.prompt_maker("reasoning", ChatTokenizer(context.nearest("model", reads=("hf",)).hf))
     facts = {}
-    for split, name in ((TRAIN, "train"), (HELD_OUT, "held_out")):
-        records = splits[split]
+    for name, records in (("train", dataset.train), ("held_out", dataset.held_out)):
         prompts = [make(record) for record in records]
         rows = [to_row(record, prompt, i) for i, (record, prompt) in enumerate(zip(records, prompts, strict=True))]
         write_parquet(context.dir.root / f"{name}.parquet", rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tagpr_rl.backend.rollout.saved import saved_rows
 from tagpr_rl.backend.trainer.overrides import StagePaths
 from tagpr_rl.config import GrpoStage
-from tagpr_rl.prompts.dataset import write_parquet
+from tagpr_rl.prompts.rows import write_parquet
 from tagpr_rl.stages.context import StageContext
 
 

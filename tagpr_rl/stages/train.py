@@ -18,7 +18,7 @@ from tagpr_rl.backend.trainer.overrides import StagePaths, sft_overrides, world_
 from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage
 from tagpr_rl.files import sha256_file, write_json, write_text
 from tagpr_rl.monitor.alerts import ALERTS, read_alerts
-from tagpr_rl.prompts.dataset import TRAIN, load_split, prompt_maker, sft_rows, write_parquet
+from tagpr_rl.prompts.rows import sft_rows, write_parquet
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.report.cards.prmu_card import prmu_card
 from tagpr_rl.run import checkpoints
@@ -93,9 +93,8 @@ def _sft_examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str
         chains = context.nearest("chains", reads=("chains.parquet",)).root / "chains.parquet"
         rows = pq.read_table(chains, columns=["messages", "response"]).to_pylist()
         return sft_rows(tokenizer, [(row["messages"], row["response"]) for row in rows], limit)
-    records = load_split(recipe, context.nearest("data", reads=("lamp",)).root, TRAIN)
-    make = prompt_maker(recipe, context.schema, "direct", tokenizer)
-    return sft_rows(tokenizer, [(make(r).messages, r.gold) for r in records if r.gold is not None], limit)
+    make = context.dataset.prompt_maker("direct", tokenizer)
+    return sft_rows(tokenizer, [(make(r).messages, r.gold) for r in context.dataset.train if r.gold is not None], limit)
 
 
 def run_prmu(context: StageContext) -> StageResult:

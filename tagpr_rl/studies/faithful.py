@@ -27,7 +27,7 @@ from tagpr_rl.eval.controls import shuffle_profiles
 from tagpr_rl.eval.lamp_eval import question_key
 from tagpr_rl.eval.metrics import task_mean
 from tagpr_rl.files import write_json
-from tagpr_rl.prompts.dataset import HELD_OUT, evenly, load_split, prompt_maker
+from tagpr_rl.prompts.dataset import evenly
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.run.layout import RunDir, stage_dir
@@ -53,7 +53,7 @@ def faithful(
     started = time.monotonic()
     with LazyRay(recipe) as start_ray:
         context = StageContext(recipe, run, name, console, start_ray)
-        records = evenly(load_split(recipe, context.nearest("data", reads=("lamp",)).root, HELD_OUT), questions)
+        records = evenly(context.dataset.held_out, questions)
         folder = stage_dir(recipe, run, name).hf.resolve()
         context.earlier(name, reads=("hf",))
         start_ray()
@@ -127,15 +127,18 @@ def profile_prompts(
     context: StageContext, tokenizer: ChatTokenizer, records: Sequence[LampRecord]
 ) -> Mapping[str, list[Prompt]]:
     """Prompts of the same questions with the own profile, without its first item, without any, with another's."""
-    recipe, schema = context.recipe, context.schema
-    make = prompt_maker(recipe, schema, "reasoning", tokenizer)
-    lent = prompt_maker(recipe, schema, "reasoning", tokenizer, lent=True)
+    make = context.dataset.prompt_maker("reasoning", tokenizer)
+    make_foreign = context.dataset.prompt_maker("reasoning", tokenizer, foreign=True)
     own = [make(record) for record in records]
     return {
         OWN: own,
-        FIRST_DROPPED: [lent(without_first(record, prompt)) for record, prompt in zip(records, own, strict=True)],
-        DROPPED: [lent(replace(record, profile=())) for record in records],
-        SWAPPED: [lent(record) for record in shuffle_profiles(records, context.recipe.stages[context.name].seed)],
+        FIRST_DROPPED: [
+            make_foreign(without_first(record, prompt)) for record, prompt in zip(records, own, strict=True)
+        ],
+        DROPPED: [make_foreign(replace(record, profile=())) for record in records],
+        SWAPPED: [
+            make_foreign(record) for record in shuffle_profiles(records, context.recipe.stages[context.name].seed)
+        ],
     }
 
 

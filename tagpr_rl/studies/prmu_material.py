@@ -13,7 +13,6 @@ from tagpr_rl.chains.teachers.swap import ProfilePool
 from tagpr_rl.config import ChainsStage, PrmuStage, Recipe
 from tagpr_rl.data.world.rules import world_rules
 from tagpr_rl.prmu.training.preferences import check_leakage, read_pairs, split_by_user, user_only_pairs
-from tagpr_rl.prompts.dataset import HELD_OUT, load_split, prompt_maker, retriever
 from tagpr_rl.prompts.rows import profile_texts
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.run.layout import stage_dir
@@ -55,8 +54,7 @@ def gather(context: StageContext, stage: PrmuStage, *, questions: int, samples: 
     own = context.earlier(context.name, reads=("prmu",)).root
     trained_on = own / PAIRS if (own / PAIRS).is_file() else context.nearest("chains", reads=(PAIRS,)).root / PAIRS
     split = split_by_user(read_pairs(trained_on), seed=stage.seed)
-    data = context.nearest("data", reads=("lamp",)).root
-    records = [record for record in load_split(recipe, data, HELD_OUT) if record.gold is not None]
+    records = [record for record in context.dataset.held_out if record.gold is not None]
     asked = whole_users(records, questions)
     responses = sampled_responses(context, stage.init, asked, samples, stage.seed)
     held_out = _held_out_pairs(context, asked)
@@ -99,19 +97,20 @@ def _held_out_pairs(context: StageContext, records: Sequence[LampRecord]) -> lis
     if stage.teacher not in FREE_TEACHERS:
         return []
     tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
-    make = prompt_maker(recipe, schema, "reasoning", tokenizer)
-    make_lent = prompt_maker(recipe, schema, "reasoning", tokenizer, lent=True)
+    dataset = context.dataset
+    make = dataset.prompt_maker("reasoning", tokenizer)
+    make_foreign = dataset.prompt_maker("reasoning", tokenizer, foreign=True)
     teacher, rules = teacher_for(recipe, error_rate=0.0), keep_rules(recipe, stage)
     labeller = ScriptedLabeller()
     asked = list(records)
-    swapping = Swapping(ProfilePool(asked, stage.seed), retriever(recipe, lent=True), make_lent)
+    swapping = Swapping(ProfilePool(asked, stage.seed), dataset.retriever(foreign=True), make_foreign)
     chains = build_chains(
         asked, [make(record) for record in asked], teacher, labeller, schema, rules, swapping=swapping
     )
     return build_pairs(
         chains,
         asked,
-        make_lent,
+        make_foreign,
         teacher,
         labeller,
         schema,

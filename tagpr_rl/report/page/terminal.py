@@ -28,10 +28,17 @@ class Page:
         self.schema = schema
         self.prefilled = prefilled
 
-    def hop(self, number: int, name: str, where: str, purpose: str) -> None:
-        """Heading of a hop."""
+    def hop(self, number: int, function: Callable[..., Any], purpose: str) -> None:
+        """Heading of a hop: the name of the function that it calls, with its file and line."""
+        self._heading(number, function.__qualname__, where(function), purpose)
+
+    def hop_in_source(self, number: int, module: str, name: str, purpose: str) -> None:
+        """`hop` for a top-level function of a module that imports torch or Ray: its source is read, not loaded."""
+        self._heading(number, name, definition(module, name), purpose)
+
+    def _heading(self, number: int, name: str, place: str, purpose: str) -> None:
         self.console.print()
-        self.console.rule(Text.assemble((f"{number}  {name}", "bold"), "  ", (where, "dim")), align="left")
+        self.console.rule(Text.assemble((f"{number}  {name}", "bold"), "  ", (place, "dim")), align="left")
         self.say(purpose)
 
     def say(self, text: str) -> None:
@@ -68,12 +75,11 @@ def where(thing: Callable[..., Any]) -> str:
     return f"{path.relative_to(ROOT)}:{inspect.getsourcelines(thing)[1]}"
 
 
-def definition(name: str, *packages: str) -> str:
-    """`file:line` of a top-level function in packages that only import with torch, found in their source."""
-    pattern = re.compile(rf"^(?:async )?def {name}\b", re.MULTILINE)
-    for package in packages:
-        for path in sorted((ROOT / "tagpr_rl" / package).rglob("*.py")):
-            text = path.read_text(encoding="utf-8")
-            if match := pattern.search(text):
-                return f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}"
-    return ", ".join(f"tagpr_rl/{package}" for package in packages)
+def definition(module: str, name: str) -> str:
+    """`file:line` of the top-level function `name` of a module, which is not imported. ValueError if it has none."""
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    text = path.read_text(encoding="utf-8")
+    match = re.search(rf"^(?:async )?def {name}\b", text, re.MULTILINE)
+    if match is None:
+        raise ValueError(f"{module} has no function {name}")
+    return f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}"

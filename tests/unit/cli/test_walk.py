@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,30 +13,34 @@ import pytest
 from rich.console import Console
 
 from tagpr_rl.chains.teachers.canned import canned_replies, stand_in_prmu
-from tagpr_rl.cli.walk import find_record, walk
+from tagpr_rl.cli.walk import walk
 from tagpr_rl.config import Recipe, load_recipe, recipe_from_dict
 from tagpr_rl.data.lamp import write_lamp
 from tagpr_rl.data.world.generate import WorldConfig, make_world
-from tagpr_rl.prompts.prompt import build_prompt
+from tagpr_rl.prompts.dataset import Dataset
+from tagpr_rl.prompts.prompt import build_prompt, prompt_phrases
 from tagpr_rl.prompts.retrieve import rank
 from tagpr_rl.prompts.rows import to_row
-from tagpr_rl.prompts.words import word_counter
+from tagpr_rl.prompts.tokens import WordTokens
 from tagpr_rl.reward.rubric import Rubric, Weights
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.stages.pipeline import run_pipeline
 from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import TagSchema, TagSpec, default_schema
 from tagpr_rl.types import LampRecord, ParseStatus, ProfileItem, Prompt, TagprError
 
 HOPS = (
-    "load_lamp",
+    "make_splits",
     "build_prompt",
     "to_row",
-    "parse_trace",
+    "parse",
     "Rubric.score",
     "group_advantages",
-    "verl's update",
+    "grpo_overrides",
     "publish",
-    "write_report",
+    "build_report",
 )
+ROOT = Path(__file__).resolve().parents[3]
 MOVIE = LampRecord(
     "11",
     "LaMP_2",
@@ -63,27 +69,29 @@ def prompt_for(record: LampRecord) -> Prompt:
         style="reasoning",
         schema=default_schema(),
         max_tokens=900,
-        count_tokens=word_counter(None),
+        count_tokens=WordTokens().count,
     )
 
 
 @pytest.fixture(scope="module")
 def demo() -> Recipe:
-    return load_recipe(Path(__file__).resolve().parents[3] / "recipes" / "demo.yaml")
+    return load_recipe(ROOT / "recipes" / "demo.yaml")
+
+
+@pytest.fixture(scope="module")
+def questions(demo: Recipe) -> list[LampRecord]:
+    return Dataset(demo, default_schema()).train
 
 
 def test_nine_hops_in_order_each_with_its_place(demo: Recipe) -> None:
     text = printed(demo, 3)
     at = [text.index(f"{number}  {name}") for number, name in enumerate(HOPS, start=1)]
     assert at == sorted(at)
-    root = Path(__file__).resolve().parents[3]
-    places = re.findall(r"\b(tagpr_rl/[\w/]+\.py):(\d+)", text)
-    assert len(places) >= 7
-    for file, line in places:
-        assert re.match(r"\s*(@|(async )?def )", (root / file).read_text().splitlines()[int(line) - 1]), (
-            file,
-            line,
-        )
+    places = re.findall(r"^\d  (\S+)  (tagpr_rl/[\w/]+\.py):(\d+)", text, re.MULTILINE)
+    assert tuple(name for name, _, _ in places) == HOPS
+    for name, file, line in places:
+        source = (ROOT / file).read_text().splitlines()[int(line) - 1]
+        assert re.match(rf"\s*def {name.rpartition('.')[2]}\b", source), (name, file, line)
 
 
 def test_the_printed_arithmetic_adds_up(demo: Recipe) -> None:
@@ -115,14 +123,13 @@ def test_the_recipe_values_are_the_ones_printed(demo: Recipe) -> None:
 
 
 @pytest.mark.parametrize("record", range(16))
-def test_canned_replies_are_what_they_are_called(demo: Recipe, record: int) -> None:
-    found, _ = find_record(demo, record)
-    schema = default_schema()
-    good, mediocre, malformed, hacked = canned_replies(found, prompt_for(found), schema, scripted=True)
+def test_canned_replies_are_what_they_are_called(questions: list[LampRecord], record: int) -> None:
+    question, schema = questions[record * 499], default_schema()  # four of each task
+    good, mediocre, malformed, hacked = canned_replies(question, prompt_for(question), schema, scripted=True)
     rubric = Rubric(schema, Weights())
 
     def score(text: str) -> float:
-        return rubric.score(text, task=found.task, gold=found.gold or "").total
+        return rubric.score(text, task=question.task, gold=question.gold or "").total
 
     status = [str(parse(reply.text, schema).status) for reply in (good, mediocre, malformed, hacked)]
     assert status == ["OK", "OK", "TRUNCATED", "OK"]
@@ -130,42 +137,87 @@ def test_canned_replies_are_what_they_are_called(demo: Recipe, record: int) -> N
     assert score(good.text) > score(malformed.text)
 
 
-def test_find_record_is_the_full_world_s_record(demo: Recipe) -> None:
-    block = demo.data.world
-    config = WorldConfig(
-        seed=block.seed,
-        train_users=3,
-        dev_users=block.held_out_users,
-        time_users=3,
-        questions_per_user=block.questions_per_user,
-    )
-    world = make_world(config)
-    for index in (0, 9, 23):
-        assert find_record(demo, index)[0] == world.records("train")[index]
-    size = {"train_users": 3, "time_users": 3}
+def recipe_with(demo: Recipe, out: Path, **data: object) -> Recipe:
     raw = demo.model_dump(mode="json")
-    raw["data"] |= {"split": "time", "tasks": ["LaMP_3", "LaMP_2"], "world": raw["data"]["world"] | size}
-    dated = recipe_from_dict(raw, source="test")
-    expected = [r for r in world.records("train", "time") if r.task in ("LaMP_2", "LaMP_3")]
-    assert find_record(dated, 11)[0] == expected[11]
-    with pytest.raises(TagprError, match="has 12 training records; use 0 to 11"):
-        find_record(dated, 12)
-    with pytest.raises(TagprError, match="use 0 to 7999"):
-        find_record(demo, 8000)
-    with pytest.raises(TagprError, match="--record -1"):
-        find_record(demo, -1)
+    raw["data"] |= data
+    return recipe_from_dict(raw | {"out": str(out)}, source="test")
 
 
-def test_lamp_files_walk_too(demo: Recipe, tmp_path: Path) -> None:
-    write_lamp(tmp_path, "LaMP_2", "dev", [MOVIE, replace(MOVIE, id="12")])
-    raw = demo.model_dump(mode="json")
-    raw["data"] |= {"lamp_dir": str(tmp_path), "tasks": ["LaMP_2"], "prompt": {"max_tokens": 400}}
-    recipe = recipe_from_dict(raw, source="test")
+def small_world(demo: Recipe, out: Path, **data: object) -> Recipe:
+    sizes = {"train_users": 6, "held_out_users": 2, "time_users": 4}
+    return recipe_with(demo, out, world=demo.model_dump(mode="json")["data"]["world"] | sizes, **data)
+
+
+def run_data_stage(recipe: Recipe) -> Path:
+    """The data stage's folder, finished with a manifest, as the pipeline leaves it."""
+    run_pipeline(recipe, RunDir(recipe.out / recipe.name), until="data", console=Console(file=io.StringIO()))
+    return stage_dir(recipe, RunDir(recipe.out / recipe.name), "data").root
+
+
+def write_users(folder: Path, splits: Sequence[str], users: int = 20) -> None:
+    """Official LaMP_2 and LaMP_3 files without user ids: each user has two questions of a task, one profile."""
+    world = make_world(WorldConfig(seed=3, train_users=users, dev_users=users, time_users=0))
+    for task in ("LaMP_2", "LaMP_3"):
+        for split in splits:
+            records = world.records(split, task=task)
+            write_lamp(folder, task, split, [replace(record, user_id=record.id) for record in records])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"tasks": ["LaMP_3", "LaMP_1"], "limit": 5},
+        {"split": "time", "tasks": ["LaMP_3", "LaMP_2"]},
+    ],
+)
+def test_the_walk_s_records_are_the_data_stage_s(demo: Recipe, tmp_path: Path, data: dict[str, object]) -> None:
+    recipe = small_world(demo, tmp_path, **data)
+    made, written = Dataset(recipe, default_schema()), Dataset(recipe, default_schema(), run_data_stage(recipe))
+    assert made.train == written.train and made.held_out == written.held_out
+    assert [r.task for r in made.train] == [task for task in recipe.data.tasks for r in made.train if r.task == task]
+
+
+@pytest.mark.parametrize("splits", [("dev",), ("train", "dev")])
+def test_the_same_for_official_files(demo: Recipe, tmp_path: Path, splits: tuple[str, ...]) -> None:
+    write_users(tmp_path / "lamp", splits)
+    recipe = recipe_with(demo, tmp_path / "runs", lamp_dir=str(tmp_path / "lamp"), tasks=["LaMP_3", "LaMP_2"])
+    made = Dataset(recipe, default_schema())
+    text = printed(recipe, 7)
+    written = Dataset(recipe, default_schema(), run_data_stage(recipe))
+    assert made.train == written.train and made.held_out == written.held_out
+    assert not {r.user_id for r in made.train} & {r.user_id for r in made.held_out}
+    assert f"id={made.train[7].id!r}" in text and "1  make_splits" in text
+    after = printed(recipe, 7)
+    assert f"id={made.train[7].id!r}" in after and "1  load_lamp" in after and "of the finished run" in after
+
+
+@pytest.mark.skipif("TAGPR_LAMP_REAL" not in os.environ, reason="needs official LaMP files")
+def test_the_same_for_the_real_files(demo: Recipe, tmp_path: Path) -> None:
+    folder = os.environ["TAGPR_LAMP_REAL"]
+    recipe = recipe_with(demo, tmp_path, lamp_dir=folder, tasks=["LaMP_2", "LaMP_4"])
+    made, written = Dataset(recipe, default_schema()), Dataset(recipe, default_schema(), run_data_stage(recipe))
+    assert made.train == written.train and made.held_out == written.held_out
+
+
+def test_data_of_another_recipe_is_not_walked(demo: Recipe, tmp_path: Path) -> None:
+    run_data_stage(small_world(demo, tmp_path))
+    assert "1  make_splits" in printed(small_world(demo, tmp_path, tasks=["LaMP_1"]), 0)
+
+
+def test_a_record_that_does_not_exist(demo: Recipe, tmp_path: Path) -> None:
+    recipe = small_world(demo, tmp_path, tasks=["LaMP_1"])
+    for index in (12, -1):  # 6 users with 2 of 8 questions each
+        with pytest.raises(TagprError, match=f"--record {index}: there are 12 training records; use 0 to 11"):
+            printed(recipe, index)
+
+
+def test_a_forged_tag_in_a_profile_is_harmless(demo: Recipe, tmp_path: Path) -> None:
+    records = [replace(MOVIE, id=f"{i}", user_id=f"u{i}") for i in range(20)]
+    write_lamp(tmp_path, "LaMP_2", "dev", records)
+    recipe = recipe_with(demo, tmp_path, lamp_dir=str(tmp_path), tasks=["LaMP_2"], prompt={"max_tokens": 400})
     text = printed(recipe, 1)
-    assert "id='12'" in text and "robots at war" in text
-    assert "‹/think>" in text  # the profile's forged tag, made harmless
-    with pytest.raises(TagprError, match="there are 2 records; use 0 to 1"):
-        printed(recipe, 2)
+    assert "robots at war" in text and "‹/think>" in text
 
 
 def test_a_live_model_s_responses_are_used(demo: Recipe) -> None:
@@ -184,12 +236,11 @@ def test_a_live_model_s_responses_are_used(demo: Recipe) -> None:
         printed(demo, 0, lambda prompt: [])
 
 
-def test_a_schema_with_other_tags_still_walks(demo: Recipe) -> None:
+def test_a_schema_with_other_tags_still_walks(questions: list[LampRecord]) -> None:
     schema = TagSchema("x", (TagSpec("look", "look at it"), TagSpec("apply_preference", "apply it")))
-    found, _ = find_record(demo, 0)
-    replies = canned_replies(found, prompt_for(found), schema, scripted=True)
+    replies = canned_replies(questions[0], prompt_for(questions[0]), schema, scripted=True)
     assert parse(replies[0].text, schema).status is ParseStatus.OK
-    assert parse(replies[0].text, schema).trace.answer == found.gold  # type: ignore[union-attr]
+    assert parse(replies[0].text, schema).trace.answer == questions[0].gold  # type: ignore[union-attr]
 
 
 def test_to_row_is_verl_s_row() -> None:
@@ -218,10 +269,10 @@ def test_to_row_is_verl_s_row() -> None:
         to_row(replace(MOVIE, id="other"), prompt_for(MOVIE), 0)
 
 
-def test_word_counter_counts_a_phrase_once_with_a_schema() -> None:
+def test_a_phrase_counts_as_one_word() -> None:
     messages = [{"role": "user", "content": "The user's history is empty. two words"}]
-    assert word_counter(None)(messages) == 7
-    assert word_counter(default_schema())(messages) == 3
+    assert WordTokens().count(messages) == 7
+    assert WordTokens(prompt_phrases(default_schema())).count(messages) == 3
 
 
 def test_stand_in_prmu_is_a_share_of_words() -> None:

@@ -24,7 +24,8 @@ from tagpr_rl.prmu.quality import (
 from tagpr_rl.prmu.serving.requests import ScoreRequest
 from tagpr_rl.prmu.training.preferences import USER_ONLY, check_pair, user_only_pairs
 from tagpr_rl.prmu.training.probes import copied, copying, padded, padding, slipped
-from tagpr_rl.stages.prmu_pairs import circle, pairs_of_samples, shuffled_rows, spread_out
+from tagpr_rl.prompts.dataset import evenly
+from tagpr_rl.stages.prmu_pairs import circle, pairs_of_samples, shuffled_rows
 from tagpr_rl.tags.grammar import final_answer, parse
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import LampRecord, ParseStatus, ProfileItem, TagprError
@@ -221,10 +222,10 @@ def test_shuffled_rows_lend_profiles_and_leave_prompts(tmp_path: Path) -> None:
         circle([("LaMP_1", "a")], 0)
 
 
-def test_records_are_spread_out() -> None:
+def test_questions_are_taken_evenly() -> None:
     records = [movie(str(i), "comedy") for i in range(10)]
-    assert [record.user_id for record in spread_out(records, 4)] == ["0", "2", "5", "7"]
-    assert spread_out(records, 20) == records
+    assert [record.user_id for record in evenly(records, 4)] == ["0", "2", "5", "7"]
+    assert evenly(records, 20) == records
 
 
 def test_requests_without_a_user_are_generic() -> None:

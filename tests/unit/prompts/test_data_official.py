@@ -14,7 +14,7 @@ from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.prompts.official import official_text
 from tagpr_rl.prompts.prompt import build_official_prompt, build_prompt
 from tagpr_rl.prompts.retrieve import rank
-from tagpr_rl.prompts.words import WordTokens
+from tagpr_rl.prompts.tokens import WordTokens
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import LampRecord, ProfileItem, Prompt, TagprError
 
