@@ -11,7 +11,7 @@ from tagpr_rl.config import GrpoStage, load_recipe
 from tagpr_rl.plan import show as planning
 
 FOLDER = Path(__file__).resolve().parents[3] / "recipes"
-RECIPES = sorted(FOLDER.glob("*.yaml"))
+RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "sweeps")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
@@ -23,9 +23,8 @@ def test_it_has_no_problem(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_the_readme_says_how_to_launch_it_and_what_was_measured(path: Path) -> None:
-    rows = [
-        line for line in (FOLDER / "README.md").read_text(encoding="utf-8").splitlines() if f"`{path.name}`" in line
-    ]
+    lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in lines if f"`{path.relative_to(FOLDER)}`" in line]
     assert len(rows) == 1 and len(rows[0].split("|")) == 7, rows
 
 
@@ -40,7 +39,7 @@ def test_gpu_recipes_want_real_data_and_a_named_device() -> None:
 
 
 def test_plan_s_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = str(FOLDER / "qwen3_8b.yaml")
+    path = str(FOLDER / "lamp/qwen3_8b.yaml")
     assert launch.main(["plan", path, f"out={tmp_path}"]) == 0
     shown = capsys.readouterr().out
     assert "8,190,735,360 parameters" in shown and "actor_rollout_ref.rollout.name='vllm'" in shown

@@ -15,7 +15,7 @@ from tagpr_rl.plan.shapes import SHAPES, Device, ModelShape, shape_of
 from tagpr_rl.plan.stages import stage_budget
 from tagpr_rl.types import TagprError
 
-RECIPES = Path(__file__).resolve().parents[3] / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "recipes" / "lamp"
 EIGHT = SHAPES["Qwen/Qwen3-8B"]
 SMALL = ModelShape("small", layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, ffn=16, vocab=10, tied=True)
 
@@ -210,5 +210,5 @@ def test_host_memory_is_compared_when_it_is_given() -> None:
 
 
 def test_the_embedding_must_fit_the_cpu_s_bucket() -> None:
-    found = recipe("demo", "platform.weight_bucket_mb=1", "model.tiny.max_vocab=8192")
+    found = recipe("../demo", "platform.weight_bucket_mb=1", "model.tiny.max_vocab=8192")
     assert any("weight_bucket_mb=1 does not hold" in problem for problem in planning.problems(found))
