@@ -15,6 +15,15 @@ RETIRED: dict[str, str] = {
         f"budget.{key}": "remove it: the assumptions of `tagpr plan` stand in tagpr_rl/plan"
         for key in ("mfu", "decode_efficiency", "mean_length", "reserve_gib")
     },
+    "stages.*.keep.evidence": "write keep.profile_evidence with the value of keep.evidence.require",
+    "stages.*.keep.near_duplicates": "write keep.duplicate_scope with the value of keep.near_duplicates.scope",
+    "stages.*.keep.balance": "write max_per_user and max_task_share directly below keep",
+    "stages.*.keep.label_twice": "remove it; min_agreement: 0 labels each chain once",
+    "stages.*.keep.tasks": "remove it: the answer rules are one set for all tasks",
+    **{
+        f"stages.*.keep.{key}": "remove it: tagpr_rl/chains/keep.py says what counts as a good answer and a good chain"
+        for key in ("min_tag_score", "generation_good", "generation_least")
+    },
 }
 """Dotted key (`*` stands for any stage's name) -> the remedy, as the end of an error message.
 

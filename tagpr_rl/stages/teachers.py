@@ -64,29 +64,20 @@ def keep_rules(recipe: Recipe, stage: ChainsStage) -> KeepRules:
     """The stage's thresholds; what the recipe leaves open follows from the recipe's data."""
     keep = stage.keep
     world = recipe.data.lamp_dir is None
-    usual = WORLD_ANSWERS if world else AnswerRules()
-    answers = AnswerRules(
+    answers = replace(
+        WORLD_ANSWERS if world else AnswerRules(),
         rating_tolerance=keep.rating_tolerance,
         generation_gain=keep.generation_gain,
-        generation_good=usual.generation_good if keep.generation_good is None else keep.generation_good,
-        generation_least=usual.generation_least if keep.generation_least is None else keep.generation_least,
     )
-    evidence, near = keep.evidence, keep.near_duplicates
-    require, scope = evidence.require, near.scope
+    evidence, scope = keep.profile_evidence, keep.duplicate_scope
     return KeepRules(
         answers=answers,
-        tasks={task: replace(answers, **own) for task, own in keep.tasks.model_dump(exclude_none=True).items()},
         min_steps=keep.min_steps,
         max_steps=keep.max_steps,
-        min_tag_score=keep.min_tag_score,
         wrong_fraction=stage.keep_wrong_fraction,
-        label_twice=keep.label_twice,
-        min_agreement=keep.min_agreement,
-        evidence=EvidenceRules(
-            ("measure" if world else "text") if require == "auto" else require, evidence.min_share, evidence.common
-        ),
-        near_duplicates=SimilarRules(
-            ("record" if world else "all") if scope == "auto" else scope, near.threshold, near.shingle
-        ),
-        balance=BalanceRules(**keep.balance.model_dump()),
+        label_twice=keep.min_agreement > 0,
+        min_agreement=keep.min_agreement or 1.0,
+        evidence=EvidenceRules(("measure" if world else "text") if evidence == "auto" else evidence),
+        near_duplicates=SimilarRules(("record" if world else "all") if scope == "auto" else scope),
+        balance=BalanceRules(keep.max_per_user, keep.max_task_share),
     )

@@ -34,36 +34,37 @@ def test_defaults_follow_from_the_data():
     assert world.balance == BalanceRules()
 
 
-def test_thresholds_come_from_the_recipe_task_by_task():
-    found = rules(
+def test_thresholds_come_from_the_recipe():
+    made = rules(
         lamp=True,
         rating_tolerance=0.5,
         generation_gain=0.1,
-        tasks={"LaMP_3": {"rating_tolerance": 1}, "LaMP_4": {"generation_least": 0.2}},
-        evidence={"require": "both", "min_share": 0.25},
-        near_duplicates={"scope": "user", "threshold": 0.8, "shingle": 2},
-        balance={"max_per_user": 4, "max_task_share": 0.6},
-        min_agreement=0.75,
+        min_steps=4,
         max_steps=9,
+        min_agreement=0.75,
+        profile_evidence="both",
+        duplicate_scope="user",
+        max_per_user=4,
+        max_task_share=0.6,
     )
-    assert found.answers == AnswerRules(rating_tolerance=0.5, generation_gain=0.1)
-    assert found.tasks == {
-        "LaMP_3": AnswerRules(rating_tolerance=1, generation_gain=0.1),
-        "LaMP_4": AnswerRules(rating_tolerance=0.5, generation_gain=0.1, generation_least=0.2),
-    }
-    assert (found.evidence.require, found.evidence.min_share) == ("both", 0.25)
-    assert (found.near_duplicates.threshold, found.near_duplicates.shingle) == (0.8, 2)
-    assert (found.balance.max_per_user, found.balance.max_task_share) == (4, 0.6)
-    assert (found.min_agreement, found.max_steps) == (0.75, 9)
+    assert made.answers == AnswerRules(rating_tolerance=0.5, generation_gain=0.1)
+    assert (made.evidence.require, made.near_duplicates.scope) == ("both", "user")
+    assert (made.balance.max_per_user, made.balance.max_task_share) == (4, 0.6)
+    assert (made.label_twice, made.min_agreement) == (True, 0.75)
+    assert (made.min_steps, made.max_steps) == (4, 9)
+    assert not rules(min_agreement=0).label_twice
 
 
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ({"tasks": {"LaMP_2": {}}}, "keep.tasks.LaMP_2: unknown key"),
-        ({"evidence": {"requires": "text"}}, "did you mean 'require'"),
+        ({"tasks": {"LaMP_2": {}}}, "keep.tasks"),
+        ({"evidence": {"require": "text"}}, "write keep.profile_evidence"),
+        ({"near_duplicates": {"scope": "all"}}, "write keep.duplicate_scope"),
+        ({"label_twice": False}, "min_agreement: 0"),
+        ({"profile_evidenc": "text"}, "did you mean 'profile_evidence'"),
         ({"min_steps": 9, "max_steps": 4}, "min_steps is 9"),
-        ({"near_duplicates": {"threshold": 0}}, "threshold"),
+        ({"max_task_share": 0}, "max_task_share"),
     ],
 )
 def test_mistakes_are_named(keep, message):
