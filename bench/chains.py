@@ -29,8 +29,7 @@ from openai import AsyncOpenAI, DefaultAioHttpClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tagpr_rl.chains.client.answers import AnswerCache, question_key
-from tagpr_rl.chains.client.chat import to_body
-from tagpr_rl.chains.client.generate import ChatRequest, Reply
+from tagpr_rl.chains.client.chat import ChatRequest, Reply, to_body
 from tagpr_rl.chains.client.openai_client import OpenAIGenerator
 from tagpr_rl.config.endpoints import EndpointBlock
 
@@ -111,7 +110,7 @@ def overhead(url: str, folder: Path, n: int, rounds: int) -> dict[str, dict[str,
     block = EndpointBlock(kind="openai", base_url=url, model="m", concurrency=CONCURRENCY)
     found: dict[str, list[dict[str, float]]] = {"openai, plain use": [], "openai, fastest use": [], "ours": []}
     with AnswerCache(folder / "asked.sqlite") as cache:
-        ours = OpenAIGenerator(block, cache, purse="bench")
+        ours = OpenAIGenerator(block, cache, account="bench")
         for number in range(-1, rounds):  # one round to warm up
             requests = chats(n if number >= 0 else 200, number * n)
             results = {
@@ -136,7 +135,7 @@ def reading(folder: Path, n: int) -> dict[str, float]:
     block = EndpointBlock(kind="openai", base_url="http://127.0.0.1:9/v1", model="m")
     start = time.perf_counter()
     with AnswerCache(folder / "full.sqlite") as cache:
-        replies = OpenAIGenerator(block, cache, purse="bench").generate(requests)
+        replies = OpenAIGenerator(block, cache, account="bench").generate(requests)
     seconds = time.perf_counter() - start
     assert all(reply.cached and reply.text == f"{TEXT} {i}" for i, reply in enumerate(replies))
     return {"answers": n, "read_s": seconds, "write_s": written}

@@ -1,4 +1,4 @@
-"""Agreement of two labellings of the same steps: Cohen's kappa, over all tags and for each."""
+"""Agreement of two labellings of the same steps: Cohen's kappa over all tags, and for each tag."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Two labelling passes compared. All figures are over the steps of chains that both passes labelled validly."""
+    """A comparison of two labelling passes, over the chains that both passes labelled validly."""
 
     chains: int
     whole: int
-    """Chains with the same tag in both passes at every step."""
+    """Number of chains with the same tag in both passes at every step."""
     steps: int
     same: int
-    """Steps with the same tag in both passes."""
+    """Number of steps with the same tag in both passes."""
     kappa: float | None
-    """None when no step was labelled twice."""
+    """Cohen's kappa in [-1, 1]; None if no step was labelled twice."""
     by_tag: Mapping[str, float | None]
     """Tag -> kappa of "this tag or another"; None for a tag that neither pass used."""
     confusion: Mapping[str, Mapping[str, int]]
-    """First pass's tag -> second pass's tag -> steps; pairs that did not occur are left out."""
+    """Tag of the first pass -> tag of the second pass -> number of steps. Pairs that did not occur are left out."""
 
 
 def compare(labellings: Iterable[tuple[Sequence[str], Sequence[str]]], tags: Sequence[str]) -> Agreement:
-    """Figures over chains given as (first pass's tags, second pass's tags)."""
+    """The comparison of chains, each given as (tags of the first pass, tags of the second pass)."""
     pairs: Counter[tuple[str, str]] = Counter()
     chains = whole = 0
     for first, second in labellings:
@@ -47,16 +47,6 @@ def compare(labellings: Iterable[tuple[Sequence[str], Sequence[str]]], tags: Seq
     )
 
 
-def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> float:
-    """Cohen's kappa of two labellings of the same steps, in [-1, 1]; 1.0 when both use one same tag throughout.
-
-    (p_o - p_e) / (1 - p_e), with p_e from the two labellings' own tag shares. ValueError when empty or unequal.
-    """
-    if not first or len(first) != len(second):
-        raise ValueError(f"kappa needs two labellings of the same steps, got {len(first)} and {len(second)}")
-    return _kappa(Counter(zip(first, second, strict=True)))
-
-
 def _one_against_rest(pairs: Mapping[tuple[str, str], int], tag: str) -> float | None:
     binary: Counter[tuple[str, str]] = Counter()
     for (one, two), n in pairs.items():
@@ -65,6 +55,7 @@ def _one_against_rest(pairs: Mapping[tuple[str, str], int], tag: str) -> float |
 
 
 def _kappa(pairs: Counter[tuple[str, str]]) -> float:
+    """(p_o - p_e) / (1 - p_e), with p_e from the tag shares of each labelling; 1.0 if both use one same tag only."""
     n = pairs.total()
     observed = sum(count for (one, two), count in pairs.items() if one == two)
     first: Counter[str] = Counter()
@@ -72,5 +63,5 @@ def _kappa(pairs: Counter[tuple[str, str]]) -> float:
     for (one, two), count in pairs.items():
         first[one] += count
         second[two] += count
-    expected = sum(first[tag] * second[tag] for tag in first)  # in whole numbers: exact, n**2 times the share
+    expected = sum(first[tag] * second[tag] for tag in first)  # n**2 times the share, so that it is an exact integer
     return 1.0 if expected == n * n else (observed * n - expected) / (n * n - expected)

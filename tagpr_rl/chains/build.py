@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
 from tagpr_rl.chains.agreement import Agreement
 from tagpr_rl.chains.balance import Member, balanced
-from tagpr_rl.chains.evidence import CommonClues, Evidence, summary, text_evidence, uses_profile
+from tagpr_rl.chains.evidence import (
+    CANDIDATES,
+    CommonClues,
+    Evidence,
+    ProfileSwap,
+    summary,
+    text_evidence,
+    uses_profile,
+)
 from tagpr_rl.chains.keep import ANSWER_REASONS, KeepRules, Rejection, judge_answer
 from tagpr_rl.chains.labellers.label import Labeller
 from tagpr_rl.chains.similar import near_duplicates
 from tagpr_rl.chains.teachers.interface import Teacher, TeacherRequest
-from tagpr_rl.chains.teachers.swap import CANDIDATES, ProfilePool
 from tagpr_rl.chains.teachers.write import Written, answer_of, text_for_file, write_chains
 from tagpr_rl.tags.schema import TagSchema
-from tagpr_rl.types import LampRecord, ProfileItem, Prompt, TagprError
+from tagpr_rl.types import LampRecord, Prompt, TagprError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +59,6 @@ class RejectedChain:
     """The teacher's text, writable as UTF-8."""
     detail: str = ""
     """More on the reason, in words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Swapping:
-    """What the evidence check needs: the same question with another user's profile."""
-
-    pool: ProfilePool
-    shown: Callable[[LampRecord], Sequence[ProfileItem]]
-    """What a prompt shows of the record's profile."""
-    make_prompt: Callable[[LampRecord], Prompt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +99,12 @@ def build_chains(
     samples: int = 1,
     seed: int = 0,
     empty_prompts: Mapping[str, Prompt] | None = None,
-    swapping: Swapping | None = None,
+    swap: ProfileSwap | None = None,
 ) -> ChainSet:
     """Tagged chains for `records[i]` read through `prompts[i]`, `samples` each.
 
     `empty_prompts`: record id -> its prompt without a profile, for generation tasks' "better than without the
-    profile" rule (without it that answer counts as scoring 0). `swapping` is needed when `rules.evidence` is on.
+    profile" rule (without it that answer counts as scoring 0). `swap` is needed when `rules.evidence` is on.
     `seed` decides which chains balance drops and which wrong chains `wrong_fraction` lets in. Order of rows = order
     of records. Raises TagprError when records and prompts do not belong together.
     """
@@ -116,7 +113,7 @@ def build_chains(
     plain = _answers_without_profile(requests, empty_prompts or {}, teacher)
     judged = [_judged(item, rules, plain) for item in batch.items]
     right = {i for i, (_, reason) in enumerate(judged) if reason is None}
-    proof = _evidence(judged, teacher, rules, swapping)
+    proof = _evidence(judged, teacher, rules, swap)
     judged = [_proven(one, proof.get(i), rules) for i, one in enumerate(judged)]
     judged = _without_repeats(judged)
     judged = _without_near_repeats(judged, rules)
@@ -186,14 +183,14 @@ def _judged(item: Written, rules: KeepRules, plain: Mapping[Key, str | Rejection
 
 
 def _evidence(
-    judged: Sequence[Judged], teacher: Teacher, rules: KeepRules, swapping: Swapping | None
+    judged: Sequence[Judged], teacher: Teacher, rules: KeepRules, swap: ProfileSwap | None
 ) -> dict[int, Evidence]:
     """Index -> what was found, for well-formed chains that had a profile; {} when the check is off."""
     if not rules.evidence.reads_words:
         return {}
-    if swapping is None:
+    if swap is None:
         raise TagprError(f"keep.evidence.require is {rules.evidence.require!r}, and no other profiles were given")
-    common = CommonClues(swapping.pool.by_task, rules.evidence.common)
+    common = CommonClues(swap.pool.by_task, rules.evidence.common)
     # The pairs ask about the same other user as CANDIDATES gives: with a cache that answer is paid for once.
     candidates = CANDIDATES if rules.evidence.asks_teacher else 1
     found: dict[int, Evidence] = {}
@@ -202,14 +199,14 @@ def _evidence(
         request = item.request
         if not request.prompt.item_ids or not (reason is None or (reason in ANSWER_REASONS and item.response)):
             continue
-        loan = swapping.pool.lent(request.record, candidates)
-        other = swapping.shown(loan[0]) if loan else None
+        loan = swap.pool.swap(request.record, candidates)
+        other = swap.shown(loan[0]) if loan else None
         found[i] = text_evidence(item.steps, request.record, request.items, other, common.of(request.record.task))
         if loan:
             lent[i] = loan[0]
     if rules.evidence.asks_teacher:
         asked = {_key(lent[i]): lent[i] for i in found if i in lent and judged[i][1] is None}
-        replies = teacher.generate([TeacherRequest(r, swapping.make_prompt(r)) for r in asked.values()])
+        replies = teacher.generate([TeacherRequest(r, swap.make_prompt(r)) for r in asked.values()])
         answers = dict(zip(asked, map(answer_of, replies), strict=True))
         for i in found:
             told = answers.get(_key(judged[i][0].request.record))

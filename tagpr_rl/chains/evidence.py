@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
 from tagpr_rl.data.tasks import TASKS
-from tagpr_rl.types import LampRecord, ProfileItem, TagprError
+from tagpr_rl.prompts.retrieve import bm25_scores
+from tagpr_rl.types import LampRecord, ProfileItem, Prompt, TagprError
 
+CANDIDATES = 8
+"""Number of other users drawn for a question. The one whose profile is nearest to the question is taken (hard
+pairs)."""
 _WORD = re.compile(r"\w+")
 FEWEST_USERS, MOST_USERS = 5, 200
 """With fewer users of a task nothing is called common to most of them; of more a sample is looked at."""
@@ -68,6 +72,48 @@ class Evidence:
     """Different clues said that only the other's items give."""
     changed: bool | None = None
     """Whether the teacher's answer was another one with the other profile; None when not asked or not answered."""
+
+
+class ProfilePool:
+    """The profiles of all users by task. Which one a record gets depends on the seed and the record alone."""
+
+    def __init__(self, records: Sequence[LampRecord], seed: int) -> None:
+        self._seed = seed
+        users: dict[str, dict[str, LampRecord]] = {}
+        for record in records:
+            if record.profile:
+                users.setdefault(record.task, {}).setdefault(record.user_id, record)
+        self.by_task = {task: list(by_user.values()) for task, by_user in users.items()}
+        """Task -> one record per user that has a profile."""
+
+    def other(self, record: LampRecord, candidates: int = CANDIDATES) -> LampRecord | None:
+        """Among a few random other users the one with the item nearest to the question; None if there is no other
+        user."""
+        pool = self.by_task.get(record.task, [])
+        rng = Random(f"other/{self._seed}/{record.id}")
+        drawn = rng.sample(pool, min(candidates + 1, len(pool)))
+        others = [r for r in drawn if r.user_id != record.user_id][:candidates]
+        if len(others) < 2:
+            return others[0] if others else None
+        spec = TASKS[record.task]
+        query = spec.query(record)
+        best = [max(bm25_scores([spec.item_text(item) for item in r.profile], query)) for r in others]
+        return others[best.index(max(best))]
+
+    def swap(self, record: LampRecord, candidates: int = CANDIDATES) -> tuple[LampRecord, str] | None:
+        """(the record with the other user's profile, that user's id); None if there is no other user."""
+        other = self.other(record, candidates)
+        return (replace(record, profile=other.profile), other.user_id) if other is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSwap:
+    """How the evidence check asks the same question with another user's profile."""
+
+    pool: ProfilePool
+    shown: Callable[[LampRecord], Sequence[ProfileItem]]
+    """The profile items that a prompt for the record shows."""
+    make_prompt: Callable[[LampRecord], Prompt]
 
 
 Clue = str | tuple[str, str]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tagpr_rl.chains.balance import BalanceRules
-from tagpr_rl.chains.client.generate import ReplyStatus
+from tagpr_rl.chains.client.chat import ReplyStatus
 from tagpr_rl.chains.evidence import EvidenceRules
 from tagpr_rl.chains.segment import MAX_STEPS, MIN_STEPS
 from tagpr_rl.chains.similar import SimilarRules

@@ -7,10 +7,10 @@ from dataclasses import replace
 from random import Random
 
 from tagpr_rl.chains.build import ChainRow, ChainSet
+from tagpr_rl.chains.evidence import ProfilePool
 from tagpr_rl.chains.keep import KeepRules
 from tagpr_rl.chains.labellers.label import Labeller
 from tagpr_rl.chains.teachers.interface import Teacher, TeacherRequest
-from tagpr_rl.chains.teachers.swap import ProfilePool
 from tagpr_rl.chains.teachers.write import Written, write_chains
 from tagpr_rl.prompts.rows import profile_texts
 from tagpr_rl.tags.schema import TagSchema
@@ -62,7 +62,7 @@ def build_pairs(
 
     if CROSS in wanted:
         pool = ProfilePool(records, seed)
-        loans = [(r, loan) for r in asked if (loan := pool.lent(r)) is not None]
+        loans = [(r, loan) for r in asked if (loan := pool.swap(r)) is not None]
         for (r, (_, user)), item in zip(loans, write([lent for _, (lent, _) in loans]), strict=True):
             made += _pair(r, chosen[r.task, r.id], item.response, item.answer, CROSS, user)
     if NONE in wanted:

@@ -6,13 +6,13 @@ from collections import Counter
 from dataclasses import asdict, replace
 from random import Random
 
-from tagpr_rl.chains.build import ChainRow, Swapping, build_chains
-from tagpr_rl.chains.client.generate import ReplyStatus
+from tagpr_rl.chains.build import ChainRow, build_chains
+from tagpr_rl.chains.client.chat import ReplyStatus
 from tagpr_rl.chains.client.usage import MeteredLabeller, MeteredTeacher
 from tagpr_rl.chains.dataset import REJECTED, write_rejected
+from tagpr_rl.chains.evidence import ProfilePool, ProfileSwap
 from tagpr_rl.chains.facts import chain_facts
 from tagpr_rl.chains.pairs import build_pairs
-from tagpr_rl.chains.teachers.swap import ProfilePool
 from tagpr_rl.config import ChainsStage
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.files import write_json
@@ -57,7 +57,7 @@ def _run(context: StageContext, models: Generators) -> StageResult:
         empty_prompts={
             r.id: make_foreign(replace(r, profile=())) for r in records if TASKS[r.task].kind == "generation"
         },
-        swapping=Swapping(ProfilePool(records, stage.seed), dataset.retriever(foreign=True), make_foreign),
+        swap=ProfileSwap(ProfilePool(records, stage.seed), dataset.retriever(foreign=True), make_foreign),
     )
     require_budget(context.name, stage, teacher, labeller)
     write_rejected(context.dir.root, chains.rejected)  # first, so that `chains inspect` can show why none was kept

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from tagpr_rl.chains.client.generate import Generator
+from tagpr_rl.chains.client.chat import Generator
 from tagpr_rl.chains.labellers.free_label import MAX_TOKENS, ScriptedFreeLabeller
 from tagpr_rl.config import ChainsStage, Recipe
 from tagpr_rl.stages.context import LazyRay

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from tagpr_rl.chains.client.answers import AnswerCache
-from tagpr_rl.chains.client.generate import Generator
+from tagpr_rl.chains.client.chat import Generator
 from tagpr_rl.chains.client.openai_client import OpenAIGenerator
 from tagpr_rl.chains.client.spend import Spend
 from tagpr_rl.config import ChainsStage, EndpointBlock, Recipe
@@ -44,25 +44,25 @@ class Generators:
     def generator_for(self, block: EndpointBlock, role: str) -> Generator:
         """The model of a block of kind openai or vllm. `role` (teacher, labeller) has its own budget, which counts
         what every attempt at this run has spent."""
-        purse = self._purse(role)
+        account = self._account(role)
         if block.kind == "openai":
-            return OpenAIGenerator(block, self.cache, purse=purse, console=self._console)
+            return OpenAIGenerator(block, self.cache, account=account, console=self._console)
         assert block.kind == "vllm", f"{block.kind} is no language model"
         key = block.model_dump_json()  # a teacher that labels its own chains needs one engine
         if key not in self._engines:
             from tagpr_rl.backend.rollout.offline import OfflineGenerator
 
             self._start_ray()
-            engine = OfflineGenerator(self._recipe, block, self.cache, purse=purse, console=self._console)
+            engine = OfflineGenerator(self._recipe, block, self.cache, account=account, console=self._console)
             self._stack.callback(engine.close)
             self._engines[key] = engine
         return self._engines[key]
 
     def spent(self, role: str) -> Spend:
         """What every attempt at this run has spent in that role."""
-        return self.cache.spent(self._purse(role))
+        return self.cache.spent(self._account(role))
 
-    def _purse(self, role: str) -> str:
+    def _account(self, role: str) -> str:
         return f"{self._recipe.name}/{role}"
 
 

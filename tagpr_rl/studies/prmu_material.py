@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tagpr_rl.chains.build import Swapping, build_chains
+from tagpr_rl.chains.build import build_chains
+from tagpr_rl.chains.evidence import ProfilePool, ProfileSwap
 from tagpr_rl.chains.labellers.label import ScriptedLabeller
 from tagpr_rl.chains.pairs import build_pairs
-from tagpr_rl.chains.teachers.swap import ProfilePool
 from tagpr_rl.config import ChainsStage, PrmuStage, Recipe
 from tagpr_rl.data.world.rules import world_rules
 from tagpr_rl.prmu.training.preferences import check_leakage, read_pairs, split_by_user, user_only_pairs
@@ -103,10 +103,8 @@ def _held_out_pairs(context: StageContext, records: Sequence[LampRecord]) -> lis
     teacher, rules = teacher_for(recipe, error_rate=0.0), keep_rules(recipe, stage)
     labeller = ScriptedLabeller()
     asked = list(records)
-    swapping = Swapping(ProfilePool(asked, stage.seed), dataset.retriever(foreign=True), make_foreign)
-    chains = build_chains(
-        asked, [make(record) for record in asked], teacher, labeller, schema, rules, swapping=swapping
-    )
+    swap = ProfileSwap(ProfilePool(asked, stage.seed), dataset.retriever(foreign=True), make_foreign)
+    chains = build_chains(asked, [make(record) for record in asked], teacher, labeller, schema, rules, swap=swap)
     return build_pairs(
         chains,
         asked,

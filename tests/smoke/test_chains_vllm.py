@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from tagpr_rl.chains.client.answers import AnswerCache
-from tagpr_rl.chains.client.generate import ChatRequest, Generator, Reply
+from tagpr_rl.chains.client.chat import ChatRequest, Generator, Reply
 from tagpr_rl.chains.client.openai_client import OpenAIGenerator
 from tagpr_rl.chains.labellers.label import read_labels
 from tagpr_rl.config import EndpointBlock, recipe_from_dict
@@ -131,17 +131,17 @@ def check(generator: Generator, first: int = 0) -> list[Reply]:
 def test_a_real_server(tiny: Path, tmp_path: Path) -> None:
     with serving(tiny, tmp_path) as url, AnswerCache(tmp_path / "a") as cache:
         block = EndpointBlock(kind="openai", base_url=url, model="tiny", concurrency=8)
-        replies = check(OpenAIGenerator(block, cache, purse="p"))
+        replies = check(OpenAIGenerator(block, cache, account="p"))
         spent = cache.spent("p")
         assert spent.prompt_tokens == sum(reply.prompt_tokens for reply in replies)
         assert spent.completion_tokens == sum(reply.completion_tokens for reply in replies)
         assert spent.unsure_tokens == 0
         long = [ChatRequest(({"role": "user", "content": "word1 " * 2000},))]
-        refused, fine = OpenAIGenerator(block, cache, purse="p").generate([*long, *labelling(1, max_tokens=2)])
+        refused, fine = OpenAIGenerator(block, cache, account="p").generate([*long, *labelling(1, max_tokens=2)])
         assert refused.status == "REFUSED" and "HTTP 400" in refused.detail and fine.status == "LENGTH"
         other = EndpointBlock(kind="openai", base_url=url, model="big", concurrency=8)
         with pytest.raises(TagprError, match=r"404.*the endpoint has tiny"):
-            OpenAIGenerator(other, cache, purse="p").generate(labelling(1))
+            OpenAIGenerator(other, cache, account="p").generate(labelling(1))
 
 
 def test_the_offline_engine(tiny: Path, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_the_offline_engine(tiny: Path, tmp_path: Path) -> None:
     recipe = recipe_from_dict({"name": "r", "out": str(tmp_path), "stages": stages}, source="r")
     offline = EndpointBlock.model_validate(block)
     with ray_session(recipe), AnswerCache(tmp_path / "a") as cache:
-        generator = OfflineGenerator(recipe, offline, cache, purse="p")
+        generator = OfflineGenerator(recipe, offline, cache, account="p")
         try:
             replies = check(generator)
             spent = cache.spent("p").tokens

@@ -17,15 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.chains.build import Swapping, build_chains
-from tagpr_rl.chains.client.generate import ChatRequest, Reply, ReplyStatus
+from tagpr_rl.chains.build import build_chains
+from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.client.usage import MeteredLabeller, MeteredTeacher
-from tagpr_rl.chains.evidence import EvidenceRules
+from tagpr_rl.chains.evidence import EvidenceRules, ProfilePool, ProfileSwap
 from tagpr_rl.chains.facts import chain_facts
 from tagpr_rl.chains.keep import Rejection, world_keep_rules
 from tagpr_rl.chains.labellers.label import ModelLabeller, ScriptedLabeller
 from tagpr_rl.chains.teachers.interface import Sampling, TrainedTeacher
-from tagpr_rl.chains.teachers.swap import ProfilePool
 from tagpr_rl.data.lamp import load_folder
 from tagpr_rl.prompts.prompt import build_prompt
 from tagpr_rl.prompts.retrieve import rank
@@ -119,14 +118,14 @@ def main(folder: Path, data: Path, work: Path) -> dict[str, Any]:
             record, rank(record, 4), style="reasoning", schema=SCHEMA, max_tokens=512, count_tokens=count
         )
 
-    swapping = Swapping(ProfilePool(records, 1), lambda record: rank(record, 4), make_prompt)
+    swap = ProfileSwap(ProfilePool(records, 1), lambda record: rank(record, 4), make_prompt)
     out: dict[str, Any] = {}
     for name, labels in (("own", ModelLabeller(model, exact=True)), ("rules", ScriptedLabeller())):
         teacher, labeller = MeteredTeacher(TrainedTeacher(model, SCHEMA, Sampling(1.0, 160))), MeteredLabeller(labels)
         rules = replace(world_keep_rules(), label_twice=True, evidence=EvidenceRules("measure"))
         chains = build_chains(
             records, [make_prompt(r) for r in records], teacher, labeller, SCHEMA, rules,
-            samples=SAMPLES, swapping=swapping,
+            samples=SAMPLES, swap=swap,
         )  # fmt: skip
         assert all(parse(row.response, SCHEMA).status is ParseStatus.OK for row in chains.rows + chains.wrong)
         facts = chain_facts(chains, SCHEMA, rules, teacher, labeller)

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from tagpr_rl.backend.rollout import generate
 from tagpr_rl.chains.client.answers import AnswerCache, Questions
-from tagpr_rl.chains.client.generate import ChatRequest, Reply, ReplyStatus
-from tagpr_rl.chains.client.progress import AskProgress
+from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.client.spend import Ledger, Spend
+from tagpr_rl.chains.client.usage import ReplyProgress
 from tagpr_rl.config import EndpointBlock, Recipe
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.types import TagprError
@@ -28,11 +28,11 @@ class OfflineGenerator:
     """One model in one vLLM engine, which starts with the first question that the cache does not know."""
 
     def __init__(
-        self, recipe: Recipe, block: EndpointBlock, cache: AnswerCache, *, purse: str, console: Console | None = None
+        self, recipe: Recipe, block: EndpointBlock, cache: AnswerCache, *, account: str, console: Console | None = None
     ) -> None:
-        """Needs a Ray session from the first `generate` on. `purse` as in OpenAIGenerator."""
+        """Needs a Ray session from the first `generate` on. `account` as in OpenAIGenerator."""
         assert block.kind == "vllm" and block.model
-        self.recipe, self.block, self.cache, self.purse, self.console = recipe, block, cache, purse, console
+        self.recipe, self.block, self.cache, self.account, self.console = recipe, block, cache, account, console
         self.model: str = block.model
         self._marks = fingerprint(Path(self.model))
         self._actor: Any = None
@@ -54,18 +54,18 @@ class OfflineGenerator:
         # A folder's weights are its identity: another stage's folder may come to have the same path.
         questions = Questions(Path(self.model).name, requests, self.cache, self._marks)
         answers: dict[bytes, Reply] = {}
-        ledger = Ledger(self.block.budget, self.block.prices, self.cache.spent(self.purse))
+        ledger = Ledger(self.block.budget, self.block.prices, self.cache.spent(self.account))
         before = ledger.spent.money
         if questions.open:
             self._start()
-        with AskProgress(self.name, len(questions.open), self.console) as progress:
+        with ReplyProgress(self.name, len(questions.open), self.console) as progress:
             waiting = list(questions.open.items())
             while waiting:
                 batch, spend = self._batch(waiting[: self.block.concurrency], ledger)
                 if not batch:
                     break
                 charged = [(key, reply) for key, reply in batch.items() if reply.status != ReplyStatus.REFUSED]
-                self.cache.put(Path(self.model).name, charged, self.purse, spend)
+                self.cache.put(Path(self.model).name, charged, self.account, spend)
                 answers |= batch
                 for reply in batch.values():
                     progress.add(reply, ledger.spent.money - before)

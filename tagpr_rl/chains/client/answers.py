@@ -1,8 +1,8 @@
-"""Answers that were paid for, in a SQLite file: committed before they are used, so that a kill loses none of them.
+"""A cache of paid answers in a SQLite file. An answer is committed before it is used, so that a kill loses none.
 
-A question is the model's name and the whole request, not the endpoint's address. Write-ahead logging lets several
-processes share the file; each commit is one short transaction. A commit survives `kill -9`; after a power cut
-the last ones may be missing (synchronous=NORMAL), and the file is whole.
+The key of an answer is the model's name and the whole request, not the endpoint's address. Write-ahead logging lets
+several processes share the file; each commit is one short transaction. A commit survives `kill -9`. After a power cut
+the last commits may be missing (synchronous=NORMAL), but the file is intact.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.chains.client.generate import ChatRequest, Reply, ReplyStatus
+from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.client.spend import Spend
 from tagpr_rl.types import TagprError
 
-APPLICATION_ID = 0x54616750  # "TagP": tells our file from another SQLite file
+APPLICATION_ID = 0x54616750  # "TagP": marks the file as an answer cache
 VERSION = 1
 RECORDED = frozenset({ReplyStatus.OK, ReplyStatus.LENGTH, ReplyStatus.EMPTY, ReplyStatus.REFUSED})
-"""What a model answered. A reply REFUSED by a content filter was charged for and is put here by the client; one that
-was rejected with HTTP 4xx cost nothing, is not put here and may be asked again."""
+"""The statuses that are stored: a model answered. A reply REFUSED by a content filter was charged for, so the client
+stores it. A request that was rejected with HTTP 4xx cost nothing; the client does not store it."""
 LOCK_SECONDS = 60.0
 _AT_ONCE = 900  # below SQLite's oldest limit of 999 variables in one statement
 
@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS spent (
 
 
 def question_key(model: str, request: ChatRequest, extra: Mapping[str, Any] | None = None) -> bytes:
-    """sha256 of the canonical JSON of model, request and `extra` (what else is sent and changes the answer)."""
+    """sha256 of the canonical JSON of model, request and `extra`, the other keys that change the answer."""
     question = {
         "model": model,
         "messages": [dict(message) for message in request.messages],
@@ -58,23 +58,23 @@ def question_key(model: str, request: ChatRequest, extra: Mapping[str, Any] | No
 
 
 class AnswerCache:
-    """The file. Usable from several threads; close it, or use it as a context manager."""
+    """The file. Several threads may use it. Close it, or use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Opens or makes the file. TagprError when it is not ours, damaged or cannot be written."""
+        """Open or create the file. TagprError if it is no answer cache, is damaged, or cannot be written."""
         self.path = path
         self._lock = threading.Lock()
         with self._named():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None, check_same_thread=False)
             try:
-                self._prepare_in_turn()
+                self._prepare_with_lock()
             except BaseException:
                 self._db.close()
                 raise
 
-    def _prepare_in_turn(self) -> None:
-        """SQLite does not wait for its own lock where the journal's mode changes (sqlite3_busy_handler): we do."""
+    def _prepare_with_lock(self) -> None:
+        """Wait for the lock: SQLite itself does not when the journal's mode changes (sqlite3_busy_handler)."""
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -88,18 +88,18 @@ class AnswerCache:
 
     def _prepare(self) -> None:
         tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        found = [self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-        if tables and found != [APPLICATION_ID, VERSION]:
+        marks = [self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+        if tables and marks != [APPLICATION_ID, VERSION]:
             raise TagprError(
                 f"{self.path} is a SQLite file, but no answer cache of version {VERSION} (application id and version "
-                f"{found}); name another file, or move this one away"
+                f"{marks}); name another file, or move this one away"
             )
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         if not tables:
-            # One transaction: a kill between the tables and the version would leave a file that we refuse.
-            marks = f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={VERSION};"
-            self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} {marks} COMMIT;")
+            # One transaction: tables without the version would be rejected as no answer cache.
+            pragmas = f"PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={VERSION};"
+            self._db.executescript(f"BEGIN IMMEDIATE; {_TABLES} {pragmas} COMMIT;")
 
     def __enter__(self) -> AnswerCache:
         return self
@@ -113,14 +113,14 @@ class AnswerCache:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """SQLite's errors, with the file's name and a remedy."""
+        """Turns SQLite's errors into a TagprError with the file's name and a remedy."""
         try:
             with self._lock:
                 yield
         except sqlite3.OperationalError as error:
             raise TagprError(
                 f"answer cache {self.path}: {error}; is the folder writable, is there space, does another process "
-                f"hold the file (it is waited for {LOCK_SECONDS:.0f} s)?"
+                f"hold the file (waited {LOCK_SECONDS:.0f} s)?"
             ) from None
         except sqlite3.DatabaseError as error:
             raise TagprError(
@@ -131,26 +131,29 @@ class AnswerCache:
             raise TagprError(f"answer cache {self.path}: {error.strerror or error}; name a writable folder") from None
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Reply]:
-        """The replies there are, with `cached` set."""
-        found: dict[bytes, Reply] = {}
+        """Key -> stored reply, with `cached` set, for the keys that have one."""
+        replies: dict[bytes, Reply] = {}
         columns = "key, text, status, detail, prompt_tokens, completion_tokens, crc"
         with self._named():
             for start in range(0, len(keys), _AT_ONCE):
                 part = keys[start : start + _AT_ONCE]
-                marks = ",".join("?" * len(part))
+                placeholders = ",".join("?" * len(part))
                 for key, text, status, detail, prompt, completion, crc in self._db.execute(
-                    f"SELECT {columns} FROM answers WHERE key IN ({marks})", part
+                    f"SELECT {columns} FROM answers WHERE key IN ({placeholders})", part
                 ):
                     if crc != _crc(text, status, prompt, completion):
                         raise sqlite3.DatabaseError(f"the answer {key.hex()} differs from its checksum")
-                    found[key] = Reply(text, ReplyStatus(status), prompt, completion, cached=True, detail=detail)
-        return found
+                    replies[key] = Reply(text, ReplyStatus(status), prompt, completion, cached=True, detail=detail)
+        return replies
 
     def put(
-        self, model: str, answers: Sequence[tuple[bytes, Reply]], purse: str = "", spend: Spend | None = None
+        self, model: str, answers: Sequence[tuple[bytes, Reply]], account: str = "", spend: Spend | None = None
     ) -> None:
-        """Commit answers and what they cost in one transaction. An answer that is there already is kept; replies
-        that are no answers (see RECORDED) are left out."""
+        """Commit answers and what they cost in one transaction.
+
+        An answer that is already stored does not change. Replies whose status is not in RECORDED are not stored.
+        `account`: the name under which `spend` is added up.
+        """
         rows = [
             (key, model, r.text, r.status.value, r.detail, r.prompt_tokens, r.completion_tokens,
              _crc(r.text, r.status.value, r.prompt_tokens, r.completion_tokens))
@@ -166,7 +169,7 @@ class AnswerCache:
                         "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
                         "completion_tokens = completion_tokens + excluded.completion_tokens, "
                         "unsure_tokens = unsure_tokens + excluded.unsure_tokens, money = money + excluded.money",
-                        (purse, spend.prompt_tokens, spend.completion_tokens, spend.unsure_tokens, spend.money),
+                        (account, spend.prompt_tokens, spend.completion_tokens, spend.unsure_tokens, spend.money),
                     )
                 self._db.execute("COMMIT")
             except BaseException:
@@ -174,11 +177,11 @@ class AnswerCache:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def spent(self, purse: str) -> Spend:
-        """What was spent under a name so far, by every process that used the file."""
+    def spent(self, account: str) -> Spend:
+        """The sum of what all processes have spent under the name `account`."""
         with self._named():
             row = self._db.execute(
-                "SELECT prompt_tokens, completion_tokens, unsure_tokens, money FROM spent WHERE purse = ?", (purse,)
+                "SELECT prompt_tokens, completion_tokens, unsure_tokens, money FROM spent WHERE purse = ?", (account,)
             ).fetchone()
         return Spend(*row) if row else Spend()
 
@@ -192,27 +195,27 @@ def _crc(text: str, status: str, prompt: int, completion: int) -> int:
 
 
 class Questions:
-    """The requests of one call: equal ones are one question, and known ones are answered at once."""
+    """The requests of one call. Equal requests are one question, and the cache answers the known ones."""
 
     def __init__(
         self, model: str, requests: Sequence[ChatRequest], cache: AnswerCache, extra: Mapping[str, Any] | None = None
     ) -> None:
         self._keys = [question_key(model, request, extra) for request in requests]
         by_key = dict(zip(self._keys, requests, strict=True))
-        self.found = cache.get_many(list(by_key))
-        self.open = {key: request for key, request in by_key.items() if key not in self.found}
-        """Still to ask, in order."""
+        self._known = cache.get_many(list(by_key))
+        self.open = {key: request for key, request in by_key.items() if key not in self._known}
+        """Key -> request of the questions without an answer, in order."""
 
     def replies(self, answers: Mapping[bytes, Reply]) -> list[Reply]:
-        """One reply per request. A question that was asked once for several requests was paid for by the first."""
-        done: list[Reply] = []
+        """One reply per request. If several requests are one question, the first is counted as the paid one."""
+        replies: list[Reply] = []
         paid: set[bytes] = set()
         for key in self._keys:
-            reply = self.found.get(key) or answers[key]
+            reply = self._known.get(key) or answers[key]
             if key in paid and reply.status in RECORDED and not reply.cached:
                 reply = Reply(
                     reply.text, reply.status, reply.prompt_tokens, reply.completion_tokens, True, reply.detail
                 )
             paid.add(key)
-            done.append(reply)
-        return done
+            replies.append(reply)
+        return replies

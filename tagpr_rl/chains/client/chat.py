@@ -1,20 +1,74 @@
-"""The chat completion of OpenAI's API on the wire: a request's body, and what a response's body says."""
+"""Chat requests and replies: what teachers and labellers exchange with a language model, and OpenAI's JSON for both."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, Final
-
-from tagpr_rl.chains.client.generate import ChatRequest, Reply, ReplyStatus
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, Protocol
 
 _HTML: Final = re.compile(rb"\s*(<!doctype|<html|<head|<body)", re.IGNORECASE)
-_SHOWN = 200
+_EXCERPT_CHARACTERS = 200
+
+
+class ReplyStatus(StrEnum):
+    """How a request ended. Only the text of an OK reply is used."""
+
+    OK = "OK"
+    LENGTH = "LENGTH"  # stopped by max_tokens: the text is not whole
+    EMPTY = "EMPTY"  # answered without a text
+    REFUSED = "REFUSED"  # the endpoint rejects this request (HTTP 4xx, content filter) and would reject it again
+    FAILED = "FAILED"  # every retry failed (HTTP 5xx, 429, time-out, a broken body)
+    BUDGET = "BUDGET"  # not sent: the token or money budget is spent
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One chat completion. Equal requests to the same model are the same question (see answers.py)."""
+
+    messages: tuple[Mapping[str, str], ...]
+    """Messages with the keys "role" and "content"."""
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    seed: int = 0
+    """Requests with different seeds ask for different samples."""
+    json_schema: Mapping[str, Any] | None = None
+    """Structured output: the reply must be JSON of this schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The reply to one request."""
+
+    text: str
+    status: ReplyStatus = ReplyStatus.OK
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached: bool = False
+    """The reply comes from the cache and cost nothing."""
+    detail: str = ""
+    """The reason why the status is not OK."""
+
+
+class Generator(Protocol):
+    """A language model behind an endpoint or in an offline engine."""
+
+    @property
+    def name(self) -> str:
+        """The model's name, used in the cache's key and on the data card."""
+
+    def generate(self, requests: Sequence[ChatRequest]) -> list[Reply]:
+        """One reply per request, in order.
+
+        The failure of one request is a status of its reply. A mistake that concerns all requests raises TagprError:
+        an unknown host, a wrong key, an unknown model.
+        """
 
 
 class BadBodyError(Exception):
-    """A response whose body is no chat completion; says why in words."""
+    """The body of a response is no chat completion; the message says why."""
 
 
 def to_body(model: str, request: ChatRequest, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,17 +87,19 @@ def to_body(model: str, request: ChatRequest, extra: Mapping[str, Any]) -> dict[
 
 
 def excerpt(content: bytes) -> str:
-    """The beginning of a body, on one line, for a message."""
-    text = " ".join(content[: 4 * _SHOWN].decode("utf-8", "replace").split())
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + " ..."
+    """The beginning of a body on one line, for an error message."""
+    text = " ".join(content[: 4 * _EXCERPT_CHARACTERS].decode("utf-8", "replace").split())
+    return text if len(text) <= _EXCERPT_CHARACTERS else text[:_EXCERPT_CHARACTERS] + " ..."
 
 
 def read_body(content: bytes) -> tuple[Reply, bool]:
-    """(reply, whether it names its token counts) of a response with status 200.
+    """(reply, whether the body has its token counts) of a response with status 200.
 
-    BadBodyError for HTML, cut or other JSON, an error object, or a completion without a choice. A thinking model's
-    separate `reasoning_content` (vLLM, DeepSeek) or `reasoning` (OpenRouter, newer vLLM) is put before the text as
-    `<think>...</think>`, which segment.py reads.
+    A thinking model's separate `reasoning_content` (vLLM, DeepSeek) or `reasoning` (OpenRouter, newer vLLM) stands
+    before the text as `<think>...</think>`, which segment.py reads.
+
+    Raises:
+        BadBodyError: the body is HTML, incomplete or other JSON, an error object, or a completion without a choice.
     """
     if _HTML.match(content):
         raise BadBodyError(f"the body is HTML: {excerpt(content)}")
@@ -89,7 +145,7 @@ def _tokens(usage: Any) -> tuple[int | None, int | None]:
 
 
 def error_message(content: bytes) -> tuple[str, str]:
-    """(message, code) of an error's body; the beginning of the body and "" where it has no such form."""
+    """(message, code) of an error's body; (beginning of the body, "") if the body has another form."""
     try:
         value: Any = json.loads(content)
     except (ValueError, RecursionError):

@@ -1,15 +1,15 @@
-"""What requests cost: prices, what was spent, and a ledger that keeps requests in flight within the budget."""
+"""The cost of requests: tokens and money spent, and a ledger that keeps the requests in flight within the budget."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 
-from tagpr_rl.chains.client.generate import ChatRequest
+from tagpr_rl.chains.client.chat import ChatRequest
 from tagpr_rl.config.endpoints import PricesBlock, SpendBlock
 
 TEMPLATE_TOKENS = 32
-"""Room for a chat template's own tokens, for each message and once for the reply's opening."""
+"""Upper bound of a chat template's own tokens, per message and for the opening of the reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class Spend:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     unsure_tokens: int = 0
-    """Upper bound for attempts that may have been charged without our knowing: time-outs, lost connections and
-    broken bodies after the request was sent, and answers without a `usage`."""
+    """Upper bound of the tokens whose charge is unknown: of answers without a `usage`, and of requests that were
+    sent and ended with a time-out, a lost connection or a broken body."""
     money: float = 0.0
     """All of the above at the endpoint's prices."""
 
@@ -39,10 +39,10 @@ class Spend:
 
 
 def most_tokens(request: ChatRequest) -> tuple[int, int]:
-    """(prompt, completion): no more tokens than this can be charged for one attempt.
+    """(prompt, completion): upper bounds of the tokens that one attempt can be charged for.
 
-    A token of a byte-level tokenizer is at least one byte of UTF-8, so that the prompt's bytes bound its tokens
-    (mostly four times the true count). Structured output may put the schema into the prompt.
+    A token of a byte-level tokenizer is at least one byte of UTF-8, so the number of bytes bounds the tokens of the
+    prompt (at about four times the true count). Structured output may put the schema into the prompt.
     """
     size = sum(len(text.encode("utf-8", "surrogatepass")) for message in request.messages for text in message.values())
     if request.json_schema is not None:
@@ -51,10 +51,10 @@ def most_tokens(request: ChatRequest) -> tuple[int, int]:
 
 
 class Ledger:
-    """Spent plus held never exceeds the budget as long as no attempt costs more than what was held for it."""
+    """Keeps spent plus reserved within the budget, as long as no attempt costs more than was reserved for it."""
 
     def __init__(self, budget: SpendBlock, prices: PricesBlock, before: Spend) -> None:
-        """`before`: what earlier runs have spent of the same budget."""
+        """`before`: the spending of earlier runs that counts against the same budget."""
         self._budget, self._prices = budget, prices
         self.spent = before
         self.held = Spend()
@@ -65,7 +65,7 @@ class Ledger:
         return (prompt * self._prices.prompt + completion * self._prices.completion) / 1e6
 
     def describe(self) -> str:
-        """Spent and allowed, in words."""
+        """What is spent and what the budget allows, for a message."""
         parts = []
         if self._budget.tokens is not None:
             parts.append(f"{self.spent.tokens:,} of budget.tokens {self._budget.tokens:,} are spent")
@@ -74,7 +74,7 @@ class Ledger:
         return " and ".join(parts) or "there is no budget"
 
     def hold(self, prompt: int, completion: int) -> bool:
-        """Set the upper bound of one attempt aside; False (and nothing held) where the rest does not cover it."""
+        """Reserve the upper bound of one attempt. False, and nothing is reserved, if the budget does not cover it."""
         money = self.price(prompt, completion)
         tokens, cost = self._budget.tokens, self._budget.money
         if tokens is not None and self.spent.tokens + self.held.tokens + prompt + completion > tokens:
@@ -86,7 +86,7 @@ class Ledger:
         return True
 
     def release(self, held: tuple[int, int], used: tuple[int, int] | None, *, charged: bool = True) -> Spend:
-        """End an attempt: what it cost. `used` None: unknown, the bound is taken; `charged` False: nothing."""
+        """End an attempt, and return its cost: 0 if it was not `charged`, and `held` if `used` is None (unknown)."""
         self.in_flight -= 1
         self.held += Spend(-held[0], -held[1], 0, -self.price(*held))
         if not charged:

@@ -1,44 +1,60 @@
-"""What teachers and labellers were asked and what it took, counted where the replies pass."""
+"""Counts of replies: what a teacher or labeller used, and the progress line of a call to a model."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tagpr_rl.chains.client.generate import Reply, ReplyStatus
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tagpr_rl.chains.client.chat import Reply, ReplyStatus
 from tagpr_rl.chains.labellers.label import Labeller
 from tagpr_rl.chains.teachers.interface import Teacher, TeacherRequest
 from tagpr_rl.tags.schema import TagSchema
 
+REDRAW_S = 0.2
+"""Least time between two drawings of the progress line."""
 
+
+@dataclass(slots=True)
 class Usage:
-    """Totals over replies."""
+    """Totals over replies. Tokens are 0 if nobody counts them (teachers and labellers made of rules)."""
 
-    def __init__(self) -> None:
-        self._statuses: Counter[str] = Counter()
-        self._totals: Counter[str] = Counter()
+    cached: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    paid_tokens: int = 0
+    """Prompt and completion tokens of the replies that did not come from the cache."""
+    statuses: Counter[str] = field(default_factory=Counter)
+    """`ReplyStatus` -> number of replies."""
+
+    @property
+    def replies(self) -> int:
+        """Number of replies."""
+        return self.statuses.total()
 
     def add(self, replies: Sequence[Reply]) -> None:
         """Count some replies."""
         for reply in replies:
-            self._statuses[reply.status.value] += 1
-            self._totals["cached"] += reply.cached
-            self._totals["prompt_tokens"] += reply.prompt_tokens
-            self._totals["completion_tokens"] += reply.completion_tokens
+            self.statuses[reply.status.value] += 1
+            self.cached += reply.cached
+            self.prompt_tokens += reply.prompt_tokens
+            self.completion_tokens += reply.completion_tokens
             if not reply.cached:
-                self._totals["paid_tokens"] += reply.prompt_tokens + reply.completion_tokens
+                self.paid_tokens += reply.prompt_tokens + reply.completion_tokens
 
     def count(self, status: ReplyStatus) -> int:
-        """Replies with that status."""
-        return self._statuses[status.value]
+        """Number of replies with that status."""
+        return self.statuses[status.value]
 
     def as_dict(self) -> dict[str, Any]:
-        """requests, cached, prompt_tokens, completion_tokens, paid_tokens (cached replies left out) and a count for
-        each status that occurred. Tokens are 0 where nobody counts them (rules)."""
-        keys = ("cached", "prompt_tokens", "completion_tokens", "paid_tokens")
-        totals: dict[str, Any] = {key: self._totals[key] for key in keys}
-        return {"requests": self._statuses.total(), **totals, "statuses": dict(sorted(self._statuses.items()))}
+        """JSON values: the totals above, `requests`, and a count for each status that occurred."""
+        totals = asdict(self) | {"statuses": dict(sorted(self.statuses.items()))}
+        return {"requests": self.replies, **totals}
 
 
 class MeteredTeacher:
@@ -46,17 +62,8 @@ class MeteredTeacher:
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
+        self.name, self.prompts = teacher.name, teacher.prompts
         self.usage = Usage()
-
-    @property
-    def name(self) -> str:
-        """The teacher's name."""
-        return self._teacher.name
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """The teacher's prompts."""
-        return self._teacher.prompts
 
     def generate(self, requests: Sequence[TeacherRequest]) -> list[Reply]:
         """The teacher's replies."""
@@ -70,24 +77,66 @@ class MeteredLabeller:
 
     def __init__(self, labeller: Labeller) -> None:
         self._labeller = labeller
+        self.name, self.deterministic, self.prompts = labeller.name, labeller.deterministic, labeller.prompts
         self.usage = Usage()
-
-    @property
-    def name(self) -> str:
-        """The labeller's name."""
-        return self._labeller.name
-
-    @property
-    def deterministic(self) -> bool:
-        """As the labeller says."""
-        return self._labeller.deterministic
-
-    def prompts(self, schema: TagSchema) -> Mapping[str, str]:
-        """The labeller's prompts."""
-        return self._labeller.prompts(schema)
 
     def label(self, chains: Sequence[Sequence[str]], schema: TagSchema, pass_number: int = 0) -> list[Reply]:
         """The labeller's replies."""
         replies = self._labeller.label(chains, schema, pass_number)
         self.usage.add(replies)
         return replies
+
+
+class ReplyProgress:
+    """Counts the replies of one call. On a terminal it draws requests, tokens, cost, rate and time left."""
+
+    def __init__(self, name: str, total: int, console: Console | None = None) -> None:
+        """`total`: number of questions. Nothing is drawn without a console, or if the console is no terminal."""
+        self.usage = Usage()
+        self.money = 0.0
+        self._started = time.monotonic()
+        self._drawn = 0.0
+        self._bar: Progress | None = None
+        if console is not None and console.is_terminal and total:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=console, transient=True)
+            self._task = self._bar.add_task(name, total=total, figures="")
+
+    def __enter__(self) -> ReplyProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._draw()
+            self._bar.stop()
+
+    def add(self, reply: Reply, money: float) -> None:
+        """Count one reply. `money`: the cost of the call so far, in the currency of the prices."""
+        self.usage.add([reply])
+        self.money = money
+        if self._bar is not None and time.monotonic() - self._drawn > REDRAW_S:
+            self._draw()
+
+    def figures(self) -> str:
+        """The text beside the bar."""
+        usage = self.usage
+        rate = usage.replies / max(time.monotonic() - self._started, 1e-9)
+        parts = [f"{usage.prompt_tokens:,} in", f"{usage.completion_tokens:,} out"]
+        if self.money:
+            parts.append(f"cost {self.money:.4f}")
+        parts.append(f"{rate:.1f}/s")
+        failures = usage.replies - usage.count(ReplyStatus.OK)
+        return ", ".join(parts + ([f"{failures} not OK"] if failures else []))
+
+    def _draw(self) -> None:
+        assert self._bar is not None
+        self._drawn = time.monotonic()
+        self._bar.update(self._task, completed=self.usage.replies, figures=self.figures())

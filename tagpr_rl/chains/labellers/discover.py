@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tagpr_rl.chains.client.generate import Generator
+from tagpr_rl.chains.client.chat import Generator
 from tagpr_rl.chains.labellers.free_label import MAX_TOKENS, content_words, free_labels
 from tagpr_rl.chains.labellers.linkage import Floats, Ints, average_linkage, coarsest_cuts, cut, silhouette
 from tagpr_rl.chains.labellers.propose import Assigned, fit, label_counts, propose_schema

@@ -1,4 +1,4 @@
-"""Free labelling: a language model says in its own words what each step of a chain does (our prompt)."""
+"""Free labelling: a language model says in its own words what each step of a chain does."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from tagpr_rl.chains.client.generate import ChatRequest, Generator, Reply, ReplyStatus
+from tagpr_rl.chains.client.chat import ChatRequest, Generator, Reply, ReplyStatus
+from tagpr_rl.chains.labellers.label import read_steps, steps_schema
 
 MAX_WORDS = 6
-"""A longer label is a sentence, not a name of what the step does."""
+"""Largest number of content words of a label; a longer one is a sentence and not a name."""
 MAX_TOKENS = 1024
-"""Longest reply: some 15 tokens a step; a thinking model needs more."""
+"""Token limit of a reply. A step takes about 15 tokens; a thinking model needs more."""
 BAD_REPLY = "BAD_REPLY"
-"""The reply is not the JSON that was asked for, with every index once and a usable label."""
+"""Reason: the reply is not the requested JSON with every index once and a usable label."""
 
 _SYSTEM: Final = (
     "You are given the steps of a chain of reasoning as a JSON list. For each step write a short verb phrase of two "
@@ -32,27 +33,8 @@ _STOP: Final = frozenset(
 )
 
 
-def reply_schema(n: int) -> dict[str, Any]:
-    """JSON schema of a reply for `n` steps."""
-    step = {
-        "type": "object",
-        "properties": {
-            "i": {"type": "integer", "minimum": 0, "maximum": n - 1},
-            "label": {"type": "string"},
-        },
-        "required": ["i", "label"],
-        "additionalProperties": False,
-    }
-    return {
-        "type": "object",
-        "properties": {"steps": {"type": "array", "items": step, "minItems": n, "maxItems": n}},
-        "required": ["steps"],
-        "additionalProperties": False,
-    }
-
-
 def label_request(steps: Sequence[str], *, seed: int = 0, max_tokens: int = MAX_TOKENS) -> ChatRequest:
-    """The question for one chain. Steps stand in JSON strings, so that no text can pass for another step."""
+    """The request for one chain. Each step is a JSON string, so that its text cannot look like another step."""
     listed = [{"i": i, "step": " ".join(text.split())} for i, text in enumerate(steps)]
     return ChatRequest(
         messages=(
@@ -61,12 +43,13 @@ def label_request(steps: Sequence[str], *, seed: int = 0, max_tokens: int = MAX_
         ),
         max_tokens=max_tokens,
         seed=seed,
-        json_schema=reply_schema(len(steps)),
+        json_schema=steps_schema(len(steps), "label", {"type": "string"}),
     )
 
 
 def clean_label(label: str) -> str:
-    """A label in lower case, letters and single spaces only; "" without a word that counts or with too many."""
+    """A label in lower case, with letters and single spaces only; "" if it has no content word or more than
+    MAX_WORDS."""
     text = " ".join(_LABEL_WORD.findall(unicodedata.normalize("NFKC", label).casefold()))
     return text if 1 <= len(content_words(text)) <= MAX_WORDS else ""
 
@@ -77,29 +60,17 @@ def content_words(label: str) -> tuple[str, ...]:
 
 
 def read_reply(text: str, n: int) -> tuple[str, ...] | None:
-    """`clean_label` of each of `n` steps; None unless the reply is JSON with every index 0..n-1 exactly once and
-    a usable label for each. A code fence around the JSON is allowed."""
-    body = text.strip()
-    if body.startswith("```"):
-        body = body.strip("`").removeprefix("json")
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
+    """`clean_label` of each of `n` steps; None unless `read_steps` can read the reply and every label is usable."""
+    values = read_steps(text, n, "label")
+    if values is None or not all(isinstance(value, str) for value in values):
         return None
-    rows = value.get("steps") if isinstance(value, dict) else None
-    if not isinstance(rows, list) or len(rows) != n:
-        return None
-    found: dict[int, str] = {}
-    for row in rows:
-        if not isinstance(row, dict) or type(row.get("i")) is not int or not isinstance(row.get("label"), str):
-            return None
-        found[row["i"]] = clean_label(row["label"])
-    return tuple(found[i] for i in range(n)) if set(found) == set(range(n)) and all(found.values()) else None
+    labels = tuple(map(clean_label, values))
+    return labels if all(labels) else None
 
 
 @dataclass(frozen=True, slots=True)
 class FreeLabels:
-    """What came back for one chain."""
+    """The labels of one chain."""
 
     labels: tuple[str, ...] | None
     """A clean label per step."""
@@ -110,15 +81,15 @@ class FreeLabels:
 def free_labels(
     chains: Sequence[Sequence[str]], generator: Generator, *, seed: int = 0, max_tokens: int = MAX_TOKENS
 ) -> list[FreeLabels]:
-    """Ask for the labels of each chain's steps; one result per chain, in order."""
+    """The model's labels of the steps of each chain; one result per chain, in order."""
     replies = generator.generate([label_request(chain, seed=seed, max_tokens=max_tokens) for chain in chains])
     assert len(replies) == len(chains), "a generator gives one reply per request"
-    found = []
+    results = []
     for chain, reply in zip(chains, replies, strict=True):
         labels = read_reply(reply.text, len(chain)) if reply.status is ReplyStatus.OK else None
-        bad = BAD_REPLY if reply.status is ReplyStatus.OK else reply.status.value
-        found.append(FreeLabels(labels, "" if labels is not None else bad))
-    return found
+        reason = BAD_REPLY if reply.status is ReplyStatus.OK else reply.status.value
+        results.append(FreeLabels(labels, "" if labels is not None else reason))
+    return results
 
 
 _PHRASES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -145,7 +116,7 @@ _PHRASES: Final[Mapping[str, tuple[str, ...]]] = {
 class ScriptedFreeLabeller:
     """A `Generator` without a model, for the embedded world's chains: a phrase chosen by cue words of the step.
 
-    It varies its words as a model would (a hash of the step chooses among several phrases), and it is told no tag.
+    Like a model it varies its words: a hash of the step chooses among several phrases. It knows no tags.
     """
 
     name = "scripted free labeller"
@@ -159,7 +130,7 @@ class ScriptedFreeLabeller:
         return json.dumps({"steps": [{"i": step["i"], "label": self.label(step["step"])} for step in steps]})
 
     def label(self, step: str) -> str:
-        """A verb phrase for one step; "say something" where no cue fits."""
-        text = re.sub(r'"[^"]*"', '""', step)  # a quoted title is evidence, not the step's own words
+        """A verb phrase for one step; "say something" if no cue fits."""
+        text = re.sub(r'"[^"]*"', '""', step)  # a quoted title is not the step's own words
         phrases = next((p for cue, p in _PHRASES.items() if re.search(cue, text, re.IGNORECASE)), ("say something",))
         return phrases[hashlib.sha256(step.encode("utf-8", "replace")).digest()[0] % len(phrases)]

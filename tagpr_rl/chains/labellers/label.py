@@ -1,4 +1,4 @@
-"""Labellers: one tag per step, returned as JSON and checked; a labeller never rewrites text."""
+"""Labellers give each step of a chain one tag. They return checked JSON and never change the text."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
-from tagpr_rl.chains.client.generate import Generator, Reply
+from tagpr_rl.chains.client.chat import Generator, Reply
 from tagpr_rl.chains.teachers.interface import Sampling, ask
 from tagpr_rl.prompts.prompt import clean
 from tagpr_rl.tags.schema import TagSchema, TagSpec
 from tagpr_rl.types import TagprError
 
 LABEL_TOKENS = 48
-"""Most tokens of one step's label, `{"i": 14, "tag": "a_long_name"}, `, with white space and a poor tokenizer."""
+"""Upper bound of the tokens of one step's label, `{"i": 14, "tag": "a_long_name"}, `, with any tokenizer."""
 
 
 class Labeller(Protocol):
@@ -22,33 +22,34 @@ class Labeller(Protocol):
 
     @property
     def name(self) -> str:
-        """For chains.json and the data card."""
+        """The name in chains.json and on the data card."""
 
     @property
     def deterministic(self) -> bool:
-        """Whether a second pass must give what the first gave: then their agreement says nothing."""
+        """Whether a second pass always repeats the first one, so that their agreement says nothing."""
 
     def prompts(self, schema: TagSchema) -> Mapping[str, str]:
-        """Our constant texts that this labeller is asked with, by name; {} for one made of rules."""
+        """Name -> constant prompt text that the labeller sends to its model; {} for a labeller made of rules."""
 
     def label(self, chains: Sequence[Sequence[str]], schema: TagSchema, pass_number: int = 0) -> list[Reply]:
         """For each chain (a list of step texts) a JSON text `{"steps": [{"i": 0, "tag": "..."}, ...]}`.
 
-        `pass_number` counts from 0; another pass is to look at the steps afresh."""
+        `pass_number` counts from 0. Each pass judges the steps anew.
+        """
 
 
-def labels_schema(n: int, tags: Sequence[str], *, exact: bool = False) -> dict[str, Any]:
-    """JSON Schema of the labels of `n` steps, for structured output.
+def steps_schema(n: int, key: str, value: Mapping[str, Any], *, exact: bool = False) -> dict[str, Any]:
+    """JSON Schema of a reply with a `value` under `key` for each of `n` steps, for structured output.
 
-    `exact` fixes each index at its place (`prefixItems`), so that every reply is a whole labelling; vLLM can hold a
-    model to that, not every endpoint can. Without it nothing says "each index once": read_labels checks that.
+    With `exact` each index has its own place (`prefixItems`), so that every reply covers all steps. vLLM can hold a
+    model to that, but not every endpoint can. Otherwise the schema allows a repeated index, which `read_steps` rejects.
     """
 
     def step(index: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "type": "object",
-            "properties": {"i": dict(index), "tag": {"type": "string", "enum": list(tags)}},
-            "required": ["i", "tag"],
+            "properties": {"i": dict(index), key: dict(value)},
+            "required": ["i", key],
             "additionalProperties": False,
         }
 
@@ -65,25 +66,33 @@ def labels_schema(n: int, tags: Sequence[str], *, exact: bool = False) -> dict[s
     }
 
 
-def read_labels(reply: str, n: int, schema: TagSchema) -> tuple[str, ...] | None:
-    """The tags of `n` steps, in order; None unless the reply is JSON with every index 0..n-1 exactly once and
-    every tag in the schema. A code fence around the JSON is allowed."""
+def read_steps(reply: str, n: int, key: str) -> tuple[Any, ...] | None:
+    """The values under `key` of `n` steps, in order; None unless the reply is JSON with each index 0..n-1 once.
+
+    A code fence around the JSON is allowed.
+    """
     text = reply.strip()
     if text.startswith("```"):
         text = text.strip("`").removeprefix("json")
     try:
-        value: Any = json.loads(text)
+        reply_json: Any = json.loads(text)
     except (ValueError, RecursionError):  # RecursionError: a reply of thousands of brackets
         return None
-    rows = value.get("steps") if isinstance(value, dict) else None
+    rows = reply_json.get("steps") if isinstance(reply_json, dict) else None
     if not isinstance(rows, list) or len(rows) != n:
         return None
-    found: dict[int, str] = {}
+    values: dict[int, Any] = {}
     for row in rows:
-        if not isinstance(row, dict) or type(row.get("i")) is not int or row.get("tag") not in schema.names:
+        if not isinstance(row, dict) or type(row.get("i")) is not int:
             return None
-        found[row["i"]] = row["tag"]
-    return tuple(found[i] for i in range(n)) if set(found) == set(range(n)) else None
+        values[row["i"]] = row.get(key)
+    return tuple(values[i] for i in range(n)) if set(values) == set(range(n)) else None
+
+
+def read_labels(reply: str, n: int, schema: TagSchema) -> tuple[str, ...] | None:
+    """The tags of `n` steps, in order; None unless `read_steps` can read the reply and the schema has every tag."""
+    tags = read_steps(reply, n, "tag")
+    return tags if tags is not None and all(tag in schema.names for tag in tags) else None
 
 
 def write_labels(tags: Sequence[str]) -> str:
@@ -104,48 +113,43 @@ _CUES: Final = (
     ("infer_preference", r"\b(preference|preferred)\b"),
     ("examine_examples", r'\b(wrote|gave|tagged|rated|history|item|example|title|profile)\b|"'),
 )
-"""Tag and cue, most specific first; the first cue found in a step decides."""
+"""(tag, cue), most specific first. The first cue that occurs in a step decides."""
 
 
 class ScriptedLabeller:
-    """Tags a step by cue words in its text (ours). It sees the texts only, not who wrote them or why.
+    """Tags a step by cue words in its text. It sees the text only.
 
-    A step without a cue gets an empty tag, which fails `read_labels`, so that the chain is rejected.
+    A step without a cue gets an empty tag. `read_labels` refuses that, so that the chain is rejected.
     """
+
+    name = "scripted"
+    deterministic = True
 
     def __init__(self) -> None:
         self._cues = [(tag, re.compile(pattern, re.IGNORECASE)) for tag, pattern in _CUES]
 
     def tag(self, step: str) -> str:
         """The tag of one step, or ""."""
-        text = _QUOTED.sub('""', step.strip())  # a quoted title is evidence, not the step's own words
+        text = _QUOTED.sub('""', step.strip())  # a quoted title is not the step's own words
         return next((tag for tag, cue in self._cues if cue.search(text)), "")
 
-    @property
-    def name(self) -> str:
-        """For chains.json."""
-        return "scripted"
-
-    @property
-    def deterministic(self) -> bool:
-        """Rules say the same thing twice."""
-        return True
-
     def prompts(self, schema: TagSchema) -> Mapping[str, str]:
-        """Rules have none."""
+        """None."""
         return {}
 
     def label(self, chains: Sequence[Sequence[str]], schema: TagSchema, pass_number: int = 0) -> list[Reply]:
-        """One JSON text per chain; tags that the schema lacks are written all the same and then rejected."""
+        """One JSON text per chain. It may name tags that the schema lacks; `read_labels` refuses those."""
         return [Reply(write_labels([self.tag(step) for step in chain])) for chain in chains]
 
 
 class ModelLabeller:
-    """A language model as labeller, held to JSON by structured output (our prompt; the paper's is not public).
+    """A language model as labeller, held to JSON by structured output. The paper's labeller prompt is not public.
 
-    The first pass lists the tags in the schema's order, the second backwards, so that a liking for the first or the
-    last of a list shows as disagreement. The steps stay in order: a tag depends on what came before.
+    The first pass lists the tags in the schema's order, the second in reverse order. A model that prefers the first or
+    the last entry of a list then disagrees with itself. The steps stay in order, since a tag depends on earlier steps.
     """
+
+    deterministic = False
 
     def __init__(
         self,
@@ -155,23 +159,13 @@ class ModelLabeller:
         *,
         exact: bool = False,
     ) -> None:
-        """`temperatures`: one for each pass; `exact`: see labels_schema."""
+        """`temperatures`: one for each pass; `exact`: see steps_schema."""
         if not temperatures:
             raise TagprError("the labeller needs a temperature for each pass; give at least one")
-        self._generator = generator
+        self._generator, self.name = generator, generator.name
         self._sampling = sampling or Sampling()
         self._temperatures = tuple(temperatures)
         self._exact = exact
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._generator.name
-
-    @property
-    def deterministic(self) -> bool:
-        """A model may say something else in the other order."""
-        return False
 
     def prompts(self, schema: TagSchema) -> Mapping[str, str]:
         """The instructions of both passes."""
@@ -181,23 +175,23 @@ class ModelLabeller:
         """One reply per chain."""
         tags = tags_in_pass(schema, pass_number)
         system = {"role": "system", "content": labeller_instruction(tags)}
-        names = [tag.name for tag in tags]
+        tag = {"type": "string", "enum": [tag.name for tag in tags]}
         temperature = self._temperatures[min(pass_number, len(self._temperatures) - 1)]
-        asked = [
+        requests = [
             self._sampling.request(
                 (system, {"role": "user", "content": numbered_steps(chain)}),
                 sample=pass_number,
                 temperature=temperature,
                 max_tokens=LABEL_TOKENS * (len(chain) + 1),
-                json_schema=labels_schema(len(chain), names, exact=self._exact),
+                json_schema=steps_schema(len(chain), "tag", tag, exact=self._exact),
             )
             for chain in chains
         ]
-        return ask(self._generator, asked, "labeller")
+        return ask(self._generator, requests, "labeller")
 
 
 def tags_in_pass(schema: TagSchema, pass_number: int) -> tuple[TagSpec, ...]:
-    """The tags as a pass lists them: every second pass backwards."""
+    """The tags in the order of a pass: reversed in every second one."""
     return tuple(reversed(schema.tags)) if pass_number % 2 else schema.tags
 
 

@@ -1,8 +1,8 @@
-"""A rule-based teacher for real LaMP questions, for runs without a language model as teacher (ours).
+"""A rule-based teacher for real LaMP questions, for runs without a language model as teacher.
 
-It answers from the profile items in the prompt alone: nearest items by shared words, their labels, their mean
-score, or a title of the usual length made of the input's own words. It is weak, and honest about its evidence:
-every chain quotes the items that it used.
+It answers from the profile items in the prompt alone: from the items with the most shared words, their labels, their
+mean score, or with a title of the usual length made of the input's own words. Its answers are weak, but every chain
+quotes the items that it used.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from tagpr_rl.chains.client.generate import Reply
+from tagpr_rl.chains.client.chat import Reply
 from tagpr_rl.chains.teachers.interface import TeacherRequest
 from tagpr_rl.data.tasks import TASKS, TaskSpec
 from tagpr_rl.tags.grammar import neutralise
 from tagpr_rl.types import LampRecord
 
 QUOTE_WORDS = 12
-"""Most words quoted of one item."""
+"""Largest number of words quoted from one item."""
 
 _WORD = re.compile(r"[a-z0-9]+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -50,17 +50,10 @@ def quote(text: str) -> str:
 
 
 class HeuristicTeacher:
-    """Deterministic: another sample gives the same text (and is dropped as a duplicate)."""
+    """Deterministic: all samples of a question have the same text, and all but the first are dropped as duplicates."""
 
-    @property
-    def name(self) -> str:
-        """For chains.json."""
-        return "heuristic"
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """Rules have none."""
-        return {}
+    name = "heuristic"
+    prompts: Mapping[str, str] = {}
 
     def generate(self, requests: Sequence[TeacherRequest]) -> list[Reply]:
         """One chain per request, for any task of `data.tasks.TASKS`."""

@@ -1,7 +1,7 @@
-"""What a teacher is: something that writes an untagged chain and an answer for a prompt.
+"""Teachers write an untagged chain and an answer for a prompt: the protocol, and language models as teachers.
 
-The text a teacher returns is plain: one reasoning step per line, then a last line `Answer: ...`. A thinking
-model's own `<think> ... </think>` around the steps is accepted too (see segment.py).
+A teacher returns plain text: one reasoning step per line, then a last line `Answer: ...`. The steps may also stand in
+a thinking model's own `<think> ... </think>` (see segment.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from tagpr_rl.chains.client.generate import ChatRequest, Generator, Reply
+from tagpr_rl.chains.client.chat import ChatRequest, Generator, Reply
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.prompts.prompt import NO_PROFILE, PROFILE_HEADER, QUESTION_HEADER, clean
 from tagpr_rl.tags.grammar import parse
@@ -25,7 +25,7 @@ TEACHER_INSTRUCTION = (
 )
 
 SAMPLES_PER_SEED = 1000
-"""Most samples of one question that differ from those of the next seed."""
+"""Largest number of samples per question. With more, two seeds would share samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class TeacherRequest:
 
     record: LampRecord
     prompt: Prompt
-    """What the teacher may see of the record's profile: the items named in `prompt.item_ids`."""
+    """The teacher sees the profile items that `prompt.item_ids` names, and no others."""
     sample: int = 0
-    """Number of the sample for this prompt, from 0; another sample may give another chain."""
+    """Number of the sample for this prompt, from 0. Different samples may give different chains."""
 
     @property
     def items(self) -> tuple[ProfileItem, ...]:
@@ -56,24 +56,24 @@ class Teacher(Protocol):
 
     @property
     def name(self) -> str:
-        """For chains.json and the data card."""
+        """The name in chains.json and on the data card."""
 
     @property
     def prompts(self) -> Mapping[str, str]:
-        """Our constant texts that this teacher is asked with, by name; {} for a teacher made of rules."""
+        """Name -> constant prompt text that the teacher sends to its model; {} for a teacher made of rules."""
 
     def generate(self, requests: Sequence[TeacherRequest]) -> list[Reply]:
-        """Untagged chains with an `Answer:` line; a text that breaks the form is rejected later, with a reason."""
+        """Untagged chains with an `Answer:` line. A text of another form is rejected later, with a reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a language model is asked."""
+    """Sampling parameters of the requests to a language model."""
 
     temperature: float = 0.7
     max_tokens: int = 1024
     seed: int = 0
-    """Two seeds ask for two sets of chains."""
+    """Different seeds give different sets of chains."""
 
     def request(
         self,
@@ -84,7 +84,8 @@ class Sampling:
         max_tokens: int | None = None,
         json_schema: Mapping[str, Any] | None = None,
     ) -> ChatRequest:
-        """A request whose seed tells samples apart; the rest as given here unless overridden."""
+        """A request with a seed of its own for each sample. Arguments that are not None replace this object's
+        values."""
         return ChatRequest(
             tuple(messages),
             temperature=self.temperature if temperature is None else temperature,
@@ -95,24 +96,15 @@ class Sampling:
 
 
 class ModelTeacher:
-    """A language model as teacher (our prompt; the paper's is not public).
+    """A language model as teacher. The paper's teacher prompt is not public; this one is TEACHER_INSTRUCTION.
 
-    It sees the items that the record's own prompt shows, under our teacher instruction instead of the tag schema's.
+    The model sees the same profile items as the record's own prompt, without the instruction about tags.
     """
 
     def __init__(self, generator: Generator, sampling: Sampling | None = None) -> None:
-        self._generator = generator
+        self._generator, self.name = generator, generator.name
         self._sampling = sampling or Sampling()
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._generator.name
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """The instruction."""
-        return {"teacher": TEACHER_INSTRUCTION}
+        self.prompts = {"teacher": TEACHER_INSTRUCTION}
 
     def generate(self, requests: Sequence[TeacherRequest]) -> list[Reply]:
         """One reply per request."""
@@ -124,28 +116,21 @@ class ModelTeacher:
 
 
 class TrainedTeacher:
-    """A model that this project has trained as teacher: it is asked with the record's own prompt and answers with
-    tagged steps, which are taken out of their tags, to be labelled and judged like any other's."""
+    """A model trained by this project as teacher. It gets the record's own prompt and answers with tagged steps.
+
+    The tags are removed, so that its chains are labelled and judged like those of any teacher.
+    """
 
     def __init__(self, generator: Generator, schema: TagSchema, sampling: Sampling | None = None) -> None:
-        self._generator = generator
+        self._generator, self.name = generator, generator.name
         self._schema = schema
         self._sampling = sampling or Sampling()
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self._generator.name
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """None of its own: the record's prompt holds the instruction."""
-        return {}
+        self.prompts: Mapping[str, str] = {}  # the record's prompt has the instruction
 
     def generate(self, requests: Sequence[TeacherRequest]) -> list[Reply]:
-        """One reply per request; a response that does not parse is handed on as it is."""
-        asked = [self._sampling.request(r.prompt.messages, sample=r.sample) for r in requests]
-        return [replace(reply, text=self._plain(reply.text)) for reply in ask(self._generator, asked, "teacher")]
+        """One reply per request. A response that does not parse keeps its text."""
+        chats = [self._sampling.request(r.prompt.messages, sample=r.sample) for r in requests]
+        return [replace(reply, text=self._plain(reply.text)) for reply in ask(self._generator, chats, "teacher")]
 
     def _plain(self, text: str) -> str:
         trace = parse(text, self._schema).trace
@@ -155,7 +140,7 @@ class TrainedTeacher:
 
 
 def teacher_messages(request: TeacherRequest) -> tuple[Mapping[str, str], ...]:
-    """Our instruction as system turn, then the user's items and the question, cleaned of markup."""
+    """The chat for a teacher model: TEACHER_INSTRUCTION, then the user's items and the question without markup."""
     spec = TASKS[request.record.task]
     lines = [clean(" ".join(spec.item_line(item.fields).split())) for item in request.items]
     profile = [PROFILE_HEADER, *lines] if lines else [NO_PROFILE]
@@ -164,7 +149,7 @@ def teacher_messages(request: TeacherRequest) -> tuple[Mapping[str, str], ...]:
 
 
 def ask(generator: Generator, requests: Sequence[ChatRequest], who: str) -> list[Reply]:
-    """One reply per request, or TagprError that says who gave another number."""
+    """The generator's replies. TagprError with the name `who` unless there is one reply per request."""
     replies = generator.generate(requests) if requests else []
     if len(replies) != len(requests):
         raise TagprError(f"the {who} answered {len(replies)} of {len(requests)} requests; one reply each is needed")

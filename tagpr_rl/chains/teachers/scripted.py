@@ -1,11 +1,11 @@
-"""The embedded world's teacher: it knows the world's rules and reads only what the prompt shows (ours)."""
+"""The teacher of the embedded world. It knows the world's rules and reads only what the prompt shows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from tagpr_rl.chains.client.generate import Reply
+from tagpr_rl.chains.client.chat import Reply
 from tagpr_rl.chains.teachers.interface import TeacherRequest
 from tagpr_rl.data.world.rules import Citations, Headlines, Movies, Ratings
 from tagpr_rl.data.world.words import KIND_OF, LEVELS, RATER_KINDS, READING_OF, READINGS, STYLES
@@ -18,9 +18,12 @@ EMPTY = "the history is empty"
 class ScriptedTeacher:
     """Writes a chain of four or five lines and an answer for a question of the world.
 
-    With probability `error_rate` it draws a wrong conclusion on purpose and goes on consistently. The draw
-    depends on the seed, the record, the items shown and the sample number alone.
+    With probability `error_rate` it draws a wrong conclusion on purpose and continues consistently. The draw
+    depends only on the seed, the record, the items shown and the number of the sample.
     """
+
+    name = "scripted"
+    prompts: Mapping[str, str] = {}
 
     def __init__(self, *, error_rate: float = 0.0, seed: int = 0) -> None:
         if not 0 <= error_rate <= 1:
@@ -33,16 +36,6 @@ class ScriptedTeacher:
             "LaMP_3": self._rating,
             "LaMP_4": self._headline,
         }
-
-    @property
-    def name(self) -> str:
-        """For chains.json."""
-        return "scripted"
-
-    @property
-    def prompts(self) -> Mapping[str, str]:
-        """Rules have none."""
-        return {}
 
     def generate(self, requests: Sequence[TeacherRequest]) -> list[Reply]:
         """One chain per request. TagprError for a task that the world does not have."""
@@ -62,7 +55,7 @@ class ScriptedTeacher:
         return "\n".join([*steps, f"Answer: {answer}"])
 
     def _pick(self, good: Sequence[str], all_: Sequence[str], wrong: bool, rng: Random) -> str:
-        """One of the good conclusions, or on purpose one of the others (where there are others)."""
+        """One of the good conclusions; if `wrong`, one of the others, provided that there are any."""
         bad = [c for c in all_ if c not in good]
         return rng.choice(bad) if wrong and bad else rng.choice(list(good))
 
@@ -85,12 +78,12 @@ class ScriptedTeacher:
         theme = Movies.theme_of(text)
         kind = KIND_OF[theme]
         seen = [(Movies.theme_of(item["description"]), item["tag"]) for item in items]
-        found = [(other, tag) for other, tag in seen if KIND_OF[other] == kind]
-        good = [READING_OF[tag] for _, tag in found[:1]] or list(READINGS)
+        same_kind = [(other, tag) for other, tag in seen if KIND_OF[other] == kind]
+        good = [READING_OF[tag] for _, tag in same_kind[:1]] or list(READINGS)
         reading = self._pick(good, READINGS, wrong, rng)
         tag = Movies.tag(theme, reading)
-        if found:
-            shown = f"the user tagged {kind} {found[0][0]} as {found[0][1]}"
+        if same_kind:
+            shown = f"the user tagged {kind} {same_kind[0][0]} as {same_kind[0][1]}"
         else:
             shown = f"the history has no {kind}" if items else EMPTY
         return [
@@ -105,13 +98,13 @@ class ScriptedTeacher:
         kind = self._pick(Ratings().kinds(items), list(RATER_KINDS), wrong, rng)
         scores = Ratings.scores(word, kind)
         (score,) = rng.choices([str(score) for score in scores], weights=list(scores.values()))
-        given: dict[int, str] = {}
+        examples: dict[int, str] = {}
         for item in items:
             seen = Ratings.word_of(item["text"])
-            given.setdefault(LEVELS[seen], f"{item['score']} for {seen}")
+            examples.setdefault(LEVELS[seen], f"{item['score']} for {seen}")
         return [
             f"the question is about {word}",
-            f"the user gave {', '.join(list(given.values())[:3])}" if given else EMPTY,
+            f"the user gave {', '.join(list(examples.values())[:3])}" if examples else EMPTY,
             f"the user prefers {kind} scores",
             f"so {word} gets {score}",
         ], score
@@ -125,10 +118,10 @@ class ScriptedTeacher:
             seen = f"the user wrote for {desk} {titles[0]}"
         else:
             seen = f"the history has no {desk}" if items else EMPTY
-        kept = topic if "{topic}" in STYLES[style] else act
+        part = topic if "{topic}" in STYLES[style] else act
         return [
             f"the question is about {desk} {topic} {act}",
             seen,
             f"the user prefers a {style} headline",
-            f"so it has {kept}",
+            f"so it has {part}",
         ], Headlines.write(style, topic, act)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tagpr_rl.chains.agreement import Agreement, compare
-from tagpr_rl.chains.client.generate import Reply, ReplyStatus
+from tagpr_rl.chains.client.chat import Reply, ReplyStatus
 from tagpr_rl.chains.keep import NOT_OK, KeepRules, Rejection
 from tagpr_rl.chains.labellers.label import Labeller, read_labels
 from tagpr_rl.chains.segment import reassembles, segment, split_answer

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tagpr_rl.chains.build import build_chains
-from tagpr_rl.chains.client.generate import Reply, ReplyStatus
+from tagpr_rl.chains.client.chat import Reply, ReplyStatus
 from tagpr_rl.chains.keep import AnswerRules, KeepRules, Rejection, judge_answer, world_keep_rules
 from tagpr_rl.chains.labellers.label import ScriptedLabeller, write_labels
 from tagpr_rl.chains.pairs import build_pairs

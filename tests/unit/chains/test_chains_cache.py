@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tagpr_rl.chains.client.answers import AnswerCache, Questions, question_key
-from tagpr_rl.chains.client.generate import ChatRequest, Reply, ReplyStatus
-from tagpr_rl.chains.client.progress import AskProgress
+from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.client.spend import Ledger, Spend, most_tokens
+from tagpr_rl.chains.client.usage import ReplyProgress
 from tagpr_rl.config import dump_recipe, recipe_from_dict
 from tagpr_rl.config.endpoints import PricesBlock, SpendBlock
 from tagpr_rl.types import TagprError
@@ -85,7 +85,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from tagpr_rl.chains.client.answers import AnswerCache
-from tagpr_rl.chains.client.generate import Reply
+from tagpr_rl.chains.client.chat import Reply
 from tagpr_rl.chains.client.spend import Spend
 with AnswerCache(Path(sys.argv[1])) as cache:
     for i in range(300):
@@ -170,14 +170,14 @@ def test_the_ledger_by_hand() -> None:
 
 def test_progress_counts_and_is_silent_without_a_terminal() -> None:
     out = StringIO()
-    with AskProgress("m", 2, Console(file=out)) as progress:
+    with ReplyProgress("m", 2, Console(file=out)) as progress:
         progress.add(Reply("a", prompt_tokens=1200, completion_tokens=30), 0.5)
         progress.add(Reply("", ReplyStatus.FAILED), 0.5)
-        facts = progress.facts()
+        figures = progress.figures()
     assert out.getvalue() == ""
-    assert facts.startswith("1,200 in, 30 out, cost 0.5000, ") and facts.endswith("/s, 1 not OK")
+    assert figures.startswith("1,200 in, 30 out, cost 0.5000, ") and figures.endswith("/s, 1 not OK")
     shown = StringIO()
-    with AskProgress("m", 1, Console(file=shown, force_terminal=True, width=120)) as progress:
+    with ReplyProgress("m", 1, Console(file=shown, force_terminal=True, width=120)) as progress:
         progress.add(Reply("a", prompt_tokens=7), 0.0)
     assert "1/1" in shown.getvalue() and "7 in" in shown.getvalue()
 

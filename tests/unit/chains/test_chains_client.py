@@ -17,10 +17,9 @@ import pytest
 from chat_server import AGAIN, FINAL, PAID, UNSURE, log_of, schedule, serving
 
 from tagpr_rl.chains.client.answers import AnswerCache, question_key
-from tagpr_rl.chains.client.chat import BadBodyError, read_body
-from tagpr_rl.chains.client.generate import ChatRequest, Reply, ReplyStatus
+from tagpr_rl.chains.client.attempt import backoff, retry_after
+from tagpr_rl.chains.client.chat import BadBodyError, ChatRequest, Reply, ReplyStatus, read_body
 from tagpr_rl.chains.client.openai_client import OpenAIGenerator
-from tagpr_rl.chains.client.retry import backoff, retry_after
 from tagpr_rl.chains.client.spend import most_tokens
 from tagpr_rl.chains.client.usage import MeteredLabeller, MeteredTeacher
 from tagpr_rl.chains.teachers.interface import TEACHER_INSTRUCTION, TeacherRequest
@@ -47,7 +46,7 @@ def ask(n: int, first: int = 0, **changes: Any) -> list[ChatRequest]:
 
 def generate(base_url: str, path: Path, requests: list[ChatRequest], **changes: Any) -> list[Reply]:
     with AnswerCache(path) as cache:
-        return OpenAIGenerator(block_for(base_url, **changes), cache, purse="p").generate(requests)
+        return OpenAIGenerator(block_for(base_url, **changes), cache, account="p").generate(requests)
 
 
 def mistake(base_url: str, path: Path, requests: list[ChatRequest] | None = None, **changes: Any) -> str:

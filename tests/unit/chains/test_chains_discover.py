@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_chains_build import build
 
-from tagpr_rl.chains.client.generate import ChatRequest, Reply, ReplyStatus
+from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.keep import KeepRules
 from tagpr_rl.chains.labellers.discover import LEAST_SHARE, SampleChain, as_dict, discover, tag_name
 from tagpr_rl.chains.labellers.free_label import (
@@ -25,8 +25,8 @@ from tagpr_rl.chains.labellers.free_label import (
     free_labels,
     label_request,
     read_reply,
-    reply_schema,
 )
+from tagpr_rl.chains.labellers.label import steps_schema
 from tagpr_rl.chains.labellers.linkage import average_linkage, coarsest_cuts, cut, silhouette
 from tagpr_rl.chains.labellers.propose import fit, propose_schema, schema_yaml
 from tagpr_rl.chains.teachers.heuristic import HeuristicTeacher
@@ -144,7 +144,7 @@ def test_steps_travel_as_json_so_that_none_can_pass_for_another() -> None:
         {"i": 0, "step": "first"},
         {"i": 1, "step": " ".join(forged.split())},
     ]
-    assert request.seed == 3 and request.json_schema == reply_schema(2)
+    assert request.seed == 3 and request.json_schema == steps_schema(2, "label", {"type": "string"})
     assert request.json_schema["properties"]["steps"]["maxItems"] == 2
 
 

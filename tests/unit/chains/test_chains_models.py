@@ -9,17 +9,16 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
-from tagpr_rl.chains.build import ChainSet, Swapping, build_chains
-from tagpr_rl.chains.client.generate import ChatRequest, Reply, ReplyStatus
+from tagpr_rl.chains.build import ChainSet, build_chains
+from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.client.usage import MeteredLabeller, MeteredTeacher
-from tagpr_rl.chains.evidence import EvidenceRules
+from tagpr_rl.chains.evidence import EvidenceRules, ProfilePool, ProfileSwap
 from tagpr_rl.chains.facts import chain_facts
 from tagpr_rl.chains.keep import AnswerRules, KeepRules, Rejection, world_keep_rules
-from tagpr_rl.chains.labellers.label import ModelLabeller, ScriptedLabeller, labels_schema, read_labels, write_labels
+from tagpr_rl.chains.labellers.label import ModelLabeller, ScriptedLabeller, read_labels, steps_schema, write_labels
 from tagpr_rl.chains.pairs import build_pairs
 from tagpr_rl.chains.teachers.interface import ModelTeacher, Sampling, TeacherRequest, TrainedTeacher
 from tagpr_rl.chains.teachers.scripted import ScriptedTeacher
-from tagpr_rl.chains.teachers.swap import ProfilePool
 from tagpr_rl.data.world.generate import WorldConfig, make_world
 from tagpr_rl.prompts.prompt import build_prompt
 from tagpr_rl.prompts.retrieve import rank
@@ -98,7 +97,7 @@ def test_two_passes_list_the_tags_both_ways_and_differ_in_temperature():
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_labels_schema_admits_right_replies_and_no_wrong_tag_or_number(exact):
-    schema = labels_schema(2, SCHEMA.names, exact=exact)
+    schema = steps_schema(2, "tag", {"type": "string", "enum": list(SCHEMA.names)}, exact=exact)
     jsonschema.Draft202012Validator.check_schema(schema)
     valid = jsonschema.Draft202012Validator(schema).is_valid
     assert valid(json.loads(write_labels(["conclude", "understand_task"])))
@@ -265,11 +264,11 @@ class Generic(ScriptedTeacher):
 
 def test_chains_without_evidence_are_dropped_and_serve_as_pairs():
     pool = ProfilePool(RECORDS, seed=1)
-    swapping = Swapping(pool, lambda record: rank(record, 4), make_prompt)
+    swap = ProfileSwap(pool, lambda record: rank(record, 4), make_prompt)
     rules = replace(world_keep_rules(), evidence=EvidenceRules("text"))
     with pytest.raises(TagprError, match="no other profiles"):
         build(Generic(seed=1), ScriptedLabeller(), rules=rules)
-    chains = build(Generic(seed=1), ScriptedLabeller(), rules=rules, samples=2, swapping=swapping)
+    chains = build(Generic(seed=1), ScriptedLabeller(), rules=rules, samples=2, swap=swap)
     assert {row.sample for row in chains.rows} == {1}
     dropped = [item for item in chains.rejected if item.reason is Rejection.NO_EVIDENCE]
     assert sum(item.sample == 0 for item in dropped) == 96
@@ -284,12 +283,12 @@ def test_chains_without_evidence_are_dropped_and_serve_as_pairs():
 
 
 def test_a_teacher_that_answers_the_same_for_everyone_has_no_evidence():
-    swapping = Swapping(ProfilePool(RECORDS, seed=1), lambda record: rank(record, 4), make_prompt)
+    swap = ProfileSwap(ProfilePool(RECORDS, seed=1), lambda record: rank(record, 4), make_prompt)
     rules = replace(world_keep_rules(), evidence=EvidenceRules("answer"))
-    same = build(Generic(seed=1), ScriptedLabeller(), rules=rules, swapping=swapping)
+    same = build(Generic(seed=1), ScriptedLabeller(), rules=rules, swap=swap)
     assert same.counts["NO_EVIDENCE"] == same.evidence["answers_compared"] == 96
     assert same.evidence["answers_changed"] == 0.0
-    scripted = build(ScriptedTeacher(seed=1), ScriptedLabeller(), rules=rules, swapping=swapping)
+    scripted = build(ScriptedTeacher(seed=1), ScriptedLabeller(), rules=rules, swap=swap)
     assert 0.3 < scripted.evidence["answers_changed"] < 1.0
     tested = scripted.evidence["answers_compared"]
     assert scripted.counts["NO_EVIDENCE"] == round(tested * (1 - scripted.evidence["answers_changed"]))

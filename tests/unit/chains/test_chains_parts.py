@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagpr_rl.chains.agreement import cohen_kappa
+from tagpr_rl.chains.agreement import compare
 from tagpr_rl.chains.labellers.label import ScriptedLabeller, read_labels, write_labels
 from tagpr_rl.chains.segment import segment, split_answer
 from tagpr_rl.chains.teachers.heuristic import HeuristicTeacher
@@ -118,10 +118,8 @@ def test_scripted_labels_go_by_content():
 
 def test_cohen_kappa_by_hand():
     # observed 3/4; expected (3*2 + 1*2)/16 = .5; kappa .5
-    assert cohen_kappa(["a", "a", "a", "b"], ["a", "a", "b", "b"]) == pytest.approx(0.5)
-    assert cohen_kappa(["a"], ["a"]) == 1.0
-    with pytest.raises(ValueError, match="same steps"):
-        cohen_kappa(["a"], [])
+    assert compare([(["a", "a", "a", "b"], ["a", "a", "b", "b"])], ["a", "b"]).kappa == pytest.approx(0.5)
+    assert compare([(["a"], ["a"])], ["a", "b"]).kappa == 1.0
 
 
 def test_scripted_teacher_is_right_when_the_items_decide():
