@@ -237,6 +237,21 @@ def _default(field: FieldInfo) -> str:
 # -------------------------------------------------------------------------------------------------------- metrics
 
 
+FAMILIES = {
+    "reward/<component>/{mean,std,min,max,zero_variance}": "a reward component over the step; the share of groups in "
+    "which it does not differ",
+    "task/<task>/<component>": "its mean over the responses of one task",
+    "tag/<tag>/{use,valid,words}": "share of responses that use the tag, share of its steps without a fault, "
+    "words a step",
+    "parse/<STATUS>": "share of responses with this parse status",
+    "phase/<name>_s, phase/<name>_share": "seconds of a phase of the step, and its share",
+    "driver/{only_s,share,hook_s,hook_share}": "time in which only the driver works; time of the logging hook",
+    "prmu/...": "PRMU's waiting time, masked responses, correlation with the task reward (`_within`: in groups)",
+    "algo/...": "size of the advantages, groups and responses that were left out",
+    "actor/..., critic/..., timing_s/..., perf/..., rollout_corr/..., training/...": "verl's own metrics",
+}
+
+
 def metrics_page() -> str:
     """What the report names: every table of report/page/names.py."""
     from tagpr_rl.report.page import names
@@ -245,8 +260,13 @@ def metrics_page() -> str:
         "# Metrics",
         NOTE,
         "The names that the report, `metrics.jsonl`, W&B and TensorBoard share. ↑ higher is better, ↓ lower is better.",
-        "GRPO stages also log each reward component as `reward/<component>/{mean,std,min,max,zero_variance}`, the same",
-        "by task, and `tag/<tag>/...` for each tag. How to read them: [Tracking](../guides/tracking.md).",
+        "How to read them: [Tracking](../guides/tracking.md).",
+        "",
+        "A GRPO stage also logs these families, a name for each component, task, tag, status or phase:",
+        "",
+        "| family | meaning |",
+        "|---|---|",
+        *(f"| `{name}` | {meaning} |" for name, meaning in FAMILIES.items()),
         "",
     ]
     for name, value in vars(names).items():
@@ -317,25 +337,30 @@ def _first_line(path: Path) -> str:
     return ""
 
 
-def run_folder_page() -> str:
-    """The paths of a run, from run/layout.py."""
-    from tagpr_rl.run.layout import RunDir, StageDir
-
-    run, stage = RunDir(Path("runs/<name>")), StageDir(Path("runs/<name>/010_<stage>"))
-    lines = ["# The folder of a run", NOTE, "`runs/<name>/`, written by `tagpr run`. Every file is written beside its"]
-    lines += ["place, synced and renamed, so that a killed process leaves no half of a file.", ""]
-    for title, holder in (("The run", run), ("One stage", stage)):
-        lines += [f"## {title}", "", "| path | what it holds |", "|---|---|"]
-        for name, member in vars(type(holder)).items():
-            if isinstance(member, property):
-                path, what = getattr(holder, name), _paragraph(inspect.getdoc(member) or "")
-                shown = path if isinstance(path, Path) else Path(str(path))
-                lines.append(f"| `{shown}` | {_cell(what)} |")
-        lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
-
-
 # --------------------------------------------------------------------------------------------- parts of other pages
+
+
+def run_part() -> str:
+    """The paths of a run, from run/layout.py."""
+    from tagpr_rl.run.layout import RunDir
+
+    return _paths(RunDir(Path("runs/<name>")), "runs/<name>/")
+
+
+def stage_part() -> str:
+    """The paths of a stage, from run/layout.py."""
+    from tagpr_rl.run.layout import StageDir
+
+    return _paths(StageDir(Path("010_<stage>")), "010_<stage>/")
+
+
+def _paths(holder: Any, folder: str) -> str:
+    rows = []
+    for name, member in vars(type(holder)).items():
+        if isinstance(member, property) and isinstance(path := getattr(holder, name), Path):
+            meaning = " ".join((inspect.getdoc(member) or "").partition("\n\n")[0].split())
+            rows.append(f"| `{str(path).removeprefix(folder)}` | {_cell(meaning)} |")
+    return "\n".join([f"| in `{folder}` | what it holds |", "|---|---|", *rows])
 
 
 def tags_part() -> str:
@@ -354,10 +379,11 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/recipe.md": recipe_page,
     "reference/metrics.md": metrics_page,
     "reference/files.md": files_page,
-    "reference/run-folder.md": run_folder_page,
 }
 PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("concepts/tags-and-rewards.md", "tags"): tags_part,
+    ("reference/run-folder.md", "run"): run_part,
+    ("reference/run-folder.md", "stage"): stage_part,
 }
 
 
