@@ -33,7 +33,7 @@ import yaml
 from tagpr_rl.config import GrpoStage, Recipe, dump_recipe, recipe_from_dict
 from tagpr_rl.files import write_json
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.state import read_resolved
+from tagpr_rl.run.open import read_resolved
 
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER_BAR, HOOK_BAR, WAIT_BAR, BAR_STEP_S = 0.05, 0.01, 0.02, 20.0

@@ -111,6 +111,7 @@ def _plain(value: Any) -> str:
 def command_mistake(words: list[str]) -> str:
     """What the command line would say against `tagpr <words>`; "" if nothing. Nothing is run."""
     import typer
+
     from tagpr_rl.cli.app import ALIASES, COMMANDS, load_command
 
     if not words or words[0] in ("--help", "--version", "--install-completion"):

@@ -5,7 +5,8 @@ Nothing here imports anything of ours, nor torch, ray, vllm or verl.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -14,9 +15,15 @@ from typing import Any
 class TagprError(Exception):
     """A mistake in the user's input: bad recipe, bad file, bad record.
 
-    The message names the file, record or key, the value, and the remedy. `launch.py` prints it
+    The message names the file, record or key, the value, and the remedy. The command line prints it
     without a traceback and exits with code 2. Our own mistakes are asserts or other exceptions.
     """
+
+
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
+    """`did you mean 'demo'?` with the known name nearest to `name`; `otherwise` if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{near[0]}'?" if near else otherwise
 
 
 @dataclass(frozen=True, slots=True)

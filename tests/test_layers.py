@@ -209,7 +209,7 @@ def test_a_circle_is_seen() -> None:
         ("tagpr_rl.stages.sft", "def f():\n    import ray"),
         ("tagpr_rl.prmu.model", "from vllm import LLM"),
         ("tagpr_rl.data.lamp", "import transformers"),
-        ("tagpr_rl.cli.main", "import verl"),
+        ("tagpr_rl.cli.app", "import verl"),
         ("tagpr_rl.backend.trainer.grpo", "import tagpr_rl.cli.walk"),
         ("tagpr_rl.backend.session.jobs", "from tagpr_rl.backend.trainer import grpo"),
         ("tagpr_rl.backend.scoring.tag_checker", "from tagpr_rl.backend.rollout.generate import LiveModel"),

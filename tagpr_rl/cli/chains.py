@@ -1,4 +1,4 @@
-"""`launch.py chains`: look at a run's chains, write them as a data set with its card, discover tags in them."""
+"""`tagpr chains`: make a run's chains, look at them, write them as a data set, discover tags in them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,15 +19,18 @@ from tagpr_rl.chains.dataset import REJECTED, StoredChains, publishing, read_rej
 from tagpr_rl.chains.labellers.discover import Discovery, SampleChain, as_dict, discover
 from tagpr_rl.chains.labellers.propose import schema_yaml
 from tagpr_rl.chains.segment import MIN_STEPS, segment, split_answer
+from tagpr_rl.cli.arguments import Overrides, RecipeName, RunName, StageName, full_install, say
 from tagpr_rl.config import ChainsStage, Recipe
 from tagpr_rl.files import write_json, write_text
+from tagpr_rl.report.cards import data_card
 from tagpr_rl.report.page.trace import coloured_response
-from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
-from tagpr_rl.run.manifest import read_manifest, verify_outputs
-from tagpr_rl.run.state import read_resolved
+from tagpr_rl.run.layout import StageDir, stage_dir
+from tagpr_rl.run.manifest import needed_for, read_manifest, verify_outputs
+from tagpr_rl.run.open import open_recipe, open_run, planned_run
+from tagpr_rl.run.state import require_unchanged
 from tagpr_rl.tags.grammar import neutralise, parse
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
-from tagpr_rl.types import StageManifest, TagprError
+from tagpr_rl.types import StageManifest, TagprError, did_you_mean
 
 SCHEMA_FILE, DISCOVERY = "tags.yaml", "discovery.json"
 
@@ -34,10 +38,11 @@ _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def chains_stage(recipe: Recipe, wanted: str | None = None) -> str:
-    """The recipe's chains stage, or the one that is wanted. TagprError where there is none or no single one."""
+    """The recipe's chains stage, or the one that is wanted. TagprError if there is none, or several."""
     names = [name for name, stage in recipe.stages.items() if isinstance(stage, ChainsStage)]
     if wanted is not None and wanted not in names:
-        raise TagprError(f"--stage {wanted}: no chains stage of that name; there is {', '.join(names) or 'none'}")
+        hint = did_you_mean(wanted, names, otherwise=f"there is {', '.join(names) or 'none'}")
+        raise TagprError(f"--stage {wanted}: no chains stage of that name; {hint}")
     if not names:
         raise TagprError(f"recipe '{recipe.name}' has no chains stage")
     if wanted is None and len(names) > 1:
@@ -47,14 +52,81 @@ def chains_stage(recipe: Recipe, wanted: str | None = None) -> str:
     return wanted or names[0]
 
 
-class _Opened:
-    """A run's chains stage: its folder, and its manifest where it is finished."""
+commands = typer.Typer(add_completion=False, no_args_is_help=True, help="Make, inspect and publish tagged chains.")
 
-    def __init__(self, root: Path, wanted: str | None) -> None:
-        if not root.is_dir():
-            raise TagprError(f"{root} is no run's folder; make the chains with `launch.py chains run RECIPE`")
-        self.run = RunDir(root)
-        self.recipe = read_resolved(self.run)
+
+@commands.command("run")
+def make(recipe: RecipeName, overrides: Overrides = None, stage: StageName = None) -> None:
+    """Make the chains stage of RECIPE and what it needs, nothing else.
+
+    Example: tagpr chains run demo
+    """
+    loaded, folder = planned_run(open_recipe(recipe, overrides or ()))
+    only = needed_for(loaded, chains_stage(loaded, stage))
+    require_unchanged(loaded, folder)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    full_install("tagpr_rl.stages.pipeline").run_pipeline(loaded, folder, only=only)
+
+
+@commands.command()
+def inspect(
+    run: RunName,
+    stage: StageName = None,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="R", help="Chains rejected for it, for example WRONG_ANSWER.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="T", help="Only of this task, for example LaMP_2.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, metavar="N", help="How many.")] = 5,
+) -> None:
+    """Print the counts of a run's chains, then some chains: kept ones coloured by tag, or rejected ones.
+
+    Chains are drawn by a hash of their record, tasks taking turns.
+
+    Example: tagpr chains inspect runs/demo --reason WRONG_ANSWER
+    """
+    print_chains(StoredStage(run, stage), Console(), reason=reason, task=task, n=n)
+
+
+@commands.command()
+def card(
+    run: RunName,
+    stage: StageName = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Default: RUN/export/STAGE-dataset.")
+    ] = None,
+) -> None:
+    """Write a run's chains as a Hugging Face data set with its data card.
+
+    Example: tagpr chains card runs/demo
+    """
+    say(write_card(StoredStage(run, stage), out))
+
+
+@commands.command("discover")
+def discover_command(
+    run: RunName,
+    stage: StageName = None,
+    sample: Annotated[int, typer.Option("--sample", min=1, metavar="N", help="Chains to label.")] = 300,
+    tags: Annotated[
+        int | None,
+        typer.Option("--tags", min=1, metavar="N", help="Number of tags; default: as the steps separate best."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Default: RUN/export/STAGE-tags.")] = None,
+) -> None:
+    """Propose a tag schema from freely labelled chains of a run.
+
+    Example: tagpr chains discover runs/demo --tags 9
+    """
+    say(discover_tags(StoredStage(run, stage), Console(), sample=sample, tags=tags, out=out))
+
+
+class StoredStage:
+    """A run's chains stage: its folder, and its manifest if it is finished."""
+
+    def __init__(self, run: str, wanted: str | None) -> None:
+        self.recipe, self.run = open_run(run)
         self.name = chains_stage(self.recipe, wanted)
         self.folder: StageDir = stage_dir(self.recipe, self.run, self.name)
         self.manifest = read_manifest(self.folder)
@@ -73,7 +145,7 @@ class _Opened:
         """The stage's files. TagprError while it is not finished."""
         if self.manifest is None:
             raise TagprError(
-                f"stage '{self.name}' of {self.run.root} is not finished; `launch.py chains run RECIPE` makes it"
+                f"stage '{self.name}' of {self.run.root} is not finished; `tagpr chains run RECIPE` makes it"
             )
         return read_stored(self.folder.root), self.manifest
 
@@ -84,16 +156,14 @@ class _Opened:
         return read_rejected(self.folder.root)
 
 
-def inspect(
-    root: Path, console: Console, *, stage: str | None = None, reason: str | None = None, task: str | None = None,
-    n: int = 5,
-) -> None:  # fmt: skip
+def print_chains(
+    opened: StoredStage, console: Console, *, reason: str | None = None, task: str | None = None, n: int = 5
+) -> None:
     """Print the counts, then `n` chains: kept ones coloured by tag, or those rejected for `reason`.
 
-    Chains are drawn by a hash, tasks taking turns. Raises TagprError for an unfinished stage (unless it left
-    rejected chains), and for a reason or task that no chain has.
+    Raises TagprError for an unfinished stage (unless it left rejected chains), and for a reason or task that no chain
+    has.
     """
-    opened = _Opened(root, stage)
     rejected = opened.rejected()
     kept = opened.finished()[0].chains.to_pylist() if opened.manifest is not None else []
     counts = Counter(str(row["reason"]) for row in rejected)
@@ -111,7 +181,8 @@ def inspect(
     else:
         rows = [row for row in rejected if row["reason"] == reason.upper()]
         if not rows:
-            raise TagprError(f"--reason {reason}: no chain was rejected for it; reasons: {', '.join(sorted(counts))}")
+            reasons = ", ".join(sorted(counts))
+            raise TagprError(f"--reason {reason}: no chain was rejected for it; reasons: {reasons}")
     if task is not None:
         tasks = sorted({row["task"] for row in rows})
         rows = [row for row in rows if row["task"] == task]
@@ -156,22 +227,19 @@ def printable(text: str) -> str:
     return _UNSEEN.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
-def card(root: Path, *, stage: str | None = None, out: Path | None = None) -> Path:
+def write_card(opened: StoredStage, out: Path | None = None) -> Path:
     """Write the data set's folder with its card; returns it. Default: `<run>/export/<stage>-dataset`."""
-    from tagpr_rl.report.cards import data_card
-
-    opened = _Opened(root, stage)
     stored, manifest = opened.finished()
     environment = {}
     if opened.run.environment.is_file():
         environment = json.loads(opened.run.environment.read_text(encoding="utf-8"))
     pairs = stored.pairs.select(["task", "kind"]).to_pylist() if stored.pairs is not None else []
-    made = data_card.data_card(
+    card_facts = data_card.data_card(
         opened.recipe, opened.name, stored.facts, stored.chains.to_pylist(), pairs, opened.schema,
         manifest=manifest, environment=environment,
     )  # fmt: skip
-    texts = {"README.md": data_card.markdown(made), "card.html": data_card.page(made, opened.schema)}
-    texts |= {f"plots/{name}": svg for name, svg in data_card.plots(made).items()}
+    texts = {"README.md": data_card.markdown(card_facts), "card.html": data_card.page(card_facts, opened.schema)}
+    texts |= {f"plots/{name}": svg for name, svg in data_card.plots(card_facts).items()}
     source = {
         "recipe": opened.recipe.name,
         "stage": opened.name,
@@ -183,27 +251,24 @@ def card(root: Path, *, stage: str | None = None, out: Path | None = None) -> Pa
 
 
 def discover_tags(
-    root: Path, console: Console, *, stage: str | None = None, sample: int = 300, tags: int | None = None,
-    out: Path | None = None,
-) -> Path:  # fmt: skip
+    opened: StoredStage, console: Console, *, sample: int = 300, tags: int | None = None, out: Path | None = None
+) -> Path:
     """Label a sample of the run's chains freely and write a proposed tag schema; returns its file.
 
-    Chains that were rejected are sampled as well, where they have steps: under a schema that does not fit, most
-    are. Files: tags.yaml (for a recipe's `schema_file`) and discovery.json, in `<run>/export/<stage>-tags` by default.
+    Rejected chains that have steps are sampled as well: under a schema that does not fit, most chains are rejected.
+    Files: tags.yaml (for a recipe's `schema_file`) and discovery.json, in `<run>/export/<stage>-tags` by default.
     """
-    opened = _Opened(root, stage)
     chains = _sample(opened, sample)
-    from tagpr_rl.stages.free_labeller import free_labeller
-
+    free_labeller = full_install("tagpr_rl.stages.free_labeller").free_labeller
     with free_labeller(opened.recipe, opened.stage, console) as (generator, limit):
-        found = discover(chains, generator, tags=tags, seed=opened.stage.seed, max_tokens=limit)
+        discovery = discover(chains, generator, tags=tags, seed=opened.stage.seed, max_tokens=limit)
         labeller = generator.name
-    _print_discovery(found, console)
+    _print_discovery(discovery, console)
     target = out if out is not None else opened.run.root / "export" / f"{opened.name}-tags"
     heading = [
         f"Proposed by tag discovery from {len(chains)} chains, labelled by {labeller}; a start, not a result.",
-        f"{100 * found.coverage:.1f} % of their steps are in these tags; {100 * found.fit:.1f} % of the chains meet "
-        "the whole schema.",
+        f"{100 * discovery.coverage:.1f} % of their steps are in these tags; "
+        f"{100 * discovery.fit:.1f} % of the chains meet the whole schema.",
         "Names and purposes come from the labels: rewrite them, for policy and labeller read them.",
     ]
     notes = {
@@ -211,21 +276,21 @@ def discover_tags(
             f"{100 * tag.share:.1f} % of the steps, in {100 * tag.chain_share:.1f} % of the chains",
             *(f"example: {text[:160]}" for text in tag.examples),
         )
-        for tag in found.tags
+        for tag in discovery.tags
     }
     with publishing(target, DISCOVERY) as new:
-        write_text(new / SCHEMA_FILE, schema_yaml(found.schema, heading, notes))
-        write_json(new / DISCOVERY, {"labeller": labeller} | as_dict(found))
+        write_text(new / SCHEMA_FILE, schema_yaml(discovery.schema, heading, notes))
+        write_json(new / DISCOVERY, {"labeller": labeller} | as_dict(discovery))
     return target / SCHEMA_FILE
 
 
-def _sample(opened: _Opened, most: int) -> list[SampleChain]:
+def _sample(opened: StoredStage, most: int) -> list[SampleChain]:
     """Chains without their tags, kept and rejected ones: those that have an answer and enough steps."""
     rows = []
     if opened.manifest is not None:
         rows += opened.finished()[0].chains.to_pylist()
     rows += opened.rejected()
-    found = []
+    usable = []
     for row in rows:
         if "response" in row:
             trace = parse(row["response"], opened.schema).trace
@@ -234,24 +299,24 @@ def _sample(opened: _Opened, most: int) -> list[SampleChain]:
             parts = split_answer(row["text"])
             steps = tuple(segment(neutralise(parts[0]))) if parts is not None else ()
         if len(steps) >= MIN_STEPS:
-            found.append({**row, "steps": tuple(" ".join(step.split()) for step in steps)})
-    if not found:
+            usable.append({**row, "steps": tuple(" ".join(step.split()) for step in steps)})
+    if not usable:
         raise TagprError(f"{opened.folder.root} has no chain with at least {MIN_STEPS} steps to discover tags in")
-    return [SampleChain(row["task"], row["record_id"], row["steps"]) for row in _draw(found, most)]
+    return [SampleChain(row["task"], row["record_id"], row["steps"]) for row in _draw(usable, most)]
 
 
-def _print_discovery(found: Discovery, console: Console) -> None:
+def _print_discovery(discovery: Discovery, console: Console) -> None:
     table = Table("tag", "steps", "share", "chains", "rules", "labels")
-    for tag in found.tags:
-        spec = found.schema.by_name[tag.name]
+    for tag in discovery.tags:
+        spec = discovery.schema.by_name[tag.name]
         rules = f"{'required, ' if spec.required else ''}at most {spec.max_count}"
         labels = ", ".join(f"{label} ({count})" for label, count in list(tag.labels.items())[:3])
         share, chains = f"{100 * tag.share:.1f} %", f"{100 * tag.chain_share:.1f} %"
         table.add_row(*(Text(cell) for cell in (tag.name, str(tag.steps), share, chains, rules, labels)))
     console.print(table)
-    left = ", ".join(f"{n} {reason}" for reason, n in found.unassigned.items() if n) or "none"
+    left = ", ".join(f"{n} {reason}" for reason, n in discovery.unassigned.items() if n) or "none"
     console.print(
-        f"{100 * found.coverage:.1f} % of {found.steps} steps covered; unassigned: {left}. "
-        f"{100 * found.fit:.1f} % of the labelled chains meet the whole schema.",
+        f"{100 * discovery.coverage:.1f} % of {discovery.steps} steps covered; unassigned: {left}. "
+        f"{100 * discovery.fit:.1f} % of the labelled chains meet the whole schema.",
         highlight=False, markup=False,
     )  # fmt: skip

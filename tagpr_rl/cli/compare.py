@@ -1,61 +1,62 @@
-"""`launch.py compare`: runs side by side, in the terminal and as a page; of a sweep's folder, the sweep's page."""
+"""`tagpr compare`: runs side by side."""
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tagpr_rl.cli.arguments import say
 from tagpr_rl.report.cards.sweep_page import FILE, sweep_page
 from tagpr_rl.report.page.comparison import Comparison, compare, read_side, write_page
 from tagpr_rl.report.page.names import task_label
-from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import read_resolved
+from tagpr_rl.run.open import open_run
 from tagpr_rl.types import TagprError
 
 MOST_KEYS = 20
 """Recipe keys in the terminal; the page has all."""
 
 
-def add_commands(commands: Any) -> None:
-    """Add `compare RUN RUN ...` to the top parser's commands."""
-    command = commands.add_parser("compare", help="runs side by side: recipes, scores, curves, responses")
-    command.add_argument("targets", metavar="RUN", type=Path, nargs="+", help="runs' folders; or one sweep's folder")
-    command.add_argument("--model", help="compare this model of every run; default: each run's last evaluated one")
-    command.add_argument("--out", type=Path, metavar="FILE", help="the page; default: beside the first run")
+def command(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two runs or more, or one sweep's folder.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Compare this model; default: each run's last evaluated one.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page; default: beside the first run.")
+    ] = None,
+) -> None:
+    """Compare runs on the questions that all of them answered, in the terminal and as a page.
 
+    Prints the recipe keys that differ, the scores, and paired differences with intervals. Of a sweep's folder, it
+    writes the sweep's page.
 
-def run_command(arguments: argparse.Namespace, console: Console) -> int:
-    """Print the tables and the page's path. TagprError for folders that are no runs, or with nothing in common."""
-    targets: list[Path] = arguments.targets
-    if len(targets) == 1 and (targets[0] / FILE).is_file():
-        console.print(str(sweep_page(targets[0])), soft_wrap=True, highlight=False, markup=False)
-        return 0
-    if len(targets) < 2:
-        raise TagprError(f"compare needs two runs or more (or a sweep's folder, with {FILE}); got {targets[0]}")
-    if len({path.resolve() for path in targets}) < len(targets):
+    Example: tagpr compare runs/first runs/second
+    """
+    if len(runs) == 1 and (Path(runs[0]) / FILE).is_file():
+        say(sweep_page(Path(runs[0])))
+        return
+    if len(runs) < 2:
+        raise TagprError(f"compare needs two runs or more (or a sweep's folder, with {FILE}); got {runs[0]}")
+    opened = [open_run(run) for run in runs]
+    roots = [run.folder.root for run in opened]
+    if len({root.resolve() for root in roots}) < len(roots):
         raise TagprError("compare: a run stands twice; name different runs")
-    sides = []
-    for path, label in zip(targets, labels(targets), strict=True):
-        run = RunDir(path)
-        if not run.resolved.is_file():
-            raise TagprError(f"{path} is no run's folder (it has no {run.resolved.name})")
-        sides.append(read_side(run, read_resolved(run), label, arguments.model))
-    comparison = compare(sides)
+    comparison = compare(
+        [read_side(run.folder, run.recipe, label, model) for run, label in zip(opened, labels(roots), strict=True)]
+    )
     for table in tables(comparison):
-        console.print(table)
-    name = f"compare_{'_'.join(path.resolve().name for path in targets)}.html"
-    page = arguments.out or targets[0].resolve().parent / name
+        Console().print(table)
+    page = out or roots[0].resolve().parent / f"compare_{'_'.join(root.resolve().name for root in roots)}.html"
     write_page(comparison, page)
-    console.print(str(page), soft_wrap=True, highlight=False, markup=False)
-    return 0
+    say(page)
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
@@ -71,14 +72,14 @@ def labels(paths: Sequence[Path]) -> list[str]:
 
 def tables(comparison: Comparison) -> list[Table]:
     """Recipe keys that differ, then scores with paired differences."""
-    found = []
+    shown = []
     if comparison.recipe:
         table = _table("Recipe keys that differ", "key", *(side.label for side in comparison.sides))
         for key, values in comparison.recipe[:MOST_KEYS]:
             table.add_row(Text(key), *map(Text, values))
         if (more := len(comparison.recipe) - MOST_KEYS) > 0:
             table.add_row(Text(f"and {more} more, in the page"))
-        found.append(table)
+        shown.append(table)
     scores = _table(
         f"Task score on the {len(comparison.common)} common questions", "run", "model",
         *map(task_label, comparison.tasks), "mean",
@@ -87,7 +88,7 @@ def tables(comparison: Comparison) -> list[Table]:
     for run, model, by_task, mean in comparison.scores:
         cells = ["-" if value is None else f"{value:.3f}" for value in (*by_task, mean)]
         scores.add_row(Text(run), Text(model), *cells, style="bold" if (run, model) in chosen else "dim")
-    found.append(scores)
+    shown.append(scores)
     title = f"Paired differences against {comparison.sides[0].label}"
     paired = _table(title, "run", "task", "difference", "95 % interval")
     for d in comparison.differences:
@@ -95,8 +96,8 @@ def tables(comparison: Comparison) -> list[Table]:
             Text(d.other), task_label(d.task) if d.task else "mean", f"{d.difference:+.3f}",
             Text(f"[{d.low:+.3f}, {d.high:+.3f}]"), style="" if d.task else "bold",
         )  # fmt: skip
-    found.append(paired)
-    return found
+    shown.append(paired)
+    return shown
 
 
 def _table(title: str, *columns: str) -> Table:

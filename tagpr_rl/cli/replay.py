@@ -1,4 +1,4 @@
-"""`launch.py replay`: rewards and advantages of a finished grpo stage, recomputed from its saved responses.
+"""`tagpr replay`: rewards and advantages of a finished grpo stage, recomputed from its saved responses.
 
 Every response is parsed and scored again from its text, and the advantages are computed from those rewards with the
 code that the trainer's hook calls. What PRMU said is taken from the file, or asked again with `--prmu`.
@@ -6,25 +6,26 @@ code that the trainer's hook calls. What PRMU said is taken from the file, or as
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from tagpr_rl.cli.arguments import RunName
 from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.reward.advantages.step import ResponseParts, response_parts
 from tagpr_rl.reward.rubric import Rubric, Weights, breakdown_row
 from tagpr_rl.reward.update import AdvantageRules, Credit, credit_batch
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.state import read_resolved
+from tagpr_rl.run.open import open_run
 from tagpr_rl.tags.schema import default_schema, load_schema
-from tagpr_rl.types import TagprError
+from tagpr_rl.types import TagprError, did_you_mean
 
 TOLERANCE, TOLERANCE_RESCORED = 1e-6, 1e-4
 """PRMU's scores depend on what shares a batch by float32 rounding, and groups of near-equal rewards magnify it."""
@@ -57,40 +58,40 @@ class Difference:
     """Task, record and sample of the largest difference."""
 
 
-def add_commands(commands: Any) -> None:
-    """Add `replay RUN STAGE` to the top parser's commands."""
-    command = commands.add_parser("replay", help="recompute rewards and advantages from saved responses, and compare")
-    command.add_argument("target", metavar="RUN", type=Path, help="a run's folder")
-    command.add_argument("stage", metavar="STAGE", help="a grpo stage")
-    command.add_argument("--step", type=int, metavar="N", help="this step only (default: all)")
-    command.add_argument("--prmu", action="store_true", help="score the responses with the stage's PRMU again")
+def command(
+    run: RunName,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A grpo stage of the run.")],
+    step: Annotated[int | None, typer.Option("--step", metavar="N", help="This step only; default: all.")] = None,
+    prmu: Annotated[bool, typer.Option("--prmu", help="Score the responses with the stage's PRMU again.")] = False,
+) -> None:
+    """Compute the rewards and advantages of a grpo STAGE of RUN again from its saved responses, and compare.
 
+    Prints the largest difference of every column. Exits with 1 if a response differs by more than the tolerance.
 
-def run_command(arguments: argparse.Namespace, console: Console) -> int:
-    """`replay`: print a table of differences. Returns 0 where there are none, else 1."""
-    run = RunDir(arguments.target)
-    if not run.resolved.is_file():
-        raise TagprError(f"{arguments.target} is no run's folder (it has no {run.resolved.name})")
-    recipe = read_resolved(run)
-    stage = recipe.stages.get(arguments.stage)
-    if not isinstance(stage, GrpoStage):
-        known = ", ".join(name for name, other in recipe.stages.items() if isinstance(other, GrpoStage))
-        raise TagprError(f"'{arguments.stage}' is no grpo stage of the run; its grpo stages are {known or 'none'}")
-    files = step_files(stage_dir(recipe, run, arguments.stage).rollouts, arguments.step)
-    tolerance = TOLERANCE_RESCORED if arguments.prmu else TOLERANCE
-    table = Table(title=f"{arguments.stage}: saved against recomputed, tolerance {tolerance:g}")
+    Example: tagpr replay runs/demo guided
+    """
+    recipe, folder = open_run(run)
+    block = recipe.stages.get(stage)
+    if not isinstance(block, GrpoStage):
+        known = [name for name, other in recipe.stages.items() if isinstance(other, GrpoStage)]
+        hint = did_you_mean(stage, known, otherwise=f"its grpo stages are {', '.join(known) or 'none'}")
+        raise TagprError(f"'{stage}' is no grpo stage of the run; {hint}")
+    files = step_files(stage_dir(recipe, folder, stage).rollouts, step)
+    tolerance = TOLERANCE_RESCORED if prmu else TOLERANCE
+    table = Table(title=f"{stage}: saved against recomputed, tolerance {tolerance:g}")
     for heading in ("step", "column", "responses", "largest difference", "beyond", "where"):
         table.add_column(heading)
     wrong = 0
     for step, file in files:
         lines = read_lines(file)
-        scores = _prmu_scores(recipe, run, arguments.stage, lines) if arguments.prmu else None
-        for found in compare(lines, recompute(recipe, stage, lines, scores), tolerance):
-            wrong += found.beyond
-            shown = (f"{found.largest:.1e}", str(found.beyond), found.where if found.beyond else "")
-            table.add_row(str(step), found.column, str(found.responses), *shown)
-    console.print(table)
-    return 1 if wrong else 0
+        scores = _prmu_scores(recipe, folder, stage, lines) if prmu else None
+        for difference in compare(lines, recompute(recipe, block, lines, scores), tolerance):
+            wrong += difference.beyond
+            shown = (f"{difference.largest:.1e}", str(difference.beyond), difference.where if difference.beyond else "")
+            table.add_row(str(step), difference.column, str(difference.responses), *shown)
+    Console().print(table)
+    if wrong:
+        raise typer.Exit(1)
 
 
 def _prmu_scores(recipe: Recipe, run: RunDir, stage: str, lines: Sequence[Line]) -> list[float]:

@@ -1,22 +1,23 @@
-"""`launch.py sweep`: train every arm of a sweep for every seed, compare them, write sweep.json."""
+"""`tagpr sweep`: train every arm of a sweep for every seed, compare them, write sweep.json."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from tagpr_rl.cli.arguments import Overrides, full_install, say
 from tagpr_rl.eval.arms import compare_arms, question_scores
 from tagpr_rl.files import write_json, write_text
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import read_manifest
+from tagpr_rl.run.open import recipe_path
 from tagpr_rl.run.state import require_unchanged, run_status
 from tagpr_rl.run.sweep import EVAL, SeedPlan, Sweep, load_sweep, plan_seed
 from tagpr_rl.types import TagprError
@@ -24,64 +25,64 @@ from tagpr_rl.types import TagprError
 FORMAT = 1
 
 
-def add_commands(commands: Any) -> None:
-    """Add `sweep SWEEP` to the top parser's commands."""
-    sweep = commands.add_parser("sweep", help="arms x seeds of one recipe, compared on the same questions")
-    sweep.add_argument(
-        "sweep", metavar="SWEEP", type=Path, help="a YAML file, for example recipes/sweeps/ablations.yaml"
-    )
-    sweep.add_argument("overrides", nargs="*", metavar="key=value", help="keys of the recipe, for all arms")
-    sweep.add_argument("--seeds", type=_seeds, metavar="N,N", help="only these of the sweep's seeds")
-    sweep.add_argument("--dry-run", action="store_true", help="print every seed's stages; run nothing")
+def command(
+    sweep: Annotated[
+        str, typer.Argument(metavar="SWEEP", help="A YAML file, or a shipped sweep's name such as sweeps/ablations.")
+    ],
+    overrides: Overrides = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="N,N", help="Only these of the sweep's seeds.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every seed's stages; run nothing.")] = False,
+) -> None:
+    """Train every arm of SWEEP for every seed, and compare the arms on the same questions.
 
+    Stages that several arms share are made once. sweep.json and the table grow with every finished seed; started
+    again, the command goes on.
 
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,3") from None
-
-
-def run_command(arguments: argparse.Namespace, console: Console) -> int:
-    """Make what is not made yet, seed by seed; sweep.json and the table grow with every finished seed."""
-    sweep = load_sweep(arguments.sweep, arguments.overrides)
-    unknown = set(arguments.seeds or ()) - set(sweep.seeds)
-    if unknown:
-        raise TagprError(f"--seeds {sorted(unknown)[0]}: the sweep's seeds are {', '.join(map(str, sweep.seeds))}")
-    seeds = arguments.seeds or sweep.seeds
-    plans = {seed: plan_seed(sweep, seed) for seed in sweep.seeds}
+    Example: tagpr sweep sweeps/ablations --seeds 1,2
+    """
+    console = Console()
+    arms = load_sweep(recipe_path(sweep), overrides or ())
+    chosen = _seeds(seeds) if seeds is not None else arms.seeds
+    if unknown := set(chosen) - set(arms.seeds):
+        raise TagprError(f"--seeds {sorted(unknown)[0]}: the sweep's seeds are {', '.join(map(str, arms.seeds))}")
+    plans = {seed: plan_seed(arms, seed) for seed in arms.seeds}
     runs = {seed: RunDir(plan.recipe.out / plan.recipe.name) for seed, plan in plans.items()}
-    for seed in seeds:  # what would stop the last seed is said before the first one starts
+    for seed in chosen:  # what would stop the last seed is said before the first one starts
         require_unchanged(plans[seed].recipe, runs[seed])
-    if arguments.dry_run:
-        for seed in seeds:
+    if dry_run:
+        for seed in chosen:
             _show_plan(plans[seed], runs[seed], console)
-        return 0
-    folder = sweep.out / sweep.name
-    for position, seed in enumerate(seeds, start=1):
+        return
+    folder = arms.out / arms.name
+    for position, seed in enumerate(chosen, start=1):
         plan = plans[seed]
         states = run_status(plan.recipe, runs[seed])
         done = sum(state.status == "done" for state in states.values())
         console.rule(
-            f"{sweep.name}: seed {seed} ({position} of {len(seeds)}), {len(plan.models)} arms, "
+            f"{arms.name}: seed {seed} ({position} of {len(chosen)}), {len(plan.models)} arms, "
             f"{done} of {len(states)} stages done"
         )
         runs[seed].root.mkdir(parents=True, exist_ok=True)
         if done < len(states):
-            importlib.import_module("tagpr_rl.stages.pipeline").run_pipeline(plan.recipe, runs[seed], console=console)
-        finished = [other for other in sweep.seeds if read_manifest(_evaluation(plans[other], runs[other])) is not None]
-        facts = results(sweep, [plans[other] for other in finished], [runs[other] for other in finished])
+            full_install("tagpr_rl.stages.pipeline").run_pipeline(plan.recipe, runs[seed], console=console)
+        finished = [other for other in arms.seeds if read_manifest(_evaluation(plans[other], runs[other])) is not None]
+        facts = results(arms, [plans[other] for other in finished], [runs[other] for other in finished])
         write_json(folder / "sweep.json", facts)
     table = summary(facts)
     console.print(table)
     text = io.StringIO()
     Console(width=120, file=text).print(table)
     write_text(folder / "sweep.txt", text.getvalue())
-    console.print(str(folder / "sweep.json"), soft_wrap=True, highlight=False, markup=False)
-    return 0
+    say(folder / "sweep.json")
 
 
-COMMANDS = {"sweep": run_command}
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise TagprError(f"--seeds {text}: not a list of whole numbers such as 1,2,3") from None
 
 
 def _evaluation(plan: SeedPlan, run: RunDir) -> Any:

@@ -125,6 +125,16 @@ def problems(recipe: Recipe) -> list[str]:
     return found
 
 
+def require_fit(recipe: Recipe) -> None:
+    """Raise TagprError with everything that keeps the recipe from running on its devices."""
+    if mistakes := problems(recipe):
+        raise TagprError(
+            "the recipe does not fit its devices:\n  "
+            + "\n  ".join(mistakes)
+            + "\n`tagpr plan` shows the arithmetic; budget.device=null leaves memory unchecked"
+        )
+
+
 def print_plan(recipe: Recipe, run: RunDir, console: Console, overrides: Overrides) -> None:
     """Print stages and their state, devices, batch arithmetic, memory, hours and the resolved verl overrides.
 

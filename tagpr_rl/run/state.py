@@ -21,7 +21,6 @@ from tagpr_rl.config import (
     PlacementBlock,
     PlatformBlock,
     Recipe,
-    recorded_recipe,
 )
 from tagpr_rl.config.retired import without_retired
 from tagpr_rl.run.layout import RunDir, stage_dir
@@ -39,19 +38,6 @@ class StageStatus:
     kind: str
     status: Status
     reasons: tuple[str, ...] = ()
-
-
-def read_resolved(run: RunDir) -> Recipe:
-    """The recipe that a run was made from. Raises TagprError where the folder has none, or a damaged one."""
-    try:
-        raw = json.loads(run.resolved.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TagprError(f"{run.root} is not a run's folder: it has no {run.resolved.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise TagprError(f"{run.resolved} is not valid JSON ({error}); name the recipe instead") from None
-    if not isinstance(raw, dict):
-        raise TagprError(f"{run.resolved} must be a mapping, not {type(raw).__name__}; name the recipe instead")
-    return recorded_recipe(raw, source=str(run.resolved))
 
 
 def stage_status(recipe: Recipe, run: RunDir, name: str) -> StageStatus:

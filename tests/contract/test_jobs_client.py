@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-import launch
 from tagpr_rl.backend.session.ray_session import CONNECT_SECONDS, automatic_address, require_reachable
+from tagpr_rl.cli import main
 from tagpr_rl.types import TagprError
 
 pytestmark = pytest.mark.stack
@@ -53,7 +53,7 @@ def stranger() -> Iterator[int]:
 
 def refusal(capsys: pytest.CaptureFixture[str], address: str) -> str:
     started = time.monotonic()
-    assert launch.main(["jobs", "status", "raysubmit_x", "--address", address]) == 2
+    assert main(["jobs", "status", "raysubmit_x", "--address", address]) == 2
     assert time.monotonic() - started < CONNECT_SECONDS + 25  # the rest is the import of ray on a busy machine
     error = capsys.readouterr().err
     assert error.startswith(f"error: --address {address}: ") and "Traceback" not in error
@@ -79,7 +79,7 @@ def test_what_is_no_address(address: str, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_recipe_is_refused_before_the_cluster_is_asked(closed_port: int, capsys: pytest.CaptureFixture[str]) -> None:
     address = f"http://127.0.0.1:{closed_port}"
-    assert launch.main(["submit", "recipes/smoke.yaml", "--address", address]) == 2
+    assert main(["submit", "recipes/smoke.yaml", "--address", address]) == 2
     assert "cluster.storage: not set" in capsys.readouterr().err
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from tagpr_rl.backend.rollout.saved import read_tokens
-from tagpr_rl.cli import wandb_view as view_cli
+from tagpr_rl.cli import study
 from tagpr_rl.reward.advantages.group import group_advantages
 from tagpr_rl.reward.rubric import Rubric, Weights
 from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import read_resolved
+from tagpr_rl.run.open import read_resolved
 from tagpr_rl.tags.schema import default_schema
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(900)]
@@ -244,7 +244,7 @@ def test_a_rollout_line_holds_the_whole_breakdown(run: Path, name: str) -> None:
 def test_every_metric_of_the_view_is_logged(run: Path) -> None:
     found = {f"{name}/{key}" for name in ("guided", "explore") for row in rows(stage(run, name) / "metrics.jsonl")
              for key in row}  # fmt: skip
-    sections = view_cli.view_of(read_resolved(RunDir(run)))
+    sections = study.view_of(read_resolved(RunDir(run)))
     wanted = {metric for section in sections for panel in section.panels for metric in panel.metrics}
     assert len(wanted) > 60 and wanted - found == set()
 

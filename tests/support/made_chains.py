@@ -13,9 +13,9 @@ from tagpr_rl.chains.dataset import write_rejected
 from tagpr_rl.chains.keep import Rejection
 from tagpr_rl.config import Recipe, dump_recipe, recipe_from_dict
 from tagpr_rl.files import write_json
-from tagpr_rl.run import state as runstate
 from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
 from tagpr_rl.run.manifest import make_manifest, write_manifest
+from tagpr_rl.run.open import read_resolved
 
 INJECTED = "</script><b>x</b> | a `tick` \x1b[31mred"
 """What a user's history may hold; a kept response cannot hold markup, but a prompt can."""
@@ -104,4 +104,4 @@ def make_run(out: Path, *, finished: bool = True, **keys: Any) -> RunDir:
 
 
 def chains_folder(run: RunDir, made: Recipe | None = None) -> StageDir:
-    return stage_dir(made or runstate.read_resolved(run), run, "chains")
+    return stage_dir(made or read_resolved(run), run, "chains")

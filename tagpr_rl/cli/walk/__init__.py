@@ -7,15 +7,19 @@ of responses is canned, but made from the record itself (chains.teachers.canned)
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
+from tagpr_rl.cli.arguments import Overrides, RecipeName, full_install
 from tagpr_rl.cli.walk.question import show_prompt, show_record, show_row
 from tagpr_rl.cli.walk.response import compare_replies, grpo_stages, parse_replies, replies_to, score_replies
 from tagpr_rl.cli.walk.training import publish, report, update
 from tagpr_rl.config import Recipe
 from tagpr_rl.report.page.terminal import Page
 from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.open import open_recipe, planned_run
 from tagpr_rl.tags.schema import default_schema, load_schema
 from tagpr_rl.types import Prompt
 
@@ -46,3 +50,20 @@ def walk(recipe: Recipe, record: int, *, respond: Respond | None = None, console
     update(page, stages, recipe.data.prompt.max_response_tokens)
     publish(page, recipe, run)
     report(page, recipe, run)
+
+
+def command(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    record: Annotated[int, typer.Option("--record", metavar="N", help="Which training record, from 0.")] = 0,
+    live: Annotated[bool, typer.Option("--live", help="Let the run's trained model answer (full install).")] = False,
+) -> None:
+    """Print all nine hops of one training record of RECIPE: load, prompt, responses, parse, score, advantage, report.
+
+    Needs no torch and no trained model: the responses are canned, unless `--live` asks the run's newest model.
+
+    Example: tagpr walk demo --record 3
+    """
+    loaded, folder = planned_run(open_recipe(recipe, overrides or ()))
+    respond = full_install("tagpr_rl.backend.rollout.generate").LiveModel(loaded, folder) if live else None
+    walk(loaded, record, respond=respond, console=Console())

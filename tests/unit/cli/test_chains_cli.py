@@ -1,4 +1,4 @@
-"""`launch.py chains`: what it prints and writes, and one clear error for each bad input. Runs are made by hand."""
+"""`tagpr chains`: what it prints and writes, and one clear error for each bad input. Runs are made by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import made_chains as made
 import pytest
 
-import launch
+from tagpr_rl.cli import main
 from tagpr_rl.cli.chains import printable
 from tagpr_rl.config import load_recipe
 from tagpr_rl.run.layout import RunDir
@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def chains(*arguments: object) -> int:
-    return launch.main(["chains", *map(str, arguments)])
+    return main(["chains", *map(str, arguments)])
 
 
 def test_run_makes_the_chains_and_what_they_need_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +130,9 @@ def no_rejected(run: RunDir) -> None:
 @pytest.mark.parametrize(
     "damage, part",
     [
-        (lambda run: shutil.rmtree(run.root), "is no run's folder; make the chains with `launch.py chains run RECIPE`"),
-        (lambda run: run.resolved.unlink(), "is not a run's folder: it has no resolved.json"),
-        (unfinished, "stage 'chains' of {root} is not finished; `launch.py chains run RECIPE` makes it"),
+        (lambda run: shutil.rmtree(run.root), "is no run's folder"),
+        (lambda run: run.resolved.unlink(), "is no run's folder: it has no resolved.json"),
+        (unfinished, "stage 'chains' of {root} is not finished; `tagpr chains run RECIPE` makes it"),
         (truncated, "chains.parquet, an output of stage 'chains', differs from what the stage wrote"),
         (no_rejected, "rejected.parquet, an output of stage 'chains', is missing"),
     ],
@@ -184,9 +184,7 @@ def test_a_foreign_folder_is_left_alone(run: RunDir, tmp_path: Path, capsys: pyt
     [["inspect"], ["inspect", "x", "--n", "0"], ["discover", "x", "--tags", "-1"], ["card", "x", "data.limit=3"], []],
 )
 def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        chains(*arguments)
-    assert caught.value.code == 2
+    assert chains(*arguments) == 2
 
 
 @pytest.mark.torch

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from made_runs import recipe as made_recipe
 
-import launch
 from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens, saved_rows, step_file, write_tokens
+from tagpr_rl.cli import main
 from tagpr_rl.cli.replay import compare, read_lines, recompute
 from tagpr_rl.config import Recipe, dump_recipe
 from tagpr_rl.files import write_json
@@ -73,7 +73,7 @@ def differing(lines: list[dict[str, Any]], made: Recipe) -> dict[str, int]:
 def test_numbers_by_hand_are_found_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert differing(step(), recipe()) == {}
     run = saved(tmp_path, step(), recipe())
-    assert launch.main(["replay", str(run.root), "guided"]) == 0
+    assert main(["replay", str(run.root), "guided"]) == 0
     assert "reward_total" in capsys.readouterr().out
 
 
@@ -99,7 +99,7 @@ def test_a_difference_is_shown_and_the_exit_code_says_so(tmp_path: Path, capsys:
     lines = step()
     lines[1]["advantage"] *= -1
     run = saved(tmp_path, lines, recipe())
-    assert launch.main(["replay", str(run.root), "guided", "--step", "1"]) == 1
+    assert main(["replay", str(run.root), "guided", "--step", "1"]) == 1
     assert "LaMP_2" in capsys.readouterr().out
 
 
@@ -148,7 +148,7 @@ def test_updates_of_a_step_are_apart() -> None:
 )
 def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], part: str) -> None:
     run = saved(tmp_path, step(), recipe())
-    assert launch.main(["replay", *(str(run.root) if item == "RUN" else item for item in arguments)]) == 2
+    assert main(["replay", *(str(run.root) if item == "RUN" else item for item in arguments)]) == 2
     assert part in capsys.readouterr().err
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import launch
+from tagpr_rl.cli import main
 from tagpr_rl.config import GrpoStage, load_recipe
 from tagpr_rl.plan import show as planning
 
@@ -40,10 +40,10 @@ def test_gpu_recipes_want_real_data_and_a_named_device() -> None:
 
 def test_plan_s_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(FOLDER / "lamp/qwen3_8b.yaml")
-    assert launch.main(["plan", path, f"out={tmp_path}"]) == 0
+    assert main(["plan", path, f"out={tmp_path}"]) == 0
     shown = capsys.readouterr().out
     assert "8,190,735,360 parameters" in shown and "actor_rollout_ref.rollout.name='vllm'" in shown
-    assert launch.main(["plan", path, f"out={tmp_path}", "platform.devices_per_node=1"]) == 2
+    assert main(["plan", path, f"out={tmp_path}", "platform.devices_per_node=1"]) == 2
     told = capsys.readouterr()
     assert "the plan has" in told.err and "optimizer" in told.err
     assert "8,190,735,360 parameters" in told.out  # the plan itself is printed all the same

@@ -16,6 +16,7 @@ from tagpr_rl.run import state
 from tagpr_rl.run.checkpoints import Chosen, begin, choose
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import identity, read_manifest, stage_config
+from tagpr_rl.run.open import read_resolved
 from tagpr_rl.run.resume import ATTEMPT, attempt, fact_changes, resume_point
 from tagpr_rl.types import TagprError
 
@@ -101,7 +102,7 @@ def old_run(root: Path) -> RunDir:
 
 def test_a_finished_old_run_is_read_and_counts_as_done(tmp_path: Path) -> None:
     run = old_run(tmp_path / "r")
-    read = state.read_resolved(run)
+    read = read_resolved(run)
     assert read == recipe()
     assert {status.status for status in state.require_unchanged(read, run).values()} == {"done"}
 
@@ -115,7 +116,7 @@ def test_a_real_change_is_still_seen_in_an_old_run(tmp_path: Path) -> None:
 
 def test_an_interrupted_old_run_goes_on(tmp_path: Path) -> None:
     run = old_run(tmp_path / "r")
-    made = state.read_resolved(run)
+    made = read_resolved(run)
     folder = stage_dir(made, run, "explore")
     for path in (folder.manifest, stage_dir(made, run, "eval").manifest):
         path.unlink()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-import launch
+from tagpr_rl.cli import main
 from tagpr_rl.config import Recipe, load_recipe
 from tagpr_rl.deploy.render import FILES, as_text, locked_version, object_name, render, write_files
 from tagpr_rl.types import TagprError
@@ -186,7 +186,7 @@ def test_a_recipe_that_does_not_fit_is_refused_with_everything_it_lacks(
     target: str, lines: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     size = ("platform.device=cuda", "platform.devices_per_node=3")
-    assert launch.main(["render", str(SMOKE), *size, "--target", target, "--out", str(tmp_path / "out")]) == 2
+    assert main(["render", str(SMOKE), *size, "--target", target, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert all(f"\n  {line}" in error for line in lines), error
     assert not (tmp_path / "out").exists()
@@ -196,7 +196,7 @@ def test_every_mistake_of_a_broken_recipe_is_named_before_rendering(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = ("cluster.memory_gb=lots", "cluster.imge=x", "platform.nodes=0", "stages.sft.stepz=1")
-    assert launch.main(["render", str(SMOKE), *wrong, "--target", "slurm", "--out", str(tmp_path / "out")]) == 2
+    assert main(["render", str(SMOKE), *wrong, "--target", "slurm", "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "4 mistake(s)" in error and "did you mean 'image'" in error and "did you mean 'steps'" in error
     assert list(tmp_path.iterdir()) == []
@@ -220,10 +220,10 @@ def test_files_are_written_all_or_none(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_launch_prints_or_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["render", str(SMOKE), "--target", "slurm"]) == 0
+    assert main(["render", str(SMOKE), "--target", "slurm"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("#!/usr/bin/env bash\n")
-    assert launch.main(["render", str(SMOKE), "--target", "slurm", "--out", str(tmp_path)]) == 0
+    assert main(["render", str(SMOKE), "--target", "slurm", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "slurm.sbatch").read_text(encoding="utf-8") == printed
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import launch
+from tagpr_rl.cli import main
 from tagpr_rl.data.lamp import load_folder, outputs_path, questions_path, write_lamp, write_predictions
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.eval.controls import BASELINES, baseline_answers
@@ -50,12 +50,12 @@ def lamp(tmp_path: Path) -> Path:
 
 def evaluate(tmp_path: Path, *arguments: object) -> dict[str, Any]:
     out = tmp_path / "result.json"
-    assert launch.main(["eval", *map(str, arguments), "--out", str(out)]) == 0
+    assert main(["eval", *map(str, arguments), "--out", str(out)]) == 0
     return dict(json.loads(out.read_text(encoding="utf-8")))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert launch.main([*map(str, arguments)]) == 2
+    assert main([*map(str, arguments)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "Traceback" not in error
     return error
@@ -260,7 +260,7 @@ def test_the_old_news_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_data_check_and_rank(tmp_path: Path, lamp: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["data", "check", str(lamp), "--json", str(tmp_path / "c.json")]) == 0
+    assert main(["data", "check", str(lamp), "--json", str(tmp_path / "c.json")]) == 0
     said = capsys.readouterr().out
     assert "LaMP_2 dev (user split): 3 questions read, 0 entries refused, 2 users" in said
     assert "defect: gold stands in the user's own profile: 1 (id 1)" in said
@@ -269,7 +269,7 @@ def test_data_check_and_rank(tmp_path: Path, lamp: Path, capsys: pytest.CaptureF
         ("LaMP_2", 3, "user"),
         ("LaMP_4", 2, "user"),
     ]
-    assert launch.main(["data", "rank", str(lamp), "--out", str(tmp_path / "r")]) == 0
+    assert main(["data", "rank", str(lamp), "--out", str(tmp_path / "r")]) == 0
     assert json.loads((tmp_path / "r" / "LaMP_2.json").read_text()) == {
         "1": ["1-0", "1-2", "1-1"],
         "2": ["2-1", "2-2", "2-0"],
@@ -281,7 +281,7 @@ def test_data_check_and_rank(tmp_path: Path, lamp: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "r2").exists()
     questions = questions_path(lamp, "LaMP_2", "dev")
     questions.write_text(questions.read_text().replace('"input"', '"inputs"', 1))
-    assert launch.main(["data", "check", str(lamp), "--tasks", "LaMP-2"]) == 1
+    assert main(["data", "check", str(lamp), "--tasks", "LaMP-2"]) == 1
     assert f"refused: {questions}: record 0 (id '1'): lacks input" in capsys.readouterr().out
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-import launch
-from tagpr_rl.cli import wandb_view as view_cli
+from tagpr_rl.cli import main, study
 from tagpr_rl.config import dump_recipe, load_recipe
 from tagpr_rl.files import write_json
 
@@ -24,7 +23,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_sections_and_panels_follow_the_recipe(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["wandb-view", str(run), "--json"]) == 0
+    assert main(["wandb-view", str(run), "--json"]) == 0
     view = json.loads(capsys.readouterr().out)
     names = ["Reward composition", "By task", "By tag", "Health", "Throughput", "PRMU"]
     assert [section["name"] for section in view] == names
@@ -38,16 +37,16 @@ def test_sections_and_panels_follow_the_recipe(run: Path, capsys: pytest.Capture
 
 def test_a_recipe_without_prmu_or_grpo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = load_recipe(DEMO, ("stages.guided.weights.beta=0", "stages.guided.kl_coef=0.1"))
-    view = view_cli.view_of(recipe)
+    view = study.view_of(recipe)
     assert [section.name for section in view][-1] == "Throughput"
     titles = [panel.title for section in view for panel in section.panels]
     assert "prmu: mean" not in titles and "KL to the stage's start" in titles
     raw = dump_recipe(recipe)
     raw["stages"] = {"data": raw["stages"]["data"]}
     write_json(tmp_path / "resolved.json", raw)
-    assert launch.main(["wandb-view", str(tmp_path)]) == 2
+    assert main(["wandb-view", str(tmp_path)]) == 2
     assert "no stage of the kind grpo" in capsys.readouterr().err
-    assert launch.main(["wandb-view", str(tmp_path / "nothing")]) == 2
+    assert main(["wandb-view", str(tmp_path / "nothing")]) == 2
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def test_what_goes_wrong_is_one_message(
         return outcome
 
     monkeypatch.setattr(subprocess, "run", answer)
-    assert launch.main(["wandb-view", str(run)]) == 2
+    assert main(["wandb-view", str(run)]) == 2
     error = capsys.readouterr().err
     assert message in error and "--json" in error and len(error.splitlines()) == 1
     assert not (run / "wandb_view.json").exists()
@@ -84,7 +83,7 @@ def test_a_second_save_goes_over_the_first(
 
     monkeypatch.setattr(subprocess, "run", answer)
     for _ in range(2):
-        assert launch.main(["wandb-view", str(run), "--entity", "e"]) == 0
+        assert main(["wandb-view", str(run), "--entity", "e"]) == 0
     assert [call["url"] for call in given] == ["", "https://wandb.ai/e/p?nw=1"]
     assert given[0]["entity"] == "e" and given[0]["sections"] == given[1]["sections"]
     assert "https://wandb.ai/e/p?nw=1" in capsys.readouterr().out
@@ -94,7 +93,7 @@ def test_w_and_b_s_package_takes_the_view_without_a_server(run: Path, capsys: py
     pytest.importorskip("wandb_workspaces")
     from tagpr_rl.backend.tracking.wandb_view import workspace
 
-    assert launch.main(["wandb-view", str(run), "--json"]) == 0
+    assert main(["wandb-view", str(run), "--json"]) == 0
     view = json.loads(capsys.readouterr().out)
     made = workspace({"entity": "e", "project": "p", "name": "demo: curated", "sections": view})
     assert [section.name for section in made.sections] == [section["name"] for section in view]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from made_report import EVIL, make_recipe, make_run
 
-import launch
+from tagpr_rl.cli import main
 from tagpr_rl.cli.compare import labels
 from tagpr_rl.config import dump_recipe
 from tagpr_rl.files import write_json
 from tagpr_rl.report.page.comparison import ABSENT, common_responses, compare, flat, read_side, recipe_differences
 from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.state import read_resolved
+from tagpr_rl.run.open import read_resolved
 from tagpr_rl.tags.schema import default_schema
 
 
@@ -92,13 +92,13 @@ def test_names_are_as_long_as_they_must_be() -> None:
 
 def test_the_command_writes_a_page_and_prints_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = made(tmp_path, "a"), made(tmp_path, "b", {"stages.guided.weights.beta": 0.5}, LaMP_2_0=1.0)
-    assert launch.main(["compare", str(a.root), str(b.root), "--out", str(tmp_path / "page.html")]) == 0
+    assert main(["compare", str(a.root), str(b.root), "--out", str(tmp_path / "page.html")]) == 0
     printed = capsys.readouterr().out
     assert "stages.guided.weights.beta" in printed and "+0.047" in printed  # (1 - .811) / 2 / 2
     assert str(tmp_path / "page.html") in printed.replace("\n", "")
     text = (tmp_path / "page.html").read_text()
     assert "+0.047" in text and EVIL not in text and 'id="viewer-data"' in text
-    assert launch.main(["compare", str(a.root), str(b.root), "--model", "sft"]) == 0
+    assert main(["compare", str(a.root), str(b.root), "--model", "sft"]) == 0
     assert (a.root.parent / "compare_tiny_tiny.html").is_file()
 
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
     path.write_text(path.read_text().replace('"LaMP_2/', '"LaMP_9/').replace('"LaMP_3/', '"LaMP_8/'))
 
     def error(*arguments: str) -> str:
-        assert launch.main(["compare", *arguments]) == 2
+        assert main(["compare", *arguments]) == 2
         return " ".join(capsys.readouterr().err.split())
 
     assert "needs two runs or more" in error(str(a.root))
@@ -126,5 +126,5 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_sweeps_folder_gives_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arm = {"overrides": {}, "per_seed": {"1": {"score": 0.5, "by_task": {}}}, "score": [0.5, 0.4, 0.6]}
     write_json(tmp_path / "sweep.json", {"format": 1, "name": "s", "seeds": [1], "questions": 4, "arms": {"full": arm}})
-    assert launch.main(["compare", str(tmp_path)]) == 0
+    assert main(["compare", str(tmp_path)]) == 0
     assert (tmp_path / "sweep.html").is_file() and "sweep.html" in capsys.readouterr().out

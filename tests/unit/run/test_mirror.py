@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from made_runs import finish, flip, recipe, save
 
-import launch
+from tagpr_rl.cli import main
 from tagpr_rl.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
 from tagpr_rl.files import write_json, write_text
 from tagpr_rl.run import checkpoints
@@ -186,11 +186,11 @@ def test_fresh_removes_the_copy_too_and_a_run_elsewhere_is_not_taken_for_a_new_o
             calls.append(run.root.name)
             Mirror(f"{url}/demo").require_ours(run)
 
-    monkeypatch.setattr(launch, "_needs", lambda name: Module)
+    monkeypatch.setitem(sys.modules, "tagpr_rl.stages.pipeline", Module)  # type: ignore[arg-type]
     arguments = ["run", str(DEMO), f"mirror={url}", f"out={tmp_path}/here"]
-    assert launch.main(arguments) == 2
+    assert main(arguments) == 2
     assert "holds a run that is not the one in" in capsys.readouterr().err
-    assert launch.main([*arguments, "--fresh"]) == 0
+    assert main([*arguments, "--fresh"]) == 0
     assert not (tmp_path / "far" / "demo").exists() and calls == ["demo", "demo"]
 
 
@@ -208,8 +208,8 @@ def test_resume_of_a_url_works_in_the_folder_asked_for(
             for name in ("guided", "explore", "eval"):
                 finish(r, run, name)
 
-    monkeypatch.setattr(launch, "_needs", lambda name: Module)
-    assert launch.main(["resume", f"{url}/r", "--out", str(tmp_path / "new")]) == 0
+    monkeypatch.setitem(sys.modules, "tagpr_rl.stages.pipeline", Module)  # type: ignore[arg-type]
+    assert main(["resume", f"{url}/r", "--out", str(tmp_path / "new")]) == 0
     assert runs == [RunDir(tmp_path / "new" / "r")]
     assert "after step 2 of 20" in capsys.readouterr().out
-    assert launch.main(["resume", str(tmp_path / "new" / "r"), "--out", str(tmp_path)]) == 2
+    assert main(["resume", str(tmp_path / "new" / "r"), "--out", str(tmp_path)]) == 2

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from made_runs import RAW
 from rich.console import Console
 
-import launch
+from tagpr_rl.cli import main
 from tagpr_rl.cli import sweep as sweep_cli
 from tagpr_rl.config import dump_recipe, recipe_from_dict, set_key
 from tagpr_rl.eval.arms import compare_arms, over_seeds, question_scores, seed_result
@@ -168,7 +168,7 @@ def test_every_arm_finds_its_own_recipe_in_the_combined_one(drawn: list[dict[str
 def test_a_wrong_sweep_is_one_clear_error(
     tmp_path: Path, sweep: dict[str, Any], part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert launch.main(["sweep", str(write(tmp_path, **sweep)), "--dry-run"]) == 2
+    assert main(["sweep", str(write(tmp_path, **sweep)), "--dry-run"]) == 2
     assert part in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -270,7 +270,7 @@ def test_the_result_grows_seed_by_seed(tmp_path: Path, capsys: pytest.CaptureFix
     for seed in (1, 2):
         found = plan_seed(sweep, seed)
         finished(found, {found.models[arm]: SCORES[arm][seed] for arm in arms})
-        assert launch.main(["sweep", str(path), "--seeds", str(seed)]) == 0
+        assert main(["sweep", str(path), "--seeds", str(seed)]) == 0
         facts = json.loads((tmp_path / "out" / "s" / "sweep.json").read_text(encoding="utf-8"))
         assert facts["seeds"] == list(range(1, seed + 1))
     assert facts["format"] == 1 and facts["name"] == "s" and facts["questions"] == 3 and facts["users"] == 2
@@ -286,7 +286,7 @@ def test_the_result_grows_seed_by_seed(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_seed_that_is_not_the_sweep_s_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, arms={"a": {}, "b": {"stages.explore": None}})
-    assert launch.main(["sweep", str(path), "--seeds", "9"]) == 2
+    assert main(["sweep", str(path), "--seeds", "9"]) == 2
     assert "--seeds 9: the sweep's seeds are 3" in capsys.readouterr().err
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import launch
+from tagpr_rl.cli import main
 from tagpr_rl.data.lamp import load_folder, write_lamp
 from tagpr_rl.data.world.generate import WorldConfig, make_world
 
@@ -35,7 +35,7 @@ def lamp(tmp_path: Path) -> Path:
 
 def data_stage(tmp_path: Path, lamp: Path | None, *arguments: str) -> int:
     where = [f"data.lamp_dir={lamp}", "data.tasks=[LaMP_2]"] if lamp else []
-    return launch.main(["run", RECIPE, f"out={tmp_path / 'runs'}", *where, *arguments, "--until", "data"])
+    return main(["run", RECIPE, f"out={tmp_path / 'runs'}", *where, *arguments, "--until", "data"])
 
 
 def facts(tmp_path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from made_runs import flip, recipe
 
-import launch
+from tagpr_rl.cli import main
 from tagpr_rl.config import dump_recipe
 from tagpr_rl.files import sha256_file, write_json
 from tagpr_rl.report.cards.model_card import lineage
@@ -61,7 +61,7 @@ def test_transformers_loads_it_with_the_stages_numbers(run: RunDir, dtype: str, 
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert launch.main(["export", str(run.root), "--stage", "explore", "--dtype", dtype]) == 0
+    assert main(["export", str(run.root), "--stage", "explore", "--dtype", dtype]) == 0
     folder = run.root / "export" / f"explore-{dtype}"
     assert capsys.readouterr().out.strip() == str(folder)
     source = load_file(stage_dir(recipe(), run, "explore").hf / "model.safetensors")
@@ -83,7 +83,7 @@ def test_transformers_loads_it_with_the_stages_numbers(run: RunDir, dtype: str, 
 
 
 def test_the_card_names_recipe_lineage_and_scores_and_no_path_of_this_machine(run: RunDir) -> None:
-    assert launch.main(["export", str(run.root), "--stage", "explore"]) == 0
+    assert main(["export", str(run.root), "--stage", "explore"]) == 0
     card = (run.root / "export" / "explore-float32" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n") and "# r: stage `explore`" in card
     assert "| LaMP_2 | accuracy | 0.7500 | 0.5000 to 1.0000 |" in card and "mean task score 0.8531" in card
@@ -91,7 +91,7 @@ def test_the_card_names_recipe_lineage_and_scores_and_no_path_of_this_machine(ru
         assert f"\n| {stage} | " in card
     assert stage_config_sha256(recipe(), "sft")[:16] in card
     assert str(run.root) not in card and str(run.root.parent) not in card
-    assert launch.main(["export", str(run.root), "--stage", "sft"]) == 0
+    assert main(["export", str(run.root), "--stage", "sft"]) == 0
     assert "Not evaluated in this run." in (run.root / "export" / "sft-float32" / "README.md").read_text()
     assert "It answers directly" not in card
 
@@ -109,7 +109,7 @@ def test_lineage_follows_init() -> None:
     ],
 )
 def test_what_has_no_policy_is_refused(run: RunDir, stage: str, said: str, capsys: Any) -> None:
-    assert launch.main(["export", str(run.root), "--stage", stage]) == 2
+    assert main(["export", str(run.root), "--stage", stage]) == 2
     assert said in capsys.readouterr().err
     assert not (run.root / "export").exists()
 
@@ -118,14 +118,14 @@ def test_altered_or_unfinished_weights_and_a_taken_folder_are_refused(run: RunDi
     export = ["export", str(run.root), "--stage", "guided", "--out"]
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("precious")
-    assert launch.main([*export, str(tmp_path / "taken")]) == 2
+    assert main([*export, str(tmp_path / "taken")]) == 2
     assert (tmp_path / "taken" / "thesis.txt").read_text() == "precious"
     folder = stage_dir(recipe(), run, "guided")
     flip(folder.hf / "model.safetensors")
-    assert launch.main([*export, str(tmp_path / "new")]) == 2
+    assert main([*export, str(tmp_path / "new")]) == 2
     assert "model.safetensors, an output of stage 'guided', differs" in capsys.readouterr().err
     folder.manifest.unlink()
-    assert launch.main([*export, str(tmp_path / "new")]) == 2
+    assert main([*export, str(tmp_path / "new")]) == 2
     assert "it is not finished" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -138,5 +138,5 @@ def test_a_failure_midway_leaves_nothing(run: RunDir, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(convert, "save_file", fail)
     out = tmp_path / "far" / "model"
-    assert launch.main(["export", str(run.root), "--stage", "guided", "--out", str(out)]) == 2
+    assert main(["export", str(run.root), "--stage", "guided", "--out", str(out)]) == 2
     assert list(out.parent.iterdir()) == []

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from made_runs import finish_all, recipe
 from rich.console import Console
 
-import launch
-from tagpr_rl.cli import faithful as faithful_cli
+from tagpr_rl.cli import main, study
 from tagpr_rl.eval.alteration import (
     Outcome,
     aggregate,
@@ -126,7 +125,7 @@ def test_the_table_shows_every_alteration_and_tag() -> None:
     found = aggregate([outcome("a", "drop_step", True, 0.0, 1.0, "conclude")])
     facts = {"run": "r", "stage": "s", "well_formed": 1, "questions": 2, "own_score": [1.0, 1.0, 1.0], **found}
     console = Console(width=160, file=io.StringIO())
-    console.print(faithful_cli.table(facts))
+    console.print(study.faithful_table(facts))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "drop_step: conclude" in text and "100.0% [100.0%, 100.0%]" in text and "-1.000" in text
 
@@ -141,11 +140,13 @@ def test_the_last_finished_stage_that_reasons_is_taken(tmp_path: Path) -> None:
         reasoning_stage(made, run, "base")
 
 
-@pytest.mark.parametrize("arguments, part", [((), "is no run's folder"), (("--questions", "1"), "use 2 or more")])
+@pytest.mark.parametrize(
+    "arguments, part", [((), "is no run's folder"), (("--questions", "1"), "should be greater than or equal to 2")]
+)
 def test_bad_input_is_one_clear_error(
     tmp_path: Path, arguments: tuple[str, ...], part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if arguments:
         write_json(RunDir(tmp_path).resolved, json.loads(recipe().model_dump_json()))
-    assert launch.main(["faithful", str(tmp_path), *arguments]) == 2
+    assert main(["faithful", str(tmp_path), *arguments]) == 2
     assert part in capsys.readouterr().err

@@ -1,0 +1,163 @@
+"""The command `tagpr`: the table of commands, and what every mistake of the user looks like.
+
+`tagpr --help` is printed from the table alone. A command's file is imported when the command is chosen, so these files
+import at their top whatever they need.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from tagpr_rl import __version__
+from tagpr_rl.cli.arguments import Command
+from tagpr_rl.types import TagprError, did_you_mean
+
+COMMANDS: dict[str, dict[str, str]] = {
+    "Run": {
+        "run": "make every stage of a recipe that is not done yet; print the results",
+        "resume": "go on with an interrupted run, in the middle of a stage if it must",
+        "status": "what is done, what runs, how long it takes, what to type next",
+        "plan": "stages, batches, memory and hours of a recipe, and whether it fits; runs nothing",
+    },
+    "Look": {
+        "report": "write a run's report (HTML and JSON) again",
+        "compare": "runs side by side: recipes, scores, curves, responses",
+        "walk": "one record through all nine hops, from the file to the reward",
+        "replay": "recompute rewards and advantages from saved responses, and compare",
+    },
+    "Data": {
+        "data": "check, download or rank LaMP's official files",
+        "chains": "make, inspect and publish tagged chains; discover tags",
+        "eval": "score predictions files in LaMP's format, of this or any other system",
+    },
+    "Study": {
+        "sweep": "arms x seeds of one recipe, compared on the same questions",
+        "study": "measure a finished run: its reward model, its faithfulness",
+        "export": "write a finished stage's model as a Hugging Face folder",
+    },
+    "Cluster": {
+        "cluster": "render files for a cluster, submit a run to Ray, look after its job",
+    },
+}
+"""Panel of `tagpr --help` -> command -> what it does. The file cli/<command>.py holds it: `command`, a function, or
+`commands`, a typer.Typer of several."""
+
+ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("render",): ("cluster", "render"),
+    ("submit",): ("cluster", "submit"),
+    ("jobs",): ("cluster", "jobs"),
+    ("prmu", "eval"): ("study", "prmu"),
+    ("faithful",): ("study", "faithful"),
+    ("wandb-view",): ("study", "wandb-view"),
+}
+"""Names of the release before -> today's. They work, and no help lists them."""
+
+_FOLDER = "choose another folder with out=<folder>"
+_FILE_ERRORS = {
+    errno.ENOSPC: f"no space is left; free some or {_FOLDER}",
+    errno.EDQUOT: f"the disk quota is used up; free some or {_FOLDER}",
+    errno.EACCES: "no permission; choose a folder you may write with out=<folder>",
+    errno.EPERM: "no permission; choose a folder you may write with out=<folder>",
+    errno.ENOTDIR: f"a part of the path is a file, not a folder; {_FOLDER}",
+    errno.EEXIST: f"a file stands where a folder is needed; {_FOLDER}",
+    errno.EROFS: f"the file system is read-only; {_FOLDER}",
+}
+
+
+class CommandTable(TyperGroup):
+    """The commands of the table; a command's file is imported when the command is chosen."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for panel, rows in COMMANDS.items():
+            for name, summary in rows.items():
+                self.commands[name] = TyperCommand(name, short_help=summary, rich_help_panel=panel)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """(name, command, rest of the line); names of the release before are replaced first."""
+        for old, new in ALIASES.items():
+            if tuple(args[: len(old)]) == old:
+                args = [*new, *args[len(old) :]]
+                break
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name is not None else listed, rest
+
+
+def load_command(name: str) -> Any:
+    """The command that tagpr_rl/cli/<name>.py holds, ready to parse its arguments."""
+    module = importlib.import_module(f"tagpr_rl.cli.{name}")
+    if hasattr(module, "commands"):
+        return get_command(module.commands)
+    single = typer.Typer(add_completion=False)
+    single.command(name, cls=Command)(module.command)
+    return get_command(single)
+
+
+app = typer.Typer(cls=CommandTable, no_args_is_help=True)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tagpr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def tagpr(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train and measure language models that reason about one user with tagged thoughts.
+
+    RECIPE is a YAML file or the name of a shipped recipe (demo, smoke, ...). RUN is a run's folder, its URL, or a
+    recipe. Keys of a recipe can be set anywhere on the line: key=value.
+
+    Start with: tagpr walk demo, then tagpr run demo
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own).
+
+    Returns the exit code: 0, 1 (the command ran and its answer is no), 2 (a mistake, explained), 130 (interrupted).
+    """
+    try:
+        code = get_command(app).main(args=argv, prog_name="tagpr", standalone_mode=False)
+    except typer.TyperException as error:
+        return _wrong_line(error)
+    except TagprError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # a full disk is met while writing: no file name
+        if error.errno not in _FILE_ERRORS or (error.filename is None and not full):
+            raise
+        name = error.filename or "the run's folder"
+        print(f"error: cannot use {name}: {_FILE_ERRORS[error.errno]}", file=sys.stderr)
+        return 2
+    if code == 130:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+    return int(code or 0)
+
+
+def _wrong_line(error: typer.TyperException) -> int:
+    """Explain a mistake of the command line: what is wrong, the nearest right word, where the help is."""
+    text = error.format_message().rstrip(".").replace("Value error, ", "")
+    if text:  # empty: the help itself was printed
+        value, *choices = re.findall(r"'([^']*)'", getattr(error, "message", ""))[:50] or [""]
+        if "is not one of" in text and (hint := did_you_mean(value, choices)):
+            text = f"{text}; {hint}"
+        context = getattr(error, "ctx", None)
+        where = f"\n`{context.command_path} --help` explains the command" if context is not None else ""
+        print(f"error: {text}{where}", file=sys.stderr)
+    return 2

@@ -1,0 +1,79 @@
+"""`tagpr cluster`: files for a cluster, jobs on a Ray cluster."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tagpr_rl.cli.arguments import Overrides, RecipeName, full_install, say
+from tagpr_rl.plan.show import require_fit
+from tagpr_rl.run.open import open_recipe, recipe_path
+
+commands = typer.Typer(add_completion=False, no_args_is_help=True, help="Run a recipe on a cluster.")
+
+Address = Annotated[
+    str, typer.Option("--address", metavar="URL", help="Ray's dashboard, for example http://127.0.0.1:8265.")
+]
+
+
+@commands.command()
+def render(
+    recipe: RecipeName,
+    target: Annotated[Literal["docker", "kuberay", "ray-autoscaler", "skypilot", "slurm"], typer.Option("--target")],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write the files there instead of printing them.")
+    ] = None,
+) -> None:
+    """Make the files that run RECIPE on a cluster, from its platform and cluster blocks.
+
+    Example: tagpr cluster render lamp/qwen3_8b_4nodes --target slurm --out jobs
+    """
+    from tagpr_rl.deploy.render import as_text, write_files
+    from tagpr_rl.deploy.render import render as make
+
+    files = make(open_recipe(recipe, overrides or ()), target, recipe_path(recipe), overrides or ())
+    if out is None:
+        sys.stdout.write(as_text(files))
+        return
+    for path in write_files(out, files):
+        say(path)
+
+
+@commands.command()
+def submit(
+    recipe: RecipeName,
+    address: Address,
+    overrides: Overrides = None,
+    no_follow: Annotated[bool, typer.Option("--no-follow", help="Return once the job is submitted.")] = False,
+    pass_env: Annotated[bool, typer.Option("--pass-env", help="Send the values of cluster.env with the job.")] = False,
+) -> None:
+    """Run RECIPE on a Ray cluster: print the job's id, then its output until it ends.
+
+    Example: tagpr cluster submit lamp/qwen3_8b --address http://127.0.0.1:8265
+    """
+    loaded = open_recipe(recipe, overrides or ())
+    require_fit(loaded)
+    succeeded = full_install("tagpr_rl.backend.session.jobs").submit_and_follow(
+        loaded, recipe_path(recipe), overrides or [], address, pass_env=pass_env, following=not no_follow
+    )
+    if not succeeded:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def jobs(
+    action: Annotated[Literal["status", "logs", "stop"], typer.Argument(metavar="status|logs|stop")],
+    job: Annotated[str, typer.Argument(metavar="ID", help="As `tagpr cluster submit` printed it.")],
+    address: Address,
+    follow: Annotated[bool, typer.Option("--follow", help="logs: until the job ends.")] = False,
+) -> None:
+    """Print a submitted job's status or output, or stop it.
+
+    Example: tagpr cluster jobs logs raysubmit_x1 --address http://127.0.0.1:8265 --follow
+    """
+    if not full_install("tagpr_rl.backend.session.jobs").manage(action, job, address, following=follow):
+        raise typer.Exit(1)

@@ -1,0 +1,238 @@
+"""`tagpr eval`: predictions files in LaMP's format, scored. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from tagpr_rl.cli.arguments import say
+from tagpr_rl.data.lamp import stream_lamp, write_predictions
+from tagpr_rl.data.tasks import task_name
+from tagpr_rl.eval.controls import baseline_answers
+from tagpr_rl.eval.describe import describe, metric_row
+from tagpr_rl.eval.files import Answers, read_answers, require_same_questions, write_zip
+from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
+from tagpr_rl.files import write_json
+from tagpr_rl.tags.schema import default_schema, load_schema
+from tagpr_rl.types import LampRecord, TagprError
+
+Files = list[Path]
+Baseline = Literal["constant", "majority", "random", "nearest"]
+
+
+def command(
+    golds: Annotated[Files, typer.Option("--golds", metavar="FILE...", help="Outputs: .json files or one .zip.")],
+    preds: Annotated[
+        Files | None, typer.Option("--preds", metavar="FILE...", help="Predictions: .json files or one .zip.")
+    ] = None,
+    questions: Annotated[
+        Files | None,
+        typer.Option(
+            "--questions", metavar="FILE...", help="Users for intervals, profiles for the leak filter and baselines."
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="What a file that calls itself LaMP_2 means: LaMP_2 or LaMP_2N.")
+    ] = None,
+    split: Annotated[Literal["train", "dev", "test"], typer.Option("--split", help="Stands in the result.")] = "dev",
+    responses: Annotated[
+        bool, typer.Option("--responses", help="Predictions hold thoughts; score what follows them.")
+    ] = False,
+    schema: Annotated[
+        Path | None, typer.Option("--schema", metavar="FILE", help="With --responses: the tag schema.")
+    ] = None,
+    baseline: Annotated[
+        Baseline | None, typer.Option("--baseline", help="Score a baseline instead of --preds.")
+    ] = None,
+    constant: Annotated[
+        str | None, typer.Option("--constant", metavar="TEXT", help="The constant baseline's answer.")
+    ] = None,
+    train_golds: Annotated[
+        Files | None, typer.Option("--train-golds", metavar="FILE...", help="What baselines learn from.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the result as JSON.")] = None,
+    write_preds: Annotated[
+        Path | None, typer.Option("--write-preds", metavar="DIR", help="Write predictions files, <task>.json.")
+    ] = None,
+    write_archive: Annotated[
+        Path | None, typer.Option("--write-zip", metavar="FILE", help="Write the official zip of seven files.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of bootstrap intervals and the random baseline.")] = 0,
+) -> None:
+    """Score official predictions files, of this or any other system: metrics with 95 % intervals over users.
+
+    Example: tagpr eval --preds LaMP_2.json --golds data/lamp/LaMP_2/dev_outputs.json
+    """
+    gold_answers = _read_all(golds, task)
+    records = _questions(questions or (), gold_answers, split)
+    if (preds is None) == (baseline is None):
+        raise TagprError("eval: give either --preds or --baseline")
+    training = ""
+    if baseline is not None:
+        learned = _read_all(train_golds or (), task)
+        predicted, training = _baseline(baseline, constant, learned, gold_answers, records, split=split, seed=seed)
+    else:
+        predicted = _read_all(preds or (), task)
+    if set(predicted) != set(gold_answers):
+        raise TagprError(
+            f"eval: golds of {', '.join(gold_answers)}, predictions of {', '.join(predicted)}; "
+            "name files of the same tasks"
+        )
+    tags = load_schema(schema) if schema is not None else default_schema()
+    questions_of_all, texts = _pairs(gold_answers, predicted, records, split)
+    result = evaluate(questions_of_all, texts, tags, thoughts=responses, seed=seed)
+    facts = _result_file(gold_answers, predicted, records, result, split, tags.sha256 if responses else None)
+    if training:
+        facts["baseline"] = {"name": baseline, "learned_from": training}
+    _show(facts)
+    if out is not None:
+        write_json(out, facts)
+    if write_preds is not None:
+        for name, answers in predicted.items():
+            write_predictions(write_preds / f"{name}.json", name, answers.outputs)
+    if write_archive is not None:
+        write_zip(write_archive, predicted.values())
+
+
+def _read_all(paths: Sequence[Path], task: str | None) -> dict[str, Answers]:
+    by_task: dict[str, Answers] = {}
+    for path in paths:
+        for name, answers in read_answers(path, task).items():
+            if name in by_task:
+                raise TagprError(f"{path}: {name} stands in {by_task[name].path}, too; give each task once")
+            by_task[name] = answers
+    return by_task
+
+
+def _questions(paths: Sequence[Path], golds: dict[str, Answers], split: str) -> dict[str, list[LampRecord]]:
+    """Task -> records with their golds, of the questions files given."""
+    by_task: dict[str, list[LampRecord]] = {}
+    for path in paths:
+        task = _task_of(path, golds)
+        records = list(stream_lamp(path, None, split, task=task))
+        ids, wanted = {record.id for record in records}, golds[task].outputs
+        if ids != set(wanted):
+            odd = sorted(ids ^ set(wanted))
+            raise TagprError(
+                f"{path} and {golds[task].path}: {len(odd)} ids stand in one of them only, first {odd[0]!r}; "
+                "they must be of the same split"
+            )
+        by_task[task] = [replace(record, gold=wanted[record.id]) for record in records]
+    return by_task
+
+
+def _task_of(path: Path, golds: dict[str, Answers]) -> str:
+    """The task of a questions file: its folder's, or the only one there is."""
+    if path.parent.name.replace("-", "_") in golds:
+        return task_name(path.parent.name)
+    if len(golds) == 1:
+        return next(iter(golds))
+    raise TagprError(f"{path}: which of {', '.join(golds)} is this? Put it into a folder named after its task")
+
+
+def _bare_records(golds: Answers, split: str) -> list[LampRecord]:
+    """Without the questions: every id its own user, no profile."""
+    return [LampRecord(key, golds.task, split, key, "?", (), gold) for key, gold in golds.outputs.items()]
+
+
+def _pairs(
+    golds: dict[str, Answers], preds: dict[str, Answers], questions: dict[str, list[LampRecord]], split: str
+) -> tuple[list[LampRecord], dict[str, str]]:
+    """(records of all tasks, question key -> predicted text). TagprError if a question has no prediction."""
+    records, texts = [], {}
+    for task, gold in golds.items():
+        require_same_questions(preds[task], gold)
+        for record in questions.get(task) or _bare_records(gold, split):
+            records.append(record)
+            texts[question_key(record)] = preds[task].outputs[record.id]
+    return records, texts
+
+
+def _baseline(
+    name: Baseline,
+    constant: str | None,
+    learned: dict[str, Answers],
+    golds: dict[str, Answers],
+    questions: dict[str, list[LampRecord]],
+    *,
+    split: str,
+    seed: int,
+) -> tuple[dict[str, Answers], str]:
+    """(task -> the baseline's answers, where it learned from)."""
+    if name == "nearest" and (bare := [task for task in golds if task not in questions]):
+        raise TagprError(f"eval --baseline nearest: needs profiles; give --questions for {', '.join(bare)}")
+    source, training = learned, "training golds"
+    if not learned and name != "constant":
+        source = golds
+        training = "the very golds it is scored on, since no --train-golds were given: more than any baseline may know"
+    known = {task: list(answers.outputs.values()) for task, answers in source.items()}
+    records = [r for task, gold in golds.items() for r in questions.get(task) or _bare_records(gold, split)]
+    texts = baseline_answers(name, records, known, constant=constant, seed=seed)
+    answers: dict[str, Answers] = {}
+    for task, gold in golds.items():
+        own = {r.id: texts[question_key(r)] for r in records if r.task == task}
+        answers[task] = replace(gold, outputs=own, path=Path(f"baseline {name}"), sha256="")
+    return answers, training if name != "constant" else f"nothing: always {constant!r}"
+
+
+def _result_file(
+    golds: dict[str, Answers],
+    preds: dict[str, Answers],
+    questions: dict[str, list[LampRecord]],
+    result: EvalResult,
+    split: str,
+    schema_sha256: str | None,
+) -> dict[str, Any]:
+    dated = [all(item.date for item in r.profile) for own in questions.values() for r in own if r.profile]
+    setting = "unknown" if not dated else "time" if all(dated) else "user"
+    by_user = all(task in questions for task in golds)
+    facts = describe(
+        golds,
+        split=split,
+        setting=setting,
+        prompt_sha256=None,
+        schema_sha256=schema_sha256,
+        decoding=None,
+    )
+    return facts | {
+        "files": {
+            task: {
+                "predictions": str(preds[task].path),
+                "predictions_sha256": preds[task].sha256 or None,
+                "golds": str(golds[task].path),
+                "golds_sha256": golds[task].sha256,
+            }
+            for task in golds
+        },
+        "users": "from the questions files" if by_user else "unknown: each question counts as a user",
+        "n": result.n,
+        "n_users": result.n_users,
+        "n_unparsable": result.n_unparsable,
+        "metrics": [metric_row(metric) for metric in result.metrics],
+        "n_leaks": result.n_leaks if by_user else None,
+        "metrics_without_leaks": [metric_row(metric) for metric in result.metrics_without_leaks],
+        "strict_parse_rate": result.strict_rate if schema_sha256 is not None else None,
+        "parse_counts": dict(result.parse_counts) if schema_sha256 is not None else None,
+        "score": {"value": result.score, "low": result.score_low, "high": result.score_high},
+        "user_macro_score": result.user_macro_score,
+    }
+
+
+def _show(facts: dict[str, Any]) -> None:
+    for row in facts["metrics"]:
+        macro = "" if row["user_macro"] is None else f", mean over users {row['user_macro']:.4f}"
+        say(
+            f"{row['task']} {row['name']} {row['value']:.4f} [{row['low']:.4f}, {row['high']:.4f}] "
+            f"({row['direction']}; n {row['n']}, {row['n_unparsable']} unparsable{macro})"
+        )
+    for row in facts["metrics_without_leaks"]:
+        say(f"{row['task']} {row['name']} {row['value']:.4f} without leaked golds (n {row['n']})")
+    if facts["strict_parse_rate"] is not None:
+        say(f"well-formed responses: {facts['strict_parse_rate']:.4f}")
+    if "baseline" in facts:
+        say(f"baseline {facts['baseline']['name']}, learned from {facts['baseline']['learned_from']}")
+    say(f"users: {facts['users']}; interval: {facts['interval']}")

@@ -1,0 +1,45 @@
+"""`tagpr plan`: what a recipe will do, before it does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from tagpr_rl.cli.arguments import Overrides, RecipeName
+from tagpr_rl.config import GrpoStage, Recipe, SftStage
+from tagpr_rl.plan.show import print_plan
+from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import upstream
+from tagpr_rl.run.open import open_recipe, planned_run
+
+
+def command(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Print what RECIPE will do, and run nothing: stages, devices, batch arithmetic, memory and hours.
+
+    Example: tagpr plan lamp/qwen3_8b budget.device=h100
+    """
+    loaded, folder = planned_run(open_recipe(recipe, overrides or ()))
+    print_plan(loaded, folder, Console(), verl_overrides)
+
+
+def verl_overrides(recipe: Recipe, run: RunDir, name: str) -> Sequence[str]:
+    """The verl overrides of an SFT or GRPO stage as Hydra's `key=value`; none for other kinds."""
+    stage = recipe.stages[name]
+    if not isinstance(stage, SftStage | GrpoStage):
+        return ()
+    from tagpr_rl.backend.trainer.overrides import StagePaths, as_hydra, grpo_overrides, sft_overrides
+
+    own = stage_dir(recipe, run, name)
+    source = own  # an SFT stage writes its own rows; GRPO reads the prompts stage's
+    if isinstance(stage, GrpoStage):
+        prompts = next(other for other in upstream(recipe, name) if recipe.stages[other].kind == "prompts")
+        source = stage_dir(recipe, run, prompts)
+    paths = StagePaths(
+        model=stage_dir(recipe, run, stage.init).hf.absolute(),
+        train=(source.root / "train.parquet").absolute(),
+        checkpoints=own.checkpoints.absolute(),
+        rollouts=own.rollouts.absolute(),
+    )
+    build = grpo_overrides if isinstance(stage, GrpoStage) else sft_overrides
+    return as_hydra(build(recipe, name, paths))

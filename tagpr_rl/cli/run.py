@@ -1,0 +1,58 @@
+"""`tagpr run`: make a recipe's stages."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Annotated
+
+import typer
+
+from tagpr_rl.cli.arguments import Overrides, RecipeName, Until, check_stage, full_install
+from tagpr_rl.plan.show import require_fit
+from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.mirror import mirror_of
+from tagpr_rl.run.open import open_recipe, planned_run
+from tagpr_rl.run.resume import exclusive
+from tagpr_rl.run.state import require_unchanged
+from tagpr_rl.types import TagprError
+
+
+def command(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    until: Until = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run's folder first.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan instead: `tagpr plan`.")] = False,
+) -> None:
+    """Make every stage of RECIPE that is not done yet, and print the results.
+
+    The run's folder is <out>/<name> of the recipe. A run that was interrupted goes on where it stopped; finished
+    stages are kept, and refused if they were made from other inputs.
+
+    Example: tagpr run demo name=first data.limit=100
+    """
+    if dry_run:
+        from tagpr_rl.cli.plan import command as plan
+
+        plan(recipe, overrides)
+        return
+    loaded, folder = planned_run(open_recipe(recipe, overrides or ()))
+    check_stage(until, loaded.stages)
+    require_fit(loaded)
+    if fresh:
+        remove_run(folder)
+        if (mirror := mirror_of(loaded)) is not None:
+            mirror.remove()
+    require_unchanged(loaded, folder)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    full_install("tagpr_rl.stages.pipeline").run_pipeline(loaded, folder, until=until)
+
+
+def remove_run(run: RunDir) -> None:
+    """Delete a run's folder. Refuses (TagprError) a folder that holds anything else."""
+    if not run.root.exists():
+        return
+    if not run.resolved.is_file() and any(path != run.lock for path in run.root.iterdir()):
+        raise TagprError(f"--fresh: {run.root} holds files but no {run.resolved.name}; remove the folder by hand")
+    with exclusive(run):
+        shutil.rmtree(run.root)
