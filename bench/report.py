@@ -25,8 +25,7 @@ import chromium  # noqa: E402
 from tagpr_rl.config import Recipe, load_recipe  # noqa: E402
 from tagpr_rl.files import write_json  # noqa: E402
 from tagpr_rl.report import build_report  # noqa: E402
-from tagpr_rl.run.layout import RunDir  # noqa: E402
-from tagpr_rl.run.state import stage_dir  # noqa: E402
+from tagpr_rl.run.layout import RunDir, stage_dir  # noqa: E402
 from tagpr_rl.tags.schema import default_schema  # noqa: E402
 
 MAX_BYTES, MAX_OPEN_S = 10_000_000, 3.0

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prompts": {"types", "files", "config", "tags", "data", "model"},
     "eval": {"types", "files", "tags", "data", "prompts", "reward"},
     "chains": {"types", "files", "config", "tags", "data", "prompts", "reward"},
-    "prmu": {"types", "files", "tags", "prompts", "eval"},
+    "prmu": {"types", "files", "run", "tags", "prompts", "eval"},
     "report": {"types", "files", "config", "run", "tags", "prompts", "eval"},
     "plan": {"types", "config", "run"},
     "deploy": {"types", "files", "config", "plan"},

@@ -5,10 +5,8 @@ Decided from the rows of the stage's metrics.jsonl alone, so the trainer, the st
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config.rules import PlateauBlock, StopBlock
@@ -72,14 +70,6 @@ def plateau(values: Sequence[float], rule: PlateauBlock) -> str:
         f"plateau: the {rule.window}-step mean of {rule.metric} has not got better by more than {rule.min_gain:g} "
         f"for {since} steps; the best was {sign * best:.4f}"
     )
-
-
-def read_rows(metrics: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics.jsonl; [] where there is no file."""
-    if not metrics.is_file():
-        return []
-    lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break was cut off
-    return [json.loads(line) for line in lines]
 
 
 def _value(row: Mapping[str, Any], key: str, rule: str) -> float:

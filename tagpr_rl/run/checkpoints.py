@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.files import sha256_file, sha256_json, sync_folder, write_json, write_text
+from tagpr_rl.run import metrics
 from tagpr_rl.run.state import compare
 from tagpr_rl.types import TagprError
 
@@ -108,10 +109,7 @@ def publish(root: Path, step: int, identity: Identity) -> bool:
         return False
     source, target = step_folder(staging(root, identity), step), step_folder(root, step)
     assert (source / MANIFEST).is_file(), f"{source} is not sealed"
-    metrics = root.parent / "metrics.jsonl"
-    if metrics.is_file():  # the rows up to this step must outlive it
-        with metrics.open("rb") as handle:
-            os.fsync(handle.fileno())
+    metrics.sync(root.parent / "metrics.jsonl")  # the rows up to this step must outlive it
     if target.exists():  # of an attempt that went further
         _drop(target)
     source.rename(target)

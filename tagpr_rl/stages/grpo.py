@@ -8,7 +8,8 @@ from typing import Any
 from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
 from tagpr_rl.config import GrpoStage, PlacementBlock
 from tagpr_rl.config.placement import scorer_tokens
-from tagpr_rl.monitor.stop import Stop, read_rows, stop_after
+from tagpr_rl.monitor.stop import Stop, stop_after
+from tagpr_rl.run import metrics
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.grpo_rows import FILTER, training_rows
 from tagpr_rl.stages.saved import saved_paths
@@ -22,7 +23,6 @@ from tagpr_rl.stages.train import (
     tracking,
     wait_for,
 )
-from tagpr_rl.stages.watch import last_row
 
 
 def run_grpo(context: StageContext) -> StageResult:
@@ -39,13 +39,13 @@ def run_grpo(context: StageContext) -> StageResult:
         _train_grpo(context, stage, paths)
         stopped = _stopped(context, stage)
     publish(context, last_checkpoint(context, stopped.step if stopped else stage.steps) / "actor" / "huggingface")
-    last = last_row(context.dir.metrics) or {}
+    last = metrics.last(context.dir.metrics) or {}
     keys = ("reward/total/mean", "reward/task/mean", "reward/format/mean", "reward/tag/mean", "reward/prmu/mean")
-    metrics = {key: float(last[key]) for key in keys if key in last}
+    figures = {key: float(last[key]) for key in keys if key in last}
     chosen = (context.dir.root / FILTER,) if questions is not None else ()
     return StageResult(
         outputs=(context.dir.hf, context.dir.metrics, *chosen),
-        metrics=metrics,
+        metrics=figures,
         notes=(
             "weights are carried from the stage before; optimizer, schedule, data order and reference start afresh",
             *((stopped.note(stage.steps),) if stopped else ()),
@@ -82,7 +82,7 @@ def carried(stage: GrpoStage) -> dict[str, str]:
 
 def _stopped(context: StageContext, stage: GrpoStage) -> Stop | None:
     """The stage's early end, where its rows say that a stop rule holds."""
-    return stop_after(read_rows(context.dir.metrics), stage.stop, stage.steps)
+    return stop_after(metrics.rows(context.dir.metrics), stage.stop, stage.steps)
 
 
 def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> None:

@@ -21,7 +21,7 @@ from tagpr_rl.monitor.alerts import ALERTS, read_alerts
 from tagpr_rl.prompts.rows import sft_rows, write_parquet
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.report.cards.prmu_card import prmu_card
-from tagpr_rl.run import checkpoints
+from tagpr_rl.run import checkpoints, metrics
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import stage_config, stage_inputs
 from tagpr_rl.run.resume import ATTEMPT, fact_changes
@@ -29,7 +29,7 @@ from tagpr_rl.run.trackers import step_offset, tracker_id
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.stages.fetch import model_folder
 from tagpr_rl.stages.prmu_pairs import PAIRS, training_pairs
-from tagpr_rl.stages.watch import last_row, trim_metrics, wait_with_progress
+from tagpr_rl.stages.watch import wait_with_progress
 from tagpr_rl.types import TagprError
 
 RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", ATTEMPT, ALERTS)
@@ -66,10 +66,10 @@ def run_sft(context: StageContext) -> StageResult:
         )
         wait_for(context, ray, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
     publish(context, last_checkpoint(context, steps) / "huggingface")
-    last = last_row(context.dir.metrics) or {}
-    metrics = {"examples": float(len(rows)), "too_long": float(dropped), "loss": float(last["train/loss"])}
+    last = metrics.last(context.dir.metrics) or {}
+    figures = {"examples": float(len(rows)), "too_long": float(dropped), "loss": float(last["train/loss"])}
     notes = (*stage_notes(context, start), *_capped(steps, stage.steps, len(rows), stage.max_epochs))
-    return StageResult(outputs=(context.dir.hf, context.dir.metrics), metrics=metrics, notes=notes)
+    return StageResult(outputs=(context.dir.hf, context.dir.metrics), metrics=figures, notes=notes)
 
 
 def steps_within(steps: int, batch_size: int, examples: int, max_epochs: float) -> int:
@@ -199,7 +199,7 @@ def resume_from(context: StageContext, model: Path) -> checkpoints.Chosen:
     chosen = checkpoints.choose(root, identity, partial(fact_changes, recipe, name))
     for note in chosen.notes:
         context.console.print(f"[yellow]{name}: {escape(note)}[/yellow]", highlight=False, soft_wrap=True)
-    trim_metrics(context.dir.metrics, chosen.step)
+    metrics.trim(context.dir.metrics, chosen.step)
     for file in context.dir.rollouts.glob("step_*.*"):
         if int(file.stem.removeprefix("step_")) > chosen.step:
             file.unlink()
@@ -209,7 +209,7 @@ def resume_from(context: StageContext, model: Path) -> checkpoints.Chosen:
 def last_checkpoint(context: StageContext, steps: int) -> Path:
     """The checkpoint of the last step. TagprError where training ended without it: no stage is done halfway."""
     found = checkpoints.steps(context.dir.checkpoints)
-    rows = last_row(context.dir.metrics) or {"step": 0}
+    rows = metrics.last(context.dir.metrics) or {"step": 0}
     if not found or found[-1] != steps or rows["step"] != steps:
         raise TagprError(
             f"stage '{context.name}' ended at step {rows['step']} of {steps}, with checkpoints of the steps "

@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from wandb_records import records
 
+from tagpr_rl.backend.tracking import wandb_run
 from tagpr_rl.backend.tracking.settings import TrackingSettings, settings_dict
 from tagpr_rl.backend.tracking.tracker import StageTracker, warnings_file
-from tagpr_rl.backend.tracking.wandb_file import records
+from tagpr_rl.run import metrics
+from tagpr_rl.run.trackers import StepGate
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch]
 
@@ -34,6 +36,7 @@ tracker.finish()
 
 def settings(run: Path, stage: str, offset: int, **changes: Any) -> TrackingSettings:
     folder = run / f"010_{stage}"
+    folder.mkdir(parents=True, exist_ok=True)
     given = {
         "metrics_file": str(folder / "metrics.jsonl"), "wandb_mode": "offline", "wandb_dir": str(run),
         "project": "p", "group": "demo", "stage": stage, "run_id": "abc123def456", "step_offset": offset,
@@ -70,35 +73,70 @@ def wandb_rows(run: Path) -> tuple[set[str], list[dict[str, Any]], str]:
     return ids, rows, text
 
 
-def test_two_stages_and_a_killed_one_are_one_run_whose_steps_never_go_back(tmp_path: Path) -> None:
+def test_two_stages_and_a_killed_one_are_one_run(tmp_path: Path) -> None:
     (tmp_path / "resolved.json").write_text(json.dumps({"name": "demo", "mirror": "s3://me:pw@bucket/x"}))
     assert log(settings(tmp_path, "sft", 0), [1, 2, 3]).returncode == 0
-    assert log(settings(tmp_path, "guided", 3), [1, 2, 3], kill=True).returncode == -9
-    assert log(settings(tmp_path, "guided", 3), [2, 3, 4]).returncode == 0  # resumed after step 1
+    guided = settings(tmp_path, "guided", 3)
+    assert log(guided, [1, 2, 3], kill=True).returncode == -9
+    recorded = [row["train/global_step"] for row in wandb_rows(tmp_path)[1]]
+    metrics.trim(Path(guided.metrics_file), 1)  # resumed from the checkpoint of step 1
+    assert log(guided, [2, 3, 4]).returncode == 0
     ids, rows, text = wandb_rows(tmp_path)
     assert ids == {"abc123def456"}
     steps = [row["train/global_step"] for row in rows]
-    assert steps == sorted(set(steps)) and steps[:3] == [1, 2, 3] and steps[-1] == 7
+    assert steps[:3] == [1, 2, 3] and steps[-3:] == [5, 6, 7]  # the steps past the checkpoint are sent again
+    assert steps == [*recorded, 5, 6, 7]  # and no other
     assert [row["guided/step"] for row in rows if "guided/step" in row][-1] == 4
     assert rows[0]["sft/loss"] == 0.1 and rows[-1]["guided/loss"] == 0.4
     assert "lr" in text and "demo" in text and "hunter2" not in text and "me:pw" not in text
 
 
-def test_rows_that_a_killed_process_never_wrote_are_sent_again_from_metrics_jsonl(tmp_path: Path) -> None:
+def test_rows_that_a_run_does_not_have_are_sent_again_from_metrics_jsonl(tmp_path: Path) -> None:
     which = settings(tmp_path, "sft", 0)
-    assert log(which, list(range(1, 9)), kill=True).returncode == -9
-    (path,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
-    time.sleep(2)  # W&B's own process may outlive ours and write the rest
-    whole = path.read_bytes()
-    for percent in range(100, 0, -1):  # as if it had been killed as well
-        path.write_bytes(whole[: len(whole) * percent // 100])
-        if len(wandb_rows(tmp_path)[1]) < 6:
-            break
-    assert len(wandb_rows(tmp_path)[1]) < 6
-    assert log(which, [9, 10]).returncode == 0  # resumed after step 8, whose rows are in metrics.jsonl
+    for step in (1, 2, 3):  # an attempt without W&B
+        metrics.append(Path(which.metrics_file), {"step": step, "time_s": 0.0, "loss": step / 10})
+    assert log(which, [4, 5]).returncode == 0
     rows = wandb_rows(tmp_path)[1]
-    assert [row["train/global_step"] for row in rows] == list(range(1, 11))
-    assert [row["sft/loss"] for row in rows] == pytest.approx([n / 10 for n in range(1, 11)])
+    assert [row["train/global_step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["sft/loss"] for row in rows] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+class Recorder:
+    """Stands in for a W&B run that says which steps it has."""
+
+    def __init__(self, *, offline: bool, starting_step: int) -> None:
+        self.offline, self.starting_step = offline, starting_step
+        self.steps: list[int] = []
+
+    def define_metric(self, *names: str, **options: Any) -> None:
+        pass
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        self.steps.append(step)
+
+
+@pytest.mark.parametrize(
+    "offline, starting_step, sent",
+    [
+        (False, 14, [14, 15, 16, 17]),  # the server's last step is 13: checkpoint 15, steps 16 and 17 are made again
+        (False, 18, []),  # the server has everything
+        (True, 0, [16, 17]),  # offline: rows up to the checkpoint count as recorded
+    ],
+)
+def test_what_is_sent_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool, starting_step: int, sent: list[int]
+) -> None:
+    which = settings(tmp_path, "guided", 10)
+    for step in range(1, 6):
+        metrics.append(Path(which.metrics_file), {"step": step, "loss": 1.0})
+    gate = StepGate(tmp_path / "wandb_last_step")
+    assert gate.admit(17)  # the attempt that was killed had sent step 7
+    run = Recorder(offline=offline, starting_step=starting_step)
+    monkeypatch.setattr(wandb_run, "start", lambda *_: run)
+    sink = wandb_run.WandbSink(which, {}, StepGate(tmp_path / "wandb_last_step"), print)
+    for step in (6, 7):
+        sink.log({"loss": 2.0}, step)
+    assert run.steps == sent
 
 
 def test_an_unreachable_server_is_said_once_and_training_goes_on_offline(tmp_path: Path) -> None:
@@ -153,8 +191,7 @@ def test_tensorboard_has_each_step_once_after_a_restart(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         first.log({"loss": 1.0}, step)
     first.finish()
-    metrics = Path(which.metrics_file)
-    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:1]))  # the checkpoint is of step 1
+    metrics.trim(Path(which.metrics_file), 1)  # the checkpoint is of step 1
     again = StageTracker(which)
     for step in (2, 3, 4):
         again.log({"loss": 2.0}, step)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tagpr_rl.backend.tracking.settings import TrackingSettings
+from tagpr_rl.run import metrics
 
 
 class TensorboardSink:
@@ -15,10 +16,10 @@ class TensorboardSink:
         from torch.utils.tensorboard import SummaryWriter
 
         self._settings = settings
-        with Path(settings.metrics_file).open("rb") as handle:
-            kept = sum(1 for _ in handle)  # rows up to the checkpoint: one per step
+        newest = metrics.last(Path(settings.metrics_file)) or {"step": 0}
         self._writer = SummaryWriter(
-            str(Path(settings.wandb_dir) / "tensorboard"), purge_step=settings.step_offset + kept + 1
+            str(Path(settings.wandb_dir) / "tensorboard"),
+            purge_step=settings.step_offset + int(newest["step"]) + 1,
         )
 
     def log(self, row: Mapping[str, float], step: int) -> None:

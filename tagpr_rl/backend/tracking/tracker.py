@@ -6,9 +6,7 @@ Stands in for verl.utils.tracking.Tracking, whose file logger truncates on resta
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 from tagpr_rl.backend.tracking.settings import TrackingSettings
 from tagpr_rl.config.alerts import AlertLimits
 from tagpr_rl.monitor.alerts import ALERTS, Alert, AlertWatch, append_alert, read_alerts
+from tagpr_rl.run import metrics
 from tagpr_rl.run.trackers import StepGate
 from tagpr_rl.types import TagprError
 
@@ -32,12 +31,12 @@ class StageTracker:
         self._started = time.time()
         path = Path(settings.metrics_file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
         self._last = 0
         self._waiting: list[tuple[int, Callable[[], None]]] = []
         self._limits = AlertLimits(**settings.alerts) if settings.alerts is not None else None
         if self._limits is not None:
-            self._watch = AlertWatch(self._limits, _rows(path), read_alerts(path.parent / ALERTS))
+            self._watch = AlertWatch(self._limits, metrics.rows(path), read_alerts(path.parent / ALERTS))
         self.logger: dict[str, Any] = {}
         self._sinks: dict[str, Any] = {}
         if settings.wandb_mode != "disabled":
@@ -52,8 +51,7 @@ class StageTracker:
         """
         row = {key: number for key, value in data.items() if (number := _number(value)) is not None}
         line = {"step": int(step), "time_s": round(time.time() - self._started, 3), **row}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        metrics.append(self._path, line)
         self._last = int(step)
         for name in list(self._sinks):
             self._try(name, lambda sink: sink.log(row, int(step)))
@@ -68,7 +66,7 @@ class StageTracker:
 
     def _alert(self, alerts: list[Alert], limits: AlertLimits) -> None:
         for alert in alerts:
-            append_alert(Path(self.settings.metrics_file).with_name(ALERTS), alert)
+            append_alert(self._path.with_name(ALERTS), alert)
             if "W&B" in self._sinks:
                 title = f"{self.settings.stage}: {alert.kind}"
                 self._try("W&B", lambda sink, alert=alert, title=title: sink.alert(title, alert.text))
@@ -88,19 +86,17 @@ class StageTracker:
         ready = [then for step, then in self._waiting if step <= self._last]
         self._waiting = [(step, then) for step, then in self._waiting if step > self._last]
         if ready:
-            os.fsync(self._file.fileno())
+            metrics.sync(self._path)
         for then in ready:
             then()
 
     def warn(self, text: str) -> None:
         """One line for the user, whose terminal is not this process's."""
-        with warnings_file(Path(self.settings.metrics_file).parent).open("a", encoding="utf-8") as handle:
+        with warnings_file(self._path.parent).open("a", encoding="utf-8") as handle:
             handle.write(" ".join(text.split())[:600] + "\n")
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close the file and the trackers. Safe to call twice."""
-        if not self._file.closed:
-            self._file.close()
+        """Close the trackers. Safe to call twice."""
         for name in list(self._sinks):
             self._try(name, lambda sink: sink.finish(exit_code))
         self._sinks = {}
@@ -156,17 +152,6 @@ def _tensorboard_sink(settings: TrackingSettings) -> Any:
     from tagpr_rl.backend.tracking.tensorboard import TensorboardSink
 
     return TensorboardSink(settings)
-
-
-def _rows(metrics: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a line that a killed process cut is left out (stages.watch.trim_metrics)."""
-    found = []
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
 
 
 def _number(value: Any) -> float | None:

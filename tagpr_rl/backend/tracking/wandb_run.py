@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.backend.tracking.settings import TrackingSettings
-from tagpr_rl.backend.tracking.wandb_file import last_step
+from tagpr_rl.run import metrics
 from tagpr_rl.run.trackers import GLOBAL_STEP, StepGate, without_secrets
 
 START_TIMEOUT_S = 30.0
@@ -30,20 +30,20 @@ class WandbSink:
         self.run.define_metric(GLOBAL_STEP, hidden=True)
         self.run.define_metric("*", step_metric=GLOBAL_STEP)
         self._tables: dict[str, Any] = {}
-        self._fill_gap()
+        self._catch_up()
 
-    def _fill_gap(self) -> None:
-        """Send the stage's rows that a killed process logged and W&B never recorded, from metrics.jsonl."""
-        metrics = Path(self._settings.metrics_file)
-        kept = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-        if not kept:
-            return
-        online = not self.run.offline
-        known = int(self.run.starting_step) - 1 if online else last_step(Path(self._settings.wandb_dir))
-        if known is None:  # the run began on another machine
-            return
-        self._gate.last = min(self._gate.last, known)
-        for row in kept:
+    def _catch_up(self) -> None:
+        """After a restart, send again what W&B may not have: the stage's rows that follow the last one it has.
+
+        An online run knows its last step. An offline one does not: rows up to the stage's checkpoint, which are those
+        in metrics.jsonl, count as recorded, and later steps are sent once more when they are made again. Of two rows
+        of one step W&B drops the second.
+        """
+        rows = metrics.rows(Path(self._settings.metrics_file))
+        checkpoint = self._settings.step_offset + (int(rows[-1]["step"]) if rows else 0)
+        recorded = checkpoint if self.run.offline else int(self.run.starting_step) - 1
+        self._gate.last = min(self._gate.last, recorded)
+        for row in rows:
             self.log({key: value for key, value in row.items() if key not in ("step", "time_s")}, int(row["step"]))
 
     def log(self, row: dict[str, float], step: int) -> None:

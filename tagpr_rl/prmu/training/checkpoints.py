@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tagpr_rl.files import write_json, write_text
+from tagpr_rl.files import write_json
 from tagpr_rl.prmu.training.sharding import PrmuEngine
 
 _STATE, _BEST, _WEIGHTS = "progress.json", "best.safetensors", "engine"
@@ -86,19 +86,6 @@ def restore(checkpoints: Checkpoints, engine: PrmuEngine, scheduler: Any, genera
         torch.set_rng_state(generators["torch"])
     best = load_file(folder / _BEST) if (folder / _BEST).is_file() else None
     return Progress(raw["step"], raw["best_accuracy"], raw["waited"], best)
-
-
-def trim(log: Path, step: int) -> None:
-    """Drop the rows of a metrics.jsonl after `step`, and a last line that a kill cut short. Step 0 empties the file."""
-    lines = []
-    for line in log.read_text(encoding="utf-8").splitlines() if step and log.is_file() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["step"] <= step:
-            lines.append(line + "\n")
-    write_text(log, "".join(lines))
 
 
 def _random_file(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,12 +19,13 @@ from tagpr_rl.prmu.accuracy import evaluate, score_statistics
 from tagpr_rl.prmu.inputs import TextEncoder
 from tagpr_rl.prmu.model import new_model, write_config
 from tagpr_rl.prmu.serving.score import Scorer
-from tagpr_rl.prmu.training.checkpoints import Checkpoints, Progress, restore, save, trim
+from tagpr_rl.prmu.training.checkpoints import Checkpoints, Progress, restore, save
 from tagpr_rl.prmu.training.config import PrmuConfig
 from tagpr_rl.prmu.training.preferences import PairSplit, check_leakage, check_pair, split_by_user, users_of
 from tagpr_rl.prmu.training.sharding import Fsdp2Engine, MakeEngine, PrmuEngine
 from tagpr_rl.prmu.training.step import build_optimizer, learning_rate_scale, optimizer_step, pair_accuracy
 from tagpr_rl.prmu.users.vectors import UserTable
+from tagpr_rl.run import metrics
 from tagpr_rl.types import PairRow, TagprError
 
 
@@ -97,8 +97,8 @@ def _evaluate_saved(out: Path, split: PairSplit, config: PrmuConfig, device: str
     mean, std = score_statistics(scorer.raw, (*split.seen, *split.unseen))
     fixed = replace(scorer.model.config, score_mean=mean, score_std=std)
     write_config(out, fixed)
-    metrics = evaluate(scorer.raw, split.seen, split.unseen, seed=config.seed)
-    return metrics | {"score_mean": mean, "score_std": std}
+    figures = evaluate(scorer.raw, split.seen, split.unseen, seed=config.seed)
+    return figures | {"score_mean": mean, "score_std": std}
 
 
 def batches(n: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
@@ -130,7 +130,7 @@ def _fit(
     progress = restore(checkpoints, engine, scheduler, generator) if checkpoints is not None else Progress()
     order = batches(len(split.train), config.batch_size, config.steps, config.seed)
     if dist.get_rank() == 0:
-        trim(log, progress.step)
+        metrics.trim(log, progress.step)
     for step, indices in enumerate(_progress_bar(order, config.steps), start=1):
         if step <= progress.step or (config.patience and progress.waited >= config.patience):
             continue
@@ -145,8 +145,7 @@ def _fit(
                 progress.add(row["unseen/accuracy"], engine)
         progress.step = step
         if dist.get_rank() == 0:
-            with log.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row) + "\n")
+            metrics.append(log, row)
             if on_step is not None:
                 on_step(row)
         if checkpoints is not None and step % checkpoints.every == 0 and step < config.steps:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tagpr_rl.run import metrics
 from tagpr_rl.types import TagprError
 
 Row = dict[str, Any]
@@ -31,31 +32,8 @@ def read_object(path: Path) -> Row | None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a JSONL file; [] if there is no such file.
-
-    A last line without its newline is a write that was cut off, and is left out. Any other line that
-    is not a JSON object raises TagprError with its number.
-    """
-    if not path.is_file():
-        return []
-    rows: list[Row] = []
-    # Not splitlines(): a JSON string may hold U+2028 and friends, which splitlines() would split at.
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise TagprError(
-                f"{path}, line {number} is not valid JSON ({error.msg}); remove the line or run the stage again"
-            ) from None
-        if not isinstance(row, dict):
-            raise TagprError(f"{path}, line {number} must be a JSON object, not {type(row).__name__}")
-        rows.append(finite(row))
-    return rows
+    """Rows of a JSONL file of the run, read as run/metrics.py reads one, non-finite numbers as None."""
+    return [finite(row) for row in metrics.rows(path)]
 
 
 def finite(value: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagpr_rl.config.rules import PlateauBlock, StopBlock
-from tagpr_rl.monitor.stop import SECONDS, TOKENS, Stop, plateau, read_rows, stop_after
+from tagpr_rl.monitor.stop import SECONDS, TOKENS, Stop, plateau, stop_after
 from tagpr_rl.types import TagprError
 
 
@@ -94,10 +92,3 @@ def test_a_constant_metric_stops_after_window_and_patience(window: int, patience
 def test_a_metric_that_rises_at_every_step_never_stops(gains: list[float], window: int, patience: int) -> None:
     values = [sum(gains[: i + 1]) for i in range(len(gains))]
     assert first_stop(rows(values), StopBlock(plateau=PlateauBlock(window=window, patience=patience))) is None
-
-
-def test_rows_are_read_but_for_a_line_that_was_cut_off(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    assert read_rows(file) == []
-    file.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "rew', encoding="utf-8")
-    assert read_rows(file) == [{"step": 1}]

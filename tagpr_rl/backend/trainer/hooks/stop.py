@@ -8,7 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tagpr_rl.config.rules import StopBlock
-from tagpr_rl.monitor.stop import read_rows, stop_after
+from tagpr_rl.monitor.stop import stop_after
+from tagpr_rl.run import metrics as stage_metrics
 
 
 class StopHooks:
@@ -31,7 +32,7 @@ class StopHooks:
         super().on_train_begin()  # type: ignore[misc]
         raw = OmegaConf.select(self.config, "trainer.stop")
         self._stop = None if raw is None else StopBlock.model_validate(OmegaConf.to_container(raw))
-        self._rows = read_rows(Path(self.logger.settings.metrics_file)) if self._stop is not None else []
+        self._rows = stage_metrics.rows(Path(self.logger.settings.metrics_file)) if self._stop is not None else []
 
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Reads W&B's offline files: what a killed process has really recorded (it loses what its last block held)."""
+"""What W&B has recorded in its offline files, whose format is private: for tests that look at the result."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from tagpr_rl.run.trackers import GLOBAL_STEP
 
 _BLOCK, _HEADER = 32768, 7
 
@@ -41,10 +39,3 @@ def history(run: Path) -> Iterator[dict[str, Any]]:
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item
                 yield {(i.nested_key[0] if i.nested_key else i.key): json.loads(i.value_json) for i in items}
-
-
-def last_step(run: Path) -> int | None:
-    """The highest global step in the run's files; -1 where they hold no row, None where there are no files here."""
-    if not list((run / "wandb").glob("*run-*/run-*.wandb")):
-        return None
-    return max((int(row[GLOBAL_STEP]) for row in history(run) if GLOBAL_STEP in row), default=-1)

@@ -1,0 +1,97 @@
+"""A stage's metrics.jsonl: one JSON object per training step. The only reader and writer of such files.
+
+A process that is killed while it writes leaves a last line without its line break. That line is ignored by every
+reader and removed by the next `append` or `trim`. Any other line that is not a JSON object is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tagpr_rl.files import write_text
+from tagpr_rl.types import TagprError
+
+Row = dict[str, Any]
+_BLOCK_BYTES = 1 << 16
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Write `row` as the file's last line. ValueError for a NaN or an infinity, which JSON does not have."""
+    line = (json.dumps(row, allow_nan=False) + "\n").encode()
+    with path.open("ab+") as handle:
+        end = handle.tell()
+        whole = _end_of_whole_lines(path, end)
+        if whole != end:
+            handle.truncate(whole)
+        handle.write(line)
+
+
+def rows(path: Path) -> list[Row]:
+    """Every whole row; [] if there is no such file. TagprError names a line that is not a JSON object."""
+    return [row for _, row in _lines(path)]
+
+
+def last(path: Path) -> Row | None:
+    """The last whole row, or None if there is none. Reads the end of the file only, however long a row is."""
+    if not path.is_file():
+        return None
+    end = _end_of_whole_lines(path, path.stat().st_size)
+    if end == 0:
+        return None
+    start = _end_of_whole_lines(path, end - 1)
+    with path.open("rb") as handle:
+        handle.seek(start)
+        line = handle.read(end - start)
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    return row if isinstance(row, dict) else rows(path)[-1]  # raises, with the line's number
+
+
+def trim(path: Path, step: int) -> None:
+    """Drop the rows after `step`, which a stage that goes on from its checkpoint logs again, and a cut last line."""
+    if path.is_file():
+        write_text(path, "".join(f"{line}\n" for line, row in _lines(path) if row["step"] <= step))
+
+
+def sync(path: Path) -> None:
+    """Make what was appended survive a power cut. Nothing happens if there is no such file."""
+    if path.is_file():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Row]]:
+    """(line, row) of every whole line."""
+    if not path.is_file():
+        return
+    # Not splitlines(): a JSON string may hold U+2028 and others at which splitlines() splits.
+    *whole, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(whole, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise TagprError(
+                f"{path}, line {number} is not valid JSON ({error}); remove the line or run the stage again"
+            ) from None
+        if not isinstance(row, dict):
+            raise TagprError(f"{path}, line {number} must be a JSON object, not {type(row).__name__}")
+        yield line.decode(), row
+
+
+def _end_of_whole_lines(path: Path, end: int) -> int:
+    """Where the last line break before byte `end` ends; 0 if there is none."""
+    with path.open("rb") as handle:
+        while end > 0:
+            start = max(0, end - _BLOCK_BYTES)
+            handle.seek(start)
+            place = handle.read(end - start).rfind(b"\n")
+            if place >= 0:
+                return start + place + 1
+            end = start
+    return 0
