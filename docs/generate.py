@@ -375,11 +375,66 @@ def tags_part() -> str:
     return "\n".join(["| tag | a step with this tag | occurrences | comes before |", "|---|---|---|---|", *rows])
 
 
+def layers_picture() -> str:
+    """The packages as boxes, each above all that it imports, from the table in tests/test_layers.py."""
+    wide, high, gap, left = 92, 34, 10, 20
+    rows = sorted(_levels().items(), reverse=True)
+    width = left + max(len(names) for _, names in rows) * (wide + gap) + gap
+    height = len(rows) * (high + 22) + 24
+    boxes = []
+    for row, (_, names) in enumerate(rows):
+        start = (width - len(names) * (wide + gap) + gap) / 2
+        for column, name in enumerate(names):
+            x, y = start + column * (wide + gap), 18 + row * (high + 22)
+            boxes.append(f'  <rect x="{x:g}" y="{y}" width="{wide}" height="{high}" rx="6" fill="{_colour(name)}"/>')
+            boxes.append(f'  <text x="{x + wide / 2:g}" y="{y + 22}">{name}</text>')
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img"',
+            '  font-family="\'DejaVu Sans Mono\', Menlo, monospace" font-size="14" text-anchor="middle">',
+            "  <title>Packages of tagpr_rl; each imports only what stands below it</title>",
+            f'  <rect width="{width}" height="{height}" rx="10" fill="#ffffff"/>',
+            '  <g stroke="#1f2937" fill="#111827" stroke-width="0">',
+            *boxes,
+            "  </g>",
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def _levels() -> dict[int, list[str]]:
+    """Level -> packages: 0 imports nothing, each other one stands above all that it imports."""
+    tree = ast.parse((ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8"))
+    table = next(
+        node.value for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "MAY_IMPORT"
+    )
+    # The table is written with stars, which literal_eval does not read; the file is this project's own.
+    below: dict[str, set[str]] = eval(ast.unparse(table), {"set": set})
+    level: dict[str, int] = {}
+
+    def of(name: str) -> int:
+        if name not in level:
+            level[name] = 1 + max((of(other) for other in below[name]), default=-1)
+        return level[name]
+
+    levels: dict[int, list[str]] = {}
+    for name in below:
+        levels.setdefault(of(name), []).append(name)
+    return levels
+
+
+def _colour(name: str) -> str:
+    torch, stack = ("prmu", "model"), ("backend", "stages", "studies")
+    return "#fed7aa" if name in stack else "#fde68a" if name in torch else "#dbeafe"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "reference/cli.md": cli_page,
     "reference/recipe.md": recipe_page,
     "reference/metrics.md": metrics_page,
     "reference/files.md": files_page,
+    "images/layers.svg": layers_picture,
 }
 PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("concepts/tags-and-rewards.md", "tags"): tags_part,
