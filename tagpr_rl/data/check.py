@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tagpr_rl.data.lamp import SPLITS, TASKS, outputs_path, questions_path, stream_lamp
+from tagpr_rl.data.lamp import SPLITS, outputs_path, questions_path, stream_lamp
+from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.files import sha256_file
 from tagpr_rl.types import LampRecord, TagprError
 

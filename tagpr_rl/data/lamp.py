@@ -18,23 +18,6 @@ from tagpr_rl.data.tasks import TASKS, TaskSpec, task_name
 from tagpr_rl.files import write_json
 from tagpr_rl.types import LampRecord, ProfileItem, TagprError
 
-__all__ = [
-    "SPLITS",
-    "TASKS",
-    "TaskSpec",
-    "load_folder",
-    "load_lamp",
-    "outputs_path",
-    "questions_path",
-    "read_json",
-    "read_predictions",
-    "splits_present",
-    "stream_lamp",
-    "task_name",
-    "write_lamp",
-    "write_predictions",
-]
-
 SPLITS = ("train", "dev", "test")
 
 OnFault = Callable[[str], None]

@@ -57,10 +57,10 @@ def best_headline(answers: Mapping[str, float]) -> Best:
     best = Best("", 0.0)
     for n in range(1, len(order) + 1):
         gain = {w: sum(p * 2 / (n + len(words)) for words, p in golds if w in words) for w in order}
-        chosen = set(sorted(order, key=lambda w: -gain[w])[:n])
-        score = sum(gain[w] for w in chosen)
+        best_words = set(sorted(order, key=lambda w: -gain[w])[:n])
+        score = sum(gain[w] for w in best_words)
         if score > best.score + 1e-12:
-            best = Best(" ".join(w for w in order if w in chosen), score)
+            best = Best(" ".join(w for w in order if w in best_words), score)
     return best
 
 

@@ -87,9 +87,7 @@ class Citations(TaskRules):
     """LaMP_1: a user works in a main field and, with share `second_share` of the titles, in a second one."""
 
     task = "LaMP_1"
-
-    def __init__(self, second_share: float = 0.2) -> None:
-        self.second_share = second_share
+    second_share = 0.2
 
     def taste(self, rng: Random) -> Mapping[str, str]:
         main, second = rng.sample(list(FIELDS), 2)
@@ -122,20 +120,20 @@ class Citations(TaskRules):
     @staticmethod
     def references(text: str) -> tuple[str, str]:
         """The two candidate titles of a question."""
-        found = re.search(r'\[1\]: "(.*)" \[2\]: "(.*)"$', text)
-        assert found is not None, text
-        return found.group(1), found.group(2)
+        match = re.search(r'\[1\]: "(.*)" \[2\]: "(.*)"$', text)
+        assert match is not None, text
+        return match[1], match[2]
 
     def posterior(self, text: str, items: Sequence[Mapping[str, str]]) -> Answers:
         """Sum over all (main, second) tastes with main = the candidate's field of the items' likelihood."""
-        seen = [self.field_of(item["title"]) for item in items]
+        fields = [self.field_of(item["title"]) for item in items]
         weights = {}
         for answer, reference in zip(("[1]", "[2]"), self.references(text), strict=True):
             main = self.field_of(reference)
             chance = {main: 1 - self.second_share}
             seconds = [field for field in FIELDS if field != main]
             weights[answer] = sum(
-                math.prod((chance | {second: self.second_share}).get(field, 0.0) for field in seen)
+                math.prod((chance | {second: self.second_share}).get(field, 0.0) for field in fields)
                 for second in seconds
             )
         return _normalise(weights)
@@ -161,10 +159,10 @@ class Movies(TaskRules):
         ]
 
     def question(self, rng: Random, taste: Mapping[str, str], items: Sequence[Fields]) -> Question:
-        """A kind that the profile shows, and a theme of it that is new where there is one."""
-        seen = [self.theme_of(item["description"]) for item in items]
-        kind = rng.choice([kind for kind in THEMES if any(KIND_OF[theme] == kind for theme in seen)])
-        fresh = [theme for theme in THEMES[kind] if theme not in seen]
+        """A kind that the profile shows, and one of its themes, if possible one that the profile lacks."""
+        themes = [self.theme_of(item["description"]) for item in items]
+        kind = rng.choice([kind for kind in THEMES if any(KIND_OF[theme] == kind for theme in themes)])
+        fresh = [theme for theme in THEMES[kind] if theme not in themes]
         theme = rng.choice(fresh or list(THEMES[kind]))
         text = TASKS[self.task].make_input(text=f"{kind} {theme}")
         return Question(text, self.tag(theme, taste[kind]))
@@ -189,9 +187,7 @@ class Ratings(TaskRules):
     """
 
     task = "LaMP_3"
-
-    def __init__(self, divisive_share: float = 0.7) -> None:
-        self.divisive_share = divisive_share
+    divisive_share = 0.7
 
     def taste(self, rng: Random) -> Mapping[str, str]:
         return {"kind": rng.choice(list(RATER_KINDS))}
@@ -243,15 +239,12 @@ class Ratings(TaskRules):
 
 
 class Headlines(TaskRules):
-    """LaMP_4: a user has one headline style for each of the first `desks` desks."""
+    """LaMP_4: a user has one headline style for each desk."""
 
     task = "LaMP_4"
 
-    def __init__(self, desks: int = len(DESKS)) -> None:
-        self.desks = DESKS[:desks]
-
     def taste(self, rng: Random) -> Mapping[str, str]:
-        return {desk: rng.choice(list(STYLES)) for desk in self.desks}
+        return {desk: rng.choice(list(STYLES)) for desk in DESKS}
 
     @staticmethod
     def write(style: str, topic: str, act: str) -> str:
@@ -263,16 +256,16 @@ class Headlines(TaskRules):
         topics, acts = rng.sample(TOPICS, 8), rng.sample(ACTS, 4)
         items = []
         for _ in range(n):
-            desk, topic, act = rng.choice(self.desks), rng.choice(topics), rng.choice(acts)
+            desk, topic, act = rng.choice(DESKS), rng.choice(topics), rng.choice(acts)
             items.append({"title": self.write(taste[desk], topic, act), "text": f"{desk} {topic} {act}"})
         return items
 
     def question(self, rng: Random, taste: Mapping[str, str], items: Sequence[Fields]) -> Question:
         """The desk is one the profile shows. Topic and act are new to the profile: no gold sits in it verbatim."""
-        seen = {word for item in items for word in item["text"].split()}
-        topic = rng.choice([word for word in TOPICS if word not in seen])
-        act = rng.choice([word for word in ACTS if word not in seen])
-        desk = rng.choice([desk for desk in self.desks if desk in seen])
+        words = {word for item in items for word in item["text"].split()}
+        topic = rng.choice([word for word in TOPICS if word not in words])
+        act = rng.choice([word for word in ACTS if word not in words])
+        desk = rng.choice([desk for desk in DESKS if desk in words])
         return Question(
             TASKS[self.task].make_input(text=f"{desk} {topic} {act}"),
             self.write(taste[desk], topic, act),
@@ -298,9 +291,9 @@ class Headlines(TaskRules):
         return _uniform([self.write(style, topic, act) for style in STYLES])
 
 
-def world_rules(second_share: float = 0.2, desks: int = len(DESKS)) -> dict[str, TaskRules]:
+def world_rules() -> dict[str, TaskRules]:
     """The rules of every task of the world, by task name."""
-    rules: tuple[TaskRules, ...] = (Citations(second_share), Movies(), Ratings(), Headlines(desks))
+    rules: tuple[TaskRules, ...] = (Citations(), Movies(), Ratings(), Headlines())
     return {rule.task: rule for rule in rules}
 
 

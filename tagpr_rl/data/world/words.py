@@ -1,4 +1,4 @@
-"""The word lists of the embedded world: what its users read, watch, rate and write about (all ours)."""
+"""The word lists of the embedded world: what its users read, watch, rate and write about."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ STYLES: Final[Mapping[str, tuple[str, ...]]] = {
     "inside": ("inside", "what", "{act}", "means"),
 }
 """LaMP_4: headline styles. No marker word is in two styles, and a headline holds the topic or the act, not
-both, so that knowing the article alone does not give a good headline (world_bounds.py uses this too)."""
+both, so that knowing the article alone does not give a good headline (bounds.py uses this too)."""
 
 FIELD_OF: Final[Mapping[str, str]] = {word: field for field, words in FIELDS.items() for word in words}
 """LaMP_1: title word -> its field."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import replace
 from fractions import Fraction
 from random import Random
@@ -12,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagpr_rl.data.lamp import load_folder
+from tagpr_rl.data.lamp import load_folder, write_lamp
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.data.world.bounds import best_answer, best_headline, best_rating
-from tagpr_rl.data.world.generate import WorldConfig, answers, ceilings, make_world, write_world
+from tagpr_rl.data.world.generate import WorldConfig, answers, ceilings, make_world
 from tagpr_rl.data.world.rules import WORLD_TASKS, Citations, Headlines, Movies, Ratings, world_rules
 from tagpr_rl.data.world.words import DIVISIVE, FIELDS, KIND_OF, READING_OF, STYLES, THEMES
 from tagpr_rl.prompts.retrieve import rank
@@ -90,7 +89,7 @@ def test_word_lists_are_consistent():
 def test_gold_is_possible_and_sure_with_the_profile(task):
     world = make_world(SMALL)
     for record in world.records("train", task=task):
-        full = answers(SMALL, record, record.profile)
+        full = answers(record, record.profile)
         assert sum(full.values()) == pytest.approx(1)
         assert full[record.gold] > 0
         divisive = record.input.split()[-1] in DIVISIVE
@@ -98,13 +97,13 @@ def test_gold_is_possible_and_sure_with_the_profile(task):
             assert full == {record.gold: 1.0}
         if divisive:
             assert sorted(full.values()) == pytest.approx([0.28, 0.3, 0.42])
-        assert answers(SMALL, record, ())[record.gold] < 0.6
+        assert answers(record, ())[record.gold] < 0.6
 
 
 def test_bm25_brings_the_items_that_decide():
     world = make_world(replace(SMALL, train_users=150))
-    seen = ceilings(world.config, world.records("train"), lambda record: rank(record, 4))
-    whole = ceilings(world.config, world.records("train"), lambda record: record.profile)
+    seen = ceilings(world.records("train"), lambda record: rank(record, 4))
+    whole = ceilings(world.records("train"), lambda record: record.profile)
     assert seen["LaMP_2"] == 1.0
     assert seen["LaMP_1"] > 0.95 and seen["LaMP_4"] > 0.95
     assert 0.68 < seen["LaMP_3"] < 0.78  # seven tenths of the questions at .615, the others near 1
@@ -112,7 +111,7 @@ def test_bm25_brings_the_items_that_decide():
 
 
 def test_citation_posterior_by_hand():
-    rules = Citations(second_share=0.2)
+    rules = Citations()
     text = TASKS["LaMP_1"].make_input(title="fast survey", first="image pixel", second="gene cell")
     items = [{"title": "image scene"}, {"title": "camera scene"}, {"title": "gene cell"}]
     # main = vision, second = biology: .8 * .8 * .2; main = biology, second = vision: .2 * .2 * .8; others: 0.
@@ -210,15 +209,14 @@ def test_blind_ceiling_equals_enumeration_over_all_tastes(task):
     assert best_answer(task, rules.posterior(record.input, [])).score == pytest.approx(float(best))
 
 
-def test_write_world_round_trip(tmp_path):
-    world = write_world(tmp_path, SMALL)
+def test_the_world_survives_official_files_and_its_bounds_have_a_mean(tmp_path):
+    world = make_world(SMALL)
     for setting, split in (("user", "train"), ("user", "dev"), ("time", "train"), ("time", "dev")):
+        for task in WORLD_TASKS:
+            write_lamp(tmp_path / setting, task, split, world.records(split, setting, task))
         loaded = load_folder(tmp_path / setting, WORLD_TASKS, split)
         assert sorted(loaded, key=lambda r: r.id) == sorted(world.records(split, setting), key=lambda r: r.id)
-    saved = json.loads((tmp_path / "world.json").read_text())
-    assert saved["bounds"]["user/dev"] == world.bounds("dev")
-    assert saved["questions"]["user/dev"] == 120
-    blind, oracle = saved["bounds"]["user/dev"]["blind"], saved["bounds"]["user/dev"]["oracle"]
+    blind, oracle = world.bounds("dev")["blind"], world.bounds("dev")["oracle"]
     assert blind["mean"] == pytest.approx(sum(blind[task] for task in WORLD_TASKS) / 4)
     assert blind["mean"] < 0.5 < 0.9 < oracle["mean"]
 
