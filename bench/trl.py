@@ -166,7 +166,7 @@ def run_ours(recipe: Recipe, size: Size, folder: Path) -> list[dict[str, Any]]:
     """Train the steps on our backend; rows of the steps."""
     from tagpr_rl.backend.session import ray_session as cluster
     from tagpr_rl.backend.tracking.settings import TrackingSettings, settings_dict
-    from tagpr_rl.backend.trainer.grpo import GrpoDriver
+    from tagpr_rl.backend.trainer.grpo import GrpoDriver, ScorerSettings
     from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -192,7 +192,7 @@ def run_ours(recipe: Recipe, size: Size, folder: Path) -> list[dict[str, Any]]:
     with cluster.ray_session(recipe) as ray:
         devices = cluster.free_devices()
         driver = GrpoDriver.remote()
-        scorers = {"checker": checker, "prmu": None}
+        scorers = ScorerSettings(checker, prmu=None, health_s=0.0, stall_s=0.0)
         task = driver.run.remote(overrides, scorers, settings_dict(tracking), recipe.platform.device)
         try:
             ray.get(task)

@@ -72,7 +72,6 @@ HEAVY = ("torch", "ray", "vllm", "verl", "deepspeed", "transformers")
 PURE = set(MAY_IMPORT) - {"prmu", "model", "backend", "stages", "studies"}
 PURE_IN_BACKEND = (
     "tagpr_rl.backend",
-    "tagpr_rl.backend.deepspeed.zero",
     "tagpr_rl.backend.scoring.coalesce",
     "tagpr_rl.backend.session.worker_settings",
     "tagpr_rl.backend.tracking.settings",

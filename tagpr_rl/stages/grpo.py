@@ -94,15 +94,16 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
     health_s = recipe.placement.prmu_serving.health_s
     schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
     weights = stage.weights.model_dump()
-    scorers = {
-        "checker": {"schema_file": schema_file, "prefilled": recipe.model.thought_prefilled, **weights},
-        "prmu": prmu,
-        "health_s": health_s,
-        "stall_s": max(health_s, stage.prmu_timeout_s),
-    }
     ray = context.start_ray()
     from tagpr_rl.backend.session import ray_session as cluster
-    from tagpr_rl.backend.trainer.grpo import GrpoDriver
+    from tagpr_rl.backend.trainer.grpo import GrpoDriver, ScorerSettings
+
+    scorers = ScorerSettings(
+        checker={"schema_file": schema_file, "prefilled": recipe.model.thought_prefilled, **weights},
+        prmu=prmu,
+        health_s=health_s,
+        stall_s=max(health_s, stage.prmu_timeout_s),
+    )
 
     devices = cluster.free_devices()
     driver = GrpoDriver.remote()

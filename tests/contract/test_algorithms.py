@@ -20,7 +20,7 @@ GSPO = ("loss=gspo", "loss_agg=seq-mean-token-mean", "clip_low=3e-4", "clip_high
 
 
 def composed(*keys: str) -> Any:
-    from tagpr_rl.backend.trainer.compose import compose
+    from tagpr_rl.backend.trainer.overrides import compose
 
     recipe = load_recipe(ROOT / "recipes/demo.yaml", tuple(f"stages.guided.{key}" for key in keys))
     return compose("ppo_trainer", grpo_overrides(recipe, "guided", PATHS))
@@ -212,7 +212,7 @@ def test_resampling_asks_until_the_step_is_full_but_not_for_ever(
     from omegaconf import OmegaConf
     from verl.trainer.ppo.v1 import replay_buffer
 
-    from tagpr_rl.backend.trainer.replay_buffer import ResamplingReplayBuffer
+    from tagpr_rl.backend.trainer.trainers import ResamplingReplayBuffer
 
     queue = Queue()
     monkeypatch.setattr(replay_buffer, "tq", queue)

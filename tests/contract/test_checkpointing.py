@@ -25,7 +25,7 @@ def test_verl_still_writes_in_place_and_logs_after_it_saved() -> None:
     from verl.utils.checkpoint import CheckpointHandler
 
     from tagpr_rl.backend.trainer.hooks.checkpoint import CheckpointHooks
-    from tagpr_rl.backend.trainer.sync import TagprTrainer
+    from tagpr_rl.backend.trainer.trainers import TagprTrainer
 
     save = inspect.getsource(PPOTrainer._save_checkpoint)
     assert save.count("self.config.trainer.default_local_dir") == 2  # the two places that staging redirects

@@ -299,7 +299,7 @@ def test_refusals_name_file_and_remedy(one: dict[str, Run], two: dict[str, Run])
     ],
 )
 def test_settings_that_zero_cannot_honour_are_refused(wrong: dict[str, Any], message: str) -> None:
-    from tagpr_rl.backend.deepspeed.engine_config import DeepSpeedEngineConfig
+    from tagpr_rl.backend.deepspeed.engine import DeepSpeedEngineConfig
 
     with pytest.raises(ValueError, match=message):
         DeepSpeedEngineConfig(**wrong)

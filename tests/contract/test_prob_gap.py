@@ -20,7 +20,7 @@ def nested(rows: list[list[float]], dtype: Any = None) -> Any:
 
 
 def test_verl_measures_no_gap_in_bypass_mode_and_takes_the_loss_from_its_module() -> None:
-    """When the first fails, verl logs the gap itself; when the second does, `prob_gap.measure` has no effect."""
+    """When the first fails, verl logs the gap itself; when the second does, `measure_gap` has no effect."""
     from verl.trainer.ppo.v1 import trainer_base
     from verl.workers import engine_workers
     from verl.workers.utils.losses import ppo_loss
@@ -37,7 +37,7 @@ def test_the_largest_gap_of_a_token_that_counts() -> None:
     import torch
     from tensordict import TensorDict
 
-    from tagpr_rl.backend.trainer.prob_gap import with_gap
+    from tagpr_rl.backend.trainer.worker_hooks import with_gap
 
     log = math.log
     # prompts of 1 token; the last entry of each row belongs to no token of the response

@@ -113,8 +113,7 @@ def test_without_a_rule_every_step_is_made(tmp_path: Path, monkeypatch: pytest.M
 
 def test_our_trainers_have_the_hook_before_verl_s_methods() -> None:
     from tagpr_rl.backend.trainer.hooks.stop import StopHooks
-    from tagpr_rl.backend.trainer.separate import TagprSeparateTrainer
-    from tagpr_rl.backend.trainer.sync import TagprTrainer
+    from tagpr_rl.backend.trainer.trainers import TagprSeparateTrainer, TagprTrainer
 
     for found in (TagprTrainer, TagprSeparateTrainer):
         assert found.__mro__[1] is StopHooks

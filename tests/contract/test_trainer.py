@@ -100,7 +100,7 @@ def test_the_hooks_that_we_override_are_still_there() -> None:
     from verl.trainer.ppo.v1 import trainer_base
     from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-    from tagpr_rl.backend.trainer.sync import TagprTrainer
+    from tagpr_rl.backend.trainer.trainers import TagprTrainer
 
     for name in ("_compute_metrics", "_compute_advantage", "_log_rollout_data"):
         assert name in vars(trainer_base.PPOTrainer), name

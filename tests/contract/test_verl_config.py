@@ -19,7 +19,7 @@ PATHS = StagePaths(Path("/m o'del"), Path("/train.parquet"), Path("/ckpt"), Path
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_grpo_keys(device: str) -> None:
-    from tagpr_rl.backend.trainer.compose import compose
+    from tagpr_rl.backend.trainer.overrides import compose
 
     recipe = load_recipe(
         ROOT / "recipes/demo.yaml",
@@ -47,7 +47,7 @@ def test_grpo_keys(device: str) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_sft_keys(device: str) -> None:
-    from tagpr_rl.backend.trainer.compose import compose
+    from tagpr_rl.backend.trainer.overrides import compose
 
     recipe = load_recipe(ROOT / "recipes/demo.yaml", (f"platform.device={device}", "model.dtype=bfloat16"))
     config = compose("sft_trainer_engine", sft_overrides(recipe, "sft", PATHS))
@@ -60,8 +60,8 @@ def test_sft_keys(device: str) -> None:
 def test_deepspeed_keys() -> None:
     from verl.utils.config import omega_conf_to_dataclass
 
-    from tagpr_rl.backend.deepspeed.engine_config import DeepSpeedEngineConfig
-    from tagpr_rl.backend.trainer.compose import compose
+    from tagpr_rl.backend.deepspeed.engine import DeepSpeedEngineConfig
+    from tagpr_rl.backend.trainer.overrides import compose
 
     recipe = load_recipe(
         ROOT / "recipes/demo_deepspeed.yaml",
@@ -89,7 +89,7 @@ GPU = (
 
 
 def composed(stage: str, *overrides: str) -> Any:
-    from tagpr_rl.backend.trainer.compose import compose
+    from tagpr_rl.backend.trainer.overrides import compose
 
     recipe = load_recipe(ROOT / "recipes/demo.yaml", overrides)
     if stage == "sft":
@@ -162,7 +162,7 @@ def test_verl_accepts_the_gpu_recipes(path: Path) -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    from tagpr_rl.backend.trainer.compose import compose
+    from tagpr_rl.backend.trainer.overrides import compose
 
     recipe = load_recipe(path)
     for name in ("guided", "explore"):

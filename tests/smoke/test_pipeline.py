@@ -382,7 +382,7 @@ def test_an_exported_stage_loads_in_transformers_and_answers_in_vllm(run: Path, 
 import os
 os.environ |= {{"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1", "VERL_PLATFORM": "cpu"}}
 from tagpr_rl.backend import platform_cpu
-platform_cpu.patches.before_verl()
+platform_cpu.alias_vllm_distribution()
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm import LLM, SamplingParams

@@ -138,5 +138,5 @@ if __name__ == "__main__":
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1", "VERL_PLATFORM": "cpu"}
     from tagpr_rl.backend import platform_cpu  # reads the platform when it is imported
 
-    platform_cpu.patches.before_verl()
+    platform_cpu.alias_vllm_distribution()
     print(json.dumps(main(*map(Path, sys.argv[1:]))))

@@ -27,7 +27,7 @@ from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelCo
 from verl.workers.engine import EngineRegistry
 from verl.workers.utils.losses import sft_loss
 
-from tagpr_rl.backend.deepspeed.engine_config import DeepSpeedEngineConfig
+from tagpr_rl.backend.deepspeed.engine import DeepSpeedEngineConfig
 from tagpr_rl.types import TagprError
 
 BATCH = 8

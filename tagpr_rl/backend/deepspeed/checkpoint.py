@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
 
-from tagpr_rl.backend.deepspeed.weights import master_weights
+from tagpr_rl.backend.deepspeed.zero import master_weights
 from tagpr_rl.files import write_json
 from tagpr_rl.types import TagprError
 

@@ -1,7 +1,8 @@
 """verl's engine `deepspeed`: forward, loss and data handling of the FSDP engine, sharding and updates by ZeRO.
 
 Named in `model.external_lib`, which verl imports before it builds an engine (verl/workers/config/model.py:149).
-DeepSpeed itself is imported when an engine is built.
+DeepSpeed itself is imported when an engine is built: the driver process builds `DeepSpeedEngineConfig` alone, to
+validate a config.
 """
 
 from __future__ import annotations
@@ -9,20 +10,62 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from verl.utils.device import get_device_name
 from verl.utils.model import convert_weight_keys
 from verl.utils.torch_dtypes import PrecisionType
+from verl.workers.config import FSDPEngineConfig
+from verl.workers.config.engine import EngineConfig
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.fsdp.utils import unfuse_moe_params
 
-from tagpr_rl.backend.deepspeed import patches
-from tagpr_rl.backend.deepspeed.engine_config import DeepSpeedEngineConfig
-from tagpr_rl.backend.deepspeed.weights import training_weights
-from tagpr_rl.backend.deepspeed.zero import zero_config
+from tagpr_rl.backend.deepspeed.checkpoint import DeepSpeedCheckpointManager
+from tagpr_rl.backend.deepspeed.zero import import_deepspeed, training_weights, zero_config
+
+
+@dataclass
+class DeepSpeedEngineConfig(FSDPEngineConfig):
+    """verl's FSDP settings plus ZeRO's. What ZeRO cannot honour is refused here.
+
+    A class of its own, because only FSDPEngineConfig.__post_init__ (verl/workers/config/engine.py:304)
+    rejects the backend's name.
+    """
+
+    strategy: str = "deepspeed"
+    fsdp_size: int = 1
+    """1 makes verl load real weights on every rank (fsdp_utils.py:64), which DeepSpeed needs."""
+    zero_stage: int = 2
+    """1 shards optimizer states, 2 gradients as well, 3 weights as well."""
+    offload_optimizer: bool = False
+    """Optimizer states and the optimizer's step on the host."""
+    offload_params: bool = False
+    """Weights on the host between uses (ZeRO 3)."""
+    universal_checkpoints: bool = True
+    """Load a checkpoint of another world size by converting it; False refuses it."""
+
+    def __post_init__(self) -> None:
+        EngineConfig.__post_init__(self)
+        wrong = []
+        if self.strategy != "deepspeed":
+            wrong.append(f"strategy={self.strategy}: this class is for 'deepspeed'")
+        if self.zero_stage not in (1, 2, 3):
+            wrong.append(f"zero_stage={self.zero_stage}: use 1, 2 or 3")
+        if self.offload_params and self.zero_stage != 3:
+            wrong.append(f"offload_params needs zero_stage=3, not {self.zero_stage}")
+        if self.fsdp_size != 1:
+            wrong.append(f"fsdp_size={self.fsdp_size}: use 1, so that every rank holds real weights")
+        if self.ulysses_sequence_parallel_size != 1:
+            wrong.append("ulysses_sequence_parallel_size: sequence parallelism is not supported")
+        if self.param_offload or self.optimizer_offload:
+            wrong.append("param_offload, optimizer_offload are FSDP's: use offload_params, offload_optimizer")
+        if self.qat.enable:
+            wrong.append("qat.enable: quantization-aware training is not supported")
+        if wrong:
+            raise ValueError("deepspeed engine: " + "; ".join(wrong))
 
 
 class _Loss:
@@ -83,7 +126,7 @@ class DeepSpeedEngine(FSDPEngineWithLMHead):
 
         The schedule stays on the inner optimizer, whose parameter groups ZeRO steps with, and is verl's to step.
         """
-        deepspeed = patches.imported(get_device_name())
+        deepspeed = import_deepspeed(get_device_name())
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         super()._build_model_optimizer()
         self.module, wrapped, _, _ = deepspeed.initialize(
@@ -95,8 +138,6 @@ class DeepSpeedEngine(FSDPEngineWithLMHead):
 
     def initialize(self) -> None:
         """Build everything on its device; nothing is moved between phases (ZeRO's offload settings do that)."""
-        from tagpr_rl.backend.deepspeed.checkpoint import DeepSpeedCheckpointManager
-
         self._build_model_optimizer()
         self.checkpoint_manager = DeepSpeedCheckpointManager(
             model=self.module,

@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from tagpr_rl.backend.deepspeed import patches
-from tagpr_rl.backend.deepspeed.weights import master_weights
-from tagpr_rl.backend.deepspeed.zero import ZeroSettings, zero_config
+from tagpr_rl.backend.deepspeed.zero import ZeroSettings, import_deepspeed, master_weights, zero_config
 from tagpr_rl.types import TagprError
 
 _TAG = "native"
@@ -27,7 +25,7 @@ class ZeroPrmuEngine:
         grad_clip: float,
         device: torch.device,
     ) -> None:
-        deepspeed = patches.imported(device.type)
+        deepspeed = import_deepspeed(device.type)
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         hidden = int(model.backbone.config.hidden_size)
         config = zero_config(settings, bf16=False, clip=grad_clip, hidden=hidden, device=device.type)

@@ -27,7 +27,7 @@ class Generator:
 
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             os.environ["TORCH_COMPILE_DISABLE"] = "1"
-            platform_cpu.patches.before_verl()
+            platform_cpu.alias_vllm_distribution()
         from vllm import LLM
 
         self.folder = folder

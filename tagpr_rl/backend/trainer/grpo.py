@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -12,94 +14,101 @@ import ray
 from tagpr_rl.backend.tracking.tracker import TrackerFactory
 
 
+@dataclass(frozen=True, slots=True)
+class ScorerSettings:
+    """The actors that score a stage's responses."""
+
+    checker: dict[str, Any]
+    """Arguments of tag_checker.start."""
+    prmu: dict[str, Any] | None
+    """Arguments of prmu_actor.start_all; None = the stage has no PRMU."""
+    health_s: float
+    """A PRMU actor that does not say within this that it is well is restarted."""
+    stall_s: float
+    """The longest that a PRMU actor may take for one batch."""
+
+
 @ray.remote(num_cpus=1)
 class GrpoDriver:
-    """Runs verl's TaskRunnerV1 in this actor's process, with our trainer in the place of its sync one."""
+    """Runs verl's TaskRunnerV1 in this actor's process, with this project's trainers in the place of verl's."""
 
-    def run(self, overrides: dict[str, Any], scorers: dict[str, Any], tracking: dict[str, Any], device: str) -> None:
+    def run(self, overrides: dict[str, Any], scorers: ScorerSettings, tracking: dict[str, Any], device: str) -> None:
         """Train to the end of the stage.
 
         Args:
-            overrides: verl keys (verl_config.grpo_overrides).
-            scorers: {"checker": kwargs of TagChecker, "prmu": kwargs of prmu_actor.start_all or None,
-                "health_s": seconds within which a PRMU actor must say that it is well, "stall_s": the longest that
-                it may take for one batch}.
+            overrides: verl keys (grpo_overrides.grpo_overrides).
+            scorers: the scoring actors to start.
             tracking: TrackingSettings as a dict.
             device: the recipe's device; RuntimeError if verl resolved another.
         """
         from verl.trainer import main_ppo
-        from verl.trainer.ppo.utils import need_critic, need_reference_policy
         from verl.trainer.ppo.v1 import trainer_base
-        from verl.utils.config import validate_config
 
         from tagpr_rl.backend import platform_cpu
-        from tagpr_rl.backend.scoring import tag_checker
-        from tagpr_rl.backend.trainer.compose import compose
-        from tagpr_rl.backend.trainer.sync import TagprTrainer
+        from tagpr_rl.backend.trainer.trainers import TagprSeparateTrainer, TagprTrainer
 
         platform_cpu.assert_platform(device)
-        # verl compares the mode's name with "sync" in five places, so our trainer takes that name.
-        trainer_base.TRAINER_REGISTRY["sync"] = TagprTrainer
-        separate = overrides["trainer.v1.trainer_mode"] == "separate_async"
-        if separate:
-            from tagpr_rl.backend.trainer.separate import TagprSeparateTrainer, remove_rollout_placement_groups
-
-            trainer_base.TRAINER_REGISTRY["separate_async"] = TagprSeparateTrainer
+        # verl compares the mode's name with "sync" in five places, so our trainers take verl's names.
+        trainer_base.TRAINER_REGISTRY.update(sync=TagprTrainer, separate_async=TagprSeparateTrainer)
         trackers = TrackerFactory(tracking)
         trainer_base.Tracking = trackers
-        job = ray.get_runtime_context().get_job_id()
-        checker_name = f"tag_checker_{job}_{os.getpid()}"
-        checker = tag_checker.start(checker_name, **scorers["checker"])
-        prmu: dict[str, Any] = {}
-        start_s = 0.0
-        if scorers["prmu"] is not None:
-            from tagpr_rl.backend.scoring import prmu_actor
-
-            started = time.monotonic()
-            prmu = prmu_actor.start_all(f"prmu_{job}_{os.getpid()}", **scorers["prmu"])
-            start_s = max(60.0, 3 * (time.monotonic() - started))
-        ray.get(checker.health.remote())
-        config = compose(
-            "ppo_trainer",
-            {
-                **overrides,
-                "+reward.reward_kwargs.tag_checker": checker_name,
-                "+reward.reward_kwargs.prmu": list(prmu),
-            },
-        )
-        validate_config(
-            config=config,
-            use_reference_policy=need_reference_policy(config),
-            use_critic=need_critic(config),
-        )
+        names, end_watch = _start_scorers(scorers)
         runner = main_ppo.TaskRunnerV1.__ray_metadata__.modified_class()
-        watching = _watch(prmu, scorers, start_s)
         try:
-            runner.run(config)
+            runner.run(_valid_config(overrides | names))
         finally:
-            watching.set()
+            end_watch()
             trackers.finish()
             _remove_placement_groups(runner.trainer)
-            if separate:
-                remove_rollout_placement_groups(runner.trainer)
 
 
-def _watch(actors: dict[str, Any], scorers: dict[str, Any], start_s: float) -> threading.Event:
-    """Watch the PRMU actors in a thread, until the returned event is set."""
+def _valid_config(overrides: dict[str, Any]) -> Any:
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    from tagpr_rl.backend.trainer.overrides import compose
+
+    config = compose("ppo_trainer", overrides)
+    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    return config
+
+
+def _start_scorers(scorers: ScorerSettings) -> tuple[dict[str, Any], Callable[[], None]]:
+    """Start the scoring actors, and a thread that watches those of PRMU.
+
+    Returns the overrides that name the actors to the agent loops, and a function that ends the watch.
+    """
+    from tagpr_rl.backend.scoring import tag_checker
+
+    own = f"{ray.get_runtime_context().get_job_id()}_{os.getpid()}"
+    checker_name = f"tag_checker_{own}"
+    checker = tag_checker.start(checker_name, **scorers.checker)
+    prmu: dict[str, Any] = {}
     stop = threading.Event()
-    if actors:
-        from tagpr_rl.backend.scoring import prmu_client
+    if scorers.prmu is not None:
+        from tagpr_rl.backend.scoring import prmu_actor, prmu_client
 
-        limit = float(scorers["health_s"])
-        times = {"every_s": limit / 4, "limit_s": limit, "stall_s": float(scorers["stall_s"]), "start_s": start_s}
-        arguments = {**times, "stopped": stop.wait, "report": lambda line: print(line, flush=True)}
-        threading.Thread(target=prmu_client.watch, args=(actors,), kwargs=arguments, daemon=True).start()
-    return stop
+        started = time.monotonic()
+        prmu = prmu_actor.start_all(f"prmu_{own}", **scorers.prmu)
+        arguments = {
+            "every_s": scorers.health_s / 4,
+            "limit_s": scorers.health_s,
+            "stall_s": scorers.stall_s,
+            "start_s": max(60.0, 3 * (time.monotonic() - started)),
+            "stopped": stop.wait,
+            "report": lambda line: print(line, flush=True),
+        }
+        threading.Thread(target=prmu_client.watch, args=(prmu,), kwargs=arguments, daemon=True).start()
+    ray.get(checker.health.remote())
+    return {"+reward.reward_kwargs.tag_checker": checker_name, "+reward.reward_kwargs.prmu": list(prmu)}, stop.set
 
 
 def _remove_placement_groups(trainer: Any) -> None:
     """Give the stage's devices back: Ray keeps a placement group until the job ends or it is removed."""
-    manager = getattr(trainer, "resource_pool_manager", None)
-    for pool in manager.resource_pool_dict.values() if manager is not None else ():
-        for group in pool.pgs or ():
+    policy = getattr(trainer, "resource_pool_manager", None)
+    pools = list(policy.resource_pool_dict.values()) if policy is not None else []
+    rollout = getattr(trainer, "standalone_server_manager", None)  # of the separate_async trainer
+    pools += [replica.resource_pool for replica in rollout.get_replicas()] if rollout is not None else []
+    for pool in pools:
+        for group in getattr(pool, "pgs", None) or ():
             ray.util.remove_placement_group(group)

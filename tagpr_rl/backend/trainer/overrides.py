@@ -1,6 +1,6 @@
-"""Recipe -> verl overrides: every verl key name of the project stands in this file.
+"""Recipe -> verl overrides. Every verl key of the project stands in this file or in `engine_keys`.
 
-Imports nothing of verl, so that `launch.py plan` can print the overrides on any machine.
+Neither file imports verl, so that `tagpr plan` can print the overrides on any machine.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import GrpoStage, Recipe, SftStage, TrainingStage, stage_limits
-from tagpr_rl.config.platform import attention, checkpointing
+from tagpr_rl.backend.trainer.engine_keys import HOOKS, engine_keys, hooks, model_keys
+from tagpr_rl.config import GrpoStage, Recipe, SftStage, stage_limits
 
-_HOOKS = "tagpr_rl.backend.trainer.worker_hooks"
 _AGENT_LOOPS = "tagpr_rl.backend.rollout.agent_loop.TagprAgentLoopManager"
-_DEEPSPEED = "tagpr_rl.backend.deepspeed"
+_TRAINERS = "pkg://tagpr_rl.backend.trainer.trainers"
 _WORKER_EXTENSION = "tagpr_rl.backend.rollout.vllm_worker.TagprWorkerExtension"
 
 
@@ -36,63 +35,6 @@ def world_size(recipe: Recipe) -> int:
     return recipe.platform.nodes * recipe.platform.devices_per_node
 
 
-def _mixed_precision(engine: str, recipe: Recipe) -> dict[str, str]:
-    """Compute dtype of an FSDP engine; verl takes bfloat16 where this is not set (transformer_impl.py:397)."""
-    compute = "fp32" if recipe.model.dtype == "float32" else "bf16"
-    dtypes = {"param_dtype": compute, "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
-    return {f"++{engine}.mixed_precision.{key}": value for key, value in dtypes.items()}
-
-
-def _model_keys(model: str, recipe: Recipe) -> dict[str, Any]:
-    """Attention, recomputation and LoRA of `model`, a block of verl's `HFModelConfig` (config/model/hf_model.yaml).
-
-    `lora_rank` is what verl's FSDP engine reads; of the block `lora` it reads `merge` alone (transformer_impl.py:996).
-    """
-    kernel = attention(recipe.platform, recipe.training)
-    keys: dict[str, Any] = {
-        f"+{model}.override_config.attn_implementation": kernel,
-        f"{model}.use_remove_padding": kernel == "flash_attention_2",  # packed rows are quadratic under sdpa
-        f"{model}.enable_gradient_checkpointing": checkpointing(recipe.platform, recipe.training),
-    }
-    lora = recipe.lora
-    if lora is not None:
-        named = lora.target_modules
-        keys |= {
-            f"{model}.lora_rank": lora.rank,
-            f"{model}.lora_alpha": lora.alpha,
-            f"{model}.target_modules": named if isinstance(named, str) else list(named),
-            f"{model}.lora.merge": lora.merge,
-        }
-    return keys
-
-
-def _engine_keys(engine: str, stage: TrainingStage, recipe: Recipe, *, trains: bool = True) -> dict[str, Any]:
-    """Strategy, dtypes, sharding and offload of the engine config at `engine` (trainer/config/engine/fsdp.yaml)."""
-    keys: dict[str, Any] = {
-        f"{engine}.strategy": stage.strategy,
-        f"{engine}.model_dtype": "fp32",
-        **_mixed_precision(engine, recipe),
-    }
-    if stage.strategy == "deepspeed":
-        keys[f"{engine}._target_"] = f"{_DEEPSPEED}.engine_config.DeepSpeedEngineConfig"
-        keys[f"{engine}.fsdp_size"] = 1  # real weights on every rank (engine_config.DeepSpeedEngineConfig)
-        keys |= {f"+{engine}.{key}": value for key, value in stage.zero().model_dump().items()}
-        return keys
-    training = recipe.training
-    return {
-        **keys,
-        f"{engine}.fsdp_size": training.fsdp_size or -1,
-        f"{engine}.ulysses_sequence_parallel_size": training.sequence_parallel,
-        f"{engine}.param_offload": training.offload_params,
-        **({f"{engine}.optimizer_offload": training.offload_optimizer} if trains else {}),
-    }
-
-
-def _hooks(stage: TrainingStage) -> str | list[str]:
-    """Modules that verl imports before it builds an engine."""
-    return [_HOOKS, f"{_DEEPSPEED}.engine"] if stage.strategy == "deepspeed" else _HOOKS
-
-
 def grpo_overrides(recipe: Recipe, name: str, paths: StagePaths) -> dict[str, Any]:
     """verl's `ppo_trainer` keys for the GRPO stage `name`; everything else keeps verl's default."""
     stage = recipe.stages[name]
@@ -108,19 +50,19 @@ def grpo_overrides(recipe: Recipe, name: str, paths: StagePaths) -> dict[str, An
 
 
 def _stop_keys(stage: GrpoStage) -> dict[str, Any]:
-    """The stage's stop rules, for backend.stop_hooks; none where it has none."""
-    found: dict[str, Any] = {}
+    """The stage's stop rules, which `hooks.stop` reads; empty if the stage has none."""
+    keys: dict[str, Any] = {}
     for key, value in (stage.stop.model_dump(exclude_none=True) if stage.stop is not None else {}).items():
         below = value.items() if isinstance(value, dict) else ()
-        found |= {f"+trainer.stop.{key}.{name}": item for name, item in below} or {f"+trainer.stop.{key}": value}
-    return found
+        keys |= {f"+trainer.stop.{key}.{name}": item for name, item in below} or {f"+trainer.stop.{key}": value}
+    return keys
 
 
 def _data_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
     prompt_tokens, response_tokens = stage_limits(recipe, stage)
     return {
         "data.train_files": str(paths.train),
-        "data.val_files": str(paths.train),  # verl wants a file; validation is off, ours is the eval stage
+        "data.val_files": str(paths.train),  # verl needs a file; validation is off, the evaluate stage does it
         "data.val_max_samples": 1,
         "data.train_batch_size": stage.prompts_per_step,
         "data.max_prompt_length": prompt_tokens,
@@ -140,10 +82,10 @@ def _actor_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str
     scale = stage_limits(recipe, stage)[1] if stage.loss_agg == "seq-mean-token-sum-norm" else None
     return {
         f"{model}.path": str(paths.model),
-        f"{model}.external_lib": _hooks(stage),
-        **_model_keys(model, recipe),
+        f"{model}.external_lib": hooks(stage),
+        **model_keys(model, recipe),
         f"{actor}.strategy": stage.strategy,
-        **_engine_keys(f"{actor}.fsdp_config", stage, recipe),
+        **engine_keys(f"{actor}.fsdp_config", stage, recipe),
         f"{actor}.fsdp_config.use_torch_compile": not cpu,
         f"{actor}.fsdp_config.seed": stage.seed,
         f"{actor}.use_torch_compile": not cpu,
@@ -169,7 +111,7 @@ def _actor_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str
         f"{actor}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
         f"{actor}.checkpoint.load_contents": ["model", "optimizer", "extra"],
         "actor_rollout_ref.ref.strategy": stage.strategy,
-        **_engine_keys("actor_rollout_ref.ref.fsdp_config", stage, recipe, trains=False),
+        **engine_keys("actor_rollout_ref.ref.fsdp_config", stage, recipe, trains=False),
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": stage.micro_batch_size,
     }
 
@@ -188,7 +130,7 @@ def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         f"{rollout}.tensor_model_parallel_size": recipe.placement.tensor_parallel,
         f"{rollout}.max_model_len": length,
         f"{rollout}.max_num_batched_tokens": max(8192, length),
-        f"{rollout}.max_num_seqs": 256,  # a larger step comes in waves, and PRMU scores one while the next is written
+        f"{rollout}.max_num_seqs": 256,  # a larger step comes in waves: PRMU scores one during the next
         f"{rollout}.gpu_memory_utilization": platform.vllm_gpu_utilization,
         f"{rollout}.load_format": "dummy",  # weights arrive from the actor before the first token
         f"{rollout}.calculate_log_probs": True,
@@ -211,10 +153,10 @@ def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
 
 
 def _separate_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
-    """Rollout on devices of its own (verl 0.9.1 trainer_separate_async.py:48-80 says what it asks of the config).
+    """Rollout on devices of its own (verl 0.9.1 trainer_separate_async.py:48-80 checks these keys).
 
-    `hybrid_engine` false keeps engines off the policy's devices. One synchronisation per step: verl wants
-    train_batch_size = parameter_sync_step x ppo_mini_batch_size, so an update is one trigger of verl's.
+    `hybrid_engine` false keeps engines off the policy's devices. Weights are sent once a step: verl requires
+    train_batch_size = parameter_sync_step x ppo_mini_batch_size, so each update is one of verl's triggers.
     """
     rollout, own = "actor_rollout_ref.rollout", recipe.placement
     cpu = recipe.platform.device == "cpu"
@@ -224,7 +166,7 @@ def _separate_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         f"{rollout}.n_gpus_per_node": own.rollout_devices_per_node,
         f"{rollout}.checkpoint_engine.backend": "tagpr_tcp" if cpu else "nccl",
         # Also the only module that a standalone rollout's weight receiver imports (checkpoint_engine/base.py:336).
-        f"{rollout}.checkpoint_engine.custom_backend_module": "tagpr_rl.backend.rollout.tcp_weights" if cpu else _HOOKS,
+        f"{rollout}.checkpoint_engine.custom_backend_module": "tagpr_rl.backend.rollout.tcp_weights" if cpu else HOOKS,
         "trainer.v1.separate_async.parameter_sync_step": stage.mini_batches,
         "trainer.v1.separate_async.num_warmup_batches": own.warmup_batches,
     }
@@ -233,7 +175,7 @@ def _separate_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
 def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
     schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
     keys: dict[str, Any] = {
-        "reward.num_workers": 0,  # agent-loop workers ask the scoring actors themselves (backend.agent_loop)
+        "reward.num_workers": 0,  # agent-loop workers call the scoring actors themselves (rollout.agent_loop)
         "reward.reward_model.enable": False,
         "+reward.reward_kwargs.prmu_timeout_s": stage.prmu_timeout_s,
         "+reward.reward_kwargs.max_masked_fraction": stage.max_masked_fraction,
@@ -252,15 +194,15 @@ def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[st
 
 
 def _step_log_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
-    """What the logging hook (backend.step_log) needs; verl itself reads none of it."""
-    given = {
+    """What `hooks.step_log` needs; verl itself reads none of it."""
+    settings = {
         **stage.weights.model_dump(),
         **stage.log.model_dump(),
         "schema_file": str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None,
         "prefilled": recipe.model.thought_prefilled,
         "seed": stage.seed,
     }
-    return {f"+reward.reward_kwargs.step_log.{key}": value for key, value in given.items()}
+    return {f"+reward.reward_kwargs.step_log.{key}": value for key, value in settings.items()}
 
 
 def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
@@ -268,7 +210,8 @@ def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths
     cpu = platform.device == "cpu"
     keys: dict[str, Any] = {
         "algorithm.adv_estimator": "grpo",
-        "algorithm.norm_adv_by_std_in_grpo": stage.advantage.normalise != "none",  # ours replace them all the same
+        "algorithm.norm_adv_by_std_in_grpo": stage.advantage.normalise
+        != "none",  # hooks.rewards replaces the advantages all the same
         "algorithm.use_kl_in_reward": False,
         "algorithm.rollout_correction.bypass_mode": stage.reuse_rollout_logprobs,
         "trainer.device": platform.device,
@@ -297,19 +240,19 @@ def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths
         keys |= {
             "algorithm.filter_groups.enable": True,
             "algorithm.filter_groups.metric": "reward",
-            f"{sampler}.custom_sampler.path": "pkg://tagpr_rl.backend.trainer.replay_buffer",
+            f"{sampler}.custom_sampler.path": _TRAINERS,
             f"{sampler}.custom_sampler.name": "ResamplingReplayBuffer",
             f"+{sampler}.sampler_kwargs.train_batch_size": stage.prompts_per_step,
             f"+{sampler}.sampler_kwargs.limit": limit,
         }
     elif cpu and recipe.placement.rollout == "colocated":
-        keys["trainer.v1.sampler.custom_sampler.path"] = "pkg://tagpr_rl.backend.trainer.replay_buffer"
+        keys["trainer.v1.sampler.custom_sampler.path"] = _TRAINERS
         keys["trainer.v1.sampler.custom_sampler.name"] = "FastReplayBuffer"
     return keys
 
 
 def _sft_tokens(recipe: Recipe) -> int | None:
-    """Tokens of a micro-batch of SFT; None = one micro-batch is a process's whole share (small models, CPU)."""
+    """Tokens of a micro-batch of SFT; None = a process takes its whole share at once (CPU)."""
     tokens = recipe.training.max_tokens_per_device
     if tokens is None and recipe.platform.device != "cpu":
         return max(8192, recipe.data.prompt.max_tokens + recipe.data.prompt.max_response_tokens)
@@ -317,7 +260,7 @@ def _sft_tokens(recipe: Recipe) -> int | None:
 
 
 def sft_overrides(recipe: Recipe, name: str, paths: StagePaths, steps: int | None = None) -> dict[str, Any]:
-    """verl's `sft_trainer_engine` keys for the SFT stage `name`; `steps` where the data allows fewer."""
+    """verl's `sft_trainer_engine` keys for the SFT stage `name`; `steps` if the data allows fewer than the recipe."""
     stage = recipe.stages[name]
     assert isinstance(stage, SftStage)
     cpu, tokens = recipe.platform.device == "cpu", _sft_tokens(recipe)
@@ -329,13 +272,13 @@ def sft_overrides(recipe: Recipe, name: str, paths: StagePaths, steps: int | Non
         "data.use_dynamic_bsz": tokens is not None,
         **({"data.max_token_len_per_gpu": tokens} if tokens is not None else {}),
         "data.max_length": recipe.data.prompt.max_tokens + recipe.data.prompt.max_response_tokens,
-        "data.custom_cls.path": "pkg://tagpr_rl.backend.trainer.sft_dataset",
+        "data.custom_cls.path": f"pkg://{HOOKS}",
         "data.custom_cls.name": "TokenizedDataset",
         "data.num_workers": 0,
         "model.path": str(paths.model),
-        "model.external_lib": _hooks(stage),
-        **_model_keys("model", recipe),
-        **_engine_keys("engine", stage, recipe),
+        "model.external_lib": hooks(stage),
+        **model_keys("model", recipe),
+        **engine_keys("engine", stage, recipe),
         "engine.use_torch_compile": not cpu,
         "engine.seed": stage.seed,
         "optim.lr": stage.lr,
@@ -378,3 +321,14 @@ def _hydra_value(value: Any) -> str:
     if isinstance(value, str):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return str(value)
+
+
+def compose(config_name: str, overrides: dict[str, Any]) -> Any:
+    """verl's Hydra config `config_name` (ppo_trainer, sft_trainer_engine) with `overrides`; unknown keys raise."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_module(config_module="verl.trainer.config", version_base=None):
+        return hydra_compose(config_name=config_name, overrides=as_hydra(overrides))

