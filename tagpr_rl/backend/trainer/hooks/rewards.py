@@ -19,7 +19,7 @@ from verl.utils import tensordict_utils as tu
 from tagpr_rl.backend.rollout.saved import step_file, write_tokens
 from tagpr_rl.backend.trainer import advantages
 from tagpr_rl.backend.trainer.hooks.step_log import StepLogger
-from tagpr_rl.reward.advantages.step import ResponseParts
+from tagpr_rl.reward.advantages.step import PARTS, ResponseParts, parts_of
 from tagpr_rl.reward.rubric import REWARD_KEYS
 from tagpr_rl.reward.update import Credit, credit_batch, figures, responses_to_mask
 from tagpr_rl.types import TagprError
@@ -106,7 +106,7 @@ class RewardHooks:
     def _step_parts(self, batch: Any) -> list[ResponseParts]:
         """The tagged steps of the batch's responses, as their agent-loop workers found them."""
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-        return [advantages.parts_of(dict(item)[advantages.PARTS]) for item in list(data["extra_fields"])]
+        return [parts_of(dict(item)[PARTS]) for item in list(data["extra_fields"])]
 
     def _put_advantages(self, batch: Any, credits: Sequence[Credit], parts: Sequence[ResponseParts] | None) -> None:
         """Write our advantages over verl's, and keep what the rollout lines say of them."""
