@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help preflight install demo test test-fast lint lock clean
+.PHONY: help preflight install demo test test-fast lint docs lock clean
 
 VENV ?= .venv
 RECIPE ?= recipes/demo.yaml
@@ -61,6 +61,10 @@ test-fast: install  ## the tests without torch and Ray that take no time
 lint: install  ## ruff and mypy
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
+
+docs: install  ## the generated pages of docs/, then the site in site/
+	@$(PY) docs/generate.py
+	@$(VENV)/bin/mkdocs build --strict -q
 
 lock:  ## compile requirements/*.in into lock files (needs network)
 	@test -x $(UV) || { $(PYTHON) -m venv $(VENV); $(PIP) install -qq uv==$(UV_VERSION); }

@@ -69,7 +69,8 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
 def _command_section(path: tuple[str, ...], command: Any) -> list[str]:
     words = " ".join(("tagpr", *path))
     context = command.context_class(command, info_name=words)
-    text = inspect.cleandoc(command.help or "").replace("\f", "").replace("\b\n", "")
+    text = _escaped(inspect.cleandoc(command.help or ""))
+    text = re.sub(r"^(Examples?:) (tagpr .*)$", r"\1 `\2`", text, flags=re.MULTILINE)
     lines = [f"{'#' * (len(path) + 2)} `{words}`", "", text, ""]
     if getattr(command, "commands", None):
         return lines

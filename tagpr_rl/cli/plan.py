@@ -17,7 +17,7 @@ from tagpr_rl.run.open import open_recipe, planned_run
 def command(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Print what RECIPE will do, and run nothing: stages, devices, batch arithmetic, memory and hours.
 
-    Example: tagpr plan lamp/qwen3_8b budget.device=h100
+    Example: tagpr plan lamp/qwen3_8b budget.device=H200-141GB
     """
     loaded, folder = planned_run(open_recipe(recipe, overrides or ()))
     print_plan(loaded, folder, Console(), verl_overrides)

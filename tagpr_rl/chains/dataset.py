@@ -1,4 +1,4 @@
-"""The files of a chains stage, and its export as a folder for Hugging Face `datasets`."""
+"""A chains stage's files: rejected chains, reading them back, and a Hugging Face `datasets` folder of the kept ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tagpr_rl.types import TagprError
 
 CHAINS, PAIRS, FACTS, REJECTED = "chains.parquet", "pairs.parquet", "chains.json", "rejected.parquet"
 MARKER = "tagpr_dataset.json"
-"""The file that is written last into an exported folder: the stage that it came from, and each file's SHA-256."""
+"""Written last into a data set's folder: which stage it is of, and each file's SHA-256."""
 ROWS_PER_FILE = 50_000
 
 _CHAIN_COLUMNS = ("record_id", "task", "user_id", "messages", "response", "answer", "correct")
@@ -30,20 +30,20 @@ _ARROW_TYPES = {"int": "int64", "float": "float64", "bool": "bool"}
 
 @dataclass(frozen=True, slots=True)
 class StoredChains:
-    """The files of a finished chains stage, loaded."""
+    """What a finished chains stage left on disk."""
 
     facts: Mapping[str, Any]
-    """The content of chains.json."""
+    """chains.json."""
     chains: Any
     """pyarrow.Table, one row per kept chain."""
     pairs: Any
-    """pyarrow.Table, one row per preference pair; None if there are no pairs."""
+    """pyarrow.Table, one row per preference pair; None where there are none."""
 
 
 def write_rejected(folder: Path, rejected: Sequence[RejectedChain]) -> Path:
-    """Write `rejected.parquet`, with one row per rejected chain in order; returns its path.
+    """Write `rejected.parquet`, one row per chain that was not kept, in order; returns its path.
 
-    The columns are the fields of `RejectedChain`. The teacher's `text` may contain markup.
+    The columns are the fields of `RejectedChain`. `text` is the teacher's text as it came: it may hold markup.
     """
     import pyarrow as pa
 
@@ -60,14 +60,13 @@ def write_rejected(folder: Path, rejected: Sequence[RejectedChain]) -> Path:
 
 
 def read_rejected(folder: Path) -> list[dict[str, Any]]:
-    """Rows of `rejected.parquet`. TagprError if the file is missing or damaged."""
+    """Rows of `rejected.parquet`. TagprError where it is missing or damaged."""
     rows: list[dict[str, Any]] = _read_table(folder / REJECTED, ("record_id", "task", "reason", "text")).to_pylist()
     return rows
 
 
 def read_stored(folder: Path) -> StoredChains:
-    """Load the files of a finished chains stage. TagprError if one is missing, damaged, or does not match the
-    others."""
+    """The files of a finished chains stage. TagprError for a file that is missing, damaged or of another set."""
     path = folder / FACTS
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -89,9 +88,9 @@ def read_stored(folder: Path) -> StoredChains:
 def sft_table(chains: Any, schema: TagSchema) -> Any:
     """The kept chains as a pyarrow.Table for training elsewhere.
 
-    The column `messages` has the whole chat with the tagged response as its last turn; verl's `MultiTurnSFTDataset`
-    reads that column. `steps` has the thought as (tag, text) pairs. The other columns do not change. TagprError if a
-    response does not parse under `schema`, which then is not the stage's schema.
+    `messages` is the whole chat, the tagged response as its last turn: the column that verl's
+    `MultiTurnSFTDataset` reads. `steps` has the same thought as (tag, text) pairs. Other columns stay as they
+    are. Raises TagprError for a response that does not parse under `schema` (another schema than the stage's).
     """
     import pyarrow as pa
 
@@ -121,16 +120,16 @@ def write_dataset(
     source: Mapping[str, Any],
     rows_per_file: int = ROWS_PER_FILE,
 ) -> Path:
-    """Write a folder that `datasets.load_dataset(target)` reads; returns `target`.
+    """Write the folder that `datasets.load_dataset(target)` reads; returns it.
 
     Args:
         texts: relative path -> content of the text files (README.md with the card's front matter, plots).
-        source: the origin of the data set, written into MARKER.
+        source: what the data set was made from, for its marker file.
 
-    An older data set at `target` is replaced as a whole (see `publishing`). TagprError if no chain was kept.
+    Replaces an older data set at `target` as a whole (`publishing`). TagprError where no chain was kept.
     """
     if stored.chains.num_rows == 0:
-        raise TagprError("no chain was kept, so there is no data set; `tagpr chains inspect` shows the reasons")
+        raise TagprError("no chain was kept, so there is no data set; `launch.py chains inspect` shows the reasons")
     with publishing(target, MARKER) as new:
         _write_shards(new / "data", sft_table(stored.chains, schema), rows_per_file)
         if stored.pairs is not None:
@@ -147,10 +146,10 @@ def write_dataset(
 
 @contextmanager
 def publishing(target: Path, marker: str) -> Iterator[Path]:
-    """Yield a new folder to fill, and rename it to `target` afterwards. After an exception `target` is unchanged.
+    """Yield a folder to fill, which then becomes `target`; on an exception `target` is as it was.
 
-    An existing `target` is replaced if it is an empty folder or has the file `marker`. TagprError for any other folder
-    or file, so that nothing is deleted that this function did not write.
+    A folder that is there already is replaced if it holds the file `marker`, or nothing. TagprError for any
+    other folder or file: what we did not write we do not delete.
     """
     if target.exists() and not (target / marker).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise TagprError(f"{target} exists and was not written by this command; choose another folder with --out")
@@ -192,7 +191,7 @@ def _write_table(path: Path, table: Any) -> None:
         pq.write_table(table, temp)
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> Any:
+def _read_table(path: Path, needed: Sequence[str]) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -201,17 +200,15 @@ def _read_table(path: Path, columns: Sequence[str]) -> Any:
     except FileNotFoundError:
         raise _unusable(path, "is missing") from None
     except (pa.ArrowException, OSError) as error:
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # an error of the file system and not of the file's content
+        if isinstance(error, OSError) and error.errno is not None:  # the file system's, not the file's
             raise
         raise _unusable(path, f"is not a whole parquet file ({error})") from None
-    _require_columns(path, table, columns)
+    _require_columns(path, table, needed)
     return table
 
 
-def _require_columns(path: Path, table: Any, columns: Sequence[str]) -> None:
-    missing = [name for name in columns if name not in table.column_names]
+def _require_columns(path: Path, table: Any, needed: Sequence[str]) -> None:
+    missing = [name for name in needed if name not in table.column_names]
     if missing:
         raise _unusable(path, f"has no column {missing[0]!r}")
 
