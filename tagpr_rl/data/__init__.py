@@ -1,1 +1,1 @@
-"""LaMP records: files, tasks, retrieval, prompts, splits and the embedded world."""
+"""LaMP records: files, tasks, splits and the embedded world."""

@@ -11,21 +11,21 @@ from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.files import sha256_file
 from tagpr_rl.types import LampRecord, TagprError
 
-SHOWN = 5
-"""Examples kept of each kind of defect."""
+MAX_EXAMPLES = 5
+"""Examples of each kind of defect."""
 
 
 @dataclass
 class Defects:
-    """Questions with one kind of defect: they load, and a number made from them deserves a second look."""
+    """Questions with one kind of defect. They load, but figures made from them deserve a second look."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
     def add(self, example: str) -> None:
-        """Count one; keep the first few."""
+        """Count one question; its example is kept if it is among the first."""
         self.count += 1
-        if len(self.examples) < SHOWN:
+        if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(example)
 
 
@@ -55,7 +55,7 @@ class FileCheck:
 
     @property
     def setting(self) -> str:
-        """time, user, or what is neither."""
+        """time, user, or why it is neither."""
         with_items = self.n_read - self.empty_profiles
         if not with_items:
             return "no profiles"
@@ -68,7 +68,7 @@ class FileCheck:
 
 
 def leaks_gold(record: LampRecord) -> bool:
-    """Whether a profile item's own title (or tweet) is the gold. Always False for closed label lists."""
+    """Whether a profile item's title (or tweet) is the gold. Always False for tasks with a closed list of labels."""
     spec = TASKS[record.task]
     if spec.kind != "generation" or record.gold is None or spec.label_key is None:
         return False
@@ -77,7 +77,7 @@ def leaks_gold(record: LampRecord) -> bool:
 
 
 def query_fault(record: LampRecord) -> str | None:
-    """Why retrieval could not find this question's query, or would find a wrong one; None when all is well."""
+    """Why retrieval has no query for this question, or a wrong one; None if the query is sound."""
     spec = TASKS[record.task]
     try:
         query = spec.query(record)
@@ -97,14 +97,14 @@ def present(folder: Path, tasks: Iterable[str] = TASKS, splits: Iterable[str] = 
 
 
 def check_folder(folder: Path, tasks: Iterable[str] = TASKS, splits: Iterable[str] = SPLITS) -> Iterator[FileCheck]:
-    """One check per task and split found. TagprError when there is none."""
-    found = present(folder, tasks, splits)
-    if not found:
+    """One check for each task and split in `folder`. TagprError if there is none."""
+    files = present(folder, tasks, splits)
+    if not files:
         raise TagprError(
             f"{folder}: no <task>/<split>_questions.json there (tasks {', '.join(TASKS)}; splits {', '.join(SPLITS)}); "
             "name the folder that holds one folder per task"
         )
-    for task, split in found:
+    for task, split in files:
         yield check_files(folder, task, split)
 
 
@@ -113,27 +113,27 @@ def check_files(folder: Path, task: str, split: str) -> FileCheck:
     questions, outputs = questions_path(folder, task, split), outputs_path(folder, task, split)
     own_outputs = outputs if outputs.is_file() else None
     files = [questions, *([outputs] if own_outputs else [])]
-    found = FileCheck(task, split, questions, own_outputs, {path.name: sha256_file(path) for path in files})
+    check = FileCheck(task, split, questions, own_outputs, {path.name: sha256_file(path) for path in files})
     users: set[str] = set()
     try:
-        for record in stream_lamp(questions, own_outputs, split, task=task, on_fault=found.refused.append):
-            found.n_read += 1
+        for record in stream_lamp(questions, own_outputs, split, task=task, on_fault=check.refused.append):
+            check.n_read += 1
             users.add(record.user_id)
-            _count(found, record)
+            _count(check, record)
     except TagprError as error:
-        found.broken = str(error)
-    found.n_refused, found.users = len(found.refused), len(users)
-    return found
+        check.broken = str(error)
+    check.n_refused, check.users = len(check.refused), len(users)
+    return check
 
 
-def _count(found: FileCheck, record: LampRecord) -> None:
-    found.items += len(record.profile)
-    found.items_max = max(found.items_max, len(record.profile))
-    found.empty_profiles += not record.profile
-    found.dated += bool(record.profile) and all(item.date is not None for item in record.profile)
+def _count(check: FileCheck, record: LampRecord) -> None:
+    check.items += len(record.profile)
+    check.items_max = max(check.items_max, len(record.profile))
+    check.empty_profiles += not record.profile
+    check.dated += bool(record.profile) and all(item.date is not None for item in record.profile)
 
     def defect(kind: str, example: str) -> None:
-        found.defects.setdefault(kind, Defects()).add(f"{record.id}: {example}" if example else record.id)
+        check.defects.setdefault(kind, Defects()).add(f"{record.id}: {example}" if example else record.id)
 
     if leaks_gold(record):
         defect("gold stands in the user's own profile", "")
@@ -145,20 +145,20 @@ def _count(found: FileCheck, record: LampRecord) -> None:
         defect("empty gold", "")
 
 
-def describe(found: FileCheck) -> list[str]:
+def describe(check: FileCheck) -> list[str]:
     """The check as lines for a terminal."""
-    mean = found.items / found.n_read if found.n_read else 0.0
+    mean = check.items / check.n_read if check.n_read else 0.0
     lines = [
-        f"{found.task} {found.split} ({found.setting} split): {found.n_read} questions read, {found.n_refused} entries "
-        f"refused, {found.users} users, {mean:.1f} profile items on average, at most {found.items_max}, "
-        f"{found.empty_profiles} empty profiles" + ("" if found.outputs else "; no outputs file, so no golds")
+        f"{check.task} {check.split} ({check.setting} split): {check.n_read} questions read, {check.n_refused} entries "
+        f"refused, {check.users} users, {mean:.1f} profile items on average, at most {check.items_max}, "
+        f"{check.empty_profiles} empty profiles" + ("" if check.outputs else "; no outputs file, so no golds")
     ]
-    lines += [f"  sha256 {digest}  {name}" for name, digest in found.sha256.items()]
-    for kind, defects in found.defects.items():
-        shown = "; ".join(defects.examples)
+    lines += [f"  sha256 {digest}  {name}" for name, digest in check.sha256.items()]
+    for kind, defects in check.defects.items():
+        examples = "; ".join(defects.examples)
         more = f" and {defects.count - len(defects.examples)} more" if defects.count > len(defects.examples) else ""
-        lines.append(f"  defect: {kind}: {defects.count} (id {shown}{more})")
-    lines += [f"  refused: {message}" for message in found.refused]
-    if found.broken is not None:
-        lines.append(f"  broken: {found.broken}")
+        lines.append(f"  defect: {kind}: {defects.count} (id {examples}{more})")
+    lines += [f"  refused: {message}" for message in check.refused]
+    if check.broken is not None:
+        lines.append(f"  broken: {check.broken}")
     return lines

@@ -2,7 +2,7 @@
 
 Addresses as on the benchmark's download page: `<base>/LaMP_3/train/train_questions.json`, the time split under
 `<base>/time/`, the movies of LaMP_2 under `LaMP_2/new/` (`LaMP_2/` itself is the older news task, LaMP_2N).
-A wrong address there answers 200 with a web page, so a status says little: what comes must parse as the task's file.
+That server answers a wrong address with status 200 and a web page, so every file must also parse as the task's file.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ def addresses(folder: Path, task: str, split: str, setting: str, base: str = BAS
 
 
 def fetch(url: str, path: Path, task: str, split: str, *, say: Callable[[str], None], pause_s: float = 2.0) -> Fetched:
-    """Download one file to `path`. A whole file that is there is kept; a part is continued.
+    """Download one file to `path`. A whole file that exists is kept; a part of it is continued.
 
-    Up to `TRIES` attempts, each from where the last one broke off (`pause_s`, doubled each time, between them).
-    Raises TagprError with the address: no such file, a web page, a size that does not fit, text that is not the
-    task's. `path` then does not exist; what arrived of a cut transfer stays beside it as `.<name>.part`.
+    There are up to `TRIES` attempts, each from where the last one broke off, with a pause of `pause_s` that doubles
+    each time. Raises TagprError with the address if there is no such file, or if a web page, a wrong size or another
+    task's text arrives. `path` then does not exist; the part of a cut transfer stays beside it as `.<name>.part`.
     """
     if path.is_file():
         return Fetched(path, url, path.stat().st_size, _count(path, task, split), "already there")
@@ -104,19 +104,19 @@ def fetch(url: str, path: Path, task: str, split: str, *, say: Callable[[str], N
 
 
 class _Interrupted(Exception):
-    """A fault that another attempt may mend."""
+    """A transfer that broke off; another attempt may succeed."""
 
 
 def _transfer(url: str, part: Path) -> None:
     """One request; appends to `part` if the server continues the same file, else starts it again."""
     mark = part.with_suffix(".mark")  # what the part belongs to: its address and the server's version of it
     have = part.stat().st_size if part.is_file() else 0
-    known = json.loads(mark.read_text(encoding="utf-8")) if have and mark.is_file() else {}
+    origin = json.loads(mark.read_text(encoding="utf-8")) if have and mark.is_file() else {}
     headers = {"Accept-Encoding": "identity", "User-Agent": "tagpr_rl"}
-    if have and known.get("url") == url:
+    if have and origin.get("url") == url:
         headers["Range"] = f"bytes={have}-"
-        if known.get("version"):
-            headers["If-Range"] = known["version"]  # a changed file comes whole
+        if origin.get("version"):
+            headers["If-Range"] = origin["version"]  # a changed file comes whole
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
             _receive(url, response, part, mark, have)
@@ -146,7 +146,7 @@ def _receive(url: str, response: http.client.HTTPResponse, part: Path, mark: Pat
         start = _range_start(response.headers.get("Content-Range", ""))
         if start != have:
             _forget(part)
-            raise _Interrupted(f"asked to go on at byte {have}, the server went on at {start}; starting again")
+            raise _Interrupted(f"the server continued at byte {start} instead of {have}; starting again")
     length = response.headers.get("Content-Length")
     total = start + int(length) if length is not None and length.isdigit() else None
     version = response.headers.get("ETag") or response.headers.get("Last-Modified")

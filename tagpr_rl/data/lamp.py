@@ -21,7 +21,7 @@ from tagpr_rl.types import LampRecord, ProfileItem, TagprError
 SPLITS = ("train", "dev", "test")
 
 OnFault = Callable[[str], None]
-"""Told of each record that is refused: one message with file, record and reason."""
+"""Called with one message for each record that is refused: file, record and reason."""
 
 
 def _refuse(message: str) -> None:
@@ -44,9 +44,7 @@ def splits_present(folder: Path, task: str) -> tuple[str, ...]:
 
 
 def load_folder(folder: Path, tasks: Iterable[str], split: str) -> list[LampRecord]:
-    """All records of one split over `tasks`, in the order given. Golds are None where there is no outputs
-    file.
-    """
+    """All records of one split of `tasks`, task by task. Golds are None if the task has no outputs file."""
     records: list[LampRecord] = []
     for task in tasks:
         questions = questions_path(folder, task, split)
@@ -78,30 +76,29 @@ def stream_lamp(
     """Records of one LaMP file pair, one at a time; only the golds are held in memory.
 
     `task` may be left out when the folder or the outputs file names it. Ids and scores may be numbers; they
-    become text. An empty profile is fine. Every other deviation from LaMP's shapes refuses its record: each
-    is either yielded or told to `on_fault`, which raises TagprError unless given. What makes a file
-    unreadable from some place on (broken JSON, another task) raises TagprError in any case.
+    become text. An empty profile is fine. A record that deviates from LaMP's shapes in any other way is refused:
+    `on_fault` is called with the reason (by default it raises TagprError), and the next record follows. A fault that
+    makes the rest of the file unreadable (broken JSON, another task) raises TagprError in any case.
     """
     questions = Path(questions)
     if split not in SPLITS:
         raise TagprError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    named, golds = _read_golds(Path(outputs), on_fault) if outputs is not None else (None, None)
-    rows = enumerate(stream_list(questions))
-    name = _resolve_task(questions, task, named)
-    if named is not None and not _same_task(name, named):
+    written, golds = _read_golds(Path(outputs), on_fault) if outputs is not None else (None, None)
+    name = _resolve_task(questions, task, written)
+    if written is not None and not _same_task(name, written):
         raise TagprError(
-            f'{outputs}: "task" is {named!r}, but these are {name} questions ({questions}); '
+            f'{outputs}: "task" is {written!r}, but these are {name} questions ({questions}); '
             "pair each questions file with its own outputs file"
         )
-    seen: set[str] = set()
+    ids: set[str] = set()
     index = -1
-    for index, row in rows:
+    for index, row in enumerate(stream_list(questions)):
         try:
             record = _read_question(questions, index, row, TASKS[name], split)
             where = f"{questions}: record {index} (id {record.id!r})"
-            if record.id in seen:
+            if record.id in ids:
                 raise TagprError(f"{where}: id {record.id!r} stands twice; ids must be unique")
-            seen.add(record.id)
+            ids.add(record.id)
             if golds is not None:
                 record = replace(record, gold=_gold(golds, record.id, where, Path(str(outputs)), TASKS[name]))
         except TagprError as fault:
@@ -111,7 +108,7 @@ def stream_lamp(
     if index < 0:
         raise TagprError(f"{questions}: holds no question; download it again")
     for key in golds or ():
-        if key not in seen:
+        if key not in ids:
             on_fault(
                 f"{outputs}: the gold of id {key!r} has no readable question in {questions}; "
                 "the two files must come from the same split"
@@ -132,9 +129,8 @@ def _gold(golds: Mapping[str, str], key: str, where: str, outputs: Path, spec: T
 def write_lamp(folder: Path, task: str, split: str, records: Sequence[LampRecord]) -> None:
     """Write the official pair of files for one task and split, each atomically.
 
-    `user_id` is written where it differs from the question id, a `date` where the item has one. Records
-    without a gold are allowed only if none has one; then there is no outputs file (and an older one is
-    removed).
+    `user_id` is written if it differs from the question id, a `date` if the item has one. Either all records have a
+    gold or none: without golds there is no outputs file, and an older one is removed.
     """
     name = task_name(task)
     if split not in SPLITS:
@@ -167,9 +163,9 @@ def write_predictions(path: Path, task: str, predictions: Mapping[str, str]) -> 
 
 def read_predictions(path: Path, task: str) -> dict[str, str]:
     """Read a predictions (or outputs) file of `task`: id -> text. TagprError on another task or shape."""
-    named, golds = _read_golds(Path(path))
-    if not _same_task(task_name(task), named):
-        raise TagprError(f'{path}: "task" is {named!r}, expected {task_name(task)}; name the right file')
+    written, golds = _read_golds(Path(path))
+    if not _same_task(task_name(task), written):
+        raise TagprError(f'{path}: "task" is {written!r}, expected {task_name(task)}; name the right file')
     return golds
 
 
@@ -217,11 +213,11 @@ def parse_golds(source: str, data: Any, on_fault: OnFault = _refuse) -> tuple[st
     return str(data["task"]), golds
 
 
-def _resolve_task(questions: Path, task: str | None, named: str | None) -> str:
+def _resolve_task(questions: Path, task: str | None, written: str | None) -> str:
     """The task by argument, else by the folder's name, else by the outputs file."""
     if task is not None:
         return task_name(task)
-    for candidate in (questions.parent.name, named):
+    for candidate in (questions.parent.name, written):
         if candidate is not None and candidate.replace("-", "_") in TASKS:
             return task_name(candidate)
     raise TagprError(
@@ -259,8 +255,7 @@ def _read_item(where: str, row: Any, spec: TaskSpec) -> ProfileItem:
     if not isinstance(row, dict):
         raise TagprError(f"{where}: {_kind(row)} instead of an object")
     expected = {"id", *spec.item_keys}
-    found = set(row) - {"date"}
-    if found != expected:
+    if set(row) - {"date"} != expected:
         raise TagprError(
             f"{where}: has the keys {', '.join(sorted(row)) or '(none)'}, but {spec.name} items have "
             f"{', '.join(('id', *spec.item_keys))} (and date in the time split); is this another task's file?"

@@ -59,9 +59,9 @@ def split_by_user(
 ) -> tuple[list[LampRecord], list[LampRecord]]:
     """(train, held out), each in the order given; about `held_out_fraction` of the users are held out.
 
-    A user's side depends on the user and the seed only, so it is the same for every task and does not change
-    when other users are added. In files without user ids (the official user split) each question counts as a
-    user: see `link_users`. Raises TagprError when the fraction is not inside (0, 1) or a side stays empty.
+    A user's side depends on the user and the seed alone, so it is the same in every task and stays when users are
+    added. In files without user ids (the official user split) each question counts as a user: see `link_users`.
+    Raises TagprError if the fraction is not inside (0, 1) or a side stays empty.
     """
     if not 0.0 < held_out_fraction < 1.0:
         raise TagprError(f"held_out_fraction is {held_out_fraction}; it must lie between 0 and 1, both excluded")
@@ -81,12 +81,12 @@ def split_by_user(
 
 
 def link_users(records: Sequence[LampRecord], min_overlap: float = 0.7) -> list[LampRecord]:
-    """Give questions of one person one `user_id`, in files that have none (the official user split; ours).
+    """Give questions of one person one `user_id`, in files that have none (the official user split).
 
-    There one person's questions have nearly the same profile, each with the other's own item and gold in it.
-    Two questions of a task are linked when they share at least `min_overlap` of the smaller profile's
-    distinct items (compared by content) and at least two. Records whose file names the user stay as they are.
-    The user id of a group is the id of its first question, after the task's name, so that tasks do not mix.
+    In that split the profiles of one person's questions are nearly the same, and each holds the other question's item
+    with its gold. Two questions of a task are linked if their profiles share two items or more, and at least
+    `min_overlap` of the smaller profile's distinct items (compared by content). Records whose file names the user
+    stay as they are. A group's user id is the task's name and the id of its first question.
     """
     if not 0.5 <= min_overlap <= 1.0:
         raise TagprError(f"min_overlap is {min_overlap}; it must lie in [0.5, 1]")
@@ -104,7 +104,8 @@ def link_users(records: Sequence[LampRecord], min_overlap: float = 0.7) -> list[
         for item in items:
             holders.setdefault(item, []).append(index)
     for index, items in enumerate(contents):
-        # Who shares min_overlap of these items has one of any (1 - min_overlap) part + 1: try the rarest.
+        # Two profiles that share min_overlap of their items also share one of any (1 - min_overlap) of them plus one:
+        # only holders of the rarest such part are compared.
         probes = sorted(items, key=lambda item: (len(holders[item]), item))[: int(len(items) * (1 - min_overlap)) + 1]
         for other in {holder for item in probes for holder in holders[item]}:
             least = min(len(items), len(contents[other]))

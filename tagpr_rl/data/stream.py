@@ -2,6 +2,10 @@
 
 `json.loads` needs the whole text and all its values at once. Here the standard library's scanner decodes one element
 at a time from a sliding buffer of about a mebibyte (more while one element is longer).
+
+ijson 3.6.0 is no replacement: it is as fast (92 MiB in 0.27 s against 0.26 s), but a NaN or an integer beyond 64 bits
+makes the rest of the file unreadable to it, and half a surrogate pair becomes "?". Here such a value costs its own
+record at most.
 """
 
 from __future__ import annotations
@@ -37,8 +41,8 @@ DECODER = json.JSONDecoder(parse_int=_integer)
 def stream_list(path: Path) -> Iterator[Any]:
     """The elements of the JSON list in `path`, one after the other.
 
-    Raises TagprError, with the file, the element and the place, as soon as the text stops being a JSON list:
-    whatever stands before has been yielded, whatever stands after cannot be told apart.
+    Raises TagprError, with the file, the element and the place, as soon as the text stops being a JSON list. Every
+    element before that place has been yielded; what follows it cannot be read.
     """
     try:
         with Path(path).open("rb") as handle:
@@ -50,7 +54,7 @@ def stream_list(path: Path) -> Iterator[Any]:
 
 
 def decode(path: Path, text: str) -> Any:
-    """The JSON value of a whole file's text; TagprError where it is broken."""
+    """The JSON value of a whole file's text; TagprError with the place if it is broken."""
     try:
         value, end = DECODER.raw_decode(text, _end_of_space(text, 0))
     except json.JSONDecodeError as error:
@@ -68,7 +72,7 @@ def decode(path: Path, text: str) -> Any:
 
 
 def page_instead(path: Path) -> TagprError:
-    """What to say of a file that holds a web page."""
+    """The error for a file that holds a web page."""
     return TagprError(
         f"{path}: holds HTML, not JSON (a wrong download address answers with a web page); "
         "check the address and download it again"
@@ -76,7 +80,7 @@ def page_instead(path: Path) -> TagprError:
 
 
 class _Reader:
-    """One pass over one file. `text[at:]` is what is not yet consumed; `base` counts the characters before `text`."""
+    """One pass over one file. `text[at:]` is not yet consumed; `base` counts the characters before `text`."""
 
     def __init__(self, path: Path, handle: IO[bytes]) -> None:
         self.path, self.handle = path, handle
@@ -125,7 +129,7 @@ class _Reader:
             except RecursionError:
                 raise self._broken("nested too deeply", self.at) from None
             else:
-                number = isinstance(value, int | float)  # one that stands at the buffer's end may go on behind it
+                number = isinstance(value, int | float)  # at the buffer's end a number may be cut
                 if self.ended or not number or end < len(self.text) - _MARGIN:
                     self.at = end
                     return value

@@ -1,8 +1,8 @@
-"""What LaMP says about each task: item keys, labels, templates and the query that retrieval uses.
+"""The facts of each LaMP task: item keys, labels, templates and the query that retrieval uses.
 
 Source: LaMP-Benchmark/LaMP at 38c9d4d, `LaMP/prompts/prompts.py` and `LaMP/prompts/utils.py` (templates,
-query rules), `eval/evaluation.py` (metrics). The code here is our own; the templates are LaMP's strings, kept
-byte for byte because published numbers depend on them.
+query rules), `eval/evaluation.py` (metrics). The templates are LaMP's strings byte for byte, because published
+numbers depend on them; the code is new.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class TaskSpec:
     labels: tuple[str, ...]
     """The closed list of answers, in LaMP's order; empty for generation."""
     label_key: str | None
-    """The item key that holds the user's own label, where the task's answers are of that kind."""
+    """The item key that holds the user's own label or title; None if items have no such key (LaMP_1)."""
     input_template: str
     """How LaMP builds `input`. The blanks: title, first, second (LaMP_1), text (all others)."""
     query_marker: str | None

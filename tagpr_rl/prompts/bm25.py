@@ -49,7 +49,7 @@ class Bm25Index:
         word_P, self._text_P = np.divmod(keys_T[at_P], self.size)
         frequency_V = np.bincount(word_P, minlength=len(self._words))
         ends_V = np.cumsum(frequency_V)
-        # One more word, V, stands for all that no text has: it has no posting.
+        # Word V, one more, stands for every word that no text has: it has no posting.
         self._start_V = np.concatenate((ends_V - frequency_V, ends_V[-1:]))
         self._n_V = np.append(frequency_V, 0)
         idf_V = _idf(self.size, frequency_V)
@@ -61,7 +61,7 @@ class Bm25Index:
         return dict(zip(self._words.to_pylist(), range(len(self._words)), strict=True))
 
     def scores(self, query: str) -> Floats:
-        """Scores [D] of `query`'s white-space tokens; 0 where no text has a word (the library fails there)."""
+        """Scores [D] of `query`'s white-space tokens; all 0 if no text has a word (the library fails there)."""
         if self.n_tokens == 0:
             return np.zeros(self.size)
         words = query.split()
@@ -82,9 +82,9 @@ class Bm25Index:
 
 
 def official_order(scores_D: Floats) -> list[int]:
-    """Positions, best first, by the library's own expression: where scores tie, numpy's sort decides.
+    """Positions, best first, by the library's own expression: numpy's sort decides between equal scores.
 
-    It is not a stable sort: the order of ties is fixed on one machine and numpy release, not over all of them.
+    The sort is not stable: the order of ties is fixed on one machine and numpy release, not on all of them.
     """
     order: list[int] = np.argsort(scores_D)[::-1].tolist()
     return order
@@ -107,7 +107,7 @@ def _tokenise(texts: Sequence[str]) -> tuple[Ints, Ints, Any]:
 
 
 def _plain(texts: Sequence[str]) -> bool:
-    """Whether Arrow's faster split for ASCII finds what Python finds: it takes \\x1c to \\x1f for no white space."""
+    """Whether Arrow's faster split for ASCII equals Python's: to Arrow, \\x1c to \\x1f are no white space."""
     if not all(map(str.isascii, texts)):
         return False
     whole = "".join(texts)
@@ -130,7 +130,7 @@ def _idf_table(size: int) -> Floats:
 
 
 class IndexCache:
-    """The indexes of recently used profiles, by their texts; a profile asked for again is known by its identity."""
+    """The indexes of recently used profiles, by their texts. A repeated profile is recognised by its identity."""
 
     def __init__(self, max_tokens: int = CACHED_TOKENS) -> None:
         self.max_tokens = max_tokens
@@ -140,9 +140,9 @@ class IndexCache:
         self._by_owner: OrderedDict[int, tuple[object, weakref.ref[Bm25Index]]] = OrderedDict()
 
     def of(self, owner: object, texts: Callable[[], Sequence[str]]) -> Bm25Index:
-        """The index of `texts()`, which is asked for only if `owner`, an immutable object, was not seen lately."""
-        known = self._by_owner.get(id(owner))
-        index = known[1]() if known is not None else None
+        """The index of `texts()`, which is called only if `owner`, an immutable object, is not in the cache."""
+        entry = self._by_owner.get(id(owner))
+        index = entry[1]() if entry is not None else None
         if index is None:
             index = self.get(texts())
             self._by_owner[id(owner)] = owner, weakref.ref(index)
@@ -151,7 +151,7 @@ class IndexCache:
         return index
 
     def get(self, texts: Sequence[str]) -> Bm25Index:
-        """The index of `texts`, made now or found."""
+        """The index of `texts`, from the cache or new."""
         key = tuple(texts)
         index = self._indexes.get(key)
         if index is not None:

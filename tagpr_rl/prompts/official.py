@@ -1,9 +1,9 @@
 """LaMP's published prompt with its token budget, as `LaMP/prompts/prompts.py` at 38c9d4d builds it.
 
-The profile part may have `max_length - min(tokens of the input, int(0.6 * max_length))` tokens. It is shared equally
-among the items; each item's text is cut to its share, and what an item leaves unused goes to the next. When that
-leaves no room (or there are no items), the question stands alone. Ours: the assembled text is cut to `max_length`
-here, where upstream leaves that to the tokenizer of the training data.
+The profile part may have `max_length - min(tokens of the input, int(0.6 * max_length))` tokens. The items share it
+equally: each item's text is cut to its share, and tokens that an item leaves unused go to the next. If there is no
+room (or no item), the question stands alone. One difference: the assembled text is cut to `max_length` here; upstream
+leaves that to the tokenizer of the training data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tagpr_rl.types import LampRecord, ProfileItem
 
 
 class Tokens(Protocol):
-    """What the budget needs of a tokenizer."""
+    """The two functions of a tokenizer that the budget needs."""
 
     def length(self, text: str) -> int:
         """Tokens of `text`, special tokens included, as `len(tokenizer(text)["input_ids"])`."""
@@ -25,7 +25,7 @@ class Tokens(Protocol):
     def cut(self, text: str, limit: int) -> tuple[int, str]:
         """(tokens kept, their text) of the first `limit` tokens, special tokens counted but not shown.
 
-        ValueError when `limit` is below the special tokens a text always gets.
+        ValueError if `limit` is below the number of special tokens that every text gets.
         """
 
 
@@ -36,9 +36,9 @@ class _Budget:
     cut_key: str
     """The item key whose text is cut."""
     around: str
-    """The rest of the item, whose tokens are taken off its share; upstream's wording, blanks and all."""
+    """The rest of the item, whose tokens are taken off its share; upstream's wording with its blanks."""
     reserved: str = ""
-    """Text whose tokens are taken off the whole."""
+    """Text whose tokens are taken off the profile's whole budget."""
     opening: int = 1
     """Tokens taken off for the full stop after the items."""
 
@@ -55,7 +55,7 @@ _BUDGETS: Mapping[str, _Budget] = {
     "LaMP_7": _Budget("text", '"" ', "are written by user. Following the given patterns"),
 }
 _QUOTES = 2
-"""What LaMP_1 takes off each item for its quotation marks, in place of `around`."""
+"""Tokens that LaMP_1 takes off each item for its quotation marks, in place of `around`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,9 @@ class OfficialText:
 
     text: str
     n_items: int
-    """All the items given, or none."""
+    """Items in the text: all of them or none."""
     question_cut: bool
-    """The whole was over `max_length`, so its end was cut."""
+    """Whether the end was cut because the whole was over `max_length`."""
 
 
 def official_text(record: LampRecord, items: Sequence[ProfileItem], max_length: int, tokens: Tokens) -> OfficialText:
@@ -87,7 +87,7 @@ def official_text(record: LampRecord, items: Sequence[ProfileItem], max_length: 
 
 
 def _assemble(record: LampRecord, items: Sequence[ProfileItem], room: int, tokens: Tokens) -> str:
-    """ValueError when an item's share is below what it needs around its text."""
+    """The text with all items. ValueError if an item's share is below what it needs around its text."""
     spec, budget = TASKS[task_name(record.task)], _BUDGETS[task_name(record.task)]
     reserved = tokens.length(budget.reserved) if budget.reserved else 0
     share = (room - budget.opening - 2 * (len(items) - 1) - reserved) // len(items)

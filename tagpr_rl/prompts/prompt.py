@@ -1,9 +1,9 @@
 """A record and its retrieved items -> the chat messages the model reads, within a token limit.
 
-Three styles. `official` is LaMP's published prompt. `reasoning` and `direct` are ours: one constant
-instruction, one line per item (LaMP's item template), then LaMP's input; they differ only in the instruction.
-`build_prompt` keeps whole items, best first, and leaves out the rest. `build_official_prompt` shares the profile's
-budget among the items and cuts each, as upstream does.
+There are three styles. `official` is LaMP's published prompt. `reasoning` and `direct` have one constant instruction,
+one line per item (LaMP's item template), then LaMP's input; they differ only in the instruction. `build_prompt` keeps
+whole items, best first, and leaves out the rest. `build_official_prompt` shares the profile's budget among the items
+and cuts each, as upstream does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal, get_args
 from tagpr_rl.data.tasks import TASKS, literals
 from tagpr_rl.prompts.official import Tokens, official_text
 from tagpr_rl.tags.grammar import neutralise
-from tagpr_rl.tags.schema import TagSchema, TagSpec, default_schema
+from tagpr_rl.tags.schema import TagSchema, TagSpec
 from tagpr_rl.types import LampRecord, ProfileItem, Prompt, TagprError
 
 Style = Literal["reasoning", "direct", "official"]
@@ -87,21 +87,17 @@ def _one_line(text: str) -> str:
 def prompt_phrases(schema: TagSchema) -> tuple[str, ...]:
     """Every constant phrase that a prompt may contain, stripped, longest first, without repeats.
 
-    Taken together they leave only the texts of the records (and `and`, `is`) as free words, so a tiny
-    word-level tokenizer may make each one token.
+    All else in a prompt is text of the records (and the words `and`, `is`), so a tiny word-level tokenizer may make
+    each phrase one token.
     """
-    found = {reasoning_instruction(schema), DIRECT_INSTRUCTION, PROFILE_HEADER, NO_PROFILE, QUESTION_HEADER}
+    texts = {reasoning_instruction(schema), DIRECT_INSTRUCTION, PROFILE_HEADER, NO_PROFILE, QUESTION_HEADER}
     for spec in TASKS.values():
         for template in (spec.input_template, spec.item_template):
-            found |= {part.strip(' "') for part in literals(template)}
-        found |= {part.strip(" .") for part in literals(spec.assembly)}
+            texts |= {part.strip(' "') for part in literals(template)}
+        texts |= {part.strip(" .") for part in literals(spec.assembly)}
     # A lone word ("is") stays an ordinary word: as an added token it would also match inside other words.
-    phrases = (text for text in found if text and not text.isalpha())
+    phrases = (text for text in texts if text and not text.isalpha())
     return tuple(sorted(phrases, key=lambda text: (-len(text), text)))
-
-
-INSTRUCTIONS: tuple[str, ...] = prompt_phrases(default_schema())
-"""`prompt_phrases` of the default schema."""
 
 
 def build_prompt(
@@ -116,10 +112,10 @@ def build_prompt(
     """The prompt of one record.
 
     `items` are the retrieved ones, best first; the least relevant are left out until the prompt has at most
-    `max_tokens` tokens. If the question alone is too long, its end is cut (never its constant beginning).
-    `count_tokens(messages)` is the length after the chat template; it is called O(log len(items) + log
-    len(input)) times and should not fall when text is added. All texts of the record pass `clean`, so that
-    they cannot forge a tag or chat markup. Raises TagprError when not even the instruction fits.
+    `max_tokens` tokens. If the question alone is too long, its end is cut, but never its constant beginning.
+    `count_tokens(messages)` is the length after the chat template. It must not fall if text is added, and it is called
+    O(log len(items) + log len(input)) times. All texts of the record pass `clean`, so they cannot forge a tag or chat
+    markup. Raises TagprError if not even the instruction fits.
     """
     if style not in STYLES:
         raise TagprError(f"prompt style {style!r} is not one of {', '.join(STYLES)}")
@@ -168,15 +164,15 @@ def build_official_prompt(
     count_tokens: CountTokens,
     tokens: Tokens,
 ) -> Prompt:
-    """LaMP's published prompt of one record with its token budget (`data.official`), as one chat message.
+    """LaMP's published prompt of one record with its token budget (official.py), as one chat message.
 
-    `max_tokens` holds after the chat template, whose own tokens are taken off first. All texts pass `clean`; text
-    without markup is LaMP's to the letter. Raises TagprError when the template alone is over the limit.
+    `max_tokens` is the limit after the chat template, whose own tokens are taken off first. All texts pass `clean`;
+    text without markup is LaMP's to the letter. Raises TagprError if the template alone is over the limit.
     """
     limit = max_tokens - count_tokens(_user_turn(""))
     while limit > 0:
-        made = official_text(record, items, limit, tokens)
-        messages = _user_turn(clean(made.text))
+        official = official_text(record, items, limit, tokens)
+        messages = _user_turn(clean(official.text))
         over = count_tokens(messages) - max_tokens
         if over <= 0:
             return Prompt(
@@ -184,9 +180,9 @@ def build_official_prompt(
                 task=record.task,
                 user_id=record.user_id,
                 messages=messages,
-                item_ids=tuple(item.id for item in items[: made.n_items]),
-                items_dropped=len(items) - made.n_items,
-                question_cut=made.question_cut,
+                item_ids=tuple(item.id for item in items[: official.n_items]),
+                items_dropped=len(items) - official.n_items,
+                question_cut=official.question_cut,
                 n_tokens=over + max_tokens,
             )
         limit -= over  # template and text may share no token, or cleaned text may need more of them
@@ -197,23 +193,23 @@ def build_official_prompt(
 
 
 def prompt_stats(prompts: Iterable[Prompt]) -> dict[str, int]:
-    """Totals over prompts: how many, their tokens, and what the limit cost (items dropped, questions cut)."""
-    listed = list(prompts)
-    tokens = [prompt.n_tokens for prompt in listed]
+    """Totals over prompts: their number, their tokens, and what the limit cost (items dropped, questions cut)."""
+    prompts = list(prompts)
+    tokens = [prompt.n_tokens for prompt in prompts]
     return {
-        "prompts": len(listed),
+        "prompts": len(prompts),
         "tokens_total": sum(tokens),
         "tokens_max": max(tokens, default=0),
-        "items_kept": sum(len(prompt.item_ids) for prompt in listed),
-        "items_dropped": sum(prompt.items_dropped for prompt in listed),
-        "prompts_with_items_dropped": sum(prompt.items_dropped > 0 for prompt in listed),
-        "prompts_without_items": sum(not prompt.item_ids for prompt in listed),
-        "questions_cut": sum(prompt.question_cut for prompt in listed),
+        "items_kept": sum(len(prompt.item_ids) for prompt in prompts),
+        "items_dropped": sum(prompt.items_dropped for prompt in prompts),
+        "prompts_with_items_dropped": sum(prompt.items_dropped > 0 for prompt in prompts),
+        "prompts_without_items": sum(not prompt.item_ids for prompt in prompts),
+        "questions_cut": sum(prompt.question_cut for prompt in prompts),
     }
 
 
 def _item_line(task: str, item: ProfileItem, style: str) -> str:
-    """One item by LaMP's template. Our styles put it on one line, so that it cannot imitate our headers."""
+    """One item by LaMP's template. The other styles put it on one line, so that it cannot imitate their headers."""
     line = TASKS[task].item_line(item.fields)
     return clean(line if style == "official" else _one_line(line))
 
@@ -235,7 +231,7 @@ def _user_turn(content: str) -> Messages:
 
 
 def _most_items(count: int, fits: Callable[[int], bool]) -> int:
-    """The most items in 0..count that fit, or -1 when none does (not even 0). O(log count) calls."""
+    """The largest number of items in 0..count that fits, or -1 if not even 0 does. O(log count) calls."""
     if fits(count):
         return count
     # 1..count-1 first and 0 last: a prompt without items has another line and need not be the shortest.
@@ -246,7 +242,7 @@ def _most_items(count: int, fits: Callable[[int], bool]) -> int:
 
 
 def _longest_prefix(text: str, fits: Callable[[str], bool]) -> str:
-    """The longest prefix that fits, cut back to a word's end if there is one; "" when no character fits."""
+    """The longest prefix that fits, cut back to a word's end if there is one; "" if no character fits."""
     # bisect finds the first length in 1..len that does not fit; the length before it is the answer.
     length = bisect.bisect_left(range(1, len(text) + 1), True, key=lambda n: not fits(text[:n]))
     longest = text[:length]

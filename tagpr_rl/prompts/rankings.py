@@ -17,7 +17,7 @@ from tagpr_rl.types import LampRecord, TagprError
 
 
 def rankings_path(folder: Path, task: str) -> Path:
-    """Where the rankings of one task stand in a folder of rankings."""
+    """The file of one task in a folder of rankings."""
     return Path(folder) / f"{task_name(task)}.json"
 
 
@@ -37,7 +37,7 @@ def read_rankings(path: Path, tasks: Iterable[str]) -> Rankings:
 
 
 def write_rankings(path: Path, records: Iterable[LampRecord], retriever: Retriever) -> int:
-    """Rank every record's whole profile and write upstream's file; the number of records."""
+    """Rank every record's whole profile and write upstream's file. Returns the number of records."""
     rankings: dict[str, list[str]] = {}
     for record in records:
         if record.id in rankings:

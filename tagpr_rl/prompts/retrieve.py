@@ -1,9 +1,9 @@
 """Which profile items a prompt gets, best first.
 
 `bm25` follows LaMP (`LaMP/rank_profiles.py` at 38c9d4d): BM25Okapi over whitespace tokens, no lower-casing, equal
-scores in the order of `get_top_n`. Ours where upstream has traps: `random` draws without replacement and is
-seeded, and `k` may exceed the profile. `dense` is upstream's Contriever path for any encoder. `file` reads the
-rankings that upstream writes, `{question id: [item ids]}`.
+scores in the order of `get_top_n`. `dense` is upstream's Contriever path for any encoder. `file` reads the rankings
+that upstream writes, `{question id: [item ids]}`. Two differences: `random` draws without replacement and is seeded,
+and `k` may exceed the profile.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _INDEXES = IndexCache()
 
 @dataclass(frozen=True, slots=True)
 class Retriever:
-    """A record -> the items its prompt gets, under one set of choices."""
+    """A record -> the items that its prompt gets, under one set of choices."""
 
     k: int
     method: str = "bm25"
@@ -88,10 +88,9 @@ def rank(
     if method == "recency":
         return _newest_first(record)[:k]
     if method == "random":
-        drawn = random.Random(f"{seed}/{record.task}/{record.id}").sample(range(len(profile)), min(k, len(profile)))
-        return tuple(profile[index] for index in drawn)
+        return tuple(random.Random(f"{seed}/{record.task}/{record.id}").sample(profile, min(k, len(profile))))
     if method == "file":
-        return _as_listed(record, rankings)[:k]
+        return _by_rankings(record, rankings)[:k]
     spec = TASKS[task_name(record.task)]
     query = spec.query(record)
 
@@ -110,7 +109,7 @@ def rank(
 
 
 def query_and_texts(record: LampRecord) -> tuple[str, list[str]]:
-    """What retrieval compares: the record's query and the text of each profile item."""
+    """The two sides of retrieval: the record's query, and the text of each profile item."""
     spec: TaskSpec = TASKS[task_name(record.task)]
     return spec.query(record), [spec.item_text(item) for item in record.profile]
 
@@ -118,7 +117,7 @@ def query_and_texts(record: LampRecord) -> tuple[str, list[str]]:
 def bm25_scores(texts: Sequence[str], query: str) -> list[float]:
     """BM25Okapi scores (k1 1.5, b .75, epsilon .25) of `texts` for `query`, whitespace tokens, case kept.
 
-    All 0 when no text has a word (the library divides by zero there).
+    All 0 if no text has a word (the library divides by zero there).
     """
     scores: list[float] = Bm25Index(texts).scores(query).tolist()
     return scores
@@ -128,30 +127,30 @@ def _required(similarity: Similarity | None, method: str) -> Similarity:
     if similarity is None:
         raise TagprError(
             f"retrieval method {method} needs an encoder, which is not loaded here; write the rankings with "
-            "`launch.py data rank` and use method: file, or use bm25"
+            "`tagpr data rank` and use method: file, or use bm25"
         )
     return similarity
 
 
-def _as_listed(record: LampRecord, rankings: Rankings | None) -> tuple[ProfileItem, ...]:
+def _by_rankings(record: LampRecord, rankings: Rankings | None) -> tuple[ProfileItem, ...]:
     if rankings is None:
         raise TagprError("retrieval method file needs data.retrieval.path, the file or folder with the rankings")
-    listed = rankings.get((record.task, record.id))
+    ranking = rankings.get((record.task, record.id))
     where = f"{record.task} record {record.id!r}"
-    if listed is None:
+    if ranking is None:
         raise TagprError(f"{where}: the rankings do not name it; they belong to other questions")
     places: dict[str, list[int]] = {}
     for index, item in enumerate(record.profile):
         places.setdefault(item.id, []).append(index)
-    chosen = []
-    for key in listed:
+    items = []
+    for key in ranking:
         if not places.get(key):
             raise TagprError(
                 f"{where}: the rankings name item {key!r}, which its profile of {len(record.profile)} items does not "
                 "have (or has fewer times); they belong to another split or version of the data"
             )
-        chosen.append(record.profile[places[key].pop(0)])  # an id that stands twice: the first one first
-    return tuple(chosen)
+        items.append(record.profile[places[key].pop(0)])  # an id that stands twice: the first one first
+    return tuple(items)
 
 
 def _newest_first(record: LampRecord) -> tuple[ProfileItem, ...]:

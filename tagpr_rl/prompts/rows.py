@@ -24,12 +24,10 @@ def profile_texts(record: LampRecord) -> tuple[str, ...]:
 def to_row(record: LampRecord, prompt: Prompt, index: int) -> dict[str, Any]:
     """verl's prompt row (its RLHFDataset keys) for one record.
 
-    verl applies the chat template to `prompt`, and hands `data_source`, `reward_model.ground_truth` and
-    `extra_info` to the agent loop. `extra_info` also carries what the reward and PRMU need: the
-    question as written and the *whole* profile (not only the items in the prompt), each item as
-    LaMP writes it into a prompt: with the user's label or score, in which the preference shows.
-    A record without a gold has `ground_truth` "". Raises TagprError when record and prompt do not belong
-    together.
+    verl applies the chat template to `prompt`, and hands `data_source`, `reward_model.ground_truth` and `extra_info`
+    to the agent loop. `extra_info` has the question as written and the *whole* profile (`profile_texts`), not only the
+    items in the prompt, for the reward and PRMU. A record without a gold has `ground_truth` "". Raises TagprError if
+    record and prompt do not belong together.
     """
     if prompt.record_id != record.id or prompt.task != record.task:
         raise TagprError(

@@ -50,9 +50,9 @@ class ChatTokenizer:
         from transformers import AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        made = folder / "tiny.json"
-        self.word_level = made.is_file() and json.loads(made.read_text(encoding="utf-8"))["kind"] == "word"
-        """Line breaks mean nothing to this tokenizer, and would only cost tokens."""
+        tiny = folder / "tiny.json"
+        self.word_level = tiny.is_file() and json.loads(tiny.read_text(encoding="utf-8"))["kind"] == "word"
+        """Whether this is the tiny word-level tokenizer, to which line breaks mean nothing."""
 
     def render(self, messages: Messages) -> str:
         """The chat template's text, up to where the assistant begins."""
@@ -64,7 +64,7 @@ class ChatTokenizer:
         return len(self.encode(self.render(messages)))
 
     def response(self, text: str) -> str:
-        """A response as the model is to write it."""
+        """A response in the form that the model learns to write."""
         return " ".join(text.split()) if self.word_level else text
 
     def encode(self, text: str) -> list[int]:

@@ -9,7 +9,7 @@ import pytest
 from tagpr_rl.chains.teachers.scripted import ScriptedTeacher
 from tagpr_rl.data.tasks import MOVIE_TAGS, TASKS
 from tagpr_rl.data.world.generate import WorldConfig, make_world
-from tagpr_rl.prompts.prompt import INSTRUCTIONS, build_prompt
+from tagpr_rl.prompts.prompt import build_prompt, prompt_phrases
 from tagpr_rl.prompts.retrieve import rank
 from tagpr_rl.tags.grammar import parse, render
 from tagpr_rl.tags.schema import default_schema
@@ -48,7 +48,9 @@ def folder(tmp_path_factory, corpus) -> Path:
     from tagpr_rl.model.tiny import build_tiny
 
     path = tmp_path_factory.mktemp("tiny")
-    info = build_tiny(path, corpus_texts=corpus, phrases=[*INSTRUCTIONS, *LABELS, *TAGS, "[1]", "[2]"], seed=1)
+    info = build_tiny(
+        path, corpus_texts=corpus, phrases=[*prompt_phrases(SCHEMA), *LABELS, *TAGS, "[1]", "[2]"], seed=1
+    )
     assert info.kind == "word"
     assert 200 < info.vocab_size < 300
     return path
@@ -121,7 +123,7 @@ def test_same_input_same_bytes_and_the_global_generator_is_left_alone(folder, co
 
     from tagpr_rl.model.tiny import build_tiny
 
-    phrases = [*INSTRUCTIONS, *LABELS, *TAGS, "[1]", "[2]"]
+    phrases = [*prompt_phrases(SCHEMA), *LABELS, *TAGS, "[1]", "[2]"]
     torch.manual_seed(5)
     before = torch.get_rng_state()
     build_tiny(tmp_path / "a", corpus_texts=corpus, phrases=phrases, seed=1)
