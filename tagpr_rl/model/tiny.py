@@ -172,8 +172,8 @@ def build_tiny(
 ) -> TinyInfo:
     """Write a randomly initialised Qwen3 (tied embeddings, std .05, fp32) and its tokenizer to `folder`.
 
-    `phrases`: constant texts and labels to make one token each (see `used_phrases`), e.g. data.prompt's
-    the constant phrases of prompts, the schema's tags and a task's labels. The model's vocabulary is exactly len(tokenizer), which
+    `phrases`: constant texts that become one token each (see `used_phrases`): those of the prompts, the schema's
+    tags, the tasks' labels. The model's vocabulary is exactly len(tokenizer), which
     verl requires. The global torch generator is left as it was.
     """
     if hidden % heads or (hidden // heads) % 2:

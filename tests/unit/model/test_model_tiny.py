@@ -20,6 +20,7 @@ pytestmark = pytest.mark.torch
 SCHEMA = default_schema()
 TAGS = ["<think>", "</think>", *(f"<{s}{name}>" for name in SCHEMA.names for s in ("", "/"))]
 LABELS = [label for spec in TASKS.values() for label in spec.labels]
+PHRASES = [*prompt_phrases(SCHEMA), *LABELS, *TAGS, "[1]", "[2]"]
 
 
 def count(messages):
@@ -48,9 +49,7 @@ def folder(tmp_path_factory, corpus) -> Path:
     from tagpr_rl.model.tiny import build_tiny
 
     path = tmp_path_factory.mktemp("tiny")
-    info = build_tiny(
-        path, corpus_texts=corpus, phrases=[*prompt_phrases(SCHEMA), *LABELS, *TAGS, "[1]", "[2]"], seed=1
-    )
+    info = build_tiny(path, corpus_texts=corpus, phrases=PHRASES, seed=1)
     assert info.kind == "word"
     assert 200 < info.vocab_size < 300
     return path
@@ -123,14 +122,13 @@ def test_same_input_same_bytes_and_the_global_generator_is_left_alone(folder, co
 
     from tagpr_rl.model.tiny import build_tiny
 
-    phrases = [*prompt_phrases(SCHEMA), *LABELS, *TAGS, "[1]", "[2]"]
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    build_tiny(tmp_path / "a", corpus_texts=corpus, phrases=phrases, seed=1)
+    build_tiny(tmp_path / "a", corpus_texts=corpus, phrases=PHRASES, seed=1)
     assert torch.equal(before, torch.get_rng_state())
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / "a" / name).read_bytes() == (folder / name).read_bytes()
-    build_tiny(tmp_path / "b", corpus_texts=corpus, phrases=phrases, seed=2)
+    build_tiny(tmp_path / "b", corpus_texts=corpus, phrases=PHRASES, seed=2)
     assert (tmp_path / "b" / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
 
 
