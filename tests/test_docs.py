@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
@@ -17,6 +16,10 @@ from tagpr_rl.plan.show import problems
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+generate = importlib.import_module("generate")
+generate_cli = importlib.import_module("generate_cli")
+
 PAGES = sorted(
     [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "recipes" / "README.md", ROOT / "cluster" / "README.md"]
 )
@@ -31,22 +34,13 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_generate", DOCS / "generate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 # ---------------------------------------------------------------------------------------------- generated pages
 
 
 def test_generated_pages_are_those_of_the_code() -> None:
     stale = [
         name(path)
-        for path, text in generator().generated().items()
+        for path, text in generate.generated().items()
         if not path.is_file() or path.read_text(encoding="utf-8") != text
     ]
     assert stale == [], "run `python docs/generate.py` and commit what it writes"
@@ -55,9 +49,9 @@ def test_generated_pages_are_those_of_the_code() -> None:
 def test_a_part_is_replaced_and_the_rest_stays() -> None:
     text = "before\n<!-- x: generated -->\nold\n<!-- /x -->\nafter\n"
     expected = "before\n<!-- x: generated -->\nnew\n<!-- /x -->\nafter\n"
-    assert generator().with_part(text, "x", "new") == expected
+    assert generate.with_part(text, "x", "new") == expected
     with pytest.raises(ValueError, match="no part 'y'"):
-        generator().with_part(text, "y", "new")
+        generate.with_part(text, "y", "new")
 
 
 # ------------------------------------------------------------------------------------------------------- links
@@ -149,7 +143,7 @@ def wrong_commands(text: str) -> list[str]:
         words = shlex.split(line) if line.startswith(("tagpr ", "make ")) else []
         if words[:1] == ["make"] and words[1] not in targets:
             wrong.append(line)
-        if words[:1] == ["tagpr"] and "COMMAND" not in words and (mistake := generator().command_mistake(words[1:])):
+        if words[:1] == ["tagpr"] and "COMMAND" not in words and (mistake := generate_cli.command_mistake(words[1:])):
             wrong.append(f"{line}: {mistake}")
     return wrong
 
