@@ -2,18 +2,20 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help preflight install demo test test-fast lint docs lock clean
+.PHONY: help preflight install install-gpu demo test test-fast lint docs lock clean
 
 VENV ?= .venv
 RECIPE ?= recipes/demo.yaml
-# The interpreter that makes the environment; python3.11 where there is one.
+# The interpreters that make the environments: python3.11 if there is one, and for GPUs python3.12.
+PYTHON_GPU ?= $(shell command -v python3.12 || echo python3.12)
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 # An index that has CPU builds of torch, where the default one has none.
 TORCH_INDEX ?=
 FRESH ?=
 PIP_VERSION := 26.3
-UV_VERSION := 0.13.9
-TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/cpu.in)
+UV_VERSION := $(shell sed -n 's/^uv==//p' requirements/cpu.lock)
+# The CPU build of torch comes from another index on some hosts, so it is no part of the lock: the extra `cpu` pins it.
+TORCH := $(shell sed -n '/^cpu = /,/^]/s/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 PY := $(VENV)/bin/python
@@ -49,8 +51,17 @@ $(STAMP):
 	@$(UV) pip install -q --offline --python $(PY) --no-deps --no-build-isolation -e .
 	@touch $@
 
+install-gpu:  ## make the environment for NVIDIA GPUs from its lock (Python 3.12)
+	@test -x $(PY) || { echo "making $(VENV)"; $(PYTHON_GPU) -m venv $(VENV); }
+	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' \
+		|| { echo "error: $(VENV) is no environment of Python 3.12; choose another: VENV=<folder>" >&2; exit 1; }
+	@$(PIP) install -qq uv==$(UV_VERSION)
+	@echo "installing requirements/gpu.lock"
+	@DS_BUILD_OPS=0 $(UV) pip install -q --compile-bytecode --python $(PY) --no-deps -r requirements/gpu.lock
+	@$(UV) pip install -q --python $(PY) --no-deps --no-build-isolation -e .
+
 demo: install  ## the whole method on the embedded world; FRESH=1 starts over
-	@$(PY) launch.py run $(RECIPE) $(if $(FRESH),--fresh)
+	@$(VENV)/bin/tagpr run $(RECIPE) $(if $(FRESH),--fresh)
 
 test: install  ## every test, two files at a time
 	@$(PY) -m pytest -n 2 --dist loadfile tests
@@ -66,13 +77,13 @@ docs: install  ## the generated pages of docs/, then the site in site/
 	@$(PY) docs/generate.py
 	@$(VENV)/bin/mkdocs build --strict -q
 
-lock:  ## compile requirements/*.in into lock files (needs network)
+lock:  ## compile the extras of pyproject.toml into lock files (needs network)
 	@test -x $(UV) || { $(PYTHON) -m venv $(VENV); $(PIP) install -qq uv==$(UV_VERSION); }
 	@cd requirements && uv="$(abspath $(UV)) pip compile -q --no-header --python-platform x86_64-manylinux_2_28"; \
 		$$uv --python-version 3.11 --override cpu.override --no-emit-package torch \
 			$(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) $(if $(TORCH_INDEX),--index $(TORCH_INDEX)) \
-			cpu.in -o cpu.lock; \
-		$$uv --python-version 3.12 gpu.in -o gpu.lock
+			--extra cpu --extra s3 --extra dev --extra docs ../pyproject.toml -o cpu.lock; \
+		$$uv --python-version 3.12 --extra gpu ../pyproject.toml -o gpu.lock
 
 clean:  ## remove the environment and caches; runs stay
 	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, their hashes, and the form of hub names."""
+"""Files written whole or not at all, their hashes, those that ship with the package, and the form of hub names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+def shipped(name: str) -> Path:
+    """A folder of files that ship with the package (`recipes`): inside it if installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next((path for path in (package / name, package.parent / name) if path.is_dir()), package.parent / name)
 
 
 def is_hub_name(path: Path | str) -> bool:

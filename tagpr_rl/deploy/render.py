@@ -13,7 +13,6 @@ import jinja2
 
 from tagpr_rl.config import Recipe
 from tagpr_rl.deploy.need import (
-    ROOT,
     node_cores,
     node_count,
     node_cpus,
@@ -23,13 +22,13 @@ from tagpr_rl.deploy.need import (
     storage,
     submission_problems,
 )
-from tagpr_rl.files import replacing
+from tagpr_rl.files import replacing, shipped
 from tagpr_rl.plan import show as planning
 from tagpr_rl.types import TagprError
 
-TEMPLATES = ROOT / "cluster" / "templates"
+TEMPLATES = shipped("cluster/templates")
 RAY_PORT = 6379
-REQUIREMENTS = ROOT / "requirements"
+REQUIREMENTS = shipped("requirements")
 
 # Target -> file names it writes; a file's template has the same name and ends in .j2.
 FILES: dict[str, tuple[str, ...]] = {
@@ -86,8 +85,6 @@ def as_text(files: Mapping[str, str]) -> str:
 def problems(recipe: Recipe, target: str, recipe_path: Path) -> list[str]:
     """Everything that the recipe lacks for the target, one line each."""
     found = [] if target == "docker" else submission_problems(recipe, recipe_path, in_place=target == "slurm")
-    if not TEMPLATES.is_dir():
-        found.append(f"{TEMPLATES}: not there; rendering needs a checkout of the repository")
     found += planning.problems(recipe)
     found += _NEEDS.get(target, lambda _: [])(recipe)
     return found
@@ -152,7 +149,7 @@ def template_values(recipe: Recipe, target: str, recipe_path: Path, overrides: S
         "ray_port": RAY_PORT,
         "ray_version": locked_version("ray", platform.device),
         "cuda_version": locked_version("cuda-toolkit", "cuda"),
-        "uv_version": _uv_version(),
+        "uv_version": locked_version("uv", "cpu"),
         "cluster": cluster,
         "setup": [line for text in cluster.setup for line in text.splitlines()],
         "image": cluster.image or f"tagpr_rl:{platform.device}",
@@ -160,12 +157,6 @@ def template_values(recipe: Recipe, target: str, recipe_path: Path, overrides: S
         "seconds": cluster.time_limit_h * 3600,
         "command": shell(command),
     }
-
-
-def _uv_version() -> str:
-    match = re.search(r"^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert match is not None, "the Makefile sets UV_VERSION"
-    return match.group(1)
 
 
 def locked_version(package: str, device: str) -> str:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tagpr_rl.config import Recipe, load_recipe, recorded_recipe
+from tagpr_rl.files import shipped
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.run.mirror import Mirror, is_url
 from tagpr_rl.run.resume import exclusive
 from tagpr_rl.types import TagprError, did_you_mean
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-RECIPES = next((path for path in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if path.is_dir()), None)
-"""The shipped recipes: inside the installed package, or beside it in a checkout."""
+RECIPES = shipped("recipes")
+"""The shipped recipes."""
 
 
 class Run(NamedTuple):
@@ -27,8 +27,6 @@ class Run(NamedTuple):
 
 def shipped_recipes() -> dict[str, Path]:
     """Name -> file of every shipped recipe and sweep: `demo`, `lamp/qwen3_8b`, `sweeps/ablations`."""
-    if RECIPES is None:
-        return {}
     return {path.relative_to(RECIPES).with_suffix("").as_posix(): path for path in sorted(RECIPES.rglob("*.yaml"))}
 
 
