@@ -8,9 +8,11 @@ from tagpr_rl.config.base import Closed
 
 
 class Loggers(Closed):
-    """`metrics.jsonl` is always written."""
+    """Trackers of a run beside `metrics.jsonl`, which is always written."""
 
-    trackers: tuple[Literal["jsonl", "wandb", "tensorboard"], ...] = ("jsonl", "wandb")
     wandb: Literal["offline", "online", "disabled"] = "offline"
-    """How the tracker "wandb" runs; one W&B run per pipeline."""
+    """How Weights & Biases records the run, all of whose stages are one W&B run; offline writes files to send later."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files as well."""
     project: str = "tagpr_rl"
+    """Name of the project at the trackers."""

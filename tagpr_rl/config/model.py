@@ -15,27 +15,39 @@ class TinyBlock(Closed):
     """A random Qwen3 and its tokenizer, built from the training text."""
 
     hidden: Count = 64
+    """Width of the hidden states."""
     layers: Count = 3
+    """Number of transformer blocks."""
     heads: Count = 4
+    """Attention heads of a block."""
     ffn: Count = 192
+    """Width of a block's feed-forward layer."""
     max_vocab: Count = 4096
+    """Largest number of tokens in the vocabulary."""
     seed: int = 1
+    """Seed of the random weights."""
 
 
 class ModelBlock(Closed):
+    """The policy that the run starts from."""
+
     path: Path | None = None
     """A Hugging Face folder with model and tokenizer, or a hub name (Qwen/Qwen3-8B); null = build the tiny one."""
     tiny: TinyBlock = TinyBlock()
+    """Sizes of the model that is built if there is no path."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of forward passes, in training and in rollouts; the trained weights stay in float32."""
     thought_prefilled: bool = False
-    """The chat template already ends in `<think>` (true for some Qwen3 templates)."""
+    """Whether the chat template already ends in `<think>` (true for some Qwen3 templates)."""
 
 
 class LoraBlock(Closed):
     """Low-rank adapters for the SFT and GRPO stages (PEFT, as verl builds them)."""
 
     rank: Count = 32
+    """Rank of the adapters' two matrices."""
     alpha: Count = 32
+    """The adapters' product is multiplied by alpha / rank."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Names of linear layers, for example [q_proj, v_proj]. The output layer is never among `all-linear`."""
     merge: bool = False

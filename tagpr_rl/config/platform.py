@@ -13,20 +13,23 @@ class PlatformBlock(Closed):
     """The device profile. The rest of the recipe does not depend on it."""
 
     device: Literal["cpu", "cuda"] = "cpu"
+    """What the models run on."""
     nodes: Count = 1
+    """Machines that train the policy."""
     devices_per_node: Count = 1
-    """Logical devices; on CPU one device is one worker process."""
+    """Devices of each machine that train the policy; on the CPU a device is one worker process."""
     threads: Count = 2
     """CPU threads of each worker process."""
     ray_address: str | None = None
-    """An existing Ray cluster; null = a private local one."""
-    object_store_mb: Count = 400
+    """Address of an existing Ray cluster; null = a private local one."""
     vllm_memory_mb: Count = 512
-    """KV cache of the vLLM engine on CPU, in MiB."""
+    """KV cache of the vLLM engine on the CPU, in MiB."""
     vllm_gpu_utilization: Fraction = 0.5
+    """Share of a GPU's memory that a vLLM engine takes."""
     weight_bucket_mb: Count = 64
-    """Buffer for weight transfer to vLLM; must hold the largest tensor."""
+    """Buffer of the weight transfer to vLLM, in MiB; must hold the largest tensor."""
     zmq_timeout_s: Count = 120
+    """Seconds after which a weight transfer whose other end is silent fails."""
 
 
 class TrainingBlock(Closed):
@@ -36,11 +39,11 @@ class TrainingBlock(Closed):
     """auto: sdpa on the CPU, flash_attention_2 on CUDA. flash_attention_2 needs the flash-attn package and packs
     sequences without padding; sdpa pads."""
     fsdp_size: Count | None = None
-    """Devices that share one copy of the weights; None = all. Smaller = hybrid sharding."""
+    """Devices that share one copy of the weights; null = all. Smaller = hybrid sharding."""
     sequence_parallel: Count = 1
     """Devices that share one sequence (Ulysses); needs flash_attention_2."""
     gradient_checkpointing: bool | None = None
-    """None: off on the CPU, on on CUDA."""
+    """Recompute activations in the backward pass instead of keeping them; null = on CUDA only."""
     offload_params: bool = False
     """Keep weights and gradients in host memory while the other model works."""
     offload_optimizer: bool = False

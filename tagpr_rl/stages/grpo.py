@@ -122,7 +122,6 @@ def scorer_placement(placement: PlacementBlock) -> dict[str, Any]:
     found = {
         "scorers": serving.scorers,
         "max_batch_tokens": scorer_tokens(placement),
-        "max_waiting": serving.max_waiting,
         "cache_mb": serving.cache_mb,
         "restarts": serving.restarts,
     }

@@ -168,14 +168,14 @@ def tracking_settings(recipe: Recipe, run: RunDir, name: str, outages: Sequence[
     mode = "offline" if outages and log.wandb == "online" else log.wandb
     return TrackingSettings(
         metrics_file=str(stage_dir(recipe, run, name).metrics.resolve()),
-        wandb_mode=mode if "wandb" in log.trackers else "disabled",
+        wandb_mode=mode,
         wandb_dir=str(run.root.resolve()),
         project=log.project,
         group=recipe.name,
         stage=name,
         run_id=tracker_id(run),
         step_offset=step_offset(recipe, name),
-        tensorboard="tensorboard" in log.trackers,
+        tensorboard=log.tensorboard,
         alerts=stage.alerts.model_dump() if isinstance(stage := recipe.stages[name], GrpoStage) else None,
     )
 

@@ -252,7 +252,7 @@ def test_the_scorer_s_place_is_the_recipe_s() -> None:
     from tagpr_rl.config.placement import PrmuServing
     from tagpr_rl.stages.grpo import scorer_placement
 
-    limits = {"scorers": 1, "max_batch_tokens": 16_384, "max_waiting": 16_384, "cache_mb": 512.0, "restarts": 3}
+    limits = {"scorers": 1, "max_batch_tokens": 16_384, "cache_mb": 512.0, "restarts": 3}
     assert scorer_placement(PlacementBlock()) == {"device": "cpu", **limits, "max_batch_tokens": 2048}
     assert scorer_placement(PlacementBlock(prmu="shared")) == {"device": "cuda", "num_gpus": 0.0, **limits}
     own = PlacementBlock(prmu="dedicated", prmu_devices=0.5, prmu_serving=PrmuServing(scorers=3))

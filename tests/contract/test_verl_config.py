@@ -23,8 +23,8 @@ def test_grpo_keys(device: str) -> None:
 
     recipe = load_recipe(
         ROOT / "recipes/demo.yaml",
-        (f"platform.device={device}", "stages.guided.clip_high=0.28", "stages.guided.kl_coef=0.02",
-         "stages.guided.norm_advantage_by_std=false", "stages.guided.mini_batches=2"),
+        (f"platform.device={device}", "platform.vllm_memory_mb=256", "stages.guided.clip_high=0.28",
+         "stages.guided.kl_coef=0.02", "stages.guided.norm_advantage_by_std=false", "stages.guided.mini_batches=2"),
     )  # fmt: skip
     config = compose("ppo_trainer", grpo_overrides(recipe, "guided", PATHS))
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
@@ -40,7 +40,7 @@ def test_grpo_keys(device: str) -> None:
     on_cpu = device == "cpu"
     assert config.actor_rollout_ref.model.use_remove_padding is not on_cpu
     assert rollout.enforce_eager is on_cpu
-    assert ("kv_cache_memory_bytes" in rollout.engine_kwargs.vllm) is on_cpu
+    assert rollout.engine_kwargs.vllm.get("kv_cache_memory_bytes") == (256 << 20 if on_cpu else None)
     assert bool(config.trainer.v1.sampler.custom_sampler.path) is on_cpu
     assert actor.fsdp_config.mixed_precision.param_dtype == "fp32"
 

@@ -23,6 +23,8 @@ CONNECT_SECONDS = 5.0
 """A cluster's head that does not answer within this is unreachable."""
 NODE_WAIT_S = 15.0
 """How long a node of an existing cluster may take to join it after the cluster answers."""
+OBJECT_STORE_BYTES = 400 << 20
+"""Ray's object store in a private cluster: settings and rows alone pass through it."""
 LOGICAL_CPUS = 64
 """Ray's CPU count is a scheduling budget; verl's placement group alone asks for 3 per worker."""
 
@@ -91,7 +93,7 @@ def ray_session(recipe: Recipe) -> Iterator[Any]:
         options |= {
             "num_cpus": LOGICAL_CPUS,
             "num_gpus": devices if recipe.platform.device == "cpu" else None,
-            "object_store_memory": recipe.platform.object_store_mb << 20,
+            "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
             "_node_ip_address": LOCAL_NODE_ADDRESS,
         }
