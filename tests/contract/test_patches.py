@@ -180,3 +180,20 @@ def test_verl_s_separate_trainer_still_logs_with_an_argument_that_logging_lacks(
         trainer_separate_async.logger.warning("text", flush=True)
     trainer_separate_async.logger.info("text", flush=True)
     assert issubclass(TagprSeparateTrainer, trainer_separate_async.PPOTrainerSeparateAsync)
+
+
+def test_both_ends_of_the_weight_transfer_have_a_time_limit() -> None:
+    """verl's own sender and receiver wait for ever (see RCVTIMEO above); the adapter must build the timed ones."""
+    import zmq
+    from verl.workers.rollout.vllm_rollout import vllm_rollout
+
+    from tagpr_rl.backend.rollout import weights
+
+    assert "BucketedWeightSender(" in inspect.getsource(vllm_rollout.ServerAdapter)
+    sender = vllm_rollout.BucketedWeightSender(zmq_handle="ipc:///tmp/tagpr-test-no-one.sock", bucket_size_mb=1)
+    assert isinstance(sender, weights.TimedWeightSender)
+    sender._init_socket()
+    try:
+        assert sender.socket.getsockopt(zmq.RCVTIMEO) == 120_000
+    finally:
+        sender.socket.close()

@@ -1,7 +1,7 @@
 """Weight transfer from actor to rollout: per-run sockets and time-outs.
 
-Subclasses of verl 0.9.1's vllm_rollout.ServerAdapter and bucketed_weight_transfer classes, put in
-place by `worker_hooks` (actor side) and `vllm_worker` (rollout side).
+Subclasses of verl 0.9.1's vllm_rollout.ServerAdapter and bucketed_weight_transfer classes. The actor side is put in
+place here and by `worker_hooks`, the rollout side by `vllm_worker`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class TimedWeightSender(transfer.BucketedWeightSender):
     def _init_socket(self) -> None:
         super()._init_socket()
         _with_timeouts(self.socket)
+
+
+vllm_rollout.BucketedWeightSender = TimedWeightSender  # ServerAdapter builds its senders by this name
 
 
 class TimedWeightReceiver(transfer.BucketedWeightReceiver):
