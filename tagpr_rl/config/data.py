@@ -1,4 +1,4 @@
-"""The `data` block of a recipe: questions, retrieval, prompts. All defaults are ours."""
+"""The `data` block of a recipe: questions, retrieval, prompts."""
 
 from __future__ import annotations
 
@@ -18,28 +18,37 @@ class WorldBlock(Closed):
     seed: int = 1
     """Two seeds give two disjoint sets of users."""
     train_users: Count = 1000
+    """Users of the user split whose questions are trained on."""
     held_out_users: Count = 125
+    """Users of the user split whose questions are evaluated; no stage trains on them."""
     time_users: Annotated[int, Field(ge=0)] = 100
-    """Users of the time split."""
+    """Users of the time split, whose early questions are trained on and late ones evaluated."""
     questions_per_user: Count = 8
-    """Over all four tasks."""
+    """Questions of a user over all four tasks: a multiple of 4."""
 
 
 class RetrievalBlock(Closed):
+    """Which items of the user's profile a prompt shows."""
+
     method: Literal["bm25", "dense", "recency", "random", "file", "none"] = "bm25"
+    """How items are ranked: bm25 and dense by likeness to the question, recency by date (time split only), random,
+    file by rankings from `path`; none shows no items."""
     k: Count = 5
+    """Most items that a prompt shows."""
     ties: Literal["official", "position"] = "official"
-    """Equal scores: as the official code's sort leaves them (fixed on one machine), or in the profile's order."""
+    """Order of items with equal scores: as the official code's sort leaves them (fixed on one machine only), or their
+    order in the profile (the same on every machine)."""
     seed: int = 0
-    """Of `random`."""
+    """Seed of the draw of `method: random`."""
     path: Path | None = None
-    """`file`: official rankings, {question id: [item ids]}; with several tasks a folder of `<task>.json`."""
+    """With `method: file`: official rankings, {question id: [item ids]}; for several tasks a folder of
+    `<task>.json`."""
     encoder: Path | None = None
-    """`dense`: folder of a Hugging Face encoder."""
+    """With `method: dense`: folder of a Hugging Face encoder."""
     cache: Path | None = None
-    """`dense`: folder of computed embeddings; null = `<out>/embeddings`."""
+    """With `method: dense`: folder that keeps computed embeddings; null = `<out>/embeddings`."""
     batch_size: Count = 64
-    """`dense`: texts in one pass of the encoder."""
+    """With `method: dense`: texts in one pass of the encoder."""
 
     @model_validator(mode="after")
     def _has_what_it_reads(self) -> RetrievalBlock:
@@ -52,11 +61,15 @@ class RetrievalBlock(Closed):
 
 
 class PromptBlock(Closed):
+    """The prompt's form and limits."""
+
     style: Literal["reasoning", "official"] = "reasoning"
-    """Ours with the tag schema, or LaMP's published template with its token budget."""
+    """reasoning = an instruction with the tag schema, then items and question; official = LaMP's published template
+    with its token budget, which asks for no tags."""
     max_tokens: Count = 192
-    """Prompt limit after the chat template; retrieved items are dropped to meet it."""
+    """Longest prompt after the chat template; the least relevant items are dropped to meet it."""
     max_response_tokens: Count = 96
+    """Longest response, in training, rollouts and evaluation; longer ones are cut."""
 
 
 class DataBlock(Closed):
@@ -65,14 +78,19 @@ class DataBlock(Closed):
     lamp_dir: Path | None = None
     """Folder of official files, `<lamp_dir>/LaMP_2/dev_questions.json`; null = the embedded world."""
     tasks: tuple[TaskName, ...] = Field(default=("LaMP_1", "LaMP_2", "LaMP_3", "LaMP_4"), min_length=1)
+    """The LaMP tasks, in the order of the training data. The embedded world has the first four."""
     split: Literal["user", "time"] = "user"
+    """LaMP's setting: user = other users are held out; time = later questions of the same users are."""
     held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
-    """Share of users held out where `lamp_dir` has only one labelled split."""
+    """Share of users held out if `lamp_dir` has only one labelled split."""
     limit: Count | None = None
-    """At most this many questions per task and split (None = all)."""
+    """Most questions per task and split; null = all of them."""
     retrieval: RetrievalBlock = RetrievalBlock()
+    """Which items of the user's profile a prompt shows."""
     prompt: PromptBlock = PromptBlock()
+    """The prompt's form and the limits of prompt and response."""
     world: WorldBlock = WorldBlock()
+    """Size and seed of the embedded world, if `lamp_dir` is null."""
 
     @model_validator(mode="after")
     def _recency_needs_dates(self) -> DataBlock:

@@ -1,4 +1,4 @@
-"""The recipe's block for a language model that writes or labels chains: where it is, its limits, its price."""
+"""The recipe's block for a language model that writes or labels chains: its address, limits and price."""
 
 from __future__ import annotations
 
@@ -10,51 +10,55 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from tagpr_rl.config.base import Closed, Count, NonNegative, Positive
 
 BY_NAME, BY_BLOCK = "<name>", "<block>"
-"""Tags of the two ways to name a teacher; config.py leaves them out of its messages."""
+"""Tags of the two ways to name a teacher; load.py leaves them out of its messages."""
 
 
 class PricesBlock(Closed):
     """Price of a million tokens, in any one currency."""
 
     prompt: NonNegative = 0.0
+    """Price of a million prompt tokens."""
     completion: NonNegative = 0.0
+    """Price of a million completion tokens."""
 
 
 class SpendBlock(Closed):
     """What may be spent over all attempts at a run; null = no limit. A later run with more goes on."""
 
     tokens: Annotated[int, Field(ge=0)] | None = None
-    """Prompt and completion tokens together."""
+    """Most prompt and completion tokens together."""
     money: NonNegative | None = None
-    """In the currency of `prices`."""
+    """Most money, in the currency of `prices`."""
 
 
 class RetryBlock(Closed):
     """What happens after HTTP 429 and 5xx, a time-out, a lost connection or a body that is no answer."""
 
     times: Annotated[int, Field(ge=0)] = 6
-    """Attempts after the first."""
+    """Attempts at one request after the first."""
     first_wait_s: Positive = 0.5
     """The wait before retry n (from 0) is drawn from [0, first_wait_s * 2^n] (exponential backoff, full jitter)."""
     longest_wait_s: Positive = 60.0
-    """Upper end of that range. A longer Retry-After is obeyed all the same."""
+    """Longest wait that is drawn. A longer Retry-After of the server is obeyed all the same."""
 
 
 class TimeoutsBlock(Closed):
     """Seconds. An answer that comes later is not waited for, but may have been charged by the provider."""
 
     attempt_s: Positive = 300.0
-    """One attempt at one request, from sending to the last byte."""
+    """Limit of one attempt at one request, from sending to the last byte."""
     request_s: Positive = 1800.0
-    """One request with all its attempts and waits."""
+    """Limit of one request with all its attempts and waits."""
     total_s: Positive | None = None
-    """All requests of one call: after it no attempt starts, and those that run are waited for."""
+    """Limit of all requests of one call: after it no attempt starts, and running ones are waited for."""
 
 
 class EndpointBlock(Closed):
-    """A teacher or labeller: rules of ours, any OpenAI-compatible endpoint, or vLLM in this run."""
+    """A teacher or labeller: rules, any OpenAI-compatible endpoint, or vLLM in this run."""
 
     kind: Literal["scripted", "heuristic", "auto", "openai", "vllm"]
+    """scripted and heuristic = rules without a model; auto = one of the two by the data; openai = an endpoint over
+    HTTP; vllm = an engine in this run."""
     base_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """openai: the address, mostly ending in /v1. Without a login or a query: keys belong in the environment."""
     model: str | None = None
@@ -62,21 +66,26 @@ class EndpointBlock(Closed):
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     """openai: the environment variable that holds the key; null = the endpoint wants none."""
     trained: bool = False
-    """As teacher: a model that this project trained, which is asked with the record's own prompt and whose tags are
-    taken off; false = any other model, asked with the teacher's instruction."""
+    """true = the teacher is a model that an earlier run trained: it gets the record's own prompt, and its tags are
+    removed; false = any other model, which gets the teacher's instruction."""
     concurrency: Count = 64
     """openai: requests in flight. vllm: sequences in one batch of the engine."""
     temperature: NonNegative = 0.7
+    """Sampling temperature of the teacher and of a labeller's second pass; its first pass is greedy."""
     max_tokens: Count = 1024
-    """Longest completion; a thinking model's thoughts count."""
+    """Longest completion in tokens; a thinking model's thoughts count."""
     max_model_len: Count | None = None
     """vllm: prompt and completion together; null = data.prompt.max_tokens + 1024 + max_tokens."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """openai: further keys of the request, for example {chat_template_kwargs: {enable_thinking: false}}."""
     retries: RetryBlock = RetryBlock()
+    """How often a failed request is sent again, and after which waits."""
     timeouts: TimeoutsBlock = TimeoutsBlock()
+    """Limits in seconds for an attempt, a request and a whole call."""
     prices: PricesBlock = PricesBlock()
+    """Prices that turn tokens into money in the report and for `budget.money`."""
     budget: SpendBlock = SpendBlock()
+    """Most tokens or money that this role may spend; the stage stops there."""
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> EndpointBlock:
