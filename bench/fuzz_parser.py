@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tagpr_rl.reward.rubric import REWARD_KEYS, Rubric, Weights, breakdown_row
+from tagpr_rl.reward.rubric import Rubric
 from tagpr_rl.reward.task import TASK_NAMES, task_reward
 from tagpr_rl.tags.grammar import is_markup, neutralise, parse, render
 from tagpr_rl.tags.schema import TagSchema, default_schema
@@ -154,8 +154,8 @@ def check_response(text: str, rubric: Rubric, index: int) -> str:
     task = TASK_NAMES[index % len(TASK_NAMES)]
     status, prmu = (("scored", (index % 101) / 100), ("off", None), ("masked", None))[index % 3]
     gold = GOLDS.get(task, TEXT_GOLD)
-    row = breakdown_row(rubric.score(text, task=task, gold=gold, prmu=prmu, prmu_status=status))
-    assert tuple(row) == REWARD_KEYS, row
+    row = rubric.score(text, task=task, gold=gold, prmu=prmu, prmu_status=status).row()
+    assert tuple(row) == rubric.keys, row
     for key, value in row.items():
         if isinstance(value, float):
             assert LOW.get(key, 0.0) <= value <= HIGH.get(key, 1.0), (text, row)
@@ -174,7 +174,7 @@ def fuzz(job: tuple[int, int]) -> tuple[Counter[str], float, int, float]:
     n, seed = job
     rng = random.Random(seed)
     schema = default_schema()
-    rubrics = {flag: Rubric(schema, Weights(), prefilled=flag) for flag in (False, True)}
+    rubrics = {flag: Rubric(schema, prefilled=flag) for flag in (False, True)}
     task_reward("LaMP_4", "warm", "up")  # the import of rouge_score is not a response's time
     counts: Counter[str] = Counter()
     slowest, longest = 0.0, 0

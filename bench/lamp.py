@@ -38,7 +38,7 @@ from tagpr_rl.prompts.bm25 import IndexCache
 from tagpr_rl.prompts.prompt import build_official_prompt, build_prompt
 from tagpr_rl.prompts.retrieve import query_and_texts, rank
 from tagpr_rl.prompts.tokens import WordTokens
-from tagpr_rl.reward.rubric import Rubric, Weights
+from tagpr_rl.reward.rubric import Rubric
 from tagpr_rl.reward.task import rouge
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import LampRecord, ProfileItem
@@ -260,7 +260,7 @@ def chains(rng: random.Random, n: int, tokens: int = 200) -> list[str]:
 
 def bench_rewards(quick: bool) -> dict[str, Any]:
     responses = chains(random.Random(3), 500 if quick else 20_000)
-    rubric = Rubric(default_schema(), Weights())
+    rubric = Rubric(default_schema())
     for response in responses[:200]:
         rubric.score(response, task="LaMP_2", gold="comedy")
     n_formed = 0
@@ -268,7 +268,7 @@ def bench_rewards(quick: bool) -> dict[str, Any]:
     def score_all() -> None:
         nonlocal n_formed
         for response in responses:
-            n_formed += rubric.score(response, task="LaMP_2", gold="comedy").format == 1.0
+            n_formed += rubric.score(response, task="LaMP_2", gold="comedy").components["format"] == 1.0
 
     seconds, _ = cpu(score_all)
     assert n_formed == len(responses)

@@ -113,7 +113,7 @@ def trl_job(recipe: Recipe, size: Size, steps: int, model: Path, rows: Sequence[
         "max_grad_norm": stage.max_grad_norm,
         "clip": stage.clip_low,
         "temperature": stage.temperature,
-        "weights": stage.weights.model_dump(),
+        "weights": stage.weights.model_dump() if stage.weights is not None else {},
         "seed": stage.seed,
         "threads": recipe.platform.threads,
         "rows": [
@@ -188,7 +188,7 @@ def run_ours(recipe: Recipe, size: Size, folder: Path) -> list[dict[str, Any]]:
     metrics = folder / "metrics.jsonl"
     tracking = TrackingSettings(str(metrics.resolve()), "disabled", str(folder.resolve()), "bench", "bench", STAGE)
     checkpoints.begin(paths.checkpoints, {}, keep=1)  # nothing is saved; the trainer asks for its attempt
-    checker = {"schema_file": None, "prefilled": False, **stage.weights.model_dump()}
+    checker = {"schema_file": None, "terms": stage.terms, "prefilled": False, "folder": "."}
     with cluster.ray_session(recipe) as ray:
         devices = cluster.free_devices()
         driver = GrpoDriver.remote()

@@ -19,7 +19,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from tagpr_rl.reward.rubric import Rubric, Weights
+from tagpr_rl.reward.components import short_form
+from tagpr_rl.reward.rubric import Rubric
 from tagpr_rl.tags.schema import default_schema
 
 PACKAGES = ("trl", "torch", "transformers", "accelerate", "datasets", "numpy")
@@ -51,7 +52,7 @@ class StepClock(TrainerCallback):
 
 def make_reward(weights: dict[str, float]) -> Any:
     """TRL's reward function: the rubric's total without PRMU, a pure function of text, task and gold."""
-    rubric = Rubric(default_schema(), Weights(**weights))
+    rubric = Rubric(default_schema(), short_form(**weights))
 
     def rubric_total(completions: list[Any], task: list[str], gold: list[str], **_: Any) -> list[float]:
         texts = [completion[0]["content"] for completion in completions]

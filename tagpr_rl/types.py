@@ -137,26 +137,6 @@ class Parsed:
 
 
 @dataclass(frozen=True, slots=True)
-class RewardBreakdown:
-    """Every reward component of one response. All keys are always present."""
-
-    total: float
-    task: float
-    """[0, 1]"""
-    format: float
-    """0 or 1"""
-    tag: float
-    """[0, 1]"""
-    prmu: float
-    """[0, 1]; 0 with `prmu_status` != "scored" means "no score", and weight 0 or masking follows"""
-    repetition: float
-    """[-1, 0]"""
-    parse_status: str
-    prmu_status: str
-    """"scored", "off" (the stage does not use PRMU) or "masked" (timed out; excluded from the update)"""
-
-
-@dataclass(frozen=True, slots=True)
 class MetricResult:
     """One official metric on one task."""
 

@@ -18,6 +18,7 @@ from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.files import write_json
 from tagpr_rl.monitor.view import Section, StageFacts, as_json, sections
 from tagpr_rl.report.cards.prmu_page import prmu_summary
+from tagpr_rl.reward.components import component_names
 from tagpr_rl.run.open import open_run
 from tagpr_rl.tags.schema import default_schema, load_schema
 from tagpr_rl.types import TagprError
@@ -139,7 +140,8 @@ def view_of(recipe: Recipe) -> list[Section]:
     stages = [
         StageFacts(
             name=name,
-            prmu=stage.prmu is not None and stage.weights.beta > 0,
+            components=component_names(stage.terms),
+            prmu=stage.uses_prmu,
             kl=stage.kl_coef > 0,
             gap=not stage.reuse_rollout_logprobs or stage.mini_batches == 1,
             entropy="actor/entropy_loss" if stage.reuse_rollout_logprobs else "actor/entropy",

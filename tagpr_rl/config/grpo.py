@@ -1,8 +1,9 @@
-"""The block of a GRPO stage: reward weights, sampling, group, optimizer, loss. All defaults are ours."""
+"""The block of a GRPO stage: reward, sampling, group, optimizer, loss, and the algorithms that set several of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,36 +11,93 @@ from pydantic import Field, model_validator
 
 from tagpr_rl.config.alerts import AlertLimits, StepLog
 from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative
+from tagpr_rl.config.reward import RewardTerm, RewardWeights, list_mistake, prmu_terms
 from tagpr_rl.config.rules import FilterBlock, StopBlock
 from tagpr_rl.config.stage import StageBase, TrainingStage
+from tagpr_rl.reward.advantages.step import split_terms
+from tagpr_rl.reward.components import Term
 
 
-class RewardWeights(Closed):
-    """R = task*format + alpha*tag + beta*prmu + gamma*repetition (ours; the paper's values are not public)."""
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """Keys of a GRPO stage that one published algorithm sets."""
 
-    alpha: NonNegative = 0.2
-    beta: NonNegative = 0.2
-    gamma: NonNegative = 0.1
+    arxiv: str
+    """Id of its paper."""
+    idea: str
+    """What it changes, in one line."""
+    normalise: str
+    loss: str
+    clip_low: float
+    clip_high: float
+    loss_agg: str
+    zero_variance: str
+
+    def keys(self) -> dict[str, Any]:
+        """Keys of the stage, with those of its `advantage` block inside."""
+        advantage = {"normalise": self.normalise, "zero_variance": self.zero_variance}
+        names = ("loss", "clip_low", "clip_high", "loss_agg")
+        return {"advantage": advantage, **{name: getattr(self, name) for name in names}}
+
+
+ALGORITHMS: Mapping[str, Algorithm] = {
+    "grpo": Algorithm(
+        "2402.03300", "advantages relative to the group, in place of a value network",
+        "group_std", "clip", 0.2, 0.2, "seq-mean-token-mean", "keep",
+    ),
+    "dr_grpo": Algorithm(
+        "2503.20783", "no division by the group's deviation or by the response's length, which bias the update",
+        "none", "clip", 0.2, 0.2, "seq-mean-token-sum-norm", "keep",
+    ),
+    "dapo": Algorithm(
+        "2503.14476", "a higher upper clip, a mean over tokens, and other prompts for groups of equal rewards",
+        "group_std", "clip", 0.2, 0.28, "token-mean", "resample",
+    ),
+    "gspo": Algorithm(
+        "2507.18071", "one probability ratio per response in place of one per token",
+        "group_std", "gspo", 3e-4, 4e-4, "seq-mean-token-mean", "keep",
+    ),
+    "gdpo": Algorithm(
+        "2601.05242", "each term of the reward is normalised by its own group before the sum",
+        "per_component", "clip", 0.2, 0.2, "token-mean", "keep",
+    ),
+}  # fmt: skip
+"""Values of `algorithm`. Batch sizes, learning rate, `mini_batches` and `kl_coef` stay the recipe's: the papers' values
+fit their own models."""
+
+
+def algorithm_rows() -> list[dict[str, str]]:
+    """A row per algorithm for the documentation: name, arXiv id, idea, and every key that it sets."""
+    rows = []
+    for name, algorithm in ALGORITHMS.items():
+        keys = algorithm.keys()
+        keys |= {f"advantage.{key}": value for key, value in keys.pop("advantage").items()}
+        shown = {key: f"{value:g}" if isinstance(value, float) else value for key, value in keys.items()}
+        rows.append({"algorithm": name, "arXiv": algorithm.arxiv, "idea": algorithm.idea, **shown})
+    return rows
 
 
 class AdvantageBlock(Closed):
     """How a response's reward becomes the advantage of its tokens (reward.update)."""
 
     normalise: Literal["group_std", "none", "per_component"] = "group_std"
-    """group_std: (R - mean) / std of the group (GRPO). none: R - mean (Dr. GRPO). per_component: each reward component
-    by its own group, weighted, summed, then by the batch's deviation (GDPO)."""
+    """group_std: (R - mean) / std of the group (GRPO). none: R - mean (Dr. GRPO). per_component: each term is
+    normalised by its own group, weighted and summed, and the sum is divided by the batch's deviation (GDPO)."""
     zero_variance: Literal["keep", "drop", "resample"] = "keep"
-    """Groups in which every advantage is 0. keep: their tokens count in the loss's mean. drop: they do not, and are
-    counted (`algo/dropped_groups_total`). resample: as DAPO, other prompts are asked until the step is full of groups
-    that differ (sync trainer; at most `resample_limit` groups more)."""
+    """What happens to groups in which every advantage is 0. keep: their tokens count in the loss's mean. drop: they do
+    not count, and are logged as `algo/dropped_groups_total`. resample: other prompts replace them, as in DAPO, until
+    the step is full (needs placement.rollout: colocated)."""
     resample_limit: float = Field(default=2.0, gt=0.0)
-    """Groups given up in a step at most, as a multiple of prompts_per_step; after that equal groups are kept."""
+    """With resample: groups that a step may replace, as a multiple of prompts_per_step; later equal groups are kept."""
     credit: Literal["response", "step"] = "response"
-    """step: soundness and repetition of a tagged step are paid on that step's tokens; the rest on all tokens."""
+    """response: the whole reward is paid on all tokens. step: a tagged step's soundness and repetition are paid on that
+    step's tokens, and the rest on all tokens."""
     step_weight: NonNegative = 0.2
-    """Weight of the normalised step rewards beside the response's normalised reward. Ours."""
-    step_return: Literal["own", "following"] = "own"
-    """own: a step's tokens get its normalised reward. following: the sum with those of later steps (DeepSeekMath)."""
+    """With credit: step, the weight of the normalised step rewards beside the response's normalised reward."""
+
+    def rules(self) -> dict[str, Any]:
+        """Fields of reward.update.AdvantageRules, all but the terms."""
+        return self.model_dump(exclude={"resample_limit"})
 
     @model_validator(mode="after")
     def _goes_together(self) -> AdvantageBlock:
@@ -48,21 +106,27 @@ class AdvantageBlock(Closed):
                 "credit: step splits the reward by step, normalise: per_component by component; "
                 "set normalise: group_std or none"
             )
-        if self.credit == "response" and self.step_return != "own":
-            raise ValueError(f"step_return: {self.step_return} needs credit: step")
         return self
 
 
 class GrpoStage(TrainingStage):
-    """One GRPO stage; guided and exploratory are this with different weights."""
+    """One GRPO stage; the guided and the exploratory stage differ in their reward."""
 
     kind: Literal["grpo"] = "grpo"
     init: str
     prmu: str | None = None
-    """Stage whose PRMU scores responses; required when weights.beta > 0."""
+    """Stage whose PRMU scores responses; required if the reward weighs `prmu`."""
     prmu_users: Literal["own", "shuffled"] = "own"
-    """Whose profile PRMU scores a response for; shuffled = always the same other user's of the task: a control."""
-    weights: RewardWeights = RewardWeights()
+    """Whose profile PRMU scores a response for. shuffled: another user's of the same task, always the same one; this is
+    a control."""
+    reward: tuple[RewardTerm, ...] | None = None
+    """What a response is rewarded for, as a list of terms: `[{name: task_format, weight: 1}, {name: tag, weight: 0.1},
+    {fn: "my_rewards:brevity", weight: 0.05}]`. The reward is the sum of weight * value, in this order."""
+    weights: RewardWeights | None = None
+    """Short form of `reward`, one or the other: {alpha, beta, gamma}. Without both, the short form's defaults hold."""
+    algorithm: Literal["grpo", "dr_grpo", "dapo", "gspo", "gdpo"] | None = None
+    """A published algorithm by name. It sets advantage.normalise, advantage.zero_variance, loss, clip_low, clip_high
+    and loss_agg; keys that the recipe gives itself override it."""
     steps: Count = 20
     prompts_per_step: Count = 32
     group_size: Count = 8
@@ -102,9 +166,33 @@ class GrpoStage(TrainingStage):
     """Train on saved responses instead of generating: an earlier grpo stage of the recipe or a rollouts folder, made
     with save_tokens."""
 
-    def advantage_rules(self) -> dict[str, Any]:
-        """Fields of reward.update.AdvantageRules: the advantage block and the reward's weights."""
-        return self.advantage.model_dump(exclude={"resample_limit"}) | self.weights.model_dump()
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms of the reward, in the order in which they are added."""
+        if self.reward is None:
+            return (self.weights or RewardWeights()).terms()
+        return tuple(Term(term.key, term.weight, term.fn or "") for term in self.reward)
+
+    @property
+    def uses_prmu(self) -> bool:
+        """Whether PRMU scores this stage's responses: one is named and its weight is above 0."""
+        return self.prmu is not None and bool(prmu_terms(self.terms))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _presets(cls, values: Any) -> Any:
+        """The short form's defaults if no reward is given, and the keys of `algorithm` that the recipe leaves out."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if values.get("reward") is None and values.get("weights") is None:
+            values["weights"] = {}
+        preset = ALGORITHMS.get(str(values.get("algorithm")))
+        given = values.get("advantage") or {}
+        if preset is None or not isinstance(given, dict):
+            return values
+        keys = preset.keys()
+        return {**keys, **values, "advantage": {**keys["advantage"], **given}}
 
     @model_validator(mode="before")
     @classmethod
@@ -123,9 +211,9 @@ class GrpoStage(TrainingStage):
 
     @model_validator(mode="after")
     def _algorithm_goes_together(self) -> GrpoStage:
-        own, weights = self.advantage, self.weights
-        if own.credit == "step" and weights.alpha + weights.gamma == 0:
-            raise ValueError("advantage.credit is step, but weights.alpha and gamma are 0: steps have no reward")
+        own = self.advantage
+        if own.credit == "step" and not sum(term.weight for term, _ in split_terms(self.terms)):
+            raise ValueError("advantage.credit is step, but tag and repetition have no weight: steps have no reward")
         if own.zero_variance == "drop" and self.loss_agg != "token-mean":
             raise ValueError(
                 f"advantage.zero_variance: drop needs loss_agg: token-mean (it is {self.loss_agg}, which divides by "
@@ -164,9 +252,20 @@ class GrpoStage(TrainingStage):
     alerts: AlertLimits = AlertLimits()
 
     @model_validator(mode="after")
-    def _prmu_named(self) -> GrpoStage:
-        if self.weights.beta > 0 and self.prmu is None:
-            raise ValueError("weights.beta is above 0 but no `prmu` stage is named; name it or set beta: 0")
+    def _reward_goes_together(self) -> GrpoStage:
+        if self.reward is not None and self.weights is not None:
+            raise ValueError(
+                "give reward or its short form weights, not both (weights: null removes that of an extended recipe)"
+            )
+        if self.reward is not None and (mistake := list_mistake(self.reward)):
+            raise ValueError(mistake)
+        if (weighted := prmu_terms(self.terms)) and self.prmu is None:
+            key = "weights.beta" if self.reward is None else f"the weight of {weighted[0].name} in reward"
+            raise ValueError(f"{key} is above 0 but no `prmu` stage is named; name one or set the weight to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_go_together(self) -> GrpoStage:
         if self.group_size < 2:
             raise ValueError("group_size must be at least 2: a group of one has advantage 0 and teaches nothing")
         if (self.prompts_per_step * self.group_size) % (self.mini_batches * self.micro_batch_size):
@@ -179,19 +278,19 @@ class GrpoStage(TrainingStage):
 
 def rollout_mistakes(where: str, stage: GrpoStage, earlier: Mapping[str, StageBase], rollout: str) -> list[str]:
     """What is wrong with `rollouts_from` and `resample` in a recipe of these earlier stages."""
-    found = []
+    mistakes = []
     source = stage.rollouts_from
     other = earlier.get(source) if source is not None else None
     if other is not None and not isinstance(other, GrpoStage):
-        found.append(f"{where}.rollouts_from: stage '{source}' is no grpo stage")
+        mistakes.append(f"{where}.rollouts_from: stage '{source}' is no grpo stage")
     elif isinstance(other, GrpoStage) and not other.save_tokens:
-        found.append(f"{where}.rollouts_from: stage '{source}' keeps no tokens; set its save_tokens: true")
+        mistakes.append(f"{where}.rollouts_from: stage '{source}' keeps no tokens; set its save_tokens: true")
     elif source is not None and other is None and not Path(source).is_dir():
-        found.append(f"{where}.rollouts_from: '{source}' is neither an earlier grpo stage nor a folder")
+        mistakes.append(f"{where}.rollouts_from: '{source}' is neither an earlier grpo stage nor a folder")
     if rollout == "separate" and source is not None:
-        found.append(
+        mistakes.append(
             f"{where}.rollouts_from: needs placement.rollout: colocated (separate decides itself what a step holds)"
         )
     if rollout == "separate" and stage.advantage.zero_variance == "resample":
-        found.append(f"{where}.advantage.zero_variance: resample needs placement.rollout: colocated; use drop")
-    return found
+        mistakes.append(f"{where}.advantage.zero_variance: resample needs placement.rollout: colocated; use drop")
+    return mistakes

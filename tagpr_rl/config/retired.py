@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 RETIRED: dict[str, str] = {
+    "stages.*.advantage.step_return": "leave it out: a step's tokens get the step's own normalised reward",
     "platform.cuts": "remove it: the CPU platform always runs with these settings, none of which changes a token",
     "platform.object_store_mb": "remove it: nothing large passes through Ray's object store",
     "placement.prmu_serving.max_waiting": "remove it: a scorer's queue has a fixed bound",

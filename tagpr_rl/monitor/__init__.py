@@ -1,1 +1,1 @@
-"""What a training step is watched by: figures from its responses, in plain Python."""
+"""What is watched in a training step: metrics from its responses, alerts and stop rules, in plain Python."""

@@ -1,4 +1,4 @@
-"""Alerts: pure rules over a stage's metrics rows, each raised once until it clears. Rules and limits are ours."""
+"""Alerts: pure rules over a stage's metrics rows. Each alert is raised once, until it clears."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class Alert:
 
 
 def malformed_share(row: Row) -> float | None:
-    """Share of a step's responses that did not parse; None where the row counts no statuses."""
+    """Share of a step's responses that did not parse; None if the row counts no statuses."""
     if not any(key.startswith("parse/") for key in row):
         return None
     return round(1.0 - row.get("parse/OK", 0.0), 9)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean, or None where a value is missing."""
+    """The mean, or None if a value is missing."""
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if values and len(present) == len(values) else None
 
 
 def _last(rows: Sequence[Row], window: int, value: Callable[[Row], float | None], back: int = 0) -> float | None:
-    """The mean of `value` over the last `window` rows, or those `back` windows earlier; None where there are fewer."""
+    """The mean of `value` over the last `window` rows, or those `back` windows earlier; None if there are fewer."""
     end = len(rows) - back * window
     return _mean([value(row) for row in rows[end - window : end]]) if end >= window else None
 
@@ -63,7 +63,7 @@ def _prmu_up_task_down(rows: Sequence[Row], limits: AlertLimits) -> tuple[float,
     text = (
         f"PRMU's score rose by {rise:.3f} while the task score fell by {fall:.3f} (means of {limits.window} steps "
         f"against the {limits.window} before; limits {limits.prmu_rise:g} and {limits.task_fall:g}): the policy may be "
-        "gaming PRMU; lower weights.beta or look at the rollouts"
+        "gaming PRMU; lower PRMU's weight or look at the rollouts"
     )
     return fall, limits.task_fall, text
 
@@ -135,55 +135,55 @@ RULES = {
 
 
 def firing(rows: Sequence[Row], limits: AlertLimits, step: int) -> list[Alert]:
-    """Every alert that the stage's rows, the last one of `step`, give."""
-    found = ((kind, rule(rows, limits)) for kind, rule in RULES.items()) if rows else ()
-    return [Alert(step, kind, *hit) for kind, hit in found if hit is not None]
+    """Every alert that holds after the stage's rows, of which the last is that of `step`."""
+    hits = ((kind, rule(rows, limits)) for kind, rule in RULES.items()) if rows else ()
+    return [Alert(step, kind, *hit) for kind, hit in hits if hit is not None]
 
 
 class AlertWatch:
-    """Raises each kind once, until it clears; what an interrupted attempt raised is not raised again.
+    """Raises each kind once, until it clears, also over interrupted attempts.
 
-    A resumed stage repeats the steps after its checkpoint. A kind raised there counts as raised until a step after that
-    one is without it.
+    A resumed stage repeats the steps after its checkpoint. A kind that an earlier attempt raised in one of them counts
+    as raised until a later step is without it.
     """
 
     def __init__(self, limits: AlertLimits, rows: Sequence[Row] = (), raised: Sequence[Alert] = ()) -> None:
         """`rows` are those of the steps up to the checkpoint, `raised` the alerts of earlier attempts."""
         self._limits = limits
         self._rows = [_needed(row) for row in rows]
-        self._told: dict[str, int] = {}
+        self._raised: dict[str, int] = {}
         for alert in raised:
-            self._told[alert.kind] = max(alert.step, self._told.get(alert.kind, 0))
+            self._raised[alert.kind] = max(alert.step, self._raised.get(alert.kind, 0))
         last = int(rows[-1]["step"]) if rows else 0
         now = {alert.kind for alert in firing(self._rows, limits, last)}
-        self._active = {kind for kind, step in self._told.items() if step > last or kind in now}
+        self._active = {kind for kind, step in self._raised.items() if step > last or kind in now}
 
     def after(self, row: Row, step: int) -> list[Alert]:
         """The alerts that the row of `step` raises."""
         self._rows.append(_needed(row))
-        found = firing(self._rows, self._limits, step)
-        new = [alert for alert in found if alert.kind not in self._active]
-        kinds = {alert.kind for alert in found}
-        self._active = kinds | {kind for kind in self._active if step <= self._told.get(kind, 0)}
+        firing_now = firing(self._rows, self._limits, step)
+        new = [alert for alert in firing_now if alert.kind not in self._active]
+        kinds = {alert.kind for alert in firing_now}
+        self._active = kinds | {kind for kind in self._active if step <= self._raised.get(kind, 0)}
         for alert in new:
-            self._told[alert.kind] = step
+            self._raised[alert.kind] = step
         return new
 
 
 def _needed(row: Row) -> Row:
-    found = {key: row[key] for key in _KEYS if key in row}
-    return found if "parse/OK" in found or malformed_share(row) is None else {**found, "parse/OK": 0.0}
+    values = {key: row[key] for key in _KEYS if key in row}
+    return values if "parse/OK" in values or malformed_share(row) is None else {**values, "parse/OK": 0.0}
 
 
 def read_alerts(path: Path) -> list[Alert]:
-    """The alerts of an `alerts.jsonl`; [] where there is none. A line that a killed process cut is left out."""
-    found = []
+    """The alerts of an `alerts.jsonl`; [] without such a file. A line that a killed process cut is left out."""
+    alerts = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            found.append(Alert(**json.loads(line)))
+            alerts.append(Alert(**json.loads(line)))
         except (ValueError, TypeError):
             continue
-    return found
+    return alerts
 
 
 def append_alert(path: Path, alert: Alert) -> None:

@@ -1,4 +1,4 @@
-"""Figures of one GRPO step from its responses' reward rows; verl's V1 trainer computes none of them."""
+"""Metrics of one GRPO step from its responses' reward rows; verl's V1 trainer computes none of them."""
 
 from __future__ import annotations
 
@@ -7,34 +7,41 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-NUMERIC_KEYS = ("total", "task", "format", "tag", "prmu", "repetition")
+from tagpr_rl.reward.components import TOTAL, Term, needs_prmu, weighted_sum
+
 SUM_TOLERANCE = 1e-6
 """Of a reward; relative above 1, since verl keeps rewards in single precision."""
 _FLAT = 1e-9
+Row = Mapping[str, Any]
+"""A reward row (`reward.rubric.RewardOutput.row`)."""
 
 
 class RewardMismatch(AssertionError):
     """A response was not rewarded with the weighted sum of its components: a mistake in this code."""
 
 
-def component_metrics(rows: Sequence[dict[str, Any]], tasks: Sequence[str], groups: Sequence[str]) -> dict[str, float]:
+def component_metrics(
+    rows: Sequence[Row], tasks: Sequence[str], groups: Sequence[str], components: Sequence[str]
+) -> dict[str, float]:
     """Step metrics from every response's reward row.
 
     Args:
-        rows: reward rows (keys REWARD_KEYS), one per response.
+        rows: reward rows, one per response.
         tasks: LaMP task of each response.
         groups: prompt uid of each response.
+        components: names of the stage's reward components; the total comes by itself.
 
     Returns:
-        `reward/<key>/{mean,std,min,max}` (`prmu` and `total` over the responses that have them) and
+        `reward/<key>/{mean,std,min,max}` (over the responses that have a measurement, see `_measured`) and
         `reward/<key>/zero_variance` (share of the groups in which it does not vary), `task/<LaMP_x>/mean` of the task
         score, `task/<LaMP_x>/{responses,malformed}` and the mean of every other component, `parse/<STATUS>`
         (fraction), `prmu/masked` (responses without a score) and `prmu/masked_fraction`,
         `groups/zero_variance_fraction` (groups whose rewards are all equal, which teach nothing).
     """
+    keys = (TOTAL, *components)
     metrics: dict[str, float] = {}
-    for key in NUMERIC_KEYS:
-        values = [float(row[key]) for row in rows if _counts(key, row["prmu_status"])]
+    for key in keys:
+        values = [float(row[key]) for row in rows if _measured(key, row["prmu_status"])]
         if not values:
             continue
         mean = sum(values) / len(values)
@@ -44,7 +51,7 @@ def component_metrics(rows: Sequence[dict[str, Any]], tasks: Sequence[str], grou
         metrics[f"reward/{key}/min"] = min(values)
         metrics[f"reward/{key}/max"] = max(values)
         metrics[f"reward/{key}/zero_variance"] = _flat_share(key, rows, groups)
-    metrics |= _task_metrics(rows, tasks)
+    metrics |= _task_metrics(rows, tasks, keys)
     counts = Counter(str(row["parse_status"]) for row in rows)
     metrics |= {f"parse/{status}": count / len(rows) for status, count in sorted(counts.items())}
     metrics["prmu/masked"] = float(sum(row["prmu_status"] == "masked" for row in rows))
@@ -54,59 +61,40 @@ def component_metrics(rows: Sequence[dict[str, Any]], tasks: Sequence[str], grou
     return metrics
 
 
-def _flat_share(key: str, rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> float:
+def _flat_share(key: str, rows: Sequence[Row], groups: Sequence[str]) -> float:
     """Share of the groups, of those with a measurement of `key`, in which it does not vary."""
     by_group: dict[str, list[float]] = defaultdict(list)
     for row, group in zip(rows, groups, strict=True):
-        if _counts(key, row["prmu_status"]):
+        if _measured(key, row["prmu_status"]):
             by_group[group].append(float(row[key]))
     return sum(max(values) - min(values) < _FLAT for values in by_group.values()) / len(by_group)
 
 
-def _task_metrics(rows: Sequence[dict[str, Any]], tasks: Sequence[str]) -> dict[str, float]:
-    by_task: dict[str, list[dict[str, Any]]] = defaultdict(list)
+def _task_metrics(rows: Sequence[Row], tasks: Sequence[str], keys: Sequence[str]) -> dict[str, float]:
+    by_task: dict[str, list[Row]] = defaultdict(list)
     for row, task in zip(rows, tasks, strict=True):
         by_task[task].append(row)
     metrics: dict[str, float] = {}
-    for task, found in sorted(by_task.items()):
-        metrics[f"task/{task}/responses"] = float(len(found))
-        metrics[f"task/{task}/malformed"] = sum(row["parse_status"] != "OK" for row in found) / len(found)
-        for key in NUMERIC_KEYS:
-            values = [float(row[key]) for row in found if _counts(key, row["prmu_status"])]
+    for task, own in sorted(by_task.items()):
+        metrics[f"task/{task}/responses"] = float(len(own))
+        metrics[f"task/{task}/malformed"] = sum(row["parse_status"] != "OK" for row in own) / len(own)
+        for key in keys:
+            values = [float(row[key]) for row in own if _measured(key, row["prmu_status"])]
             if values:
                 metrics[f"task/{task}/{'mean' if key == 'task' else key}"] = sum(values) / len(values)
     return metrics
 
 
-def _counts(key: str, prmu_status: str) -> bool:
+def _measured(key: str, prmu_status: str) -> bool:
     """Whether a response's `key` is a measurement: without a PRMU score it has neither that nor a total."""
-    if key == "prmu":
+    if needs_prmu(key):
         return prmu_status == "scored"
-    return key != "total" or prmu_status != "masked"
+    return key != TOTAL or prmu_status != "masked"
 
 
-def prmu_metrics(asked: Sequence[dict[str, Any]], step_s: float | None) -> dict[str, float]:
-    """How long PRMU took, from each response's `response_scorer.Asked` row; {} when PRMU is off (no rows).
-
-    Returns:
-        `timing_s/prmu_wait`: seconds from the end of the last rollout to the last score, which the step waits for;
-        `prmu/wait_fraction`: as a share of the step's seconds `step_s`; `prmu/seconds/{mean,max}` of a response.
-    """
-    if not asked:
-        return {}
-    wait = max(row["done_at"] for row in asked) - max(row["asked_at"] for row in asked)
-    seconds = [row["done_at"] - row["asked_at"] for row in asked]
-    found = {
-        "timing_s/prmu_wait": wait,
-        "prmu/seconds/mean": sum(seconds) / len(seconds),
-        "prmu/seconds/max": max(seconds),
-    }
-    return found if not step_s else found | {"prmu/wait_fraction": wait / step_s}
-
-
-def task_correlation(rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> dict[str, float]:
+def task_correlation(rows: Sequence[Row], groups: Sequence[str]) -> dict[str, float]:
     """Pearson's correlation of PRMU and task score: `prmu/task_correlation` over all scored responses, and
-    `prmu/task_correlation_within` after taking off each group's means. Absent where one of the two does not vary.
+    `prmu/task_correlation_within` after subtracting each group's means. Absent if one of the two does not vary.
     """
     scored = [
         (group, float(row["prmu"]), float(row["task"]))
@@ -117,11 +105,11 @@ def task_correlation(rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> d
     for group, prmu, task in scored:
         by_group[group].append((prmu, task))
     within = [pair for pairs in by_group.values() for pair in _centred(pairs)]
-    found = {
+    values = {
         "prmu/task_correlation": _pearson([(prmu, task) for _, prmu, task in scored]),
         "prmu/task_correlation_within": _pearson(within),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _centred(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -138,29 +126,22 @@ def _pearson(pairs: Sequence[tuple[float, float]]) -> float | None:
     return max(-1.0, min(1.0, math.fsum(a * b for a, b in centred) / math.sqrt(x * y)))
 
 
-def check_sums(
-    rows: Sequence[dict[str, Any]], rewards: Sequence[float], weights: Mapping[str, float], names: Sequence[str]
-) -> None:
-    """RewardMismatch where a response's total is not task * format + alpha * tag + beta * prmu + gamma * repetition, or
-    not the reward that it was trained with.
+def check_sums(rows: Sequence[Row], rewards: Sequence[float], terms: Sequence[Term], names: Sequence[str]) -> None:
+    """RewardMismatch if a response's total is not the weighted sum of its components, or not its trained reward.
 
     Args:
         rows: reward rows, one per response.
         rewards: what the trainer has as each response's reward.
-        weights: alpha, beta, gamma.
+        terms: the terms of the stage's reward.
         names: what the error calls each response.
     """
     for row, reward, name in zip(rows, rewards, names, strict=True):
-        expected = (
-            row["task"] * row["format"]
-            + weights["alpha"] * row["tag"]
-            + weights["beta"] * row["prmu"]
-            + weights["gamma"] * row["repetition"]
-        )
-        off = abs(row["total"] - expected) + abs(reward - row["total"])  # NaN if one of them is
+        expected = weighted_sum(terms, row)
+        off = abs(row[TOTAL] - expected) + abs(reward - row[TOTAL])  # NaN if one of them is
         if not off <= SUM_TOLERANCE * max(1.0, abs(expected)):
-            values = ", ".join(f"{key}={row[key]!r}" for key in NUMERIC_KEYS)
+            values = ", ".join(f"{key}={value!r}" for key, value in row.items())
+            weights = {term.name: term.weight for term in terms}
             raise RewardMismatch(
                 f"{name}: the components' weighted sum is {expected!r}, the reward {reward!r} (off by {off:.3g}, "
-                f"tolerance {SUM_TOLERANCE:g}): {values}, weights {dict(weights)}"
+                f"tolerance {SUM_TOLERANCE:g}): {values}, weights {weights}"
             )

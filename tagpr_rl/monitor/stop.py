@@ -34,7 +34,7 @@ class Stop:
 def stop_after(rows: Sequence[Mapping[str, Any]], rule: StopBlock | None, steps: int) -> Stop | None:
     """Whether the stage ends after the last of `rows` (its steps so far, in order); None = it goes on.
 
-    None as well where that row is the last step of all. TagprError where a row lacks what the rule reads.
+    None as well if that row is the last step of all. TagprError if a row lacks what the rule reads.
     """
     if rule is None or not rows or int(rows[-1]["step"]) >= steps:
         return None
@@ -74,8 +74,8 @@ def plateau(values: Sequence[float], rule: PlateauBlock) -> str:
 
 def _value(row: Mapping[str, Any], key: str, rule: str) -> float:
     if key not in row:
-        have = ", ".join(sorted(str(name) for name in row if str(name).startswith("reward/"))) or "none of reward/"
+        known = ", ".join(sorted(str(name) for name in row if str(name).startswith("reward/"))) or "none of reward/"
         raise TagprError(
-            f"stop.{rule}: step {row['step']} has no metric '{key}'; name a key of the stage's metrics.jsonl ({have})"
+            f"stop.{rule}: step {row['step']} has no metric '{key}'; name a key of the stage's metrics.jsonl ({known})"
         )
     return float(row[key])

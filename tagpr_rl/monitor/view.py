@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tagpr_rl.monitor.step import NUMERIC_KEYS
+from tagpr_rl.reward.components import TOTAL, needs_prmu
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,14 @@ class StageFacts:
     """What decides which metrics a GRPO stage logs."""
 
     name: str
+    components: tuple[str, ...]
+    """Its reward components."""
     prmu: bool
     kl: bool
     gap: bool
     """Whether the rollout's and the actor's probabilities are compared."""
     entropy: str
-    """Its key: verl's `actor/entropy` where old log-probabilities are computed, else `actor/entropy_loss`."""
+    """Its key: verl's `actor/entropy` if old log-probabilities are computed, else `actor/entropy_loss`."""
 
 
 def sections(stages: Sequence[StageFacts], tasks: Sequence[str], tags: Sequence[str]) -> list[Section]:
@@ -46,7 +48,7 @@ def sections(stages: Sequence[StageFacts], tasks: Sequence[str], tags: Sequence[
         tasks: LaMP tasks.
         tags: the schema's tags.
     """
-    found = [
+    view = [
         Section("Reward composition", tuple(_reward_panels(stages))),
         Section("By task", tuple(_panel(stages, task, f"task/{task}/mean", f"task/{task}/total") for task in tasks)),
         Section("By tag", tuple(_panel(stages, tag, f"tag/{tag}/use") for tag in tags)),
@@ -59,8 +61,8 @@ def sections(stages: Sequence[StageFacts], tasks: Sequence[str], tags: Sequence[
         titles = ("PRMU against task (Pearson)", "Unscored responses", "Wait for scores", "Slowest score (s)")
         panels = [_panel(with_prmu, title, name) for title, name in zip(titles, names, strict=True)]
         panels.insert(0, _panel(with_prmu, "PRMU beside task", "reward/prmu/mean", "reward/task/mean"))
-        found.append(Section("PRMU", tuple(panels)))
-    return found
+        view.append(Section("PRMU", tuple(panels)))
+    return view
 
 
 def _panel(stages: Sequence[StageFacts], title: str, *keys: str) -> Panel:
@@ -68,22 +70,23 @@ def _panel(stages: Sequence[StageFacts], title: str, *keys: str) -> Panel:
 
 
 def _reward_panels(stages: Sequence[StageFacts]) -> Iterator[Panel]:
-    for key in NUMERIC_KEYS:
-        those = [stage for stage in stages if stage.prmu] if key == "prmu" else stages
-        if those:
-            yield _panel(those, f"{key}: mean", f"reward/{key}/mean")
+    names = dict.fromkeys(name for stage in stages for name in stage.components)
+    for key in (TOTAL, *names):
+        measured = [s for s in stages if key == TOTAL or (key in s.components and (s.prmu or not needs_prmu(key)))]
+        if measured:
+            yield _panel(measured, f"{key}: mean", f"reward/{key}/mean")
     yield _panel(stages, "Groups in which the reward is equal", "groups/zero_variance_fraction")
 
 
 def _health_panels(stages: Sequence[StageFacts]) -> Iterator[Panel]:
     yield Panel("Entropy", tuple(f"{stage.name}/{stage.entropy}" for stage in stages))
     yield _panel(stages, "KL of the update (ppo_kl)", "actor/ppo_kl")
-    if those := [stage for stage in stages if stage.kl]:
-        yield _panel(those, "KL to the stage's start", "actor/kl_loss")
+    if with_kl := [stage for stage in stages if stage.kl]:
+        yield _panel(with_kl, "KL to the stage's start", "actor/kl_loss")
     yield _panel(stages, "Clipped share", "actor/pg_clipfrac", "actor/pg_clipfrac_lower")
     yield _panel(stages, "Gradient norm", "actor/grad_norm")
-    if those := [stage for stage in stages if stage.gap]:
-        yield _panel(those, "Rollout against actor, largest gap", "training/rollout_probs_diff_max")
+    if with_gap := [stage for stage in stages if stage.gap]:
+        yield _panel(with_gap, "Rollout against actor, largest gap", "training/rollout_probs_diff_max")
     yield _panel(stages, "Responses that parse", "parse/OK")
     yield _panel(stages, "Response length", "response_length/mean", "response_length/max")
     yield _panel(stages, "Staleness", "staleness/mean")
@@ -97,6 +100,6 @@ def _time_panels(stages: Sequence[StageFacts]) -> Iterator[Panel]:
     yield _panel(stages, "Driver only and the logging hook, shares", "driver/share", "driver/hook_share")
 
 
-def as_json(found: Sequence[Section]) -> list[dict[str, Any]]:
+def as_json(view: Sequence[Section]) -> list[dict[str, Any]]:
     """As plain JSON."""
-    return [asdict(section) for section in found]
+    return [asdict(section) for section in view]

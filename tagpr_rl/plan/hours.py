@@ -82,7 +82,7 @@ def grpo_time(recipe: Recipe, stage: GrpoStage, shape: ModelShape, device: Devic
     found = [("generate", generated, rule), *update]
     if extra:
         found.append(("log-probabilities", update[0][1] * extra / factor, f"{extra} more forward pass(es)"))
-    scorer = prmu_shape(recipe, stage.prmu) if stage.prmu is not None and stage.weights.beta else None
+    scorer = prmu_shape(recipe, stage.prmu) if stage.prmu is not None and stage.uses_prmu else None
     if scorer is not None and recipe.placement.prmu != "cpu":
         read = stage.steps * responses * PRMU_TOKENS  # profile items are cached
         flops = read * scorer.forward_flops(PRMU_TOKENS / 2)

@@ -202,7 +202,7 @@ def engine_parts(recipe: Recipe, shape: ModelShape, memory: float | None) -> tup
 
 def scorer_part(recipe: Recipe, stage: GrpoStage) -> Part | None:
     """One PRMU scorer: fp32 weights, the states of the padded tokens it takes at a time, and its cache."""
-    if stage.prmu is None or not stage.weights.beta:
+    if stage.prmu is None or not stage.uses_prmu:
         return None
     shape = prmu_shape(recipe, stage.prmu)
     if shape is None:

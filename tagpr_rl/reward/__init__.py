@@ -1,1 +1,1 @@
-"""One response in, one RewardBreakdown out: components, weighted sum, group advantages."""
+"""One response in, one RewardOutput out: components, weighted sum, advantages of its group and steps."""

@@ -1,4 +1,4 @@
-"""The repetition penalty: the share of a text's n-grams that have occurred before (formula ours)."""
+"""The repetition penalty: the share of a text's n-grams that occurred before."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def repetition_penalty(text: str, n: int = 4) -> float:
 
 
 def steps_penalty(texts: Sequence[str], plain: Plain | None, n: int = 4) -> float:
-    """`repetition_penalty` of texts one a line, given their `plain_tokens`."""
+    """`repetition_penalty` of the texts joined by line breaks, given their `plain_tokens`."""
     if plain is None:
         return repetition_penalty("\n".join(texts), n)
     return _penalty([token for tokens in plain[0] for token in tokens], n)
 
 
 def step_penalties(texts: Sequence[str], plain: Plain | None, n: int = 4) -> list[float]:
-    """Each step's own share of `steps_penalty`: minus the share of its n-grams that have occurred before, in [-1, 0].
+    """Each step's own share of `steps_penalty`: minus the share of its n-grams that occurred before, in [-1, 0].
 
-    An n-gram belongs to the step of its last token, and has occurred before where an earlier step, or the same one,
-    had it already. A step of no n-gram has 0. Weighted by n-grams, the steps' values average to the thought's.
+    An n-gram belongs to the step of its last token. It occurred before if an earlier step, or this one, already had
+    it. A step without n-grams has 0. Weighted by n-grams, the steps' values average to the thought's.
     """
     tokens = [_TOKEN.findall(text.lower()) for text in texts] if plain is None else plain[0]
     seen: set[tuple[str, ...]] = set()
     before: list[str] = []
-    found = []
+    penalties = []
     for words in tokens:
         joined = [*before[-(n - 1) :], *words] if n > 1 else list(words)
         grams = list(zip(*[joined[shift:] for shift in range(n)], strict=False))
@@ -51,9 +51,9 @@ def step_penalties(texts: Sequence[str], plain: Plain | None, n: int = 4) -> lis
         for gram in grams:
             repeated += gram in seen
             seen.add(gram)
-        found.append(-repeated / len(grams) if grams else 0.0)
+        penalties.append(-repeated / len(grams) if grams else 0.0)
         before = joined
-    return found
+    return penalties
 
 
 def _penalty(tokens: Sequence[str], n: int) -> float:

@@ -2,99 +2,93 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from tagpr_rl.reward.repetition import repetition_penalty, steps_penalty
-from tagpr_rl.reward.task import check_gold, task_reward
-from tagpr_rl.tags.constraints import tag_score
-from tagpr_rl.tags.grammar import parse
+from tagpr_rl.reward.components import (
+    RESERVED,
+    TOTAL,
+    Component,
+    Term,
+    load_components,
+    short_form,
+    value_of,
+    weighted_sum,
+)
+from tagpr_rl.reward.response import ResponseParts, read_response, response_parts
+from tagpr_rl.reward.task import check_gold
 from tagpr_rl.tags.schema import TagSchema
-from tagpr_rl.tags.words import plain_tokens
-from tagpr_rl.types import RewardBreakdown
 
-REWARD_KEYS = tuple(field.name for field in fields(RewardBreakdown))
-"""Keys of `breakdown_row`, the same for every response."""
 PRMU_STATUSES = ("scored", "off", "masked")
+"""PRMU scored the response; the stage does not use PRMU; PRMU gave no score, so the update leaves the response out."""
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """Weights of the composite reward; finite and not negative (ValueError otherwise). Defaults are ours.
+class RewardOutput:
+    """The reward of one response."""
 
-    The guided stage uses all three; the exploratory stage is `alpha = beta = 0`.
-    """
+    total: float
+    """The weighted sum of the stage's terms."""
+    components: Mapping[str, float]
+    """The same keys for every response of a stage, each in its component's range."""
+    parse_status: str
+    """A `ParseStatus`."""
+    prmu_status: str
+    """One of PRMU_STATUSES. A component that needs PRMU is 0 unless it is "scored"."""
+    parts: ResponseParts
+    """The response's tagged steps, with spans in characters."""
 
-    alpha: float = 0.2
-    """Weight of `tag`."""
-    beta: float = 0.2
-    """Weight of `prmu`."""
-    gamma: float = 0.1
-    """Weight of `repetition`, which is negative itself."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{field.name} must be finite and not negative, got {value!r}")
+    def row(self) -> dict[str, float | str]:
+        """A flat row: total, components, parse_status, prmu_status. Files have the numbers as `reward_<key>`."""
+        statuses = {"parse_status": self.parse_status, "prmu_status": self.prmu_status}
+        return {TOTAL: self.total, **self.components, **statuses}
 
 
 @dataclass(frozen=True, slots=True)
 class Rubric:
-    """Scores responses; holds no state."""
+    """Scores responses; holds no state between them."""
 
     schema: TagSchema
-    weights: Weights
+    terms: tuple[Term, ...] = field(default_factory=short_form)
+    """The summands of the reward, in the order in which they are added."""
     prefilled: bool = False
     """See `tags.grammar.parse`."""
+    folder: Path | None = None
+    """Where users' reward modules are; None = the working directory."""
+    components: tuple[Component, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "components", load_components(self.terms, self.folder))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of `RewardOutput.row`, in its order."""
+        return (TOTAL, *(component.name for component in self.components), *RESERVED[1:])
 
     def score(
         self, response: str, *, task: str, gold: str, prmu: float | None = None, prmu_status: str = "off"
-    ) -> RewardBreakdown:
-        """Score one response: `total = task * format + alpha * tag + beta * prmu + gamma * repetition`.
-
-        `task` is the value of the *parsed* answer. A malformed response has no parsed answer, so its `task`
-        and `tag` are 0, as is `format`; its `repetition` is that of the raw response (else: of the step
-        texts, one a line). `prmu` is the caller's; with status "off" or "masked" it is None, and the
-        component is 0 and the status says why.
+    ) -> RewardOutput:
+        """Score one response: `total` is the sum of weight * value over `terms`. The response is parsed once.
 
         Args:
             response: the decoded response without special tokens.
             task: LaMP task name.
             gold: gold answer.
             prmu: PRMU's normalised score in [0, 1] if and only if `prmu_status` is "scored".
-            prmu_status: "scored", "off" or "masked".
+            prmu_status: one of PRMU_STATUSES.
 
         Raises:
             ValueError: `prmu` and its status disagree, or `prmu` is not in [0, 1] (NaN included).
-            TagprError: unknown task or unusable gold, also when the response is malformed.
+            TagprError: unknown task or unusable gold, also if the response is malformed; a user's component whose
+                value is no number in its range.
         """
         check_gold(task, gold)  # bad data is reported whatever the policy wrote
         prmu_value = _checked_prmu(prmu, prmu_status)
-        parsed = parse(response, self.schema, prefilled=self.prefilled)
-        trace = parsed.trace
-        if trace is None:
-            task_value = format_value = tag_value = 0.0
-            repetition = repetition_penalty(response)
-        else:
-            task_value, format_value = task_reward(task, trace.answer, gold), 1.0
-            texts = [step.text for step in trace.steps]
-            plain = plain_tokens(texts)
-            tag_value = tag_score(trace, self.schema, plain)
-            repetition = steps_penalty(texts, plain)
-        weights = self.weights
-        return RewardBreakdown(
-            total=task_value * format_value
-            + weights.alpha * tag_value
-            + weights.beta * prmu_value
-            + weights.gamma * repetition,
-            task=task_value,
-            format=format_value,
-            tag=tag_value,
-            prmu=prmu_value,
-            repetition=repetition,
-            parse_status=parsed.status.value,
-            prmu_status=prmu_status,
+        read = read_response(response, self.schema, task=task, gold=gold, prmu=prmu_value, prefilled=self.prefilled)
+        values = {component.name: value_of(component, read) for component in self.components}
+        return RewardOutput(
+            weighted_sum(self.terms, values), values, read.status.value, prmu_status, response_parts(read)
         )
 
 
@@ -108,8 +102,3 @@ def _checked_prmu(prmu: float | None, status: str) -> float:
     if not 0.0 <= prmu <= 1.0:  # false for NaN
         raise ValueError(f"prmu must be in [0, 1], got {prmu!r}")
     return float(prmu)
-
-
-def breakdown_row(breakdown: RewardBreakdown) -> dict[str, float | str]:
-    """The breakdown as a flat row with exactly the keys `REWARD_KEYS`, in that order."""
-    return asdict(breakdown)

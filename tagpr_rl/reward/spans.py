@@ -1,4 +1,4 @@
-"""Characters to tokens: where each token's text stands in the decoded response, and which tokens a span holds."""
+"""Characters to tokens: the character at which each token begins, and the tokens of a character span."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character, or 
 
 
 def starts_by_encoding(ids: Sequence[int], text: str, encode: Encode, special: Collection[int]) -> list[int] | None:
-    """`token_starts` from one encoding of the decoded text; None where its tokens are not the response's.
+    """`token_starts` from one encoding of the decoded text; None if its tokens are not the response's.
 
-    Much the cheaper way, and right for nearly all responses: a policy seldom writes a text in other tokens than its
-    tokenizer would.
+    Much cheaper than `token_starts`, and enough for nearly all responses: a policy seldom writes a text in other
+    tokens than its tokenizer would.
     """
     again, firsts = encode(text)
     if [token for token in ids if token not in special] != list(again):
@@ -37,7 +37,7 @@ def token_starts(ids: Sequence[int], decode: Decode) -> list[int]:
 
     A token that adds no character (a special token, the first bytes of a character that the next token completes)
     starts where the next one does. Tokens are decoded in windows that begin before the last two that gave text, since
-    a decoder may write a token differently at a text's beginning (a leading space). Linear in the tokens. Where the
+    a decoder may write a token differently at the beginning of a text (a leading space). Linear in the tokens. If the
     windows do not add up to the text (a decoder that tidies up across tokens), every prefix is decoded instead.
     """
     text = decode(ids)
@@ -55,12 +55,12 @@ def token_starts(ids: Sequence[int], decode: Decode) -> list[int]:
 
 
 def _past_blanks(starts: Sequence[int], text: str) -> list[int]:
-    """A token that opens with white space begins after it, as in a tokenizer's offsets, unless it is nothing else."""
-    found = []
+    """A token begins after its leading white space, as in a tokenizer's offsets, unless it is white space alone."""
+    shifted = []
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
         piece = text[start:end]
-        found.append(start + len(piece) - len(piece.lstrip()) if not piece.isspace() else start)
-    return found
+        shifted.append(start + len(piece) - len(piece.lstrip()) if not piece.isspace() else start)
+    return shifted
 
 
 def _by_prefixes(ids: Sequence[int], decode: Decode, length: int) -> list[int]:
@@ -75,13 +75,13 @@ def _by_prefixes(ids: Sequence[int], decode: Decode, length: int) -> list[int]:
 def tokens_of(starts: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Tokens [first, end) of each character span: those whose first character lies in it.
 
-    So a token that reaches from one span into the next belongs to the one where it begins, and no token to two.
+    A token that reaches from one span into the next belongs to the span in which it begins, so no token is in two.
 
     Args:
         starts: `token_starts`, `[T]`.
         spans: character spans in order, not overlapping.
     """
-    found = []
+    ranges = []
     index = 0
     for start, end in spans:
         while index < len(starts) and starts[index] < start:
@@ -89,5 +89,5 @@ def tokens_of(starts: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[t
         first = index
         while index < len(starts) and starts[index] < end:
             index += 1
-        found.append((first, index))
-    return found
+        ranges.append((first, index))
+    return ranges

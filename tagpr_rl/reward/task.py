@@ -15,7 +15,7 @@ _KNOWN = EXACT_TASKS | RATING_TASKS | TEXT_TASKS
 TASK_NAMES = tuple(sorted(_KNOWN))
 
 MAX_ROUGE_TOKENS = 512
-"""ROUGE-L is quadratic; a reward reads no more than this many ROUGE tokens of each side (ours)."""
+"""ROUGE-L is quadratic; a reward reads no more than this many ROUGE tokens of each side."""
 MAX_RATING_CHARS = 64
 """A longer "number" is no rating."""
 
@@ -83,20 +83,20 @@ def rouge(pred: str, gold: str, *, max_tokens: int | None = MAX_ROUGE_TOKENS) ->
     answer costs no more than a long one and gains nothing by its tail. `None` cuts nothing: exact, for
     official numbers. Text without such tokens scores 0.
     """
-    theirs, ours = rouge_tokens(gold)[:max_tokens], rouge_tokens(pred)[:max_tokens]
-    if not theirs or not ours:
+    gold_tokens, tokens = rouge_tokens(gold)[:max_tokens], rouge_tokens(pred)[:max_tokens]
+    if not gold_tokens or not tokens:
         return 0.0, 0.0
     left: dict[bytes, int] = {}
-    for token in theirs:
+    for token in gold_tokens:
         left[token] = left.get(token, 0) + 1
-    shared = [token for token in ours if token in left]  # no other token can be part of a common subsequence
+    shared = [token for token in tokens if token in left]  # no other token can be part of a common subsequence
     hits = 0
     for token in shared:
         if left[token]:
             left[token] -= 1
             hits += 1
-    longest = LCSseq.similarity(shared, theirs) if hits > 1 else hits
-    return _f(hits, len(ours), len(theirs)), _f(longest, len(ours), len(theirs))
+    longest = LCSseq.similarity(shared, gold_tokens) if hits > 1 else hits
+    return _f(hits, len(tokens), len(gold_tokens)), _f(longest, len(tokens), len(gold_tokens))
 
 
 def rouge_tokens(text: str) -> list[bytes]:

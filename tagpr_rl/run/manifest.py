@@ -47,7 +47,7 @@ def upstream(recipe: Recipe, name: str) -> tuple[str, ...]:
     found = {nearest for kind in kinds if (nearest := _nearest(recipe, earlier, kind)) is not None}
     if isinstance(stage, SftStage | PrmuStage | GrpoStage):
         found.add(stage.init)
-    if isinstance(stage, GrpoStage) and stage.prmu is not None and stage.weights.beta > 0:
+    if isinstance(stage, GrpoStage) and stage.prmu is not None and stage.uses_prmu:
         found.add(stage.prmu)
     if isinstance(stage, GrpoStage) and stage.rollouts_from in earlier:
         found.add(stage.rollouts_from)

@@ -216,7 +216,7 @@ def _add(arm: str, recipe: Recipe, blocks: dict[str, dict[str, Any]], made: dict
     for name in needed_for(recipe, final_model(recipe)):
         block = dict(dumped[name])
         stage = recipe.stages[name]
-        if isinstance(stage, GrpoStage) and stage.weights.beta == 0:  # PRMU is not asked, so it makes no difference
+        if isinstance(stage, GrpoStage) and not stage.uses_prmu:  # PRMU is not asked, so it makes no difference
             block |= {"prmu": None, "prmu_users": "own"}
         references = {key: block[key] for key in ("init", "prmu") if block.get(key) is not None}
         content = {key: value for key, value in block.items() if key not in references}

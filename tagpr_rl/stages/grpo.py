@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
@@ -88,18 +89,18 @@ def _stopped(context: StageContext, stage: GrpoStage) -> Stop | None:
 def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> None:
     recipe = context.recipe
     prmu = None
-    if stage.prmu is not None and stage.weights.beta > 0:
+    if stage.prmu is not None and stage.uses_prmu:
         folder = context.earlier(stage.prmu, reads=("prmu",)).root / "prmu"
         prmu = {"path": str(folder.resolve()), **scorer_placement(recipe.placement)}
     health_s = recipe.placement.prmu_serving.health_s
     schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
-    weights = stage.weights.model_dump()
+    checker = {"schema_file": schema_file, "terms": stage.terms, "prefilled": recipe.model.thought_prefilled}
     ray = context.start_ray()
     from tagpr_rl.backend.session import ray_session as cluster
     from tagpr_rl.backend.trainer.grpo import GrpoDriver, ScorerSettings
 
     scorers = ScorerSettings(
-        checker={"schema_file": schema_file, "prefilled": recipe.model.thought_prefilled, **weights},
+        checker={**checker, "folder": str(Path.cwd())},
         prmu=prmu,
         health_s=health_s,
         stall_s=max(health_s, stage.prmu_timeout_s),

@@ -32,7 +32,7 @@ def training_rows(context: StageContext, stage: GrpoStage) -> tuple[Path, dict[s
     import pyarrow.parquet as pq
 
     source = context.nearest("prompts", reads=("train.parquet",)).root / "train.parquet"
-    shuffled = stage.prmu is not None and stage.weights.beta > 0 and stage.prmu_users == "shuffled"
+    shuffled = stage.uses_prmu and stage.prmu_users == "shuffled"
     target = context.dir.root / "train.parquet"
     rows = shuffled_rows(source, target, stage.seed) if shuffled else source
     prompt = context.recipe.data.prompt

@@ -18,8 +18,8 @@ def prmu_scores(recipe: Recipe, run: RunDir, name: str, lines: Sequence[Mapping[
 
     stage = recipe.stages[name]
     assert isinstance(stage, GrpoStage)
-    if stage.prmu is None or stage.weights.beta == 0:
-        raise TagprError(f"stage '{name}' does not use PRMU (weights.beta is 0); leave --prmu out")
+    if stage.prmu is None or not stage.uses_prmu:
+        raise TagprError(f"stage '{name}' does not use PRMU (its weight is 0); leave --prmu out")
     rows = stage_dir(recipe, run, name).root / "train.parquet"  # a stage with prompt rows of its own
     if not rows.is_file():
         prompts = next(other for other in upstream(recipe, name) if recipe.stages[other].kind == "prompts")

@@ -31,7 +31,7 @@ class _Fault(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TagParts:
-    """What `tag_score` is made of: it is `coverage * sound` (0 where there are no steps)."""
+    """What the `tag` reward is made of (`tag_parts`)."""
 
     coverage: float
     """In [0, 1]: how much of what the schema requires is there."""
@@ -39,25 +39,16 @@ class TagParts:
     """In [0, 1]: share of the steps without a fault."""
     faults: tuple[str | None, ...]
     """Of each step: wordless, duplicate, surplus, late, or None."""
+    score: float
+    """In [0, 1]: `coverage * sound` in one division, so that equal fractions are equal floats."""
 
 
-def tag_parts(trace: TaggedTrace, schema: TagSchema) -> TagParts:
-    """The parts of `tag_score`. ValueError: a tag that is not in the schema."""
-    if not trace.steps:
-        return TagParts(0.0, 0.0, ())
-    faults, _ = _judge(trace.steps, schema)
-    useful = _useful_counts(trace.steps, faults)
-    needed = sum(least for _, least in schema.required)
-    covered = sum(min(useful.get(name, 0), least) for name, least in schema.required)
-    names = tuple(None if fault is None else fault.name.lower() for fault in faults)
-    return TagParts(covered / needed if needed else 1.0, faults.count(None) / len(faults), names)
-
-
-def tag_score(trace: TaggedTrace, schema: TagSchema, plain: Plain | None = None) -> float:
-    """Score in [0, 1]: `coverage * sound`; 1 if and only if `violations` is empty. The formula is ours.
+def tag_parts(trace: TaggedTrace, schema: TagSchema, plain: Plain | None = None) -> TagParts:
+    """The `tag` reward in [0, 1] and its parts; the score is 1 if and only if `violations` is empty.
 
         coverage = sum_r min(useful_r, min_r) / sum_r min_r      over the required tags r
         sound    = steps without a fault / steps
+        score    = coverage * sound                              (0 without steps)
 
     A step is at fault when it has no word, is a near-duplicate of an earlier step (whatever the tags), is
     over its tag's `max_count`, or is *late*: the first step of its tag, coming after a tag that it must come
@@ -71,23 +62,31 @@ def tag_score(trace: TaggedTrace, schema: TagSchema, plain: Plain | None = None)
     tags earn nothing by being there, so there is nothing to collect by using all of them. What a step *says*
     is for the task reward and PRMU to judge, not for this one.
 
-    `plain` may bring `plain_tokens` of the steps' texts, where the caller has them already.
+    Args:
+        plain: `plain_tokens` of the steps' texts, if the caller has them already.
 
     Raises:
         ValueError: a tag that is not in the schema (a parsed trace never has one).
     """
     if not trace.steps:
-        return 0.0
+        return TagParts(0.0, 0.0, (), 0.0)
     faults, _ = _judge(trace.steps, schema, plain)
-    n_sound = faults.count(None)
-    if not schema.required:
-        return n_sound / len(faults)  # the first useful step is never late, so 0 only if none is useful
+    names = tuple(None if fault is None else fault.name.lower() for fault in faults)
+    num_sound, num_steps = faults.count(None), len(faults)
+    if not schema.required:  # the first useful step is never late, so the score is 0 only if none is useful
+        return TagParts(1.0, num_sound / num_steps, names, num_sound / num_steps)
     useful = _useful_counts(trace.steps, faults)
     needed = covered = 0
     for name, least in schema.required:
         needed += least
         covered += min(useful.get(name, 0), least)
-    return covered * n_sound / (needed * len(faults))  # one division: equal fractions are equal floats
+    score = covered * num_sound / (needed * num_steps)
+    return TagParts(covered / needed, num_sound / num_steps, names, score)
+
+
+def tag_score(trace: TaggedTrace, schema: TagSchema) -> float:
+    """`tag_parts(...).score` alone."""
+    return tag_parts(trace, schema).score
 
 
 def violations(trace: TaggedTrace, schema: TagSchema) -> list[str]:

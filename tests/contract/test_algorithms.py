@@ -74,7 +74,7 @@ def ours(*credits: tuple[float, tuple[float, ...]]) -> list[Any]:
     import torch
 
     from tagpr_rl.backend.trainer.advantages import token_advantages
-    from tagpr_rl.reward.advantages.step import ResponseParts, StepPart
+    from tagpr_rl.reward.response import ResponseParts, StepPart
     from tagpr_rl.reward.update import Credit
 
     parts = ResponseParts(1.0, (StepPart("a", 0, 1, True, 0.0), StepPart("b", 1, 2, True, 0.0)))
@@ -244,12 +244,11 @@ def test_resampling_is_switched_on_by_its_key() -> None:
 @pytest.mark.parametrize("kind", ["word", "bpe"])
 def test_the_tokens_of_a_step_with_real_tokenizers(kind: Any) -> None:
     """Both ways to a token's place agree, and the tokens of a step decode to the step."""
-    from types import SimpleNamespace
-
-    from tagpr_rl.backend.rollout.agent_loop import StepFinder
+    from tagpr_rl.backend.rollout.agent_loop import StepTokens
     from tagpr_rl.model.tiny import build_tokenizer
-    from tagpr_rl.reward.advantages.step import response_parts, to_tokens
+    from tagpr_rl.reward.response import read_response, response_parts, to_tokens
     from tagpr_rl.reward.spans import starts_by_encoding, token_starts
+    from tagpr_rl.tags.schema import default_schema
 
     steps = ("<examine_examples>the user wrote caf\u00e9 \u2603 twice</examine_examples>", "<conclude>so 5</conclude>")
     text = f"<think>{steps[0]}\n{steps[1]}</think> yes"
@@ -260,20 +259,22 @@ def test_the_tokens_of_a_step_with_real_tokenizers(kind: Any) -> None:
     assert made == kind
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     response = tokenizer.decode(ids, skip_special_tokens=True)
-    finder = StepFinder(tokenizer, SimpleNamespace(schema_file=None, prefilled=False))
-    found = finder.find(ids, response)
+    parts = response_parts(read_response(response, default_schema()))
+    finder = StepTokens(tokenizer)
+    found = finder.locate(ids, response, parts)
     assert [step.tag for step in found.steps] == ["examine_examples", "conclude"]
     for step, written in zip(found.steps, steps, strict=True):
         assert "".join(tokenizer.decode(ids[step.start : step.end]).split()) == "".join(written.split())
     assert starts_by_encoding(ids, response, finder._encode, finder.special) is not None
-    slow = to_tokens(response_parts(response, finder.schema), token_starts(ids, finder.decode))
+    slow = to_tokens(parts, token_starts(ids, finder.decode))
     assert slow == found
 
 
 def test_the_hook_reads_the_recipe_s_rules() -> None:
     from tagpr_rl.backend.trainer.advantages import rules_from
+    from tagpr_rl.reward.components import short_form
     from tagpr_rl.reward.update import AdvantageRules
 
-    config = composed("advantage.credit=step", "advantage.step_return=following", "norm_advantage_by_std=false")
-    expected = AdvantageRules("none", "keep", "step", 0.2, "following", alpha=0.1, beta=0.1, gamma=0.1)
-    assert rules_from(config.reward.reward_kwargs.advantage) == expected
+    config = composed("advantage.credit=step", "norm_advantage_by_std=false")
+    expected = AdvantageRules("none", "keep", "step", 0.2, short_form(alpha=0.1, beta=0.1, gamma=0.1))
+    assert rules_from(config.reward.reward_kwargs) == expected

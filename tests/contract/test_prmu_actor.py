@@ -25,13 +25,14 @@ import torch  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM  # noqa: E402
 
-from tagpr_rl.backend.scoring import prmu_actor, prmu_client, tag_checker  # noqa: E402
+from tagpr_rl.backend.scoring import prmu_actor, prmu_client  # noqa: E402
 from tagpr_rl.backend.scoring.prmu_client import ScorerPool  # noqa: E402
-from tagpr_rl.backend.scoring.response_scorer import ResponseScorer  # noqa: E402
+from tagpr_rl.backend.scoring.response_scorer import ResponseScorer, start_checker  # noqa: E402
 from tagpr_rl.prmu.model import PrmuModel, PrmuModelConfig, new_model  # noqa: E402
 from tagpr_rl.prmu.serving.requests import ScoreReply, ScoreRequest  # noqa: E402
 from tagpr_rl.prmu.serving.score import Scorer  # noqa: E402
 from tagpr_rl.prmu.users.vectors import UserTable  # noqa: E402
+from tagpr_rl.reward.components import short_form  # noqa: E402
 from tagpr_rl.types import TagprError  # noqa: E402
 
 WORDS = ("<pad>", "<eos>", "<unk>", "red", "blue", "hat", "like", "take")
@@ -210,7 +211,7 @@ def test_a_frozen_scorer_is_restarted_and_meanwhile_the_other_scores(folder: Pat
 def test_no_answer_in_time_is_a_masked_response_with_the_reason(folder: Path) -> None:
     """One scorer, frozen, and nobody who restarts it: the reward row says so, and scores come again after it."""
     (name, actor), *_ = prmu_actor.start_all("prmu_frozen", 1, path=str(folder)).items()
-    checker = tag_checker.start("prmu_checker", schema_file=None, prefilled=False, alpha=0.2, beta=0.2, gamma=0.1)
+    checker = start_checker("prmu_checker", schema_file=None, terms=short_form(), prefilled=False, folder=".")
     info = {
         "task": "LaMP_2", "gold": "comedy", "user_id": "u0", "profile_texts": ["like red hat"], "question": "hat",
     }  # fmt: skip
@@ -218,14 +219,14 @@ def test_no_answer_in_time_is_a_masked_response_with_the_reason(folder: Path) ->
     before = pid(actor)
     os.kill(before, signal.SIGSTOP)
     try:
-        row, asked = asyncio.run(scorer.score(info, "take red"))
+        output, times = asyncio.run(scorer.score(info, "take red"))
     finally:
         os.kill(before, signal.SIGCONT)
-    assert row["prmu_status"] == "masked" and row["prmu"] == 0.0
-    assert asked.reason == f"no score after prmu_timeout_s=1.5; last: {name} did not answer within 1.5 s"
-    assert 1.4 < asked.done_at - asked.asked_at < 6
-    row, asked = asyncio.run(ResponseScorer("prmu_checker", [name], 30.0).score(info, "take red"))
-    assert row["prmu_status"] == "scored" and asked.reason == "" and asked.done_at >= asked.asked_at
+    assert output.prmu_status == "masked" and output.components["prmu"] == 0.0
+    assert times.reason == f"no score after prmu_timeout_s=1.5; last: {name} did not answer within 1.5 s"
+    assert 1.4 < times.done_at - times.asked_at < 6
+    output, times = asyncio.run(ResponseScorer("prmu_checker", [name], 30.0).score(info, "take red"))
+    assert output.prmu_status == "scored" and times.reason == "" and times.done_at >= times.asked_at
     ray.kill(actor)
     ray.kill(checker)
 

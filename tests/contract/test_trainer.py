@@ -29,6 +29,7 @@ def row(
 
 def test_component_metrics_by_hand() -> None:
     from tagpr_rl.monitor.step import component_metrics
+    from tagpr_rl.reward.components import component_names
 
     rows = [
         row(1.0, task=1.0, prmu=0.8),
@@ -36,7 +37,7 @@ def test_component_metrics_by_hand() -> None:
         row(0.5, task=0.5, scored="masked"),
         row(0.5, task=0.5, prmu=0.6),
     ]
-    found = component_metrics(rows, ["LaMP_2", "LaMP_2", "LaMP_3", "LaMP_3"], ["a", "a", "b", "b"])
+    found = component_metrics(rows, ["LaMP_2", "LaMP_2", "LaMP_3", "LaMP_3"], ["a", "a", "b", "b"], component_names(()))
     assert found["reward/total/mean"] == 0.5  # of 1, 0 and .5: the masked response has no total either
     assert found["reward/total/std"] == pytest.approx((0.5 / 3) ** 0.5)  # deviations .5, .5, 0
     assert found["reward/format/mean"] == 0.75
@@ -50,8 +51,11 @@ def test_component_metrics_by_hand() -> None:
 
 def test_a_stage_without_prmu_logs_no_prmu_reward() -> None:
     from tagpr_rl.monitor.step import component_metrics
+    from tagpr_rl.reward.components import component_names
 
-    found = component_metrics([row(1.0, scored="off"), row(0.0, scored="off")], ["LaMP_1"] * 2, ["a", "a"])
+    found = component_metrics(
+        [row(1.0, scored="off"), row(0.0, scored="off")], ["LaMP_1"] * 2, ["a", "a"], component_names(())
+    )
     assert not [key for key in found if key.startswith("reward/prmu")]
     assert found["prmu/masked_fraction"] == 0.0
 
@@ -72,10 +76,10 @@ def test_unscored_responses_and_those_left_alone_are_masked(statuses: list[str],
 
 
 def test_the_wait_for_scores_is_from_the_last_rollout_to_the_last_score() -> None:
-    from tagpr_rl.monitor.step import prmu_metrics
+    from tagpr_rl.monitor.phases import ScoringTimes, prmu_metrics
 
     asked = [(10.0, 10.5), (12.0, 12.1), (11.0, 12.4)]  # the last rollout ends at 12, the last score comes at 12.4
-    rows = [{"asked_at": start, "done_at": end, "reason": ""} for start, end in asked]
+    rows = [ScoringTimes(start, end, end) for start, end in asked]
     assert prmu_metrics(rows, 8.0) == pytest.approx(
         {"timing_s/prmu_wait": 0.4, "prmu/wait_fraction": 0.05, "prmu/seconds/mean": 2 / 3, "prmu/seconds/max": 1.4}
     )
@@ -140,13 +144,14 @@ class FakeQueue:
 
 def test_the_hook_writes_our_advantages_and_takes_out_who_has_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Group a differs, with credit per step; b is equal, and dropped; then a padding row, as verl adds them."""
+    from dataclasses import asdict
     from types import SimpleNamespace
 
     import torch
     from omegaconf import OmegaConf
 
     from tagpr_rl.backend.trainer.hooks import rewards as reward_hooks
-    from tagpr_rl.reward.advantages.step import PARTS
+    from tagpr_rl.reward.components import short_form
 
     class Verl:
         def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
@@ -157,9 +162,9 @@ def test_the_hook_writes_our_advantages_and_takes_out_who_has_no_part(monkeypatc
     def item(total: float, length: int, steps: list[list[Any]]) -> dict[str, Any]:
         extra = {
             "reward_extra_info": row(total),
-            "prmu": {"reason": ""},
+            "prmu": {"asked_at": 0.0, "done_at": 0.0, "scored_at": 0.0, "reason": ""},
             "text": "",
-            PARTS: {"coverage": 1.0, "steps": steps},
+            "step_parts": {"coverage": 1.0, "steps": steps},
         }
         mask = torch.ones(length, dtype=torch.int64)
         return {"extra_fields": extra, "extra_info": {}, "response_mask": mask, "loss_mask": mask, "uid": "?"}
@@ -172,8 +177,9 @@ def test_the_hook_writes_our_advantages_and_takes_out_who_has_no_part(monkeypatc
         }
     )  # fmt: skip
     monkeypatch.setattr(reward_hooks, "tq", queue)
-    rules = {"credit": "step", "zero_variance": "drop", "normalise": "none", "alpha": 0.4, "step_weight": 1.0}
-    settings = {"max_masked_fraction": 0.0, "prmu_timeout_s": 1.0, "advantage": rules}
+    rules = {"credit": "step", "zero_variance": "drop", "normalise": "none", "step_weight": 1.0}
+    terms = [asdict(term) for term in short_form(alpha=0.4, beta=0.0, gamma=0.0)]
+    settings = {"max_masked_fraction": 0.0, "prmu_timeout_s": 1.0, "advantage": rules, "terms": terms}
     trainer = type("Trainer", (reward_hooks.RewardHooks, Verl), {"local_trigger_step": 0})()
     trainer.config = OmegaConf.create({"reward": {"reward_kwargs": settings}})
     keys = list(queue.items)

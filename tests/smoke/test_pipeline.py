@@ -16,7 +16,8 @@ import pytest
 from tagpr_rl.backend.rollout.saved import read_tokens
 from tagpr_rl.cli import study
 from tagpr_rl.reward.advantages.group import group_advantages
-from tagpr_rl.reward.rubric import Rubric, Weights
+from tagpr_rl.reward.components import short_form
+from tagpr_rl.reward.rubric import Rubric
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.run.open import read_resolved
 from tagpr_rl.tags.schema import default_schema
@@ -93,7 +94,7 @@ def test_rollouts_hold_the_rubrics_own_numbers(run: Path, name: str) -> None:
     """What verl trained on is what the rubric says of the text, component by component."""
     weights = json.loads((run / "resolved.json").read_text(encoding="utf-8"))["stages"][name]["weights"]
     assert (weights["alpha"] > 0) == (weights["beta"] > 0) == (name == "guided")
-    rubric = Rubric(default_schema(), Weights(**weights))
+    rubric = Rubric(default_schema(), short_form(**weights))
     for file in sorted((stage(run, name) / "rollouts").glob("step_*.jsonl")):
         found = rows(file)
         assert len(found) == PROMPTS * GROUP
@@ -103,7 +104,7 @@ def test_rollouts_hold_the_rubrics_own_numbers(run: Path, name: str) -> None:
                 row["response"], task=row["task"], gold=row["gold"], prmu=prmu, prmu_status=row["prmu_status"]
             )
             assert row["reward_total"] == pytest.approx(expected.total)
-            assert row["reward_tag"] == pytest.approx(expected.tag)
+            assert row["reward_tag"] == pytest.approx(expected.components["tag"])
             assert row["parse_status"] == expected.parse_status
             assert row["prmu_status"] == ("scored" if name == "guided" else "off")
 

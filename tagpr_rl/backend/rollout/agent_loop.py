@@ -1,7 +1,7 @@
 """verl's agent-loop worker with this project's rewards, scored in the worker where the response arrives.
 
-verl would send every response to a reward worker in a process of its own, which would then ask the scoring
-actors; asking them from here saves that hop. Named in `rollout.agent.agent_loop_manager_class`
+verl would send every response to a reward worker in another process, and that worker would ask the scoring actors.
+Asking them from here saves that hop. This module is named in `rollout.agent.agent_loop_manager_class`
 (verl 0.9.1 main_ppo.py:120); `reward.num_workers` is 0, so no idle reward worker is started.
 """
 
@@ -18,10 +18,9 @@ from verl.utils.profiler import simple_timer
 from verl.workers.rollout.llm_server import LLMServerClient
 
 from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens, step_file
-from tagpr_rl.backend.scoring.response_scorer import ResponseScorer
-from tagpr_rl.reward.advantages.step import PARTS, ResponseParts, parts_row, response_parts, to_tokens
+from tagpr_rl.backend.scoring.response_scorer import ResponseScorer, ScoredResponse
+from tagpr_rl.reward.response import ResponseParts, to_tokens
 from tagpr_rl.reward.spans import starts_by_encoding, token_starts
-from tagpr_rl.tags.schema import default_schema, load_schema
 
 _Worker = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
@@ -33,38 +32,35 @@ class TagprAgentLoopWorker(_Worker):
         super().__init__(config, *args, **kwargs)
         settings = config.reward.reward_kwargs
         self.scorer = ResponseScorer(settings.tag_checker, list(settings.prmu), float(settings.prmu_timeout_s))
-        self.steps = StepFinder(self.tokenizer, settings) if settings.advantage.credit == "step" else None
+        self.step_tokens = StepTokens(self.tokenizer) if settings.advantage.credit == "step" else None
 
     async def _compute_score(self, outputs: list[Any], kwargs: dict[str, Any]) -> None:
         """Set the last output's reward and reward row (overrides verl's agent_loop.py:967)."""
         final = outputs[-1]
         timing: dict[str, float] = {}
         with simple_timer("compute_score", timing):
-            # verl's own managers decode the same way; our tags are ordinary tokens, so they survive it.
+            # verl's own managers decode the same way; tags are ordinary tokens, so they survive it.
             response = self.tokenizer.decode(final.response_ids, skip_special_tokens=True)
-            row, asked = await self.scorer.score(kwargs["extra_info"], response)
-        final.reward_score = row["total"]
-        final.extra_fields["reward_extra_info"] = row
-        final.extra_fields["prmu"] = asked.row()
-        final.extra_fields["text"] = response  # so that the trainer neither reads its tokens nor decodes them
-        if self.steps is not None:
-            final.extra_fields[PARTS] = parts_row(self.steps.find(final.response_ids, response))
+            output, times = await self.scorer.score(kwargs["extra_info"], response)
+        parts = output.parts
+        if self.step_tokens is not None:
+            parts = self.step_tokens.locate(final.response_ids, response, parts)
+        final.reward_score = output.total
+        # With text and steps, the trainer neither reads the response's tokens nor decodes and parses them again.
+        final.extra_fields.update(ScoredResponse(response, output.row(), parts, times).extra_fields())
         final.metrics.compute_score = timing["compute_score"]
 
 
-class StepFinder:
-    """The tagged steps of a response, with their tokens; here, where it costs no time of the trainer's."""
+class StepTokens:
+    """Which tokens a response's tagged steps have. Works in the rollout worker, so the trainer need not wait for it."""
 
-    def __init__(self, tokenizer: Any, settings: Any) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.special = frozenset(tokenizer.all_special_ids)
-        self.schema = load_schema(Path(settings.schema_file)) if settings.schema_file else default_schema()
-        self.prefilled = bool(settings.prefilled)
         self.decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
 
-    def find(self, ids: list[int], response: str) -> ResponseParts:
-        """Parts of a response given as ids and as its decoded text."""
-        parts = response_parts(response, self.schema, prefilled=self.prefilled)
+    def locate(self, ids: list[int], response: str, parts: ResponseParts) -> ResponseParts:
+        """`parts` with spans in tokens, for a response given as ids and as its decoded text."""
         if not parts.steps:
             return parts
         starts = starts_by_encoding(ids, response, self._encode, self.special)
@@ -77,10 +73,10 @@ class StepFinder:
 
 @register("saved_rollouts")
 class SavedRolloutLoop(AgentLoopBase):
-    """Gives the saved response of a step instead of generating one (recipe key `rollouts_from`)."""
+    """Returns the saved response of a step in place of a new one (recipe key `rollouts_from`)."""
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
-        """The response whose place in its group is this session's."""
+        """The saved response with this session's number in its group."""
         info = kwargs["extra_info"]
         path = step_file(Path(self.config.reward.reward_kwargs.saved_rollouts), int(info[SAVED_STEP]))
         row = read_tokens(path)[info["task"], info["record_id"], int(kwargs["session_id"])]
@@ -107,7 +103,7 @@ class TagprAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):
 
 
 class OneServerClient(LLMServerClient):
-    """A client of a run that has one rollout server: asks the load balancer once, not for every response."""
+    """A client for runs with one rollout server: it asks the load balancer once, not for every response."""
 
     _server: tuple[str, Any] | None = None
 

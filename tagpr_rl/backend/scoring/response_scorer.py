@@ -1,54 +1,109 @@
-"""The reward of a response: asks the PRMU actor and the tag-checker actor, returns every component."""
+"""The reward of a response: a tag-checker actor that parses and scores, PRMU's actors, and the worker that asks both.
+
+The tag checker is a process of its own, on CPU only, so that parsing and ROUGE neither slow the event loops of the
+agent-loop workers nor run on accelerator nodes. It parses each response once; its answer goes with the response to the
+trainer.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from tagpr_rl.backend.scoring.coalesce import Coalescer
 from tagpr_rl.backend.scoring.prmu_client import ScorerPool
+from tagpr_rl.monitor.phases import ScoringTimes
 from tagpr_rl.prmu.serving.requests import ScoreReply, ScoreRequest
+from tagpr_rl.reward.components import Term
+from tagpr_rl.reward.response import ResponseParts
+from tagpr_rl.reward.rubric import RewardOutput, Rubric
+from tagpr_rl.tags.schema import default_schema, load_schema
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """When PRMU was asked for a response's score and when it answered (Unix seconds), and why it gave none."""
+class CheckRequest:
+    """What the tag checker needs of one response."""
 
-    asked_at: float
-    done_at: float
-    reason: str = ""
-    scored_at: float = 0.0
-    """When every component was there."""
+    response: str
+    task: str
+    gold: str
+    prmu: float | None
+    prmu_status: str
 
-    def row(self) -> dict[str, float | str]:
-        """As plain values, for a response's extra fields."""
-        return asdict(self)
+
+class TagChecker:
+    """Parses and scores responses. Bad text yields a status; anything else raises."""
+
+    def __init__(self, schema_file: str | None, terms: Sequence[Term], prefilled: bool, folder: str) -> None:
+        """`folder` is where users' reward modules are."""
+        schema = load_schema(Path(schema_file)) if schema_file else default_schema()
+        self.rubric = Rubric(schema, tuple(terms), prefilled, Path(folder))
+
+    def score_many(self, requests: Sequence[CheckRequest]) -> list[RewardOutput]:
+        """The reward of each response."""
+        score = self.rubric.score
+        return [score(r.response, task=r.task, gold=r.gold, prmu=r.prmu, prmu_status=r.prmu_status) for r in requests]
+
+    def health(self) -> dict[str, Any]:
+        """Process id, for tests and monitoring."""
+        return {"pid": os.getpid()}
+
+
+def start_checker(name: str, **kwargs: Any) -> Any:
+    """Start the named tag checker (one per stage) and return its handle."""
+    return ray.remote(TagChecker).options(name=name, num_cpus=0, max_restarts=3, max_task_retries=3).remote(**kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredResponse:
+    """One response with its reward, as it travels from its agent-loop worker to the trainer."""
+
+    text: str
+    """Decoded, without special tokens."""
+    row: Mapping[str, Any]
+    """`RewardOutput.row`."""
+    parts: ResponseParts
+    """Its tagged steps; spans are in tokens under `credit: step`, else in characters."""
+    times: ScoringTimes
+
+    def extra_fields(self) -> dict[str, Any]:
+        """Keys of the response's extra fields in verl. `reward_extra_info` is verl's name, the others are not."""
+        row, times = dict(self.row), asdict(self.times)
+        return {"reward_extra_info": row, "text": self.text, "step_parts": self.parts.as_row(), "prmu": times}
+
+    @classmethod
+    def from_extra_fields(cls, fields: Mapping[str, Any]) -> ScoredResponse:
+        """Inverse of `extra_fields`."""
+        parts, times = ResponseParts.from_row(fields["step_parts"]), ScoringTimes(**fields["prmu"])
+        return cls(fields["text"], dict(fields["reward_extra_info"]), parts, times)
 
 
 class ResponseScorer:
-    """One response -> the flat reward row of `reward.rubric.breakdown_row`. Lives in an agent-loop worker.
+    """One response -> its reward. Lives in an agent-loop worker.
 
     Responses that end close together share a call to each actor.
     """
 
     def __init__(self, checker: str, prmu: Sequence[str], prmu_timeout_s: float) -> None:
-        """`checker` and `prmu` are actor names; an empty `prmu` switches that component off."""
+        """`checker` and `prmu` are actor names; an empty `prmu` switches PRMU off."""
         self._checker = ray.get_actor(checker)
         self._prmu = ScorerPool(prmu, prmu_timeout_s) if prmu else None
-        self._check: Coalescer[tuple[Any, ...], dict[str, Any]] = Coalescer(self._call_checker)
+        self._check: Coalescer[CheckRequest, RewardOutput] = Coalescer(self._call_checker)
 
-    async def score(self, info: dict[str, Any], response: str) -> tuple[dict[str, Any], Asked]:
-        """Every component of one response, and how PRMU was asked.
+    async def score(self, info: Mapping[str, Any], response: str) -> tuple[RewardOutput, ScoringTimes]:
+        """The reward of one response, and when its scores were asked for and came.
 
         Malformed text gets a status. A response that PRMU could not score has the status "masked": the trainer
-        leaves it out of the update, and stops the stage when there are too many. A dead tag checker raises.
+        leaves it out of the update, and stops the stage if there are too many. A dead tag checker raises.
 
         Args:
-            info: the record's `extra_info`, not changed (stages.prompts.extra_info).
+            info: the record's `extra_info`, not changed (prompts.rows).
             response: the decoded response, tags included.
         """
         asked_at = time.time()
@@ -56,10 +111,10 @@ class ResponseScorer:
         done_at = time.time()
         score = reply.score if reply else None
         status = "off" if reply is None else "masked" if reply.score is None else "scored"
-        row = await self._check.submit((response, info["task"], info["gold"], score, status))
-        return row, Asked(asked_at, done_at, reply.reason if reply else "", time.time())
+        output = await self._check.submit(CheckRequest(response, info["task"], info["gold"], score, status))
+        return output, ScoringTimes(asked_at, done_at, time.time(), reply.reason if reply else "")
 
-    async def _prmu_score(self, info: dict[str, Any], response: str) -> ScoreReply | None:
+    async def _prmu_score(self, info: Mapping[str, Any], response: str) -> ScoreReply | None:
         if self._prmu is None:
             return None
         request = ScoreRequest(
@@ -70,5 +125,5 @@ class ResponseScorer:
         )
         return await self._prmu.score(request)
 
-    async def _call_checker(self, items: list[tuple[Any, ...]]) -> Sequence[dict[str, Any]]:
-        return await self._checker.score_many.remote(items)
+    async def _call_checker(self, requests: list[CheckRequest]) -> Sequence[RewardOutput]:
+        return await self._checker.score_many.remote(requests)

@@ -78,11 +78,11 @@ def _start_scorers(scorers: ScorerSettings) -> tuple[dict[str, Any], Callable[[]
 
     Returns the overrides that name the actors to the agent loops, and a function that ends the watch.
     """
-    from tagpr_rl.backend.scoring import tag_checker
+    from tagpr_rl.backend.scoring.response_scorer import start_checker
 
     own = f"{ray.get_runtime_context().get_job_id()}_{os.getpid()}"
     checker_name = f"tag_checker_{own}"
-    checker = tag_checker.start(checker_name, **scorers.checker)
+    checker = start_checker(checker_name, **scorers.checker)
     prmu: dict[str, Any] = {}
     stop = threading.Event()
     if scorers.prmu is not None:

@@ -6,7 +6,7 @@ Neither file imports verl, so that `tagpr plan` can print the overrides on any m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +182,9 @@ def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[st
         "+reward.reward_kwargs.save_tokens": stage.save_tokens,
         "+reward.reward_kwargs.schema_file": schema_file,
         "+reward.reward_kwargs.prefilled": recipe.model.thought_prefilled,
-        **{f"+reward.reward_kwargs.advantage.{key}": value for key, value in stage.advantage_rules().items()},
-        **_step_log_keys(recipe, stage),
+        "+reward.reward_kwargs.terms": [asdict(term) for term in stage.terms],
+        **{f"+reward.reward_kwargs.advantage.{key}": value for key, value in stage.advantage.rules().items()},
+        **_step_log_keys(stage),
     }
     if stage.rollouts_from is not None:
         keys |= {
@@ -193,16 +194,10 @@ def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[st
     return keys
 
 
-def _step_log_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
-    """What `hooks.step_log` needs; verl itself reads none of it."""
-    settings = {
-        **stage.weights.model_dump(),
-        **stage.log.model_dump(),
-        "schema_file": str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None,
-        "prefilled": recipe.model.thought_prefilled,
-        "seed": stage.seed,
-    }
-    return {f"+reward.reward_kwargs.step_log.{key}": value for key, value in settings.items()}
+def _step_log_keys(stage: GrpoStage) -> dict[str, Any]:
+    """What the logging hook (hooks.step_log) needs; verl itself reads none of it."""
+    given = {**stage.log.model_dump(), "seed": stage.seed}
+    return {f"+reward.reward_kwargs.step_log.{key}": value for key, value in given.items()}
 
 
 def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
@@ -318,6 +313,8 @@ def _hydra_value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, list):
         return "[" + ",".join(_hydra_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_hydra_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, str):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return str(value)

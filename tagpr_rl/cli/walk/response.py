@@ -9,14 +9,13 @@ from rich.text import Text
 
 from tagpr_rl.chains.teachers.canned import Reply, canned_replies, stand_in_prmu
 from tagpr_rl.config import GrpoStage, Recipe
-from tagpr_rl.report.page.collect import uses_prmu
-from tagpr_rl.report.page.names import REWARD_COMPONENTS
+from tagpr_rl.report.page.names import reward_names
 from tagpr_rl.report.page.terminal import Page
 from tagpr_rl.reward.advantages.group import group_advantages
-from tagpr_rl.reward.rubric import Rubric, Weights
+from tagpr_rl.reward.rubric import RewardOutput, Rubric
 from tagpr_rl.tags.constraints import violations
 from tagpr_rl.tags.grammar import parse
-from tagpr_rl.types import LampRecord, ParseStatus, Prompt, RewardBreakdown, TagprError
+from tagpr_rl.types import LampRecord, ParseStatus, Prompt, TagprError
 
 MAX_FAULTS = 4
 """Faults against the tag schema that are printed of one response."""
@@ -77,43 +76,37 @@ def score_replies(page: Page, record: LampRecord, replies: Sequence[Reply], stag
         "Every response gets every component; a malformed one has "
         "task = format = tag = 0. The weights differ by stage, the components do not.",
     )
-    page.say("total = task * format + alpha * tag + beta * prmu + gamma * repetition")
     page.say(
         "PRMU is a trained network and is not run here. The prmu column is a stand-in (share of the "
         "response's words that the profile has), so that the sum can be followed."
     )
-    breakdowns = [breakdowns_of(page, record, replies, stage) for _, stage in stages]
+    outputs = [outputs_of(page, record, replies, stage) for _, stage in stages]
+    shown = next((rows for rows in outputs if rows[0].prmu_status == "scored"), outputs[0])
     table = Table(box=None, pad_edge=False)
     table.add_column("response")
-    for part in REWARD_COMPONENTS[1:]:
-        table.add_column(part.label, justify="right")
+    for component in shown[0].components:
+        table.add_column(component, justify="right")
     for name, stage in stages:
-        w = stage.weights
-        page.say(f"{name}: alpha = {w.alpha:g}, beta = {w.beta:g}, gamma = {w.gamma:g}")
+        page.say(f"{name}: total = {' + '.join(f'{term.weight:g} * {term.label}' for term in stage.terms)}")
         table.add_column(Text(f"total\n{name}"), justify="right")
-    shown = next((rows for rows in breakdowns if rows[0].prmu_status == "scored"), breakdowns[0])
     for i, reply in enumerate(replies):
-        cells = [f"{getattr(shown[i], part.key):.3f}" for part in REWARD_COMPONENTS[1:]]
-        totals = [f"{rows[i].total:.3f}" for rows in breakdowns]
+        cells = [f"{value:.3f}" for value in shown[i].components.values()]
+        totals = [f"{rows[i].total:.3f}" for rows in outputs]
         table.add_row(Text(short(reply)), *cells, *totals)
-    page.block("out: RewardBreakdown for each response", table)
-    b, (first, stage) = breakdowns[0][0], stages[0]
-    w = stage.weights
-    page.say(
-        f"  first row, {first}: {b.task:.3f} * {b.format:g} + {w.alpha:g} * {b.tag:.3f} + {w.beta:g} * "
-        f"{b.prmu:.3f} + {w.gamma:g} * {b.repetition:.3f} = {b.total:.3f}"
-    )
+    page.block("out: RewardOutput for each response", table)
+    output, (first, stage) = outputs[0][0], stages[0]
+    addends = " + ".join(f"{term.weight:g} * {term.value(output.components):.3f}" for term in stage.terms)
+    page.say(f"  first row, {first}: {addends} = {output.total:.3f}")
     meanings = Table.grid(padding=(0, 2))
-    for part in REWARD_COMPONENTS[1:]:
+    for part in reward_names(term for _, stage in stages for term in stage.terms)[1:]:
         meanings.add_row(Text(part.label, "bold"), Text(part.meaning))
     page.block("the components", meanings)
-    return [[breakdown.total for breakdown in rows] for rows in breakdowns]
+    return [[own.total for own in rows] for rows in outputs]
 
 
-def breakdowns_of(page: Page, record: LampRecord, replies: Sequence[Reply], stage: GrpoStage) -> list[RewardBreakdown]:
-    """The replies' rewards under one stage's weights, with a stand-in for PRMU's score if the stage uses PRMU."""
-    weights = Weights(stage.weights.alpha, stage.weights.beta, stage.weights.gamma)
-    rubric, scored = Rubric(page.schema, weights, page.prefilled), uses_prmu(stage)
+def outputs_of(page: Page, record: LampRecord, replies: Sequence[Reply], stage: GrpoStage) -> list[RewardOutput]:
+    """The replies' rewards in one stage, with a stand-in for PRMU's score if the stage uses PRMU."""
+    rubric, scored = Rubric(page.schema, stage.terms, page.prefilled), stage.uses_prmu
     return [
         rubric.score(
             reply.text,

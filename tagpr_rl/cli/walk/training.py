@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tagpr_rl.config import GrpoStage, Recipe
-from tagpr_rl.report.page.collect import uses_prmu
 from tagpr_rl.report.page.html import build_report
 from tagpr_rl.report.page.terminal import Page
 from tagpr_rl.run.layout import RunDir
@@ -56,7 +55,7 @@ def update_lines(stage: GrpoStage, max_response_tokens: int) -> list[str]:
     ]
     if stage.loss == "gspo":
         lines.append("loss: gspo; ratio_t is the whole response's, exp(mean over its tokens of log ratio_t)")
-    if uses_prmu(stage):
+    if stage.uses_prmu:
         lines.append(f"a response without a PRMU score after {stage.prmu_timeout_s:g} s is masked out of the update")
     return lines
 

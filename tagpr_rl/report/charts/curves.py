@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.report.charts.plots import LineChart, Point, line_chart, thin
 from tagpr_rl.report.charts.stacked import StackChart, stack_chart
-from tagpr_rl.report.page.collect import stage_dirs, uses_prmu
-from tagpr_rl.report.page.names import PRMU, REWARD_COMPONENTS, SFT, TRAINING, MetricName, task_label
+from tagpr_rl.report.page.collect import stage_dirs
+from tagpr_rl.report.page.names import PRMU, SFT, TRAINING, MetricName, reward_names, task_label
 from tagpr_rl.report.page.read import Row, number, read_rows
+from tagpr_rl.reward.components import COMPONENTS, Term
 from tagpr_rl.run.layout import RunDir
 
 MOST_POINTS = 120
-RANGES: dict[str, Point] = {"task": (0, 1), "format": (0, 1), "tag": (0, 1), "prmu": (0, 1), "repetition": (-1, 0)}
-"""Fixed y axes: components with a stated range."""
 UNIT_KEYS = ("fraction", "share", "zero_variance")
 """Ends of keys whose values are shares: axis from 0 to 1."""
 Series = tuple[str, str, list[Point]]
@@ -71,6 +70,11 @@ class Chain:
     steps: float
 
     @property
+    def terms(self) -> list[Term]:
+        """The terms of the stages' rewards; each name once."""
+        return list({term.name: term for part in self.parts for term in part.stage.terms}.values())
+
+    @property
     def boundaries(self) -> list[tuple[float, str]]:
         """Where each stage begins, with its name."""
         return [(max(part.shift + 0.5, 1.0), part.name) for part in self.parts]
@@ -81,7 +85,7 @@ class Chain:
         return [
             point
             for part in self.parts
-            if not (about_prmu and not uses_prmu(part.stage))
+            if not (about_prmu and not part.stage.uses_prmu)
             for point in points_of(part.rows, key, part.shift)
         ]
 
@@ -158,7 +162,8 @@ def axis_range(key: str) -> Point | None:
     """The fixed axis of a metric with a stated range; None: as wide as its values."""
     parts = key.split("/")
     if parts[0] == "reward" and parts[-1] == "mean":
-        return RANGES.get(parts[1])
+        component = COMPONENTS.get(parts[1])
+        return (component.low, component.high) if component else None
     return (0.0, 1.0) if key.endswith(UNIT_KEYS) or key == "parse/OK" else None
 
 
@@ -169,18 +174,19 @@ def thinned_note(k: int) -> str:
 
 def grpo_group(chain: Chain, recipe: Recipe) -> CurveGroup:
     """Everything that is drawn of a chain of GRPO stages."""
+    components = reward_names(chain.terms)
     figures = [
         chain.figure(
             MetricName(f"reward/{name.key}/mean", f"reward: {name.label}", name.meaning, name.direction),
             [(name.label, "c0", chain.points(f"reward/{name.key}/mean"))],
             axis_range(f"reward/{name.key}/mean"),
         )
-        for name in REWARD_COMPONENTS
+        for name in components
     ]
     by_task = [(task_label(t), f"c{i % 8}", chain.points(f"task/{t}/mean")) for i, t in enumerate(recipe.data.tasks)]
 
     def by_component(what: str) -> list[Series]:
-        return [(n.label, f"c{i}", chain.points(f"reward/{n.key}/{what}")) for i, n in enumerate(REWARD_COMPONENTS)]
+        return [(n.label, f"c{i % 8}", chain.points(f"reward/{n.key}/{what}")) for i, n in enumerate(components)]
 
     figures += [
         chain.figure(MetricName("task", "task reward by task", "mean over the step's prompts", "up"), by_task, (0, 1)),
@@ -227,28 +233,33 @@ def composition(chain: Chain) -> StackFigure | None:
 
     task x format is what the other terms leave of the total: the mean of a product is not the product of means.
     """
-    points: list[tuple[float, tuple[float, float, float, float]]] = []
+    names = [term.name for term in chain.terms]
+    points: list[tuple[float, dict[str, float]]] = []
     for part in chain.parts:
-        w = part.stage.weights
         for index, row in enumerate(part.rows, start=1):
-            total = number(row.get("reward/total/mean"))
-            if total is None:
-                continue
-            terms = [
-                weight * (number(row.get(f"reward/{key}/mean")) or 0.0)
-                for weight, key in ((w.alpha, "tag"), (w.beta, "prmu"), (w.gamma, "repetition"))
-            ]
-            step = part.shift + (number(row.get("step")) or float(index))
-            points.append((step, (round(total - sum(terms), 9), terms[0], terms[1], terms[2])))
+            if (total := number(row.get("reward/total/mean"))) is not None:
+                step = part.shift + (number(row.get("step")) or float(index))
+                points.append((step, _mean_terms(part.stage.terms, row, total)))
     if not points:
         return None
-    labels = ("task × format", "α × tag", "β × prmu", "γ × repetition")
-    columns = [thin([(x, terms[i]) for x, terms in points], MOST_POINTS) for i in range(len(labels))]
+    columns = [thin([(x, terms.get(name, 0.0)) for x, terms in points], MOST_POINTS) for name in names]
     xs, k = [x for x, _ in columns[0][0]], columns[0][1]
+    labels = [term.label for term in chain.terms]
     series = [(label, [y for _, y in column]) for label, (column, _) in zip(labels, columns, strict=True)]
     chart = stack_chart(xs, series, x_range=(1.0, chain.steps), boundaries=chain.boundaries)
     meaning = "mean total reward of the step's responses as the sum of its weighted terms; the line is the total"
     return StackFigure(MetricName("composition", "reward composition", meaning), chart, thinned_note(k))
+
+
+def _mean_terms(terms: Sequence[Term], row: Row, total: float) -> dict[str, float]:
+    """Term name -> its weighted mean in a step; a product gets what the others leave of the total."""
+    means = {
+        term.name: term.weight * (number(row.get(f"reward/{term.name}/mean")) or 0.0)
+        for term in terms
+        if len(term.factors) == 1
+    }
+    rest = round(total - sum(means.values()), 9)
+    return {term.name: means.get(term.name, rest) for term in terms}
 
 
 def phases(chain: Chain) -> StackFigure | None:

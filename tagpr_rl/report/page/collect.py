@@ -10,6 +10,7 @@ from tagpr_rl.eval.metrics import task_mean
 from tagpr_rl.report.page.names import STAGE_KINDS
 from tagpr_rl.report.page.read import Row, finite, number, read_object, read_rows
 from tagpr_rl.report.page.samples import choose_samples
+from tagpr_rl.reward.components import Term
 from tagpr_rl.run.layout import RunDir, StageDir
 
 FORMAT = 1
@@ -51,7 +52,7 @@ def collect(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     report["not_measured"] = not_measured(report, recipe)
     if not any((run.root / "faithful").glob("*.json")):
         report["not_measured"].append(
-            "Whether a chain is faithful to the user's data is not measured (`launch.py faithful` does), only whether "
+            "Whether a chain is faithful to the user's data is not measured (`tagpr faithful` does), only whether "
             "it is well formed and what PRMU says of it."
         )
     return dict(finite(report))
@@ -63,9 +64,10 @@ def stage_dirs(run: RunDir, recipe: Recipe) -> Iterator[tuple[str, str, StageDir
         yield name, stage.kind, run.stage(index, name)
 
 
-def uses_prmu(stage: GrpoStage) -> bool:
-    """Whether PRMU scores this stage's responses: one is named and its weight is not 0."""
-    return stage.prmu is not None and stage.weights.beta > 0
+def reward_terms(recipe: Recipe) -> list[Term]:
+    """The terms of the rewards of all GRPO stages; each name once, with the weight of the first stage that has it."""
+    stages = [stage for stage in recipe.stages.values() if isinstance(stage, GrpoStage)]
+    return list({term.name: term for stage in reversed(stages) for term in reversed(stage.terms)}.values())[::-1]
 
 
 def _alerts(name: str, directory: StageDir) -> list[Row]:
@@ -182,7 +184,7 @@ def not_measured(report: dict[str, Any], recipe: Recipe) -> list[str]:
             controls = [control for control in stage_config.controls if control not in report["controls"]]
             out += [f"Not evaluated: {', '.join(models)}."] if models else []
             out += [f"Controls not run: {', '.join(controls)}."] if controls else []
-        if isinstance(stage_config, GrpoStage) and not uses_prmu(stage_config):
+        if isinstance(stage_config, GrpoStage) and not stage_config.uses_prmu:
             out.append(f"Stage '{name}' uses no PRMU: its prmu component is 0 and carries no meaning.")
     if not any(isinstance(stage, EvaluateStage) for stage in recipe.stages.values()):
         out.append("The recipe has no evaluate stage: no held-out score is known.")

@@ -12,9 +12,9 @@ from tagpr_rl.eval.metrics import mean_over_tasks, paired_difference
 from tagpr_rl.files import write_text
 from tagpr_rl.report.charts.curves import MOST_POINTS, Figure, axis_range, chains_of, thinned_note
 from tagpr_rl.report.charts.plots import line_chart, thin
-from tagpr_rl.report.page.collect import stage_dirs
+from tagpr_rl.report.page.collect import reward_terms, stage_dirs
 from tagpr_rl.report.page.embed import environment, json_for_page, script, script_source
-from tagpr_rl.report.page.names import REWARD_COMPONENTS, TRAINING, MetricName
+from tagpr_rl.report.page.names import TRAINING, MetricName, reward_names
 from tagpr_rl.report.page.read import Row, read_object, read_rows
 from tagpr_rl.report.page.trace import tag_hues
 from tagpr_rl.report.page.traces import Traces, blind, question_key
@@ -87,7 +87,7 @@ def read_side(run: RunDir, recipe: Recipe, label: str, model: str | None) -> Sid
     ordered = {name: questions[name] for name in recipe.stages if questions.get(name)}
     if not ordered:
         raise TagprError(
-            f"run {run.root} has no evaluation (no eval.json with questions); finish it: `launch.py resume {run.root}`"
+            f"run {run.root} has no evaluation (no eval.json with questions); finish it: `tagpr resume {run.root}`"
         )
     if model is not None and model not in ordered:
         raise TagprError(f"run {run.root} evaluated {', '.join(ordered)}, not '{model}'; choose one with --model")
@@ -180,7 +180,7 @@ def overlaid_curves(sides: Sequence[Side]) -> list[Figure]:
     steps = max((chain.steps for found in chains for chain in found[-1:]), default=0.0)
     metrics = [
         MetricName(f"reward/{part.key}/mean", f"reward: {part.label}", part.meaning, part.direction)
-        for part in REWARD_COMPONENTS
+        for part in reward_names(term for side in sides for term in reward_terms(side.recipe))
     ]
     metrics.append(MetricName("parse/OK", "well-formed responses", "share that the parser accepts", "up"))
     figures = []

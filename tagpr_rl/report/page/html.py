@@ -15,21 +15,22 @@ from tagpr_rl.report.cards.sweep_page import sweeps_near
 from tagpr_rl.report.charts.curves import chains_of, curve_groups
 from tagpr_rl.report.charts.plots import short
 from tagpr_rl.report.charts.tag_curves import tag_curves
-from tagpr_rl.report.page.collect import collect
+from tagpr_rl.report.page.collect import collect, reward_terms
 from tagpr_rl.report.page.embed import environment, json_for_page, script, script_source
 from tagpr_rl.report.page.names import (
     BOUNDS,
     CONTROLS,
     PARSE_STATUS,
-    REWARD_COMPONENTS,
     STAGE_KINDS,
     metric_name,
+    reward_names,
 )
 from tagpr_rl.report.page.read import Row
 from tagpr_rl.report.page.samples import REASONS
 from tagpr_rl.report.page.trace import tag_hues, trace_view
 from tagpr_rl.report.page.traces import viewer_data
 from tagpr_rl.report.page.views import forests, score_rows, seconds_text
+from tagpr_rl.reward.components import Term
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 
@@ -88,7 +89,7 @@ def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
             parse_table=_parse_table(report),
             stages=_stages(report),
             formulas=_formulas(recipe),
-            components=REWARD_COMPONENTS,
+            components=reward_names(reward_terms(recipe)),
             curves=curves,
             tag_curves=tags,
             sweeps=sweeps,
@@ -213,18 +214,14 @@ def _stages(report: Row) -> list[dict[str, Any]]:
 
 
 def _formulas(recipe: Recipe) -> list[dict[str, str]]:
-    out = []
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, GrpoStage):
-            w = stage.weights
-            terms = [(w.alpha, "tag"), (w.beta, "prmu"), (w.gamma, "repetition")]
-            out.append(
-                {
-                    "stage": name,
-                    "text": "total = task × format" + "".join(f" + {v:g} × {t}" for v, t in terms if v),
-                }
-            )
-    return out
+    """The reward of each GRPO stage as text; terms without weight are left out."""
+
+    def text(terms: Sequence[Term]) -> str:
+        shown = [f"{'' if term.weight == 1 else f'{term.weight:g} × '}{term.label}" for term in terms if term.weight]
+        return f"total = {' + '.join(shown)}"
+
+    stages = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, GrpoStage)}
+    return [{"stage": name, "text": text(stage.terms)} for name, stage in stages.items()]
 
 
 def _samples(report: Row, schema: TagSchema, recipe: Recipe) -> list[dict[str, Any]]:

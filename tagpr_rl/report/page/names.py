@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from tagpr_rl.reward.components import COMPONENTS, TOTAL, Term, component_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,31 +26,14 @@ class MetricName:
         return {"up": "↑", "down": "↓"}.get(self.direction, "")
 
 
-REWARD_COMPONENTS: tuple[MetricName, ...] = (
-    MetricName("total", "total", "what GRPO maximises: the weighted sum of the terms below", "up"),
-    MetricName(
-        "task",
-        "task",
-        "is the answer right, in [0, 1]: exact match (LaMP-1, 2, 2N), closeness of the "
-        "rating (LaMP-3), mean of ROUGE-1 and ROUGE-L (LaMP-4 to 7)",
-        "up",
-    ),
-    MetricName("format", "format", "1 if the parser accepts the response, else 0; multiplies the task term", "up"),
-    MetricName(
-        "tag",
-        "tag",
-        "how far the chain meets the tag schema's constraints, in [0, 1]; empty, repeated or "
-        "near-duplicate steps earn nothing",
-        "up",
-    ),
-    MetricName(
-        "prmu",
-        "prmu",
-        "the personalization reward model's score of the response for this user, in [0, 1]",
-        "up",
-    ),
-    MetricName("repetition", "repetition", "n-gram repetition of the thought, in [-1, 0]; 0 is none", "up"),
-)
+def reward_names(terms: Iterable[Term]) -> tuple[MetricName, ...]:
+    """The total and every reward component of stages with these terms, with its key in rows and metrics."""
+    terms = list(terms)
+    own = {term.name: f"a component of this run's own: {term.fn}" for term in terms if term.fn}
+    meanings = {name: component.meaning for name, component in COMPONENTS.items()} | own
+    total = MetricName(TOTAL, TOTAL, "what GRPO maximises: the weighted sum of the terms below", "up")
+    return (total, *(MetricName(name, name, meanings[name], "up") for name in component_names(terms)))
+
 
 TRAINING: tuple[MetricName, ...] = (
     MetricName("response_length/mean", "response length", "tokens per response, mean of the step"),

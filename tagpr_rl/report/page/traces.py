@@ -11,12 +11,12 @@ from typing import Any
 
 from tagpr_rl.config import EvaluateStage, GrpoStage, Recipe, SftStage
 from tagpr_rl.prompts.prompt import NO_PROFILE, PROFILE_HEADER, QUESTION_HEADER
-from tagpr_rl.report.page.collect import stage_dirs
+from tagpr_rl.report.page.collect import reward_terms, stage_dirs
 from tagpr_rl.report.page.embed import json_for_page
-from tagpr_rl.report.page.names import REWARD_COMPONENTS
 from tagpr_rl.report.page.read import Row, number, read_rows
 from tagpr_rl.report.page.samples import prompt_text
 from tagpr_rl.report.page.trace import TAG_SHAPES, trace_view
+from tagpr_rl.reward.components import TOTAL, Term, component_names, line_weights
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.tags.schema import TagSchema
 
@@ -42,6 +42,8 @@ class Traces:
 
     schema: TagSchema
     prefilled: bool
+    terms: Sequence[Term] = ()
+    """Terms of the rewards of all stages shown."""
     prompts: list[list[Any]] = field(default_factory=list)
     records: list[list[Any]] = field(default_factory=list)
     groups: list[list[Any]] = field(default_factory=list)
@@ -51,6 +53,11 @@ class Traces:
     _records: dict[tuple[str, str], int] = field(default_factory=dict)
     shown: dict[str, list[int]] = field(default_factory=dict)
     """"rollouts" and "evaluated": [shown, of]."""
+
+    @property
+    def rewards(self) -> list[str]:
+        """The total and the components, in the order of a trace's `r`."""
+        return [TOTAL, *component_names(self.terms)]
 
     def group(self, stage: str, step: int | None, row: Row) -> int:
         """Index of a new group: the responses of `stage` at `step` to the row's question."""
@@ -83,9 +90,9 @@ class Traces:
         if weights is None:
             trace["score"] = _rounded(number(row.get("score")))
         else:
-            trace["r"] = [_rounded(number(row.get(f"reward_{part.key}"))) for part in REWARD_COMPONENTS]
+            trace["r"] = [_rounded(number(row.get(f"reward_{name}"))) for name in self.rewards]
             trace["a"] = _rounded(number(row.get("advantage")))
-            trace["w"] = [weights[key] for key in ("alpha", "beta", "gamma")]
+            trace["w"] = [weights.get(term.name) for term in self.terms]
             if isinstance(parts := row.get("tag_parts"), dict):
                 trace["tp"] = {str(key): _rounded(number(part)) for key, part in parts.items()}
             if (status := str(row.get("prmu_status", "scored"))) != "scored":
@@ -101,7 +108,7 @@ class Traces:
         return {
             "format": FORMAT,
             "tags": [[name, TAG_SHAPES[i % len(TAG_SHAPES)]] for i, name in enumerate(self.schema.names)],
-            "components": [part.key for part in REWARD_COMPONENTS],
+            "terms": [[term.label, [self.rewards.index(name) for name in term.factors]] for term in self.terms],
             "stages": list(self.stages),
             "heads": list(self.heads),
             "prompts": self.prompts,
@@ -123,7 +130,7 @@ def viewer_data(run: RunDir, recipe: Recipe, schema: TagSchema, *, most: int = M
 
 
 def _collect(run: RunDir, recipe: Recipe, schema: TagSchema, most: int) -> dict[str, Any]:
-    traces = Traces(schema, recipe.model.thought_prefilled)
+    traces = Traces(schema, recipe.model.thought_prefilled, reward_terms(recipe))
     evaluated = dict(_evaluated(run, recipe))
     files = list(_rollout_files(run, recipe))
     counts = [path.read_bytes().count(b"\n") for _, path in files]
@@ -177,7 +184,7 @@ def _add_file(traces: Traces, recipe: Recipe, stage: str, path: Path, quota: int
     """Add whole groups of one file up to `quota` responses, one group at least; returns how many were added."""
     config = recipe.stages[stage]
     assert isinstance(config, GrpoStage)
-    weights = {key: float(getattr(config.weights, key)) for key in ("alpha", "beta", "gamma")}
+    weights = {term.name: term.weight for term in config.terms}
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in read_rows(path):
         key = (str(row.get("task", "")), str(row.get("record_id", "")), str(row.get("group", "")))
@@ -192,8 +199,8 @@ def _add_file(traces: Traces, recipe: Recipe, stage: str, path: Path, quota: int
         group = traces.group(stage, None if step is None else int(step), rows[0])
         for row in rows:
             own = row.get("weights")
-            logged = isinstance(own, dict) and all(number(own.get(key)) is not None for key in weights)
-            traces.add(group, str(row.get("sample", "")), row, own if logged else weights)
+            logged = isinstance(own, dict) and own and all(number(value) is not None for value in own.values())
+            traces.add(group, str(row.get("sample", "")), row, line_weights(own) if logged else weights)
     return taken
 
 

@@ -24,22 +24,22 @@ function renderPieces(trace, tags) {
 
 const arrow = (value) => (value > 0 ? "▲ " : value < 0 ? "▼ " : "");
 
-/** Rows [label, value, weight, term] of a rewarded response: total = sum of the terms. */
-function rewardTerms(trace) {
-  const [, task, format, tag, prmu, repetition] = trace.r;
-  const [alpha, beta, gamma] = trace.w;
-  const both = task === null || format === null ? null : task * format;
-  const row = (label, value, weight) => [label, value, weight, value === null ? null : value * weight];
-  return [
-    ["task × format", both, 1, both, number(task, 2) + " × " + number(format, 0)],
-    row("tag" + (trace.tp ? " (" + Object.entries(trace.tp).map(([key, part]) => key + " " + number(part, 2)).join(", ") + ")" : ""), tag, alpha),
-    row("prmu" + (trace.prmu ? " (" + trace.prmu + ")" : ""), trace.prmu ? null : prmu, beta),
-    row("repetition", repetition, gamma),
-  ];
+/** Rows [label, value, weight, term, value as text] of a rewarded response: its total is the sum of the terms. */
+function rewardTerms(trace, terms) {
+  return terms.map(([label, factors], index) => {
+    const weight = trace.w[index];
+    const values = factors.map((factor) => trace.r[factor]);
+    const noScore = label === "prmu" && trace.prmu;
+    const value = noScore || values.includes(null) ? null : values.reduce((all, factor) => all * factor, 1);
+    const parts = label === "tag" && trace.tp ? Object.entries(trace.tp).map(([key, part]) => key + " " + number(part, 2)) : [];
+    const note = noScore ? trace.prmu : parts.join(", ");
+    const shown = factors.length > 1 ? values.map((factor) => number(factor, 2)).join(" × ") : number(value, 3);
+    return [label + (note ? " (" + note + ")" : ""), value, weight, value === null ? null : value * weight, shown];
+  }).filter((row) => row[2] !== null && row[2] !== undefined);
 }
 
-function renderReward(trace) {
-  const rows = rewardTerms(trace);
+function renderReward(trace, terms) {
+  const rows = rewardTerms(trace, terms);
   const total = trace.r[0];
   const sum = rows.reduce((all, row) => all + (row[3] || 0), 0);
   const wrong = total !== null && !trace.prmu && Math.abs(sum - total) > SUM_TOLERANCE;
@@ -47,8 +47,8 @@ function renderReward(trace) {
     el("thead", {}, el("tr", {}, ...["component", "value", "weight", "term"].map((text, i) =>
       el("th", { class: i ? "num" : "", scope: "col" }, text)))),
     el("tbody", {},
-      rows.map(([label, value, weight, term, shown]) => el("tr", { class: weight ? "" : "unused" },
-        el("td", {}, label), el("td", { class: "num" }, shown || number(value, 3)),
+      rows.map(([label, , weight, term, shown]) => el("tr", { class: weight ? "" : "unused" },
+        el("td", {}, label), el("td", { class: "num" }, shown),
         el("td", { class: "num" }, "× " + Number(weight.toFixed(4))), el("td", { class: "num" }, number(term, 3)))),
       el("tr", { class: "sum" }, el("td", {}, "total"), el("td", {}), el("td", {}),
         el("td", { class: "num" }, number(total, 3)))));
@@ -56,7 +56,7 @@ function renderReward(trace) {
 }
 
 /** A response as a card. `outside`: the filters leave it out. */
-function renderCard(trace, tags, outside) {
+function renderCard(trace, tags, terms, outside) {
   const ok = trace.s === "OK" || trace.s === "DIRECT";
   return el("article", { class: "v-card" + (outside ? " outside" : "") },
     el("header", {},
@@ -70,7 +70,7 @@ function renderCard(trace, tags, outside) {
     trace.masked ? el("p", { class: "small bad" }, "took no part in the update: " + trace.masked) : null,
     el("div", { class: "v-text" }, renderPieces(trace, tags)),
     trace.why ? el("p", { class: "small bad" }, trace.s + ": " + trace.why) : null,
-    trace.r ? renderReward(trace) : null);
+    trace.r ? renderReward(trace, terms) : null);
 }
 
 /** The words of a response, each step led by its tag in brackets. */

@@ -1,7 +1,7 @@
 // The trace viewer: filters, a list of groups (the responses to one prompt), and one group in full.
-// Its data (report/traces.py): records [task, id, user, gold]; prompts [instruction, profile, question], one for each
-// record; groups [stage, step, record]; traces {g: group, n: name, s: status, p: pieces, r: components, w: weights,
-// a: advantage, c: steps' advantages, score}; stages, tags and heads are referred to by index.
+// Its data (report/page/traces.py): records [task, id, user, gold]; prompts [instruction, profile, question], one for each
+// record; groups [stage, step, record]; traces {g: group, n: name, s: status, p: pieces, r: total and components, w: weights,
+// a: advantage, c: steps' advantages, score}; terms [label, places in r] go with w; stages, tags and heads are referred to by index.
 
 const PAGE = 30;
 
@@ -180,7 +180,7 @@ class Viewer {
       profile ? el("details", { open: true }, el("summary", {}, "profile"), el("pre", {}, profile)) : null,
       el("details", { open: true }, el("summary", {}, profile ? "question" : "prompt"), el("pre", {}, question)),
       this.comparison(group),
-      el("div", { class: "v-cards" }, group.traces.map((trace) => renderCard(trace, this.tags, !this.matching.has(trace)))));
+      el("div", { class: "v-cards" }, group.traces.map((trace) => renderCard(trace, this.tags, this.data.terms, !this.matching.has(trace)))));
   }
 
   /** Two responses to the same question, from any stage and step, word by word. */

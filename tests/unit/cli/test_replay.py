@@ -12,10 +12,13 @@ from made_runs import recipe as made_recipe
 
 from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens, saved_rows, step_file, write_tokens
 from tagpr_rl.cli import main
-from tagpr_rl.cli.replay import compare, read_lines, recompute
+from tagpr_rl.cli.replay import stage_rules
 from tagpr_rl.config import Recipe, dump_recipe
 from tagpr_rl.files import write_json
+from tagpr_rl.reward.replay import Recomputed, compare, read_lines, recompute
+from tagpr_rl.reward.rubric import Rubric
 from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import TagprError
 
 CHAIN = (
@@ -65,9 +68,14 @@ def saved(tmp_path: Path, lines: list[dict[str, Any]], made: Recipe) -> RunDir:
     return run
 
 
+def replayed(lines: list[dict[str, Any]], made: Recipe) -> tuple[Rubric, list[Recomputed]]:
+    rubric, rules = stage_rules(made, made.stages["guided"])  # type: ignore[arg-type]
+    return rubric, recompute(rubric, rules, lines)
+
+
 def differing(lines: list[dict[str, Any]], made: Recipe) -> dict[str, int]:
-    again = recompute(made, made.stages["guided"], lines)  # type: ignore[arg-type]
-    return {found.column: found.beyond for found in compare(lines, again) if found.beyond}
+    rubric, again = replayed(lines, made)
+    return {found.column: found.beyond for found in compare(lines, again, rubric) if found.beyond}
 
 
 def test_numbers_by_hand_are_found_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +141,7 @@ def test_updates_of_a_step_are_apart() -> None:
             own = {"task": float(sign > 0), "tag": 1.0, "group": f"g{update}", "update": update}
             lines.append(line(sample, CHAIN + answer, 0.3 + (sign > 0), sign * math.sqrt(0.5), **own))
     assert set(differing(lines, made)) <= {"advantage"}
-    again = recompute(made, made.stages["guided"], lines)  # type: ignore[arg-type]
+    _, again = replayed(lines, made)
     assert [new.credit.advantage for new in again] == pytest.approx([0.7071, -0.7071] * 2, abs=1e-4)
 
 
@@ -157,7 +165,7 @@ def test_a_cut_file_is_named(tmp_path: Path, text: str, part: str) -> None:
     path = tmp_path / "step_0001.jsonl"
     path.write_text(json.dumps(step()[0]) + "\n" + text, encoding="utf-8")
     with pytest.raises(TagprError, match=part):
-        read_lines(path)
+        read_lines(path, Rubric(default_schema()))
 
 
 def token_row(record: str, sample: int) -> dict[str, Any]:
@@ -205,7 +213,8 @@ def test_training_rows_stand_in_the_order_of_the_saved_steps(tmp_path: Path) -> 
     "change, part",
     [
         ({"advantage": {"credit": "step", "normalise": "per_component"}}, "credit: step splits"),
-        ({"advantage": {"step_return": "following"}}, "needs credit: step"),
+        ({"advantage": {"step_return": "following"}}, "leave it out: a step's tokens get"),
+        ({"reward": [{"name": "tag", "weight": 1}]}, "give reward or its short form weights"),
         ({"advantage": {"credit": "step"}, "weights": {"alpha": 0, "beta": 0, "gamma": 0}}, "steps have no reward"),
         ({"advantage": {"zero_variance": "drop"}, "loss_agg": "seq-mean-token-mean"}, "needs loss_agg: token-mean"),
         ({"advantage": {"zero_variance": "drop"}, "mini_batches": 2}, "leave one of several mini_batches empty"),

@@ -22,7 +22,7 @@ from tagpr_rl.prompts.prompt import build_prompt, prompt_phrases
 from tagpr_rl.prompts.retrieve import rank
 from tagpr_rl.prompts.rows import to_row
 from tagpr_rl.prompts.tokens import WordTokens
-from tagpr_rl.reward.rubric import Rubric, Weights
+from tagpr_rl.reward.rubric import Rubric
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.stages.pipeline import run_pipeline
 from tagpr_rl.tags.grammar import parse
@@ -115,8 +115,8 @@ def test_the_recipe_values_are_the_ones_printed(demo: Recipe) -> None:
         "[0.8, 1.28]",
         "kl_coef = 0.015",
         "lr 7e-05",
-        "guided: alpha = 0.35",
-        "explore: alpha = 0, beta = 0",
+        "guided: total = 1 * task × format + 0.35 * tag + 0.2 * prmu",
+        "explore: total = 1 * task × format + 0 * tag + 0 * prmu",
         "runs/demo/090_guided/hf",
     ):
         assert words in text
@@ -126,7 +126,7 @@ def test_the_recipe_values_are_the_ones_printed(demo: Recipe) -> None:
 def test_canned_replies_are_what_they_are_called(questions: list[LampRecord], record: int) -> None:
     question, schema = questions[record * 499], default_schema()  # four of each task
     good, mediocre, malformed, hacked = canned_replies(question, prompt_for(question), schema, scripted=True)
-    rubric = Rubric(schema, Weights())
+    rubric = Rubric(schema)
 
     def score(text: str) -> float:
         return rubric.score(text, task=question.task, gold=question.gold or "").total

@@ -8,15 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagpr_rl.monitor.phases import phase_metrics, scoring_wait
-from tagpr_rl.monitor.samples import COLUMNS, kept, shown, table_row
+from tagpr_rl.monitor.phases import ScoringTimes, phase_metrics, scoring_wait
+from tagpr_rl.monitor.samples import columns, kept, shown, table_row
 from tagpr_rl.monitor.step import RewardMismatch, check_sums, component_metrics, task_correlation
-from tagpr_rl.monitor.tags import tag_metrics, tags_seen
+from tagpr_rl.monitor.tags import tag_metrics
+from tagpr_rl.reward.components import component_names, short_form
+from tagpr_rl.reward.response import ResponseParts, read_response, response_parts
 from tagpr_rl.tags.constraints import tag_parts, tag_score
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import Step, TaggedTrace
 
-WEIGHTS = {"alpha": 0.2, "beta": 0.1, "gamma": 0.5}
+TERMS = short_form(alpha=0.2, beta=0.1, gamma=0.5)
+NAMES = component_names(TERMS)
 
 
 def row(
@@ -37,7 +40,7 @@ def test_components_that_do_not_vary_within_groups() -> None:
         row(0.7, task=0.5, scored="masked"),
         row(0.7, task=0.5, prmu=0.2),
     ]
-    found = component_metrics(rows, ["LaMP_2"] * 4 + ["LaMP_3"] * 2, ["a", "a", "b", "b", "c", "c"])
+    found = component_metrics(rows, ["LaMP_2"] * 4 + ["LaMP_3"] * 2, ["a", "a", "b", "b", "c", "c"], NAMES)
     assert found["reward/task/zero_variance"] == pytest.approx(2 / 3)  # b and c
     assert found["reward/prmu/zero_variance"] == pytest.approx(2 / 3)  # a; in c one score is left, which cannot vary
     assert found["reward/total/zero_variance"] == found["groups/zero_variance_fraction"] == pytest.approx(2 / 3)
@@ -69,23 +72,23 @@ def test_prmu_against_task_overall_and_within_groups() -> None:
 def test_a_reward_that_is_not_its_components_sum_is_an_error_with_the_record() -> None:
     # 1 * 1 + .2 * .5 + .1 * .4 + .5 * -.2 = 1.04
     good = row(1.04, task=1.0, prmu=0.4)
-    check_sums([good], [1.04 + 9e-7], WEIGHTS, ["r1"])
+    check_sums([good], [1.04 + 9e-7], TERMS, ["r1"])
     with pytest.raises(RewardMismatch, match=r"step 3, record 17: .* 1\.04, the reward 1\.04000\d+ .*prmu=0\.4"):
-        check_sums([good], [1.04 + 3e-6], WEIGHTS, ["step 3, record 17"])
+        check_sums([good], [1.04 + 3e-6], TERMS, ["step 3, record 17"])
     with pytest.raises(RewardMismatch, match=r"r1: .*total=1\.05"):
-        check_sums([row(1.05, task=1.0, prmu=0.4)], [1.04], WEIGHTS, ["r1"])
+        check_sums([row(1.05, task=1.0, prmu=0.4)], [1.04], TERMS, ["r1"])
     with pytest.raises(RewardMismatch):
-        check_sums([good], [float("nan")], WEIGHTS, ["r1"])
+        check_sums([good], [float("nan")], TERMS, ["r1"])
     large = row(20.04, task=20.0, prmu=0.4)
-    check_sums([large], [20.04 + 1e-6], WEIGHTS, ["r1"])  # single precision
+    check_sums([large], [20.04 + 1e-6], TERMS, ["r1"])  # single precision
 
 
 class TestTags:
     schema = default_schema()
 
-    def seen(self, *steps: tuple[str, str]) -> Any:
+    def seen(self, *steps: tuple[str, str]) -> ResponseParts:
         inner = "".join(f"<{tag}>{text}</{tag}>" for tag, text in steps)
-        return tags_seen(f"<think>{inner}</think> blue", self.schema, prefilled=False)
+        return response_parts(read_response(f"<think>{inner}</think> blue", self.schema))
 
     def test_use_validity_and_words(self) -> None:
         full = self.seen(
@@ -93,16 +96,15 @@ class TestTags:
             ("apply_preference", "pick the blue one"), ("conclude", "!!"),
         )  # fmt: skip
         late = self.seen(("conclude", "so it is blue then"), ("examine_examples", "she likes green"))
-        assert full.parts == {"coverage": 1.0, "sound": 0.75}  # "!!" has no word
-        found = tag_metrics([full, late, None, None], self.schema.names)
+        assert (full.coverage, full.sound) == (1.0, 0.75)  # "!!" has no word
+        malformed = response_parts(read_response("<think><conclude>x</think> y", self.schema))
+        assert malformed == ResponseParts(0.0, ()) and malformed.sound == 0.0
+        found = tag_metrics([full, late, malformed, malformed], self.schema.names)
         assert found["tag/conclude/use"] == 0.5 and found["tag/infer_preference/use"] == 0.25
         assert found["tag/conclude/valid"] == 0.5  # one wordless, one sound
         assert found["tag/conclude/words"] == 3.0  # "!!" and five words
         assert found["tag/examine_examples/valid"] == 0.5  # once after a tag that it must come before
         assert found["tag/weigh_conflict/use"] == 0.0 and "tag/weigh_conflict/valid" not in found
-
-    def test_a_malformed_response_has_no_tags(self) -> None:
-        assert tags_seen("<think><conclude>x</think> y", self.schema, prefilled=False) is None
 
     @given(
         st.lists(
@@ -137,7 +139,7 @@ class TestPhases:
         assert phase_metrics({}) == {} == phase_metrics({"gen": 1.0})
 
     def test_the_wait_for_scores_counts_only_while_the_trainer_waited(self) -> None:
-        asked = [{"asked_at": 4.0, "scored_at": 5.0}, {"asked_at": 6.0, "scored_at": 9.0}]
+        asked = [ScoringTimes(4.0, 4.5, 5.0), ScoringTimes(6.0, 8.0, 9.0)]
         assert scoring_wait(asked, [(0.0, 20.0)]) == 3.0  # from the last end of a rollout, 6, to the last score, 9
         assert scoring_wait(asked, [(0.0, 7.0), (8.5, 20.0)]) == 1.5
         assert scoring_wait(asked, [(10.0, 20.0)]) == 0.0 == scoring_wait([], [(0.0, 1.0)])
@@ -153,7 +155,7 @@ class TestPhases:
 def line(group: str, sample: int, total: float, status: str = "OK") -> dict[str, Any]:
     return {
         "group": group, "sample": sample, "reward_total": total, "reward_task": 0.5, "reward_format": 1.0,
-        "reward_tag": 1.0, "reward_prmu": 0.4, "reward_repetition": -0.1, "weights": WEIGHTS, "parse_status": status,
+        "reward_tag": 1.0, "reward_prmu": 0.4, "reward_repetition": -0.1, "parse_status": status,
         "tag_parts": {"coverage": 1.0, "sound": 0.5},
     }  # fmt: skip
 
@@ -181,7 +183,7 @@ class TestSamples:
         assert [kind for kind, _ in shown(self.lines[:1], 2, 7)] == ["best"]
 
     def test_a_table_row_says_what_each_component_added(self) -> None:
-        values = dict(zip(COLUMNS, table_row("best", line("a", 0, 0.69)), strict=True))
+        values = dict(zip(columns(NAMES), table_row("best", line("a", 0, 0.69), TERMS), strict=True))
         assert values["kind"] == "best" and values["reward_total"] == 0.69
-        assert values["weighted"] == "task +0.5000 tag +0.2000 prmu +0.0400 repetition -0.0500"
+        assert values["weighted"] == "task_format +0.5000 tag +0.2000 prmu +0.0400 repetition -0.0500"
         assert values["tag_parts"] == "coverage 1.000 sound 0.500"

@@ -130,7 +130,7 @@ def test_a_group_is_sorted_by_reward_with_its_terms(page: Any) -> None:
     cards = text(page, ".v-card header > b")
     assert cards == ["sample 1", "sample 2", "sample 3", "sample 0"]
     first = text(page, ".v-card:first-child .v-terms tbody tr")
-    assert first == ["task × format1.00 × 1× 11.000", "tag1.000× 0.20.200", "prmu0.500× 0.20.100",
+    assert first == ["task × format1.00 × 1.00× 11.000", "tag1.000× 0.20.200", "prmu0.500× 0.20.100",
                      "repetition0.000× 0.10.000", "total1.300"]  # fmt: skip
     assert text(page, ".v-card:first-child .adv") == ["advantage ▲ +0.50"]
     assert text(page, ".v-card:first-child .credit") == ["▼ −0.25"]

@@ -47,7 +47,7 @@ def test_the_total_is_taken_apart_by_the_stages_weights(tmp_path: Path) -> None:
     assert figure is not None
     # guided: 1 = .9 + .1 + .05 - .05; explore: .75 = .8 - .05
     last = {layer.label: float(layer.last) for layer in figure.chart.layers}
-    assert last == {"task × format": 0.8, "α × tag": 0, "β × prmu": 0, "γ × repetition": -0.05}
+    assert last == {"task × format": 0.8, "tag": 0, "prmu": 0, "repetition": -0.05}
     low, high = (figure.chart.frame.y_at(y) for y in (0.0, 0.9))
     points = [float(p.split(",")[1]) for p in figure.chart.layers[0].points.split()]
     assert points[0] == high and points[-1] == low

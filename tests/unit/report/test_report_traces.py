@@ -98,12 +98,12 @@ def test_a_rollout_keeps_its_breakdown(tmp_path: Path) -> None:
     jsonl(guided(run) / "step_0001.jsonl", rows)
     plain, credited, masked = viewer_data(run, make_recipe(), SCHEMA)["traces"]
     assert plain["r"] == [1.2, 1.0, 1.0, 0.5, 0.5, -0.25] and plain["a"] == 0.5
-    assert plain["w"] == [0.2, 0.2, 0.1]  # the recipe's, where the line has none
+    assert plain["w"] == [1.0, 0.2, 0.2, 0.1]  # the recipe's, where the line has none
     assert [SCHEMA.names[kind] for kind, _ in plain["p"][:3]] == [
         "examine_examples", "infer_preference", "apply_preference",
     ]  # fmt: skip
     assert plain["p"][0][1] == "the user gave 4 for strong" and plain["p"][3] == [ANSWER, "4"]
-    assert credited["w"] == [0.5, 0.25, 0] and credited["c"] == [0.1, None, -0.2]
+    assert credited["w"] == [1.0, 0.5, 0.25, 0] and credited["c"] == [0.1, None, -0.2]
     assert credited["tp"] == {"coverage": 0.5, "sound": 1.0}
     assert masked["masked"] == "no PRMU score" and masked["prmu"] == "masked" and masked["r"][0] is None
 

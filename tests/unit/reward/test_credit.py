@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagpr_rl.reward.advantages.step import response_parts, step_reward, to_tokens
+from tagpr_rl.reward import response as reading
+from tagpr_rl.reward.advantages.step import split_terms, step_reward
+from tagpr_rl.reward.components import short_form
 from tagpr_rl.reward.repetition import repetition_penalty, step_penalties
+from tagpr_rl.reward.response import ResponseParts, to_tokens
 from tagpr_rl.reward.spans import starts_by_encoding, token_starts, tokens_of
 from tagpr_rl.tags.constraints import tag_parts, tag_score
 from tagpr_rl.tags.grammar import parse, render, step_spans
-from tagpr_rl.tags.schema import default_schema
+from tagpr_rl.tags.schema import TagSchema, default_schema
 from tagpr_rl.tags.words import plain_tokens
 from tagpr_rl.types import Step, TaggedTrace
 
 SCHEMA = default_schema()
+
+
+def response_parts(text: str, schema: TagSchema) -> ResponseParts:
+    return reading.response_parts(reading.read_response(text, schema))
+
+
 words = st.text(st.sampled_from("ab c<>/é\u20ac.\n"), min_size=1, max_size=12)
 
 
@@ -132,6 +142,8 @@ def test_parts_of_a_response_by_hand() -> None:
     assert (found.steps[0].start, found.steps[0].end) == (7, 7 + len("<examine_examples>a b c d</examine_examples>"))
     assert response_parts(f"<think>{STEPS}</think>", SCHEMA) == response_parts("", SCHEMA)  # no answer: malformed
     assert response_parts("", SCHEMA).steps == ()
+    assert [step.words for step in found.steps] == [4, 4] and found.sound == 0.5
+    assert ResponseParts.from_row(json.loads(json.dumps(found.as_row()))) == found
 
 
 @given(traces())
@@ -162,8 +174,10 @@ def test_steps_penalties_weighted_by_their_grams_are_the_thoughts(steps: list[li
 
 def test_step_rewards_by_hand() -> None:
     found = response_parts(f"<think>{STEPS}</think> yes", SCHEMA)
-    assert step_reward(found.steps[0], 0.2, 0.1) == 0.0
-    assert step_reward(found.steps[1], 0.3, 0.1) == pytest.approx((0.3 * -1 + 0.1 * -0.25) / 0.4)
+    assert step_reward(found.steps[0], split_terms(short_form(alpha=0.2, gamma=0.1))) == 0.0
+    assert step_reward(found.steps[1], split_terms(short_form(alpha=0.3, gamma=0.1))) == pytest.approx(
+        (0.3 * -1 + 0.1 * -0.25) / 0.4
+    )
 
 
 def test_spans_in_tokens() -> None:

@@ -15,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
 from tagpr_rl.reward.repetition import repetition_penalty
-from tagpr_rl.reward.rubric import Rubric, Weights
+from tagpr_rl.reward.rubric import Rubric
 from tagpr_rl.reward.task import rouge, rouge_tokens
 from tagpr_rl.tags import constraints, grammar
 from tagpr_rl.tags.constraints import DUPLICATE_JACCARD, MAX_STEPS, tag_score, violations
@@ -217,5 +217,5 @@ def test_a_loop_of_equal_steps_costs_no_more_than_the_limits_allow() -> None:
     started = time.process_time()
     assert tag_score(trace, SCHEMA) == plain_tag_score(trace, SCHEMA)
     response = grammar.render(trace)
-    Rubric(SCHEMA, Weights()).score(response, task="LaMP_2", gold="comedy")
+    Rubric(SCHEMA).score(response, task="LaMP_2", gold="comedy")
     assert time.process_time() - started < 3.0  # .1 s here

@@ -1,7 +1,7 @@
-"""What verl's V1 trainers do not do with rewards: every component logged, every response kept, unscored ones masked.
+"""Rewards on verl's V1 trainers: every component is logged, every response kept, and unscored responses masked.
 
-Why: V1 computes no metric from the reward's components and drops them from the rollout dump
-(verl issues 2115, 7588), and gives a response that is alone in its group its raw reward as advantage.
+V1 itself computes no metric from the reward's components, drops them from the rollout dump (verl issues 2115, 7588),
+and gives a response that is alone in its group its raw reward as advantage.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import transfer_queue as tq
 from verl.utils import tensordict_utils as tu
 
 from tagpr_rl.backend.rollout.saved import step_file, write_tokens
+from tagpr_rl.backend.scoring.response_scorer import ScoredResponse
 from tagpr_rl.backend.trainer import advantages
-from tagpr_rl.backend.trainer.hooks.step_log import StepLogger
-from tagpr_rl.reward.advantages.step import PARTS, ResponseParts, parts_of
-from tagpr_rl.reward.rubric import REWARD_KEYS
-from tagpr_rl.reward.update import Credit, credit_batch, figures, responses_to_mask
+from tagpr_rl.backend.trainer.hooks.step_log import StepLogger, StepResponse
+from tagpr_rl.reward.response import ResponseParts
+from tagpr_rl.reward.update import Credit, credit_batch, credit_metrics, responses_to_mask
 from tagpr_rl.types import TagprError
 
 
@@ -32,8 +32,8 @@ def too_many_unscored(
     unscored = statuses.count("masked")
     if not unscored or (unscored <= limit * len(statuses) and masked < len(statuses)):
         return ""
-    said = Counter(reason for reason, status in zip(reasons, statuses, strict=True) if status == "masked")
-    why = "; ".join(f"{count} x {reason}" for reason, count in said.most_common(3))
+    counts = Counter(reason for reason, status in zip(reasons, statuses, strict=True) if status == "masked")
+    why = "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(3))
     return (
         f"PRMU could not score {unscored} of {len(statuses)} responses (max_masked_fraction={limit:g}, "
         f"prmu_timeout_s={timeout_s:g}): {why}"
@@ -49,75 +49,67 @@ class RewardHooks:
     global_steps: int
     local_trigger_step: int
     """Which update of the step: 0 but under separate_async, where a step has several."""
-    _credits: dict[str, tuple[Credit, ResponseParts | None, int]] | None = None
-    """What the step's rollout lines say of each response's part in the update, by its key."""
+    _credits: dict[str, advantages.TokenCredit] | None = None
+    """What the step's updates made of each response, by its key; for the rollout lines."""
     _logs: StepLogger | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._read_rows: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {}
+        self._responses: dict[str, StepResponse] = {}
 
-    def _reward_rows(self, batch: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-        """Reward rows, dataset `extra_info` and `Asked` rows (with `text`) of the batch's responses, in its order.
+    def _step_responses(self, batch: Any) -> list[StepResponse]:
+        """The batch's responses with their rewards, in its order.
 
-        Read once in a step: with the profiles in them they are the most of what a step's responses hold.
+        Read once a step: the profiles in `extra_info` make them most of what a step's responses hold.
         """
-        missing = [key for key in batch.keys if key not in self._read_rows]
+        missing = [key for key in batch.keys if key not in self._responses]
         if missing:
             fields = ["extra_fields", "extra_info"]
             data = tq.kv_batch_get(keys=missing, partition_id=batch.partition_id, select_fields=fields)
             for key, item, info in zip(missing, list(data["extra_fields"]), list(data["extra_info"]), strict=True):
-                row = dict(item["reward_extra_info"])
-                absent = set(REWARD_KEYS) - set(row)
-                assert not absent, f"reward row lacks {sorted(absent)}"
-                self._read_rows[key] = (row, dict(info), {**item["prmu"], "text": item["text"]})
-        found = [self._read_rows[key] for key in batch.keys]
-        return [row for row, _, _ in found], [info for _, info, _ in found], [asked for _, _, asked in found]
+                self._responses[key] = StepResponse(key, ScoredResponse.from_extra_fields(item), dict(info))
+        return [self._responses[key] for key in batch.keys]
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """The stage's advantages (backend.advantages), with those who take no part out of the loss."""
-        rows, _, asked = self._reward_rows(batch)
+        """The stage's advantages (backend.trainer.advantages); responses that take no part are out of the loss."""
+        scored = [response.scored for response in self._step_responses(batch)]
         groups = [  # verl's padding rows share a prompt id; alone, they take no part
             key if tag.get("is_padding", False) else key.rsplit("_", 2)[0]
             for key, tag in zip(batch.keys, batch.tags, strict=True)
         ]
+        rows = [response.row for response in scored]
         statuses = [str(row["prmu_status"]) for row in rows]
         settings = self.config.reward.reward_kwargs
         problem = too_many_unscored(
             statuses,
-            [str(row["reason"]) for row in asked],
+            [response.times.reason for response in scored],
             len(responses_to_mask(statuses, groups)),
             settings.max_masked_fraction,
             settings.prmu_timeout_s,
         )
         if problem:
             raise TagprError(problem)
-        rules = advantages.rules_from(settings.advantage)
-        parts = self._step_parts(batch) if rules.credit == "step" else None
+        rules = advantages.rules_from(settings)
+        parts = [response.parts for response in scored] if rules.credit == "step" else None
         credits = credit_batch(rows, groups, parts, rules)
         out = [i for i, credit in enumerate(credits) if credit.why]
         if out:
             self._mask_out(batch, out)
         batch = super()._compute_advantage(batch, metrics)
         self._put_advantages(batch, credits, parts)
-        metrics.update(figures(credits, groups))
+        metrics.update(credit_metrics(credits, groups))
         return batch
 
-    def _step_parts(self, batch: Any) -> list[ResponseParts]:
-        """The tagged steps of the batch's responses, as their agent-loop workers found them."""
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-        return [parts_of(dict(item)[PARTS]) for item in list(data["extra_fields"])]
-
     def _put_advantages(self, batch: Any, credits: Sequence[Credit], parts: Sequence[ResponseParts] | None) -> None:
-        """Write our advantages over verl's, and keep what the rollout lines say of them."""
+        """Write the stage's advantages over verl's, and keep what the rollout lines say of them."""
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])
-        found, noted = [], dict(self._credits or {})
+        rows, given = [], dict(self._credits or {})
         for i, mask in enumerate(data["response_mask"].unbind()):
             part = parts[i] if parts is not None else None
-            noted[batch.keys[i]] = (credits[i], part, self.local_trigger_step)
-            found.append(advantages.token_advantages(credits[i], part, mask))
-        self._credits = noted
-        fields = {"advantages": advantages.nested(found), "returns": advantages.nested(found)}
+            given[batch.keys[i]] = advantages.TokenCredit(credits[i], part, self.local_trigger_step)
+            rows.append(advantages.token_advantages(credits[i], part, mask))
+        self._credits = given
+        fields = {"advantages": advantages.nested(rows), "returns": advantages.nested(rows)}
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=tu.get_tensordict(fields))
 
     def _mask_out(self, batch: Any, indices: Sequence[int]) -> None:
@@ -131,9 +123,9 @@ class RewardHooks:
     def _compute_metrics(
         self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
     ) -> None:
-        """verl's figures, then ours (`step_log.StepLogger`), whose own time is `driver/hook_s`."""
+        """verl's metrics, then those of `step_log.StepLogger`; the logger's own time is `driver/hook_s`."""
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
-        self._step_logger().metrics(batch, self._reward_rows(batch), metrics, timing_raw, global_steps)
+        self._step_logger().metrics(batch, self._step_responses(batch), metrics, timing_raw, global_steps)
 
     def _log_rollout_data(self, batch: Any, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
         """Write the step's responses with reward rows and advantages, one JSON object a line; a table of some to W&B.
@@ -142,22 +134,20 @@ class RewardHooks:
         """
         self._step_logger().rollouts(Path(rollout_data_dir), self.logger, self._credit_columns)
         if self.config.reward.reward_kwargs.save_tokens:
-            self._save_tokens(batch, self._reward_rows(batch)[1], Path(rollout_data_dir))
-        self._read_rows.clear()
+            self._save_tokens(batch, Path(rollout_data_dir))
+        self._responses.clear()
 
     def _credit_columns(self, keys: Sequence[str], trained: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
         """Columns of each response's rollout line that say what the update made of it. Ends a step.
 
         `trained`: each response's advantages `[T]`, as they stand in TransferQueue.
         """
-        known, self._credits = self._credits or {}, None
-        return [
-            advantages.credit_columns(own, *known.get(key, (None, None, 0)))
-            for key, own in zip(keys, trained, strict=True)
-        ]
+        given, self._credits = self._credits or {}, None
+        return [advantages.credit_columns(own, given.get(key)) for key, own in zip(keys, trained, strict=True)]
 
-    def _save_tokens(self, batch: Any, infos: Sequence[dict[str, Any]], folder: Path) -> None:
-        """Write the step's token ids and rollout log-probabilities (backend.saved_rollouts)."""
+    def _save_tokens(self, batch: Any, folder: Path) -> None:
+        """Write the step's token ids and rollout log-probabilities (backend.rollout.saved)."""
+        infos = [response.info for response in self._step_responses(batch)]
         fields = ["prompts", "responses", "rollout_log_probs"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
         rows = [
@@ -180,11 +170,11 @@ class RewardHooks:
         return self._logs
 
     def on_sample_begin(self) -> None:
-        """verl's hook, and a note of when the trainer began to wait for responses."""
+        """verl's hook; the trainer begins to wait for responses."""
         self._step_logger().waits_from(time.time())
         super().on_sample_begin()
 
     def on_sample_end(self) -> None:
-        """verl's hook, and a note of when the trainer had its responses."""
+        """verl's hook; the trainer has its responses."""
         self._step_logger().waits_until(time.time())
         super().on_sample_end()

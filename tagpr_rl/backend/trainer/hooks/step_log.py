@@ -1,24 +1,26 @@
-"""One step's figures, rollout file and sample table, from what the trainer left in TransferQueue."""
+"""One step's metrics, rollout file and sample table, from what the trainer left in TransferQueue."""
 
 from __future__ import annotations
 
 import gc
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transfer_queue as tq
 
+from tagpr_rl.backend.scoring.response_scorer import ScoredResponse
+from tagpr_rl.backend.trainer.advantages import terms_from
 from tagpr_rl.files import write_text
-from tagpr_rl.monitor.phases import phase_metrics, scoring_wait
-from tagpr_rl.monitor.samples import COLUMNS, kept, shown, table_row
-from tagpr_rl.monitor.step import NUMERIC_KEYS, check_sums, component_metrics, prmu_metrics, task_correlation
-from tagpr_rl.monitor.tags import TagsSeen, tag_metrics, tags_seen
+from tagpr_rl.monitor import samples
+from tagpr_rl.monitor.phases import phase_metrics, prmu_metrics, scoring_wait
+from tagpr_rl.monitor.step import check_sums, component_metrics, task_correlation
+from tagpr_rl.monitor.tags import tag_metrics
+from tagpr_rl.reward.components import TOTAL, component_names
 from tagpr_rl.tags.schema import default_schema, load_schema
-from tagpr_rl.types import ParseStatus
 
 _FIELDS = ["advantages", "rm_scores"]
 Rows = Sequence[dict[str, Any]]
@@ -27,31 +29,47 @@ _GAP = "rollout_probs_diff_max"
 
 
 @dataclass(frozen=True, slots=True)
-class StepData:
-    """What the hook reads of a step, one entry per response and in the same order."""
+class StepResponse:
+    """One response of a step, as its agent-loop worker scored it."""
 
-    keys: list[str]
-    rows: list[dict[str, Any]]
-    infos: list[dict[str, Any]]
-    asked: list[dict[str, Any]]
-    groups: list[str]
+    key: str
+    """verl's key: group, sample and attempt, joined by `_`."""
+    scored: ScoredResponse
+    info: Mapping[str, Any]
+    """The dataset's `extra_info` (prompts.rows)."""
+
+    @property
+    def group(self) -> str:
+        """Name of the group; its responses share their prompt."""
+        return self.key.rsplit("_", 2)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class StepData:
+    """What the hook reads of a step: one entry per response, padding left out."""
+
+    responses: list[StepResponse]
+    advantages: list[Any]
+    """Of each token of the response, `[T]`."""
     prompts: dict[str, Any]
     """Token ids by group."""
-    responses: list[str]
-    advantages: list[Any]
-    """Of each token of the response."""
-    seen: list[TagsSeen | None]
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """The responses' reward rows."""
+        return [response.scored.row for response in self.responses]
 
 
 class StepLogger:
-    """Computes and writes what a step leaves; its own seconds are `driver/hook_s`."""
+    """Computes a step's metrics and writes its responses; its own seconds are `driver/hook_s`."""
 
     def __init__(self, config: Any, tokenizer: Any) -> None:
-        """`config` is verl's; the recipe's part stands under reward.reward_kwargs.step_log (verl_config)."""
+        """`config` is verl's; the recipe's part of it is reward.reward_kwargs (backend.trainer.overrides)."""
         self._config, self._tokenizer = config, tokenizer
         self._settings = config.reward.reward_kwargs.step_log
-        self._weights = {name: float(self._settings[name]) for name in ("alpha", "beta", "gamma")}
-        file = self._settings.schema_file
+        self._terms = terms_from(config.reward.reward_kwargs)
+        self._components = component_names(self._terms)
+        file = config.reward.reward_kwargs.schema_file
         self._schema = load_schema(Path(file)) if file else default_schema()
         self.data: StepData
         """The step that `metrics` read last."""
@@ -71,24 +89,27 @@ class StepLogger:
     def metrics(
         self,
         batch: Any,
-        reward_rows: tuple[Rows, Rows, Rows],
+        responses: Sequence[StepResponse],
         metrics: dict[str, Any],
-        timing: dict[str, float],
+        timing: Mapping[str, float],
         step: int,
     ) -> None:
-        """Add the step's figures to `metrics`, which the trainer logs. RewardMismatch: a mistake in the rewards.
+        """Add the step's metrics to `metrics`, which the trainer logs. RewardMismatch: a mistake in the rewards.
 
-        `reward_rows` are the trainer's (RewardHooks._reward_rows), which it has read already.
+        `responses` are the batch's, in its order.
         """
         started = time.perf_counter()
-        data = self._read(batch, reward_rows, step)
+        data = self._read(batch, responses, step)
         self._step, self.data, self._metrics = step, data, metrics
-        metrics.update(component_metrics(data.rows, [info["task"] for info in data.infos], data.groups))
-        metrics.update(tag_metrics(data.seen, self._schema.names))
-        metrics.update(task_correlation(data.rows, data.groups))
-        on = [row for row, reward in zip(data.asked, data.rows, strict=True) if reward["prmu_status"] != "off"]
-        metrics.update(prmu_metrics(on, timing.get("step")))
-        metrics.update(phase_metrics(timing, scoring_wait(data.asked, self._waits)))
+        groups, rows = [response.group for response in data.responses], data.rows
+        tasks = [response.info["task"] for response in data.responses]
+        times = [response.scored.times for response in data.responses]
+        metrics.update(component_metrics(rows, tasks, groups, self._components))
+        metrics.update(tag_metrics([response.scored.parts for response in data.responses], self._schema.names))
+        metrics.update(task_correlation(rows, groups))
+        with_prmu = [own for own, row in zip(times, rows, strict=True) if row["prmu_status"] != "off"]
+        metrics.update(prmu_metrics(with_prmu, timing.get("step")))
+        metrics.update(phase_metrics(timing, scoring_wait(times, self._waits)))
         self._waits = []
         lag = "training/off_policy/trajectory_staleness"  # weight versions between a response's newest and the step's
         metrics.update({f"staleness/{name}": metrics[f"{lag}/{name}"] for name in ("mean", "max")})
@@ -96,21 +117,22 @@ class StepLogger:
         self._count(time.perf_counter() - started)
 
     def rollouts(self, folder: Path, tracker: Any, columns: Columns) -> None:
-        """Write `step_<n>.jsonl`; hand the tracker a sample table where one is due. After `metrics`, for its step.
+        """Write `step_<n>.jsonl`, and give the tracker a sample table if one is due. Call it after `metrics`.
 
-        `columns` makes of the responses' keys and advantages the columns that say what the update made of each.
+        `columns(keys, advantages)` returns the columns of each line that say what the update made of the response.
         """
         started = time.perf_counter()
         step, settings = self._step, self._settings
-        lines = self._lines(columns(self.data.keys, self.data.advantages))
+        lines = self._lines(columns([response.key for response in self.data.responses], self.data.advantages))
         seed = settings.seed * 1_000_003 + step
         text = "".join(
-            json.dumps(line, ensure_ascii=False) + "\n" for line in kept(lines, settings.keep_responses, seed)
+            json.dumps(line, ensure_ascii=False) + "\n" for line in samples.kept(lines, settings.keep_responses, seed)
         )
         write_text(folder / f"step_{step:04d}.jsonl", text)
         if settings.table_every and (step == 1 or step % settings.table_every == 0):
-            table = [table_row(kind, line) for kind, line in shown(lines, settings.table_rows, seed)]
-            tracker.table("samples", list(COLUMNS), table)
+            chosen = samples.shown(lines, settings.table_rows, seed)
+            table = [samples.table_row(kind, line, self._terms) for kind, line in chosen]
+            tracker.table("samples", list(samples.columns(self._components)), table)
         self._count(time.perf_counter() - started)
 
     def _count(self, seconds: float) -> None:
@@ -119,74 +141,59 @@ class StepLogger:
         if step := self._metrics.get("timing_s/step"):
             self._metrics["driver/hook_share"] = total / step
 
-    def _read(self, batch: Any, reward_rows: tuple[Rows, Rows, Rows], step: int) -> StepData:
-        real = [i for i, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
-        keys = [batch.keys[i] for i in real]
-        groups = [key.rsplit("_", 2)[0] for key in keys]
-        rows, infos, asked = ([part[i] for i in real] for part in reward_rows)
+    def _read(self, batch: Any, responses: Sequence[StepResponse], step: int) -> StepData:
+        """The step's responses without padding, their advantages and prompts; checks every reward."""
+        real = [own for own, tag in zip(responses, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        keys = [response.key for response in real]
         data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=_FIELDS)
-        first = dict(zip(reversed(groups), reversed(keys), strict=True))  # a group's responses share their prompt
+        first = {response.group: response.key for response in reversed(real)}
         asks = tq.kv_batch_get(keys=list(first.values()), partition_id=batch.partition_id, select_fields=["prompts"])
         rewards = [float(scores.sum()) for scores in data["rm_scores"].unbind()]
         names = [
-            f"step {step}, record {info['record_id']} ({info['task']}), response {key}"
-            for info, key in zip(infos, keys, strict=True)
+            f"step {step}, record {own.info['record_id']} ({own.info['task']}), response {own.key}" for own in real
         ]
-        check_sums(rows, rewards, self._weights, names)
-        responses = [row["text"] for row in asked]
-        prefilled = bool(self._settings.prefilled)
-        well_formed = {
-            text for text, row in zip(responses, rows, strict=True) if row["parse_status"] == ParseStatus.OK.value
-        }  # a group often has one text several times
-        seen = {text: tags_seen(text, self._schema, prefilled=prefilled) for text in well_formed}
-        return StepData(
-            keys=keys,
-            rows=rows,
-            infos=infos,
-            asked=asked,
-            groups=groups,
-            prompts=dict(zip(first, asks["prompts"].unbind(), strict=True)),
-            responses=responses,
-            advantages=list(data["advantages"].unbind()),
-            seen=[seen.get(text) for text in responses],
-        )
+        prompts = dict(zip(first, asks["prompts"].unbind(), strict=True))
+        step_data = StepData(real, list(data["advantages"].unbind()), prompts)
+        check_sums(step_data.rows, rewards, self._terms, names)
+        return step_data
 
-    def _lines(self, more: Rows) -> list[dict[str, Any]]:
-        """Every response as a line of the rollout file, with the columns of `more`; by task, record and sample."""
-        data = self.data
+    def _lines(self, columns: Rows) -> list[dict[str, Any]]:
+        """Every response as a line of the rollout file, with its `columns`; by task, record and sample."""
         decode = self._tokenizer.decode
-        prompts = {group: decode(ids.tolist(), skip_special_tokens=True) for group, ids in data.prompts.items()}
+        prompts = {group: decode(ids.tolist(), skip_special_tokens=True) for group, ids in self.data.prompts.items()}
+        weights = {term.name: term.weight for term in self._terms}
         lines = []
-        for i, key in enumerate(data.keys):
-            info, row, seen = data.infos[i], data.rows[i], data.seen[i]
+        for response, more in zip(self.data.responses, columns, strict=True):
+            scored, info = response.scored, response.info
+            parts = scored.parts
             lines.append(
                 {
                     "step": self._step,
                     "record_id": info["record_id"],
                     "task": info["task"],
                     "user_id": info["user_id"],
-                    "group": data.groups[i],
-                    "sample": int(key.rsplit("_", 2)[1]),
-                    "prompt": prompts[data.groups[i]],
-                    "response": data.responses[i],
+                    "group": response.group,
+                    "sample": int(response.key.rsplit("_", 2)[1]),
+                    "prompt": prompts[response.group],
+                    "response": scored.text,
                     "gold": info["gold"],
-                    **more[i],
-                    **{f"reward_{name}": row[name] for name in NUMERIC_KEYS},
-                    "weights": self._weights,
-                    "tag_parts": seen.parts if seen else None,
-                    "parse_status": row["parse_status"],
-                    "prmu_status": row["prmu_status"],
-                    "prmu_reason": data.asked[i]["reason"],
+                    **more,
+                    **{f"reward_{name}": scored.row[name] for name in (TOTAL, *self._components)},
+                    "weights": weights,
+                    "tag_parts": {"coverage": parts.coverage, "sound": parts.sound} if parts.steps else None,
+                    "parse_status": scored.row["parse_status"],
+                    "prmu_status": scored.row["prmu_status"],
+                    "prmu_reason": scored.times.reason,
                 }
             )
         lines.sort(key=lambda line: (line["task"], line["record_id"], line["sample"]))
         return lines
 
     def _name_gap(self, metrics: dict[str, Any]) -> None:
-        """Give the gap that the update measured (`prob_gap`) verl's name, where verl has not measured it itself.
+        """Log the gap that the update measured (`prob_gap`) under verl's name, unless verl measured it itself.
 
-        It is the rollout's against the actor's only where the old log-probabilities are the rollout's, and the
-        weights have not moved yet: one update a step.
+        It compares the rollout with the actor only if the old log-probabilities are the rollout's and the weights have
+        not moved yet, that is with one update a step.
         """
         measured = metrics.pop(f"actor/{_GAP}", None)
         actor, algorithm = self._config.actor_rollout_ref.actor, self._config.algorithm

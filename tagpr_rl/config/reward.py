@@ -1,0 +1,70 @@
+"""What a GRPO stage is rewarded for: the list of terms, and its short form."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from tagpr_rl.config.base import Closed, NonNegative
+from tagpr_rl.reward.components import RESERVED, Term, needs_prmu, short_form, term_names
+
+
+class RewardWeights(Closed):
+    """Short form of `reward`: task_format + alpha * tag + beta * prmu + gamma * repetition."""
+
+    alpha: NonNegative = 0.2
+    """Weight of `tag`. The paper does not publish its weights."""
+    beta: NonNegative = 0.2
+    """Weight of `prmu`; 0 switches PRMU off in this stage."""
+    gamma: NonNegative = 0.1
+    """Weight of `repetition`, which is negative itself."""
+
+    def terms(self) -> tuple[Term, ...]:
+        """The list that the short form stands for."""
+        return short_form(self.alpha, self.beta, self.gamma)
+
+
+class RewardTerm(Closed):
+    """One summand of the reward: a built-in component by name, or a user's own function."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
+    """A built-in component, or `task_format` (task * format). With `fn` the name of the user's component; null = the
+    function's name."""
+    fn: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    """`module:function` of a user's component, from the working directory or an installed package. The function gets
+    a `tagpr_rl.reward.response.Response` and returns a number in [-1, 1]."""
+    weight: NonNegative
+    """The term's weight in the sum."""
+
+    @model_validator(mode="after")
+    def _known(self) -> RewardTerm:
+        name = self.key
+        if self.fn is not None and (name in term_names() or name in RESERVED):
+            raise ValueError(f"'{name}' is a name of the built-in reward; give {self.fn} another `name`")
+        if self.fn is None and name not in term_names():
+            near = difflib.get_close_matches(name, term_names(), n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(term_names())}"
+            raise ValueError(f"no reward component is called '{name}'; {hint} A component of your own has a `fn`")
+        return self
+
+    @property
+    def key(self) -> str:
+        """The component's name in rows, metrics and files."""
+        return self.name or (self.fn or "").rpartition(":")[2]
+
+
+def list_mistake(terms: tuple[RewardTerm, ...]) -> str:
+    """What is wrong with a whole `reward` list; "" if nothing is."""
+    names = [term.key for term in terms]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        return f"reward names {', '.join(twice)} twice; give each component one term"
+    if not any(term.weight for term in terms):
+        return "reward has no term with a weight above 0; every response would get 0"
+    return ""
+
+
+def prmu_terms(terms: tuple[Term, ...]) -> list[Term]:
+    """The weighted terms that need PRMU's score."""
+    return [term for term in terms if term.weight > 0 and any(map(needs_prmu, term.factors))]
