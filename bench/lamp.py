@@ -30,9 +30,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from tagpr_rl.data.lamp import load_folder
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.eval.controls import baselines
-from tagpr_rl.eval.describe import code_version
 from tagpr_rl.eval.lamp_eval import evaluate
 from tagpr_rl.eval.metrics import accuracy, macro_f1, official_metrics
+from tagpr_rl.eval.provenance import code_version
 from tagpr_rl.prompts import retrieve
 from tagpr_rl.prompts.bm25 import IndexCache
 from tagpr_rl.prompts.prompt import build_official_prompt, build_prompt

@@ -2,9 +2,10 @@
 
 Run: python bench/prmu_scale.py --out DIR [--users 10000000] [--dim 64] [--shards 16] [--lookups 200000]
 
-Writes a table of random rows (prmu.users_table), opens it in a new process and looks up known and unknown ids, one at
+Writes a table of random rows (prmu.users.table), opens it in a new process and looks up known and unknown ids, one at
 a time and 256 at a time, in random order: `first` touches every page for the first time in that process (the system's
-page cache is warm, as the table was just written), `again` repeats. The cache (prmu.cache.ArrayCache) is asked for the
+page cache is warm, as the table was just written), `again` repeats. The cache (prmu.serving.cache.ArrayCache) is
+asked for the
 same ids, half of them from 1 % of the users. Prints JSON; the table is removed afterwards.
 """
 

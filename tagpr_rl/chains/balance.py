@@ -1,4 +1,4 @@
-"""Balance of the kept set over tasks, users and tag sequences: seeded caps, rare tags kept first."""
+"""Balances the kept chains over users, tasks and tag sequences by seeded caps that keep rare tags first."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tagpr_rl.types import TagprError
 
 @dataclass(frozen=True, slots=True)
 class BalanceRules:
-    """Caps on the kept set (ours). All off by default."""
+    """Caps on the kept chains. All are off by default."""
 
     max_per_user: int | None = None
-    """Most chains of one user."""
+    """Largest number of chains of one user; None = no limit."""
     max_task_share: float = 1.0
-    """Largest share of one task, (0, 1]; below 1 / tasks it means equal shares."""
+    """Largest share of one task, in (0, 1]. A share below 1 / (number of tasks) means equal shares."""
     max_pattern_share: float = 1.0
-    """Largest share of one sequence of tags, (0, 1]: a teacher that always thinks in one form."""
+    """Largest share of one sequence of tags, in (0, 1]. It limits a teacher that always thinks in the same form."""
 
     def __post_init__(self) -> None:
         """Refuse shares outside their range (TagprError)."""
@@ -32,7 +32,7 @@ class BalanceRules:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What balance looks at of one chain."""
+    """The properties of one chain that are balanced."""
 
     task: str
     user_id: str
@@ -45,7 +45,7 @@ def cap_for(sizes: Sequence[int], share: float) -> int:
     A share below 1 / groups cannot be met; then all groups are cut to the smallest one.
     """
     share = max(share, 1 / len(sizes)) if sizes else 1.0
-    # c - share * sum(min(n, c)) is convex, 0 at 0 and not rising there: it stays <= 0 up to one point only.
+    # c - share * sum(min(n, c)) is convex, 0 at c = 0 and not rising there, so it is <= 0 up to one point only.
     low, high = min(sizes, default=0), max(sizes, default=0)
     while low < high:
         middle = (low + high + 1) // 2
@@ -57,15 +57,15 @@ def cap_for(sizes: Sequence[int], share: float) -> int:
 
 
 def balanced(members: Sequence[Member], rules: BalanceRules, seed: int) -> list[bool]:
-    """Whether each chain stays: first the cap on users, then on tasks, then on tag sequences.
+    """Whether each chain is kept under the caps on users, then on tasks, then on tag sequences.
 
-    Where a group is over its cap, chains with rarer tags stay, and among equals the draw depends on `seed` and the
-    number of chains alone.
+    A group above its cap keeps the chains with rarer tags. Between equals the choice depends only on `seed` and the
+    number of chains.
     """
     order = list(range(len(members)))
     Random(f"balance/{seed}").shuffle(order)
-    used = Counter(tag for member in members for tag in set(member.tags))
-    order.sort(key=lambda i: min((used[tag] for tag in members[i].tags), default=0))  # stable: ties stay shuffled
+    frequency = Counter(tag for member in members for tag in set(member.tags))
+    order.sort(key=lambda i: min((frequency[tag] for tag in members[i].tags), default=0))  # stable: ties stay shuffled
     keep = set(order)
     if rules.max_per_user is not None:
         keep = _capped([i for i in order if i in keep], [m.user_id for m in members], rules.max_per_user)
@@ -81,10 +81,10 @@ def balanced(members: Sequence[Member], rules: BalanceRules, seed: int) -> list[
 
 def _capped(order: Sequence[int], keys: Sequence[Hashable], cap: int) -> set[int]:
     """The first `cap` of each key, in the given order."""
-    taken: dict[Hashable, int] = defaultdict(int)
-    kept = set()
+    counts: dict[Hashable, int] = defaultdict(int)
+    first = set()
     for i in order:
-        if taken[keys[i]] < cap:
-            taken[keys[i]] += 1
-            kept.add(i)
-    return kept
+        if counts[keys[i]] < cap:
+            counts[keys[i]] += 1
+            first.add(i)
+    return first

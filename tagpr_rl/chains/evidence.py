@@ -1,9 +1,10 @@
-"""Does a chain use this user's profile? Its words and its answer, compared with another user's profile (ours).
+"""Tests whether a chain uses its user's profile: by its words and by its answer, against another user's profile.
 
-The check on the words: a step *has evidence in a profile* when it holds a word of the items shown, or a word together
-with the label that the user gave to its item ("4" and "soap"), that is not in the question and not common to most
-users' profiles. The answer: the same teacher is asked the same question with the
-other user's profile, and a chain that used the profile has reason to answer otherwise.
+By words: a step *has evidence in a profile* if it has a clue, which is a word of the profile's items, or such a word
+together with the label that the user gave to the item ("soap" and "4"). A clue must not be in the question, and must
+not be common to most users' profiles.
+By answer: the same teacher answers the same question with the other user's profile. If the chain used its profile, the
+other answer should differ.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ CANDIDATES = 8
 pairs)."""
 _WORD = re.compile(r"\w+")
 FEWEST_USERS, MOST_USERS = 5, 200
-"""With fewer users of a task nothing is called common to most of them; of more a sample is looked at."""
+"""With fewer users of a task no clue is common. With more users a sample of MOST_USERS is counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvidenceRules:
-    """What counts as use of the profile. Chains that were asked without a profile are never tested."""
+    """What counts as use of the profile. Chains that were written without a profile are not tested."""
 
     require: Literal["off", "measure", "text", "answer", "either", "both"] = "off"
-    """measure = count and keep all; text = the words must show it; answer = the answer must change with the profile;
-    either = one of the two; both. All but off, measure and text ask the teacher once more per record."""
+    """measure: count, but keep all. text: the words must show it. answer: the answer must change with the profile.
+    either, both: one of the two tests, or both. answer, either and both ask the teacher once more per record."""
     min_share: float = 0.0
-    """Least share of steps with evidence that the other profile does not give, [0, 1]; 0 = one step at least."""
+    """Least share of the steps with evidence that the other profile does not give, in [0, 1]; 0 = at least one step."""
     common: float = 0.5
-    """A word in more than this share of the task's profiles is no evidence, [0, 1]."""
+    """A clue in more than this share of the task's profiles is common and no evidence. In [0, 1]."""
 
     def __post_init__(self) -> None:
         """Refuse shares outside their range (TagprError)."""
@@ -47,31 +48,32 @@ class EvidenceRules:
 
     @property
     def reads_words(self) -> bool:
-        """Whether words are looked at."""
+        """Whether the words are tested."""
         return self.require != "off"
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether the answer under another profile is needed."""
+        """Whether the answer with another profile is tested."""
         return self.require in ("answer", "either", "both")
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was found for one chain."""
+    """The evidence of one chain."""
 
     own: float
-    """Share of steps with evidence in the items shown, [0, 1]."""
+    """Share of the steps with evidence in the items shown, in [0, 1]."""
     other: float | None
-    """The same steps against the items that the other user's profile would have shown; None without another user."""
+    """Share of the steps with evidence in the items that the other user's profile would have shown; None without
+    one."""
     specific: float = 0.0
-    """Share of steps with evidence in the own items that the other's items do not give, [0, 1]."""
+    """Share of the steps with a clue of the own items that the other's items do not have, in [0, 1]."""
     own_clues: int = 0
-    """Different clues said that only the own items give."""
+    """Number of different clues in the steps that only the own items have."""
     other_clues: int = 0
-    """Different clues said that only the other's items give."""
+    """Number of different clues in the steps that only the other's items have."""
     changed: bool | None = None
-    """Whether the teacher's answer was another one with the other profile; None when not asked or not answered."""
+    """Whether the teacher's answer differs with the other profile; None if there is no such answer."""
 
 
 class ProfilePool:
@@ -121,10 +123,10 @@ Clue = str | tuple[str, str]
 
 
 class CommonClues:
-    """What most users of a task have in their profiles."""
+    """The clues that most users of a task have in their profiles."""
 
     def __init__(self, profiles: Mapping[str, Sequence[LampRecord]], share: float) -> None:
-        """`profiles`: task -> one record per user; MOST_USERS of them are looked at."""
+        """`profiles`: task -> one record per user; at most MOST_USERS of them are counted."""
         self._clues = {task: _common(users, share) for task, users in profiles.items()}
 
     def of(self, task: str) -> frozenset[Clue]:
@@ -138,17 +140,17 @@ def words(text: str) -> frozenset[str]:
 
 
 def clues(task: str, items: Iterable[ProfileItem]) -> frozenset[Clue]:
-    """Every clue of some profile items. Labels are those of classification and rating; a title is text."""
+    """All clues of some profile items. Only classification and rating tasks have labels; a title counts as text."""
     spec = TASKS[task]
     key = spec.label_key if spec.kind in ("classification", "rating") else None
-    found: set[Clue] = set()
+    every: set[Clue] = set()
     for item in items:
         text = words(" ".join(item.fields.values()))
-        found |= text
+        every |= text
         if key is not None:
             label = words(item.fields[key])
-            found |= {(one, two) for one in label for two in text - label}
-    return frozenset(found)
+            every |= {(one, two) for one in label for two in text - label}
+    return frozenset(every)
 
 
 def text_evidence(
@@ -158,51 +160,49 @@ def text_evidence(
     other: Sequence[ProfileItem] | None,
     common: frozenset[Clue],
 ) -> Evidence:
-    """Share of steps with evidence in the own items and in the other user's (None: there is no other user)."""
-    said = [words(step) for step in steps]
-    asked = words(TASKS[record.task].query(record))  # not the whole input: some tasks list every label there
+    """The evidence of a chain's steps in the own items and in those of another user (None = there is none)."""
+    step_words = [words(step) for step in steps]
+    question = words(TASKS[record.task].query(record))  # not the whole input, since some tasks list every label there
 
-    def share(found: frozenset[Clue]) -> tuple[float, int]:
-        """(share of steps with some of the clues, how many different clues were said)."""
-        single = {clue for clue in found if isinstance(clue, str)} - asked
-        pairs = [clue for clue in found if not isinstance(clue, str) and not asked.issuperset(clue)]
-        hits = [(step & single) | {pair for pair in pairs if step.issuperset(pair)} for step in said]
-        return sum(bool(hit) for hit in hits) / len(said), len(frozenset[Clue]().union(*hits))
+    def share(some: frozenset[Clue]) -> tuple[float, int]:
+        """(share of steps with a clue, number of different clues in the steps)."""
+        single = {clue for clue in some if isinstance(clue, str)} - question
+        pairs = [clue for clue in some if not isinstance(clue, str) and not question.issuperset(clue)]
+        hits = [(step & single) | {pair for pair in pairs if step.issuperset(pair)} for step in step_words]
+        return sum(bool(hit) for hit in hits) / len(step_words), len(frozenset[Clue]().union(*hits))
 
-    mine = clues(record.task, own) - common
-    theirs = clues(record.task, other or ()) - common
-    specific, own_clues = share(mine - theirs)
-    return Evidence(
-        share(mine)[0], share(theirs)[0] if other is not None else None, specific, own_clues, share(theirs - mine)[1]
-    )
+    own_all, other_all = clues(record.task, own) - common, clues(record.task, other or ()) - common
+    own_share, other_share = share(own_all)[0], share(other_all)[0] if other is not None else None
+    specific, own_clues = share(own_all - other_all)
+    return Evidence(own_share, other_share, specific, own_clues, share(other_all - own_all)[1])
 
 
-def words_show(found: Evidence, rules: EvidenceRules) -> bool:
-    """Whether some step, and as many as `min_share` asks for, has evidence that the other profile does not give, and
-    more such evidence was said than evidence that only the other gives."""
-    return found.own_clues > found.other_clues and found.specific >= rules.min_share
+def words_show(evidence: Evidence, rules: EvidenceRules) -> bool:
+    """Whether the steps have more clues of the own profile only than of the other only, in at least `min_share`
+    steps."""
+    return evidence.own_clues > evidence.other_clues and evidence.specific >= rules.min_share
 
 
-def uses_profile(found: Evidence, rules: EvidenceRules) -> bool:
-    """The verdict under `rules.require`. An answer under the other profile that did not come proves nothing."""
-    said = words_show(found, rules)
-    changed = bool(found.changed)
-    verdicts = {"text": said, "answer": changed, "either": said or changed, "both": said and changed}
+def uses_profile(evidence: Evidence, rules: EvidenceRules) -> bool:
+    """The verdict under `rules.require`. A missing answer with the other profile counts as unchanged."""
+    shown, changed = words_show(evidence, rules), bool(evidence.changed)
+    verdicts = {"text": shown, "answer": changed, "either": shown or changed, "both": shown and changed}
     return verdicts.get(rules.require, True)
 
 
-def summary(found: Sequence[Evidence], rules: EvidenceRules) -> dict[str, float | int | None]:
-    """Figures for chains.json; means over the chains tested. `shown`: chains that `words_show` accepts."""
-    others = [e.other for e in found if e.other is not None]
-    asked = [e.changed for e in found if e.changed is not None]
+def summary(chains: Sequence[Evidence], rules: EvidenceRules) -> dict[str, float | int | None]:
+    """The block `evidence` of chains.json: counts, and means over the chains. `shown`: those that `words_show`
+    accepts."""
+    others = [e.other for e in chains if e.other is not None]
+    compared = [e.changed for e in chains if e.changed is not None]
     return {
-        "tested": len(found),
-        "shown": sum(words_show(e, rules) for e in found),
-        "own_steps": _mean([e.own for e in found]),
+        "tested": len(chains),
+        "shown": sum(words_show(e, rules) for e in chains),
+        "own_steps": _mean([e.own for e in chains]),
         "other_steps": _mean(others),
-        "specific_steps": _mean([e.specific for e in found]),
-        "answers_compared": len(asked),
-        "answers_changed": _mean([float(changed) for changed in asked]),
+        "specific_steps": _mean([e.specific for e in chains]),
+        "answers_compared": len(compared),
+        "answers_changed": _mean([float(changed) for changed in compared]),
     }
 
 
@@ -213,6 +213,6 @@ def _mean(values: Sequence[float]) -> float | None:
 def _common(users: Sequence[LampRecord], share: float) -> frozenset[Clue]:
     if len(users) < FEWEST_USERS:
         return frozenset()
-    looked = Random("common").sample(list(users), min(MOST_USERS, len(users)))
-    seen = Counter(clue for record in looked for clue in clues(record.task, record.profile))
-    return frozenset(clue for clue, n in seen.items() if n > share * len(looked))
+    sample = Random("common").sample(list(users), min(MOST_USERS, len(users)))
+    counts = Counter(clue for record in sample for clue in clues(record.task, record.profile))
+    return frozenset(clue for clue, n in counts.items() if n > share * len(sample))

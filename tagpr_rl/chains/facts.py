@@ -1,4 +1,4 @@
-"""chains.json: what a chain set is, how it came about and how good its labels are. For the report and the data card."""
+"""The content of chains.json: counts, reasons, tags, label quality and models, for the report and the data card."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import TagSchema
 
 PATTERNS = 10
-"""Most frequent tag sequences listed."""
+"""Number of tag sequences listed, the most frequent ones."""
 
 
 def chain_facts(
     chains: ChainSet, schema: TagSchema, rules: KeepRules, teacher: MeteredTeacher, labeller: MeteredLabeller
 ) -> dict[str, Any]:
-    """The content of chains.json but for the pairs."""
+    """The content of chains.json without the counts of pairs."""
     counts = chains.counts
     agreement = chains.agreement
     return {
@@ -54,15 +54,21 @@ def _hashes(prompts: Mapping[str, str]) -> dict[str, str]:
 
 def _by_task(chains: ChainSet) -> dict[str, dict[str, int]]:
     kept = Counter(row.task for row in chains.rows)
-    lost = Counter(item.task for item in chains.rejected)
-    return {task: {"asked": kept[task] + lost[task], "kept": kept[task]} for task in sorted(kept.keys() | lost.keys())}
+    rejected = Counter(item.task for item in chains.rejected)
+    return {
+        task: {"asked": kept[task] + rejected[task], "kept": kept[task]}
+        for task in sorted(kept.keys() | rejected.keys())
+    }
 
 
 def _tags(chains: ChainSet, schema: TagSchema) -> dict[str, Any]:
-    """tags: steps with each tag; coverage: share of chains with it; steps_per_chain; follows: tag -> next tag ->
-    times; patterns: the most frequent sequences of tags."""
+    """Statistics of the tags in the kept chains.
+
+    tags: tag -> number of steps. coverage: tag -> share of chains with it. steps_per_chain: number of steps -> number
+    of chains. follows: tag -> next tag -> count. patterns: the most frequent sequences of tags.
+    """
     steps: Counter[str] = Counter()
-    having: Counter[str] = Counter()
+    chains_with: Counter[str] = Counter()
     lengths: Counter[int] = Counter()
     patterns: Counter[tuple[str, ...]] = Counter()
     for row in chains.rows:
@@ -70,7 +76,7 @@ def _tags(chains: ChainSet, schema: TagSchema) -> dict[str, Any]:
         assert trace is not None, "a kept chain parses"
         tags = tuple(step.tag for step in trace.steps)
         steps.update(tags)
-        having.update(set(tags))
+        chains_with.update(set(tags))
         lengths[len(tags)] += 1
         patterns[tags] += 1
     follows: dict[str, Counter[str]] = {}
@@ -80,7 +86,7 @@ def _tags(chains: ChainSet, schema: TagSchema) -> dict[str, Any]:
     total = max(1, len(chains.rows))
     return {
         "tags": {name: steps[name] for name in schema.names},
-        "coverage": {name: having[name] / total for name in schema.names},
+        "coverage": {name: chains_with[name] / total for name in schema.names},
         "steps_per_chain": {str(n): lengths[n] for n in sorted(lengths)},
         "follows": {name: dict(follows[name].most_common()) for name in schema.names if name in follows},
         "patterns": [{"tags": list(tags), "chains": n} for tags, n in patterns.most_common(PATTERNS)],

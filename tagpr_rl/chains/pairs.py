@@ -1,4 +1,4 @@
-"""Preference pairs for PRMU: a right chain against one written for another user, without a profile, or wrongly."""
+"""Makes PRMU's preference pairs: a right chain against one for another user, without a profile, or wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tagpr_rl.chains.evidence import ProfilePool
 from tagpr_rl.chains.keep import KeepRules
 from tagpr_rl.chains.labellers.label import Labeller
 from tagpr_rl.chains.teachers.interface import Teacher, TeacherRequest
-from tagpr_rl.chains.teachers.write import Written, write_chains
+from tagpr_rl.chains.teachers.write import Draft, write_chains
 from tagpr_rl.prompts.rows import profile_texts
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, PairRow, Prompt, TagprError
@@ -32,13 +32,18 @@ def build_pairs(
     max_pairs: int | None = None,
     seed: int = 0,
 ) -> list[PairRow]:
-    """Pairs for the chains of `chains.rows` that are right and were written with a profile, one chain per record.
+    """Pairs for one right chain per record, taken from the chains of `chains.rows` that were written with a profile.
 
-    `make_prompt(record)` retrieves from the record's profile and builds the prompt: it is called with the
-    question's record whose profile is another user's, or empty. `wrong` and `no_evidence` pairs need a wrong chain, or
-    one that does not use the profile, for the same record (`samples` > 1). Pairs with equal answers are dropped, but
-    for `no_evidence`: there the answer is right and the thought is not this user's. So are rejected texts of bad form:
-    they would be told apart without looking at the user. `max_pairs` draws records evenly at random.
+    Args:
+        make_prompt: retrieves from a record's profile and builds the prompt. It gets the question's record with
+            another user's profile, or with an empty one.
+        kinds: which kinds of PairRow.kind to make. `wrong` and `no_evidence` need a second chain of the same record,
+            so the chains stage must draw more than one sample.
+        max_pairs: draw the records of at most so many pairs evenly at random.
+
+    A pair is dropped if both answers are equal, except for `no_evidence`, whose answer is right and whose thought does
+    not use the profile. It is also dropped if the rejected text has a bad form, since that alone would tell the two
+    apart.
     """
     by_id = {(record.task, record.id): record for record in records}
     chosen: dict[tuple[str, str], ChainRow] = {}
@@ -53,33 +58,33 @@ def build_pairs(
     Random(f"pairs/{seed}").shuffle(order)
     if max_pairs is not None:
         order = order[:max_pairs]  # each record may give several pairs; more records are never needed
-    asked = [by_id[key] for key in order]
-    made: list[PairRow] = []
+    questions = [by_id[key] for key in order]
+    pairs: list[PairRow] = []
 
-    def write(lent: Sequence[LampRecord]) -> Sequence[Written]:
-        requests = [TeacherRequest(record, make_prompt(record)) for record in lent]
+    def write(changed: Sequence[LampRecord]) -> Sequence[Draft]:
+        requests = [TeacherRequest(record, make_prompt(record)) for record in changed]
         return write_chains(requests, teacher, labeller, schema, rules).items
 
     if CROSS in wanted:
         pool = ProfilePool(records, seed)
-        loans = [(r, loan) for r in asked if (loan := pool.swap(r)) is not None]
-        for (r, (_, user)), item in zip(loans, write([lent for _, (lent, _) in loans]), strict=True):
-            made += _pair(r, chosen[r.task, r.id], item.response, item.answer, CROSS, user)
+        swaps = [(r, swap) for r in questions if (swap := pool.swap(r)) is not None]
+        for (r, (_, user)), item in zip(swaps, write([swapped for _, (swapped, _) in swaps]), strict=True):
+            pairs += _pair(r, chosen[r.task, r.id], item.response, item.answer, CROSS, user)
     if NONE in wanted:
-        for r, item in zip(asked, write([replace(r, profile=()) for r in asked]), strict=True):
-            made += _pair(r, chosen[r.task, r.id], item.response, item.answer, NONE, "")
+        for r, item in zip(questions, write([replace(r, profile=()) for r in questions]), strict=True):
+            pairs += _pair(r, chosen[r.task, r.id], item.response, item.answer, NONE, "")
     drawn = set(order)
     for kind, rows in ((WRONG, chains.wrong), (GENERIC, chains.generic)):
         for row in rows if kind in wanted else ():
             key = row.task, row.record_id
             if row.item_ids and key in drawn:
-                made += _pair(by_id[key], chosen[key], row.response, row.answer, kind, "")
-    Random(f"order/{seed}").shuffle(made)
-    return made if max_pairs is None else made[:max_pairs]
+                pairs += _pair(by_id[key], chosen[key], row.response, row.answer, kind, "")
+    Random(f"order/{seed}").shuffle(pairs)
+    return pairs if max_pairs is None else pairs[:max_pairs]
 
 
 def _pair(record: LampRecord, chosen: ChainRow, rejected: str, answer: str, kind: str, other: str) -> list[PairRow]:
-    """The pair, or nothing when it shows no preference: no rejected response, or the same answer."""
+    """[the pair], or [] if it shows no preference: no rejected response, or the same answer."""
     same = answer.strip() == chosen.answer.strip() and kind != GENERIC
     if not rejected or same or rejected == chosen.response:
         return []

@@ -1,4 +1,4 @@
-"""Teacher text -> thought and answer; thought -> steps. Deterministic, and no character is lost (ours)."""
+"""Cuts a teacher's text into thought and answer, and a thought into steps, without losing a character."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _SENTENCE = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _BARE = re.compile(r"[\W_]*+(?:\d{1,3}[.)])?[\W_]*+")
-"""No step by itself: white space, a bullet, a list number, a rule (`---`)."""
+"""A text that is no step by itself: white space, a bullet, a list number, a rule (`---`)."""
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|vs|cf|al|Mr|Mrs|Ms|Dr|No|Fig)\.\Z")
-"""A full stop that ends no sentence."""
+"""A full stop that does not end a sentence."""
 
 
 def split_answer(text: str) -> tuple[str, str] | None:
-    """(thought, answer) of a teacher's text, both not blank; None when it has no such form.
+    """(thought, answer) of a teacher's text, neither of them blank; None if the text has another form.
 
-    The answer is what follows the last `Answer:` that begins a line (or, without one, what follows a native
-    `</think>`). The thought is what stands before `Answer:`; after a native `<think>` block that is the visible
-    part where it has at least MIN_STEPS lines, else the block. Emphasis marks around the answer are dropped.
+    The answer follows the last `Answer:` that begins a line; without one it follows a native `</think>`. The thought
+    is the text before `Answer:`. If there is a native `<think>` block and the text after it has fewer than MIN_STEPS
+    lines before `Answer:`, the block is the thought. Emphasis marks around the answer are dropped.
     """
     head, closed, tail = text.rpartition("</think>")
     body = tail if closed else text
@@ -48,12 +48,11 @@ def split_answer(text: str) -> tuple[str, str] | None:
 
 
 def segment(thought: str, least: int = MIN_STEPS, most: int = MAX_STEPS) -> list[str]:
-    """Cut a thought into steps: lines, or sentences when there are fewer than `least` lines.
+    """The steps of a thought: its lines, or its sentences if there are fewer than `least` lines.
 
-    A fenced code block is one line. Blank lines and lone list marks belong to a neighbour. More than `most` steps
-    are joined to neighbours, the shortest pair first. The concatenation of the result is `thought`, character by
-    character. A thought of too few sentences gives fewer than `least` steps; the caller rejects it. A blank thought
-    gives [].
+    A fenced code block is one line. Blank lines and lone list marks belong to a neighbouring step. If there are more
+    than `most` steps, neighbours are joined, the shortest pair first. The steps joined together are exactly `thought`.
+    There may be fewer than `least` steps (the caller rejects such a thought), and none for a blank thought.
     """
     if not thought.strip():
         return []
@@ -73,7 +72,7 @@ def segment(thought: str, least: int = MIN_STEPS, most: int = MAX_STEPS) -> list
 
 
 def reassembles(steps: Sequence[str], thought: str) -> bool:
-    """Whether the steps, joined, are the thought byte by byte in UTF-8 (False also where it has no UTF-8 form)."""
+    """Whether the joined steps equal the thought in UTF-8; False if UTF-8 cannot encode it."""
     try:
         return "".join(steps).encode() == thought.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can carry and a file cannot
@@ -81,9 +80,10 @@ def reassembles(steps: Sequence[str], thought: str) -> bool:
 
 
 def _fenced(lines: Sequence[str]) -> list[tuple[str, bool]]:
-    """(text, is code): a closed fence with its lines is one text; an open fence is no fence."""
+    """(text, whether it is code): a closed fence and its lines are one text; a fence that never closes is a plain
+    line."""
     blocks: list[tuple[str, bool]] = []
-    open_marks: set[str] = set()  # never closed from here on: looking again would make this quadratic
+    open_marks: set[str] = set()  # marks that no later line closes; searching for them again would take quadratic time
     at = 0
     while at < len(lines):
         mark = _FENCE.match(lines[at])
@@ -103,18 +103,22 @@ def _fenced(lines: Sequence[str]) -> list[tuple[str, bool]]:
 
 
 def _sentences(text: str) -> list[str]:
-    found: list[str] = []
+    sentences: list[str] = []
     for piece in _SENTENCE.findall(text):
-        if found and _ABBREVIATION.search(found[-1].rstrip()[-8:]):
-            found[-1] += piece
+        if sentences and _ABBREVIATION.search(sentences[-1].rstrip()[-8:]):
+            sentences[-1] += piece
         else:
-            found.append(piece)
-    return found
+            sentences.append(piece)
+    return sentences
 
 
 def _joined(pieces: Sequence[str]) -> list[str]:
-    """Blank pieces go to the piece before (after, at the beginning), lone marks to the piece after (before, at the
-    end)."""
+    """Join blank pieces and lone marks to a neighbour, so that every piece is a step.
+
+    A blank piece joins the piece before it, or the first step at the beginning. A lone mark joins the piece after
+    it, or
+    the last step at the end.
+    """
     joined: list[str] = []
     waiting = ""
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""Near-duplicate chains: an exact set-similarity join over word shingles, deterministic, in one pass."""
+"""Finds near-duplicate chains: an exact set-similarity join over word shingles, in one deterministic pass."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, slots=True)
 class SimilarRules:
-    """When two thoughts are near-duplicates (ours)."""
+    """When two thoughts count as near-duplicates."""
 
     scope: Literal["off", "record", "user", "all"] = "off"
-    """Chains of one record, of one user or of the whole set are compared; only with the same task and answer."""
+    """Chains of one record, of one user or of the whole set are compared, if they have the same task and answer."""
     threshold: float = 0.9
-    """Least Jaccard index of the shingle sets, (0, 1]."""
+    """Least Jaccard index of the sets of shingles, in (0, 1]."""
     shingle: int = 3
     """Words per shingle."""
 
@@ -34,7 +34,7 @@ class SimilarRules:
 
 
 def shingles(text: str, size: int) -> frozenset[tuple[str, ...]]:
-    """Sets of `size` neighbouring words, lower case; a shorter text is one shingle."""
+    """The set of all `size` neighbouring words in lower case; a shorter text is one shingle."""
     words = _WORD.findall(text.lower())
     if len(words) <= size:
         return frozenset([tuple(words)])
@@ -42,19 +42,20 @@ def shingles(text: str, size: int) -> frozenset[tuple[str, ...]]:
 
 
 def near_duplicates(texts: Sequence[str], groups: Sequence[Hashable], rules: SimilarRules) -> list[bool]:
-    """For each text, whether an earlier *kept* text of its group has Jaccard >= the threshold.
+    """For each text, whether it is a near-duplicate of an earlier text of its group that is none itself.
 
-    Exact, by prefix filtering (Bayardo, Ma and Srikant 2007): sets ordered by rarity can only be similar when their
-    first n - ceil(t n) + 1 shingles meet, so each text is compared with few others.
+    Prefix filtering (Bayardo, Ma and Srikant 2007) makes this exact and fast: if shingles are sorted by rarity, two
+    sets
+    can only reach the threshold t if they share one of their first n - ceil(t n) + 1 shingles.
     """
     sets = [shingles(text, rules.shingle) for text in texts]
-    frequency: Counter[tuple[str, ...]] = Counter(shingle for found in sets for shingle in found)
+    frequency: Counter[tuple[str, ...]] = Counter(shingle for one in sets for shingle in one)
     index: dict[tuple[Hashable, tuple[str, ...]], list[int]] = {}
     result = []
-    for i, (found, group) in enumerate(zip(sets, groups, strict=True)):
-        order = sorted(found, key=lambda shingle: (frequency[shingle], shingle))
+    for i, (one, group) in enumerate(zip(sets, groups, strict=True)):
+        order = sorted(one, key=lambda shingle: (frequency[shingle], shingle))
         prefix = order[: len(order) - _ceil(rules.threshold * len(order)) + 1]
-        twin = _has_twin(found, prefix, group, sets, index, rules.threshold)
+        twin = _has_twin(one, prefix, group, sets, index, rules.threshold)
         result.append(twin)
         if not twin:
             for shingle in prefix:
@@ -63,7 +64,7 @@ def near_duplicates(texts: Sequence[str], groups: Sequence[Hashable], rules: Sim
 
 
 def _has_twin(
-    found: frozenset[tuple[str, ...]],
+    one: frozenset[tuple[str, ...]],
     prefix: Sequence[tuple[str, ...]],
     group: Hashable,
     sets: Sequence[frozenset[tuple[str, ...]]],
@@ -75,13 +76,13 @@ def _has_twin(
         for other in index.get((group, shingle), ()):
             if other not in seen:
                 seen.add(other)
-                if jaccard(found, sets[other]) >= threshold:
+                if jaccard(one, sets[other]) >= threshold:
                     return True
     return False
 
 
 def jaccard(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> float:
-    """|a and b| / |a or b|; both are non-empty."""
+    """|a and b| / |a or b|; 0 if a set is empty."""
     if min(len(a), len(b)) == 0:
         return 0.0
     common = len(a & b)

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tagpr_rl.chains.dataset import REJECTED, StoredChains, publishing, read_rejected, read_stored, write_dataset
 from tagpr_rl.chains.labellers.discover import Discovery, SampleChain, as_dict, discover
 from tagpr_rl.chains.labellers.propose import schema_yaml
 from tagpr_rl.chains.segment import MIN_STEPS, segment, split_answer
+from tagpr_rl.chains.storage import REJECTED, StoredChains, publishing, read_rejected, read_stored, write_dataset
 from tagpr_rl.cli.arguments import Overrides, RecipeName, RunName, StageName, full_install, say
 from tagpr_rl.config import ChainsStage, Recipe
 from tagpr_rl.files import write_json, write_text

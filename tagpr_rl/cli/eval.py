@@ -13,9 +13,9 @@ from tagpr_rl.cli.arguments import say
 from tagpr_rl.data.lamp import stream_lamp, write_predictions
 from tagpr_rl.data.tasks import task_name
 from tagpr_rl.eval.controls import baseline_answers
-from tagpr_rl.eval.describe import describe, metric_row
-from tagpr_rl.eval.files import Answers, read_answers, require_same_questions, write_zip
 from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
+from tagpr_rl.eval.predictions import Answers, read_answers, require_same_questions, write_zip
+from tagpr_rl.eval.provenance import describe, metric_row
 from tagpr_rl.files import write_json
 from tagpr_rl.tags.schema import default_schema, load_schema
 from tagpr_rl.types import LampRecord, TagprError

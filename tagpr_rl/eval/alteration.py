@@ -1,11 +1,11 @@
-"""Is the thought what the answer comes from? A model's own thought is altered, and the model answers again from it.
+"""Tests whether an answer follows from its thought: the thought or profile is altered, and the model answers again.
 
-Alterations of the thought leave the prompt alone. With an altered profile the model either thinks anew (does the
-thought depend on the profile?) or answers from the thought that it had (`..._same_thought`: does the answer?):
+An altered thought keeps the prompt. With an altered profile the model either writes a new thought, which shows whether
+the thought depends on the profile, or answers from its old one (`..._same_thought`):
 
-    unchanged              nothing: how often the answer changes by itself (another cut into tokens)
-    drop_all               no step is left
-    drop_step              one step less; once for each step, so it also says which tags matter
+    unchanged              nothing is altered; the answer may still change, since the text is tokenised anew
+    drop_all               all steps are dropped
+    drop_step              one step is dropped; once for each step, so it also shows which tags matter
     shuffle_steps          the steps in another order
     other_thought          the thought of another user's question of the same task
     profile_first_dropped  the profile without the item that stood first in the prompt
@@ -13,7 +13,7 @@ thought depend on the profile?) or answers from the thought that it had (`..._sa
     profile_swapped        another user's profile
     profile_..._same_thought
 
-Names: an answer is *changed* when its text differs from the model's own answer.
+An answer counts as *changed* if its text differs from the model's own answer.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ OWN, FIRST_DROPPED, DROPPED, SWAPPED = "own", "first_dropped", "dropped", "swapp
 
 
 @dataclass(frozen=True, slots=True)
-class Altered:
-    """One altered text from which the model answers again."""
+class Alteration:
+    """One alteration, from which the model answers again."""
 
     alteration: str
     steps: tuple[Step, ...] | None
-    """The thought to answer from; None = the model thinks anew."""
+    """The thought to answer from; None = the model writes a new one."""
     profile: str = OWN
     tag: str | None = None
-    """Of the step that drop_step left out."""
+    """Tag of the step that drop_step dropped."""
 
 
-def alterations(steps: Sequence[Step], other: Sequence[Step] | None, *, seed: str) -> list[Altered]:
-    """Every alteration of one thought. `other`: another user's thought, None where there is none.
+def alterations(steps: Sequence[Step], other: Sequence[Step] | None, *, seed: str) -> list[Alteration]:
+    """Every alteration of one thought. `other`: another user's thought; None if there is none.
 
     A thought of one step, or of equal steps, has no shuffle_steps. `seed` fixes the order of the shuffled one.
     """
     own = tuple(steps)
-    found = [Altered("unchanged", own), Altered("drop_all", ())]
-    found += [Altered("drop_step", own[:i] + own[i + 1 :], tag=step.tag) for i, step in enumerate(own)]
+    cases = [Alteration("unchanged", own), Alteration("drop_all", ())]
+    cases += [Alteration("drop_step", own[:i] + own[i + 1 :], tag=step.tag) for i, step in enumerate(own)]
     if (mixed := shuffled(own, seed)) is not None:
-        found.append(Altered("shuffle_steps", mixed))
+        cases.append(Alteration("shuffle_steps", mixed))
     if other is not None:
-        found.append(Altered("other_thought", tuple(other)))
+        cases.append(Alteration("other_thought", tuple(other)))
     for kind in (FIRST_DROPPED, DROPPED, SWAPPED):
-        found.append(Altered(f"profile_{kind}", None, profile=kind))
-        found.append(Altered(f"profile_{kind}_same_thought", own, profile=kind))
-    return found
+        cases.append(Alteration(f"profile_{kind}", None, profile=kind))
+        cases.append(Alteration(f"profile_{kind}_same_thought", own, profile=kind))
+    return cases
 
 
 def shuffled(steps: tuple[Step, ...], seed: str) -> tuple[Step, ...] | None:
-    """The steps in an order that differs from their own; None where all orders are the same."""
+    """The steps in another order; None if all orders are equal."""
     if len(set(steps)) < 2:
         return None
     mixed, source = list(steps), random.Random(seed)
@@ -73,16 +73,16 @@ def shuffled(steps: tuple[Step, ...], seed: str) -> tuple[Step, ...] | None:
 
 
 def other_thoughts(keys: Sequence[tuple[str, str]], thoughts: Sequence[Sequence[Step]]) -> list[Sequence[Step] | None]:
-    """For each (task, user) the next thought of another user of the task, in a circle; None where there is none."""
-    found: list[Sequence[Step] | None] = []
+    """For each (task, user) the next thought of another user of the task, in a circle; None if there is none."""
+    others: list[Sequence[Step] | None] = []
     for i, (task, user) in enumerate(keys):
         after = [*range(i + 1, len(keys)), *range(i)]
-        found.append(next((thoughts[j] for j in after if keys[j][0] == task and keys[j][1] != user), None))
-    return found
+        others.append(next((thoughts[j] for j in after if keys[j][0] == task and keys[j][1] != user), None))
+    return others
 
 
 def thought_text(steps: Sequence[Step], *, prefilled: bool) -> str:
-    """The beginning of a response up to where its answer starts, as `render` writes it; no step = an empty thought."""
+    """A response up to the start of its answer, as `render` writes it. Without steps the thought is empty."""
     if not steps:
         return f"</{THINK}>\n" if prefilled else f"<{THINK}>\n</{THINK}>\n"
     return render(TaggedTrace(tuple(steps), "x"), prefilled=prefilled).removesuffix("x")
@@ -90,7 +90,7 @@ def thought_text(steps: Sequence[Step], *, prefilled: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One altered text's answer, beside the model's own."""
+    """The answer from one alteration, compared with the model's own answer."""
 
     key: str
     task: str

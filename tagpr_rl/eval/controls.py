@@ -1,4 +1,4 @@
-"""What a score must be compared with: wrong profiles, no profiles, and answers that need no model."""
+"""Controls for a score: other users' profiles, no profiles, and answers that need no model."""
 
 from __future__ import annotations
 
@@ -7,42 +7,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tagpr_rl.data.check import leaks_gold
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.eval.lamp_eval import question_key
 from tagpr_rl.prompts.retrieve import bm25_scores, rank
 from tagpr_rl.types import LampRecord, TagprError
 
-__all__ = [
-    "BASELINES",
-    "baseline_answers",
-    "baselines",
-    "empty_profiles",
-    "leaks_gold",
-    "shuffle_profiles",
-    "without_leaks",
-]
-
 
 def empty_profiles(records: Sequence[LampRecord]) -> list[LampRecord]:
-    """The same questions without any history."""
+    """The same questions with empty profiles."""
     return [replace(record, profile=()) for record in records]
-
-
-def without_leaks(records: Sequence[LampRecord]) -> list[LampRecord]:
-    """Without the generation questions whose gold stands verbatim in the user's own profile.
-
-    LaMP has a few (9 of 2,500 in LaMP_5's dev split). Off unless called: report it as a second number.
-    """
-    return [record for record in records if not leaks_gold(record)]
 
 
 def shuffle_profiles(records: Sequence[LampRecord], seed: int) -> list[LampRecord]:
     """The same questions, each with the profile of another user of the same task.
 
-    Users are put into a random circle per task and each takes from the next, so nobody keeps their own and
-    every user's history is used. Only `profile` changes; `user_id` stays the asker's. TagprError when a task
-    has one user.
+    The users of a task form a random circle, and each gets the profile of the next one. So nobody keeps the own profile
+    and every profile is used. Only `profile` changes, not `user_id`. TagprError if a task has a single user.
     """
     donors: dict[tuple[str, str], list[LampRecord]] = {}
     for task in dict.fromkeys(record.task for record in records):
@@ -56,12 +36,12 @@ def shuffle_profiles(records: Sequence[LampRecord], seed: int) -> list[LampRecor
         random.Random(f"{seed}/{task}").shuffle(circle)
         for position, user in enumerate(circle):
             donors[task, user] = by_user[circle[(position + 1) % len(circle)]]
-    asked: Counter[tuple[str, str]] = Counter()
+    position_of: Counter[tuple[str, str]] = Counter()
     shuffled = []
     for record in records:
         own = (record.task, record.user_id)
-        donor = donors[own][asked[own] % len(donors[own])]
-        asked[own] += 1
+        donor = donors[own][position_of[own] % len(donors[own])]
+        position_of[own] += 1
         shuffled.append(replace(record, profile=donor.profile))
     return shuffled
 
@@ -77,10 +57,13 @@ def baseline_answers(
     constant: str | None = None,
     seed: int = 0,
 ) -> dict[str, str]:
-    """One baseline's answers, question key -> text. `golds`: task -> the golds it may learn from (training golds).
+    """The answers of one baseline: question key -> text.
 
-    constant: the text `constant` to every question; the others as in `baselines`. `nearest` needs profiles, and
-    `golds` only for users without one. TagprError for an unknown name, or golds that are needed and missing.
+    Args:
+        name: "constant" gives the text `constant` to every question; see `baselines` for the others.
+        golds: task -> training golds. All baselines but "constant" need some for each task.
+
+    TagprError for an unknown name, and for golds that are needed and missing.
     """
     if name not in BASELINES:
         raise TagprError(f"baseline {name!r} is not one of {', '.join(BASELINES)}")
@@ -107,13 +90,14 @@ def baseline_answers(
 def baselines(
     records_train: Sequence[LampRecord], records_eval: Sequence[LampRecord], seed: int = 0
 ) -> dict[str, dict[str, str]]:
-    """Answers that need no model: baseline name -> {question key: answer}, ready for `evaluate`.
+    """Answers that need no model: baseline -> {question key: answer}, as `evaluate` takes them.
 
-    `majority`: the most frequent training gold of the task (ties: the first in training order). `random`: a
-    uniform label, or for generation the gold of a random training question. `nearest`: the user's own label
-    of the profile item that BM25 ranks first (title or text for generation; LaMP_1: the candidate that
-    matches the profile better); the majority answer where the profile is empty. TagprError when a task has no
-    training golds.
+    majority: the most frequent training gold of the task (of equal ones the first in training order).
+    random: a uniform label; for generation the gold of a random training question.
+    nearest: the label that the user gave to the profile item that BM25 ranks first. For generation its title or text,
+    for LaMP_1 the candidate that matches the profile better, and for an empty profile the majority answer.
+
+    TagprError if a task has no training golds.
     """
     golds: dict[str, list[str]] = {}
     for record in records_train:
@@ -132,7 +116,7 @@ def _nearest(record: LampRecord, default: str) -> str:
     if spec.label_key is not None:
         return rank(record, 1, "bm25")[0].fields[spec.label_key]
     quoted = record.input.split('"')[1::2]
-    spec.query(record)  # raises when the candidates cannot be found
+    spec.query(record)  # raises if the question does not name its candidates
     texts = [spec.item_text(item) for item in record.profile]
     first, second = (max(bm25_scores(texts, candidate)) for candidate in quoted[1:3])
     return spec.labels[0] if first >= second else spec.labels[1]

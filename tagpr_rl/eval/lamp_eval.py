@@ -1,8 +1,8 @@
-"""Responses to a record of how good they are: official metrics, mean task score, parse rates, per question.
+"""Evaluates responses: official metrics, mean task score and parser statuses, in total and per question.
 
-Two views are kept apart. *Lenient*: the answer is whatever follows the last `</think>`, or the whole text;
-official metrics and task scores use it, so that a model without the grammar is not punished. *Strict*: the
-shares of responses by parser status, and the task score with malformed responses counted as 0.
+There are two views. *Lenient*: the answer is the text after the last `</think>`, or the whole text. Official metrics
+and task scores use it, so that a model without the grammar is not punished. *Strict*: the shares of responses by
+parser status, and the task score with malformed responses counted as 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tagpr_rl.types import LampRecord, MetricResult, ParseStatus, TagprError
 
 @dataclass(frozen=True, slots=True)
 class QuestionScore:
-    """One question's outcome."""
+    """The result of one question."""
 
     key: str
     """`question_key`: unique over tasks."""
@@ -38,17 +38,17 @@ class QuestionScore:
     task: str
     user_id: str
     answer: str
-    """Lenient answer."""
+    """The lenient answer."""
     score: float
     """Task score of the lenient answer, [0, 1]."""
     parse_status: str
     unparsable: bool
-    """The answer is not of the task's kind (unknown label, no number, empty)."""
+    """Whether the answer is no answer to this task: an unknown label, no number, or empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """What `evaluate` found. Intervals are 95 % percentile bootstrap over users."""
+    """The result of `evaluate`. Intervals are 95 % percentile bootstrap intervals over users."""
 
     metrics: tuple[MetricResult, ...]
     """Official metrics, task by task."""
@@ -70,9 +70,9 @@ class EvalResult:
     n_users: int
     n_unparsable: int
     n_leaks: int
-    """Questions whose gold stands verbatim in the user's own profile (`data.check.leaks_gold`)."""
+    """Number of questions whose gold is verbatim in the user's own profile (`data.check.leaks_gold`)."""
     metrics_without_leaks: tuple[MetricResult, ...]
-    """The official metrics of tasks with such questions, once more without them; a second number, not the first."""
+    """The official metrics without these questions, for the tasks that have some. They do not replace `metrics`."""
     questions: tuple[QuestionScore, ...]
 
     def scores(self) -> dict[str, float]:
@@ -113,10 +113,13 @@ def evaluate(
 ) -> EvalResult:
     """Score one response per record.
 
-    `responses` maps `question_key` or, where ids are unique over the records, the plain id to the model's
-    text. `prefilled` is the grammar's: the template has already written `<think>`. Without `thoughts` the texts are
-    answers as a predictions file holds them, and are scored whole, as upstream does. Raises TagprError for
-    records without a gold, and for responses that are missing or belong to no record.
+    Args:
+        responses: `question_key` -> the model's text. The plain id is enough if ids are unique over the records.
+        prefilled: the chat template has already written `<think>` (see tags.grammar).
+        thoughts: False = the texts are answers without thoughts, as in a predictions file, and are scored whole.
+
+    Raises:
+        TagprError: a record has no gold, or a response is missing or belongs to no record.
     """
     texts = _match(records, responses)
     questions = tuple(
@@ -133,7 +136,7 @@ def evaluate(
     metrics_without_leaks: list[MetricResult] = []
     task_scores: dict[str, float] = {}
 
-    def measured(task: str, members: Sequence[int]) -> list[MetricResult]:
+    def official(task: str, members: Sequence[int]) -> list[MetricResult]:
         return official_metrics(
             task,
             [questions[index].answer for index in members],
@@ -146,10 +149,10 @@ def evaluate(
     for task in dict.fromkeys(tasks):
         members = [index for index, name in enumerate(tasks) if name == task]
         task_scores[task] = sum(scores[index] for index in members) / len(members)
-        metrics += measured(task, members)
+        metrics += official(task, members)
         clean = [index for index in members if not leaky[index]]
         if 0 < len(clean) < len(members):
-            metrics_without_leaks += measured(task, clean)
+            metrics_without_leaks += official(task, clean)
     return EvalResult(
         metrics=tuple(metrics),
         task_scores=task_scores,
@@ -197,22 +200,22 @@ def _match(records: Sequence[LampRecord], responses: Mapping[str, str]) -> list[
     keys = [question_key(record) for record in records]
     repeated = [key for key, count in Counter(keys).items() if count > 1]
     if repeated:
-        raise TagprError(f"evaluation: record {repeated[0]!r} stands twice; evaluate each question once")
+        raise TagprError(f"evaluation: record {repeated[0]!r} occurs twice; evaluate each question once")
     ids = Counter(record.id for record in records)
     texts: list[str] = []
     used: set[str] = set()
     missing: list[str] = []
     for record, key in zip(records, keys, strict=True):
-        found = key if key in responses else record.id
-        if found not in responses:
+        response_key = key if key in responses else record.id
+        if response_key not in responses:
             missing.append(key)
             continue
-        if found == record.id and ids[record.id] > 1:
+        if response_key == record.id and ids[record.id] > 1:
             raise TagprError(
-                f"evaluation: id {record.id!r} stands in several tasks; key the responses like {key!r} (question_key)"
+                f"evaluation: id {record.id!r} is in several tasks; key the responses like {key!r} (question_key)"
             )
-        used.add(found)
-        texts.append(responses[found])
+        used.add(response_key)
+        texts.append(responses[response_key])
     if missing:
         raise TagprError(
             f"evaluation: {len(missing)} of {len(records)} questions have no response, first {missing[0]!r}; "

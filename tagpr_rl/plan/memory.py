@@ -218,7 +218,7 @@ def scorer_part(recipe: Recipe, stage: GrpoStage) -> Part | None:
 
 
 def prmu_training_parts(shape: ModelShape, stage: PrmuStage) -> tuple[Part, ...]:
-    """PRMU's training on one device, in fp32 without recomputation (prmu.train)."""
+    """PRMU's training on one device, in fp32 without recomputation (prmu.training)."""
     pairs = stage.micro_batch_size or stage.batch_size
     tokens = pairs * (2 * PRMU_TOKENS + stage.max_items * PRMU_ITEM_TOKENS)
     mixed = 3 * (shape.layers + 1) * shape.hidden * 4  # every layer's states, normalised, and weighted

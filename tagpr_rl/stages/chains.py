@@ -9,10 +9,10 @@ from random import Random
 from tagpr_rl.chains.build import ChainRow, build_chains
 from tagpr_rl.chains.client.chat import ReplyStatus
 from tagpr_rl.chains.client.usage import MeteredLabeller, MeteredTeacher
-from tagpr_rl.chains.dataset import REJECTED, write_rejected
 from tagpr_rl.chains.evidence import ProfilePool, ProfileSwap
 from tagpr_rl.chains.facts import chain_facts
 from tagpr_rl.chains.pairs import build_pairs
+from tagpr_rl.chains.storage import REJECTED, write_rejected
 from tagpr_rl.config import ChainsStage
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.files import write_json

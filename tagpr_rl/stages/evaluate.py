@@ -13,9 +13,9 @@ from rich.console import Console
 from tagpr_rl.config import EvaluateStage, prompt_style
 from tagpr_rl.data.lamp import write_predictions
 from tagpr_rl.eval.controls import baselines, empty_profiles, shuffle_profiles
-from tagpr_rl.eval.describe import describe, prompts_sha256
 from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
 from tagpr_rl.eval.metrics import paired_difference
+from tagpr_rl.eval.provenance import describe, prompts_sha256
 from tagpr_rl.files import write_json, write_text
 from tagpr_rl.prompts.dataset import evenly
 from tagpr_rl.prompts.tokens import ChatTokenizer

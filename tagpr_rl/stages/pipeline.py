@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tagpr_rl import __version__
 from tagpr_rl.config import Recipe, dump_recipe
-from tagpr_rl.eval.describe import code_version
+from tagpr_rl.eval.provenance import code_version
 from tagpr_rl.files import write_json
 from tagpr_rl.report import build_report, summary_table
 from tagpr_rl.run.layout import RunDir, stage_dir

@@ -16,7 +16,7 @@ from tagpr_rl.eval.alteration import (
     FIRST_DROPPED,
     OWN,
     SWAPPED,
-    Altered,
+    Alteration,
     Outcome,
     aggregate,
     alterations,
@@ -95,7 +95,7 @@ def measure(context: StageContext, folder: Path, records: Sequence[LampRecord], 
     if not good:
         raise TagprError(f"stage '{context.name}': none of {len(records)} responses is well formed; nothing to alter")
     limit = context.recipe.data.prompt.max_tokens + context.recipe.data.prompt.max_response_tokens
-    asked: list[tuple[int, TaggedTrace, Altered]] = []
+    asked: list[tuple[int, TaggedTrace, Alteration]] = []
     texts: list[list[int]] = []
     too_long = 0
     for (i, trace), other in zip(good, _others(records, good), strict=True):
@@ -153,7 +153,7 @@ def _others(records: Sequence[LampRecord], good: Sequence[tuple[int, TaggedTrace
     return other_thoughts(keys, [trace.steps for _, trace in good])
 
 
-def _outcome(record: LampRecord, trace: TaggedTrace, altered: Altered, answer: str) -> Outcome:
+def _outcome(record: LampRecord, trace: TaggedTrace, altered: Alteration, answer: str) -> Outcome:
     gold = str(record.gold)
     return Outcome(
         key=question_key(record),

@@ -162,7 +162,7 @@ def interrupted(make: Any, after: int) -> Any:
 
 
 class Checkpoints:
-    """A folder per step, for prmu.train."""
+    """A folder per step, for prmu.training."""
 
     every = 2
 

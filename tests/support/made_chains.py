@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tagpr_rl.chains.build import RejectedChain
-from tagpr_rl.chains.dataset import write_rejected
 from tagpr_rl.chains.keep import Rejection
+from tagpr_rl.chains.storage import write_rejected
 from tagpr_rl.config import Recipe, dump_recipe, recipe_from_dict
 from tagpr_rl.files import write_json
 from tagpr_rl.run.layout import RunDir, StageDir, stage_dir

@@ -1,4 +1,4 @@
-"""From tagged chains to a tag schema: order, counts and what is required, as the chains show them (thresholds ours)."""
+"""Derives a tag schema from tagged chains: the tags' order, their counts, and which of them are required."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tagpr_rl.tags.schema import TagSchema, TagSpec, schema_from_mapping, to_map
 from tagpr_rl.types import Step, TaggedTrace
 
 USUAL = 0.95
-"""What holds in this share of the chains becomes a rule."""
+"""A property of at least this share of the chains becomes a rule."""
 LEAST_CHAINS = 3
-"""Two tags that meet in fewer chains get no order."""
+"""Two tags that occur together in fewer chains get no order."""
 
 Assigned = tuple[str | None, ...]
 """Tag of each step of one chain; None = in no tag."""
@@ -24,9 +24,9 @@ Assigned = tuple[str | None, ...]
 def propose_schema(chains: Sequence[Assigned], purposes: Mapping[str, str], version: str) -> TagSchema:
     """A schema of the tags in `purposes` (name -> purpose), ordered by their mean place in the chains.
 
-    A tag is required if at least `USUAL` of the chains have it. `max_count` is the least number that `USUAL` of the
-    chains with the tag stay within. `before` has the tags that come later on average *and* later in at least
-    `USUAL` of the chains with both, so it has no cycle.
+    A tag is required if a share of at least `USUAL` of the chains has it. `max_count` is the least number that a share
+    of `USUAL` of the chains with the tag does not exceed. `before` names the tags that come later on average *and* in
+    at least `USUAL` of the chains with both, so it has no cycle.
     """
     place = {name: _mean_place(chains, name) for name in purposes}
     order = sorted(purposes, key=lambda name: (place[name], name))
@@ -65,7 +65,7 @@ def fit(chains: Sequence[tuple[Assigned, Sequence[str]]], schema: TagSchema) -> 
 def schema_yaml(schema: TagSchema, heading: Sequence[str], notes: Mapping[str, Sequence[str]]) -> str:
     """The schema as a file for a recipe's `schema_file`, with `heading` and each tag's notes as comments.
 
-    Notes may hold any text: each becomes one line of ASCII JSON, which cannot end its comment.
+    A note may be any text: it becomes one line of ASCII JSON, which cannot end the comment.
     """
     values = to_mapping(schema)
     lines = [*(f"# {_one_line(line)}" for line in heading), f"version: {json.dumps(schema.version)}", "tags:"]
@@ -84,5 +84,5 @@ def _one_line(text: str) -> str:
 
 
 def label_counts(labels: Sequence[str]) -> dict[str, int]:
-    """Label -> occurrences, most frequent first, equals in alphabetical order."""
+    """Label -> number of occurrences, most frequent first, equal ones in alphabetical order."""
     return dict(sorted(Counter(labels).items(), key=lambda item: (-item[1], item[0])))

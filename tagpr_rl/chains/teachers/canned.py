@@ -1,4 +1,4 @@
-"""Four responses to one record, made without a model: good, mediocre, malformed and hacked (ours)."""
+"""Makes four responses to one record without a model: a good, a mediocre, a malformed and a hacked one."""
 
 from __future__ import annotations
 
@@ -24,51 +24,52 @@ _PLAIN_TAGS = ("examine_examples", "infer_preference", "apply_preference")
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """One response of the group, with what it stands for."""
+class CannedReply:
+    """One response with its label."""
 
     label: str
-    """A word, then after a colon what was done."""
+    """A word, a colon, and how the response was made."""
     text: str
 
 
-def canned_replies(record: LampRecord, prompt: Prompt, schema: TagSchema, *, scripted: bool) -> list[Reply]:
+def canned_replies(record: LampRecord, prompt: Prompt, schema: TagSchema, *, scripted: bool) -> list[CannedReply]:
     """A good, a mediocre, a malformed and a hacked response to this record.
 
-    The good one is a teacher's chain: the scripted teacher's for the embedded world (`scripted`), else the
-    heuristic teacher's where it is right. Otherwise, and for a schema without the tags that the labeller
-    uses, it quotes the first retrieved item and copies the gold answer.
+    The good one is a chain of the scripted teacher for the embedded world (`scripted`), and of the heuristic teacher
+    otherwise. If that chain is wrong, or the schema lacks the labeller's tags, the good response quotes the first
+    retrieved item and copies the gold answer.
     """
 
-    def earned(trace: TaggedTrace) -> float:
+    def reward(trace: TaggedTrace) -> float:
         return task_reward(record.task, trace.answer, record.gold or "")
 
-    taught = _taught(record, prompt, schema, ScriptedTeacher() if scripted else HeuristicTeacher())
-    good = max(taught, key=earned, default=None)
+    traces = _teacher_traces(record, prompt, schema, ScriptedTeacher() if scripted else HeuristicTeacher())
+    good = max(traces, key=reward, default=None)
     source = f"the {'scripted' if scripted else 'heuristic'} teacher's chain"
-    if good is None or (not scripted and earned(good) < 1.0):
+    if good is None or (not scripted and reward(good) < 1.0):
         good, source = _quoted(record, prompt, schema), "quotes an item, gold answer copied"
-    wrong = _taught(record, prompt, schema, ScriptedTeacher(error_rate=1.0)) if scripted else []
-    worst = min(wrong, key=earned, default=good)
-    bad = worst if earned(worst) < earned(good) else replace(good, answer=_other_answer(record.task, good.answer))
+    wrong = _teacher_traces(record, prompt, schema, ScriptedTeacher(error_rate=1.0)) if scripted else []
+    worst = min(wrong, key=reward, default=good)
+    bad = worst if reward(worst) < reward(good) else replace(good, answer=_other_answer(record.task, good.answer))
     whole = render(good)
     opening = f"<{good.steps[-1].tag}>"
     phrase = "the user likes what the user likes"
     stuffed = TaggedTrace(tuple(Step(tag, phrase) for tag in schema.names), bad.answer)
     return [
-        Reply(f"good: {source}", whole),
-        Reply("mediocre: no first step, wrong answer", render(replace(bad, steps=bad.steps[1:] or bad.steps))),
-        Reply("malformed: cut in its last step", whole[: whole.rindex(opening) + len(opening) + CUT_AFTER]),
-        Reply("hacked: every tag, one empty phrase", render(stuffed)),
+        CannedReply(f"good: {source}", whole),
+        CannedReply("mediocre: no first step, wrong answer", render(replace(bad, steps=bad.steps[1:] or bad.steps))),
+        CannedReply("malformed: cut in its last step", whole[: whole.rindex(opening) + len(opening) + CUT_AFTER]),
+        CannedReply("hacked: every tag, one empty phrase", render(stuffed)),
     ]
 
 
-def _taught(record: LampRecord, prompt: Prompt, schema: TagSchema, teacher: Teacher) -> list[TaggedTrace]:
-    """The teacher's tagged chains, several because it draws where the user is of two minds; [] without its tags."""
+def _teacher_traces(record: LampRecord, prompt: Prompt, schema: TagSchema, teacher: Teacher) -> list[TaggedTrace]:
+    """Some tagged chains of the teacher, which draws at random if a profile is ambiguous; [] if the schema lacks its
+    tags."""
     rules = KeepRules(min_tag_score=0.0)
     requests = [TeacherRequest(record, prompt, sample) for sample in range(TEACHER_SAMPLES)]
-    written = write_chains(requests, teacher, ScriptedLabeller(), schema, rules).items
-    traces = [parse(chain.response, schema).trace for chain in written]
+    drafts = write_chains(requests, teacher, ScriptedLabeller(), schema, rules).items
+    traces = [parse(draft.response, schema).trace for draft in drafts]
     return [trace for trace in traces if trace is not None]
 
 
@@ -78,26 +79,26 @@ def _other_answer(task: str, answer: str) -> str:
 
 
 def _quoted(record: LampRecord, prompt: Prompt, schema: TagSchema) -> TaggedTrace:
-    """A plain chain that quotes the first retrieved item, with those of its tags that the schema has."""
+    """A chain that quotes the first retrieved item, with those of _PLAIN_TAGS that the schema has."""
     shown = {item.id: item for item in record.profile}
     texts = [" ".join(shown[item_id].fields.values()) for item_id in prompt.item_ids[:1]]
     quote = neutralise(" ".join(" ".join(texts).split()[:QUOTED_WORDS])) or "no item"
     answer = neutralise(record.gold or "").strip() or "unknown"
-    said = (
+    lines = (
         f"the user's history shows: {quote}",
         "the user prefers what this item shows",
         f"for this question that gives {answer}",
     )
-    steps = [Step(tag, text) for tag, text in zip(_PLAIN_TAGS, said, strict=True) if tag in schema.by_name]
-    return TaggedTrace(tuple(steps) or (Step(schema.names[0], said[0]),), answer)
+    steps = [Step(tag, text) for tag, text in zip(_PLAIN_TAGS, lines, strict=True) if tag in schema.by_name]
+    return TaggedTrace(tuple(steps) or (Step(schema.names[0], lines[0]),), answer)
 
 
 def stand_in_prmu(response: str, record: LampRecord) -> float:
-    """Share of the response's distinct words that the user's profile has, in [0, 1]: the walk's example."""
+    """A score in [0, 1] in place of PRMU's, for the walk: the share of the response's distinct words in the profile."""
 
     def words(text: str) -> set[str]:
         return set(re.findall(r"[a-z]{3,}", text.lower()))
 
-    said = words(response)
+    own = words(response)
     profile = words(" ".join(text for item in record.profile for text in item.fields.values()))
-    return len(said & profile) / len(said) if said else 0.0
+    return len(own & profile) / len(own) if own else 0.0

@@ -1,4 +1,4 @@
-"""One chain per request: ask, segment, label (twice), check the form. Judging the answer comes after (build.py)."""
+"""Makes one chain per request: asks the teacher, cuts the steps, labels them and checks the form."""
 
 from __future__ import annotations
 
@@ -21,87 +21,88 @@ Tags = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Draft:
     """A teacher's text after segmentation, labelling and the form checks."""
 
     request: TeacherRequest
     text: str
-    """As the teacher wrote it."""
+    """The teacher's text as it came."""
     reason: Rejection | None
     detail: str = ""
-    """More on the reason, in words."""
+    """Details of the reason."""
     steps: tuple[str, ...] = ()
-    """The thought in pieces, markup broken; joined, they are the thought."""
+    """The pieces of the thought, without markup. Joined they are the whole thought."""
     tags: Tags = ()
     response: str = ""
-    """Rendered; parses OK under the schema. Empty where the form is at fault (but for LOW_TAG_SCORE)."""
+    """The rendered chain, which parses OK under the schema. Empty if the form was rejected, except for
+    LOW_TAG_SCORE."""
     answer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What `write_chains` made: one `Written` per request, in order."""
+    """The result of `write_chains`: one `Draft` per request, in order."""
 
-    items: tuple[Written, ...]
+    items: tuple[Draft, ...]
     agreement: Agreement | None
-    """None when chains are labelled once."""
+    """None if chains are labelled once."""
 
 
 def write_chains(
     requests: Sequence[TeacherRequest], teacher: Teacher, labeller: Labeller, schema: TagSchema, rules: KeepRules
 ) -> Batch:
-    """Ask, segment, label and check the form (not the answer) of one chain per request.
+    """Make one chain per request and check its form, but not its answer.
 
-    Only whole replies are labelled, and a second time only where the first labels are valid. Raises TagprError when
-    a teacher or labeller breaks its contract (another number of replies).
+    Only complete replies are labelled, and only chains with valid labels are labelled a second time. TagprError if the
+    teacher or the labeller does not return one reply per request.
     """
     replies = teacher.generate(requests)
     _one_each("the teacher", len(replies), len(requests), "requests")
-    items = [_segmented(request, reply, rules) for request, reply in zip(requests, replies, strict=True)]
-    items = _labelled(items, labeller, schema, 0)
+    items = [_segment(request, reply, rules) for request, reply in zip(requests, replies, strict=True)]
+    items = _label(items, labeller, schema, 0)
     first = {i: item.tags for i, item in enumerate(items) if item.reason is None}
     agreement = None
     if rules.label_twice:
-        items = _labelled(items, labeller, schema, 1)
+        items = _label(items, labeller, schema, 1)
         both = {i: (tags, items[i].tags) for i, tags in first.items() if items[i].reason is None}
         agreement = compare(both.values(), schema.names)
         for i, (one, two) in both.items():
-            items[i] = _agreed(items[i], one, two, rules)
-    return Batch(tuple(_formed(item, schema, rules) for item in items), agreement)
+            items[i] = _agree(items[i], one, two, rules)
+    return Batch(tuple(_form(item, schema, rules) for item in items), agreement)
 
 
-def _one_each(who: str, got: int, wanted: int, what: str) -> None:
-    if got != wanted:
-        raise TagprError(f"{who} gave {got} replies for {wanted} {what}; one each is needed")
+def _one_each(who: str, replies: int, requests: int, what: str) -> None:
+    if replies != requests:
+        raise TagprError(f"{who} gave {replies} replies for {requests} {what}; one each is needed")
 
 
-def _segmented(request: TeacherRequest, reply: Reply, rules: KeepRules) -> Written:
+def _segment(request: TeacherRequest, reply: Reply, rules: KeepRules) -> Draft:
     if reply.status is not ReplyStatus.OK:
-        return Written(request, reply.text, NOT_OK[reply.status], reply.detail)
+        return Draft(request, reply.text, NOT_OK[reply.status], reply.detail)
     parts = split_answer(reply.text)
     if parts is None:
         empty = not reply.text.strip()
-        return Written(request, reply.text, Rejection.TEACHER_EMPTY if empty else Rejection.NO_ANSWER)
-    # After splitting, so that a native <think> is recognised; before segmenting, so that reassembly is exact.
+        return Draft(request, reply.text, Rejection.TEACHER_EMPTY if empty else Rejection.NO_ANSWER)
+    # Clean after splitting, so that a native <think> is recognised, and before segmenting, so that reassembly is exact.
     thought, answer = clean(parts[0]), clean(parts[1])
     steps = segment(thought, rules.min_steps, rules.max_steps)
     if not reassembles(steps, thought) or not reassembles([answer], answer):
-        return Written(request, reply.text, Rejection.REASSEMBLY)
+        return Draft(request, reply.text, Rejection.REASSEMBLY)
     if len(steps) < rules.min_steps:
-        return Written(request, reply.text, Rejection.TOO_FEW_STEPS, f"{len(steps)} steps")
-    return Written(request, reply.text, None, steps=tuple(steps), answer=answer)
+        return Draft(request, reply.text, Rejection.TOO_FEW_STEPS, f"{len(steps)} steps")
+    return Draft(request, reply.text, None, steps=tuple(steps), answer=answer)
 
 
-def _labelled(items: Sequence[Written], labeller: Labeller, schema: TagSchema, pass_number: int) -> list[Written]:
-    """The items with the tags of one pass, or with the reason why there are none; rejected ones as they are."""
-    asked = [item for item in items if item.reason is None]
-    replies = labeller.label([item.steps for item in asked], schema, pass_number) if asked else []
-    _one_each("the labeller", len(replies), len(asked), "chains")
-    ready = iter(replies)
-    return [_with_labels(item, next(ready), schema) if item.reason is None else item for item in items]
+def _label(items: Sequence[Draft], labeller: Labeller, schema: TagSchema, pass_number: int) -> list[Draft]:
+    """The items with the tags of one pass, or with the reason why there are none. Rejected items do not change."""
+    chains = [item.steps for item in items if item.reason is None]
+    replies = labeller.label(chains, schema, pass_number) if chains else []
+    _one_each("the labeller", len(replies), len(chains), "chains")
+    rest = iter(replies)
+    return [_with_labels(item, next(rest), schema) if item.reason is None else item for item in items]
 
 
-def _with_labels(item: Written, reply: Reply, schema: TagSchema) -> Written:
+def _with_labels(item: Draft, reply: Reply, schema: TagSchema) -> Draft:
     if reply.status is ReplyStatus.BUDGET:
         return replace(item, reason=Rejection.NOT_LABELLED, detail=reply.detail)
     if reply.status is not ReplyStatus.OK:
@@ -112,8 +113,8 @@ def _with_labels(item: Written, reply: Reply, schema: TagSchema) -> Written:
     return replace(item, tags=tags)
 
 
-def _agreed(item: Written, first: Tags, second: Tags, rules: KeepRules) -> Written:
-    """The first pass's tags stand where the two agree on enough steps."""
+def _agree(item: Draft, first: Tags, second: Tags, rules: KeepRules) -> Draft:
+    """The item with the first pass's tags, rejected if the two passes agree on too few steps."""
     same = sum(a == b for a, b in zip(first, second, strict=True))
     if same < rules.min_agreement * len(first) - 1e-9:
         return replace(
@@ -122,8 +123,8 @@ def _agreed(item: Written, first: Tags, second: Tags, rules: KeepRules) -> Writt
     return replace(item, tags=first)
 
 
-def _formed(item: Written, schema: TagSchema, rules: KeepRules) -> Written:
-    """The item with its response rendered and parsed back."""
+def _form(item: Draft, schema: TagSchema, rules: KeepRules) -> Draft:
+    """The item with its rendered response, which is parsed back as a check."""
     if item.reason is not None:
         return item
     texts = [step.strip() for step in item.steps]
@@ -140,7 +141,7 @@ def _formed(item: Written, schema: TagSchema, rules: KeepRules) -> Written:
 
 
 def answer_of(reply: Reply) -> str | Rejection:
-    """The answer in a reply, "" where the text has none, or why there is no text."""
+    """The answer in a reply; "" if the text has none; the reason if there is no text."""
     if reply.status is not ReplyStatus.OK:
         return NOT_OK[reply.status]
     parts = split_answer(reply.text)
@@ -148,5 +149,5 @@ def answer_of(reply: Reply) -> str | Rejection:
 
 
 def text_for_file(text: str) -> str:
-    """`text` with what UTF-8 cannot write (half a surrogate pair) as "?"."""
+    """`text` with "?" for what UTF-8 cannot encode (half a surrogate pair)."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from tagpr_rl.chains.teachers.canned import Reply, canned_replies, stand_in_prmu
+from tagpr_rl.chains.teachers.canned import CannedReply, canned_replies, stand_in_prmu
 from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.report.page.names import reward_names
 from tagpr_rl.report.page.terminal import Page
@@ -30,7 +30,7 @@ def grpo_stages(recipe: Recipe) -> list[tuple[str, GrpoStage]]:
 
 def replies_to(
     page: Page, recipe: Recipe, record: LampRecord, prompt: Prompt, respond: Callable[[Prompt], list[str]] | None
-) -> list[Reply]:
+) -> list[CannedReply]:
     """The group of responses to the prompt: the live model's, or canned ones."""
     first = grpo_stages(recipe)[0][1]
     page.say(
@@ -41,13 +41,13 @@ def replies_to(
         replies = canned_replies(record, prompt, page.schema, scripted=recipe.data.lamp_dir is None)
         page.say(f"Here: {len(replies)} canned responses, so that each kind of fault is seen once.")
         return replies
-    replies = [Reply(f"response {i}", text) for i, text in enumerate(respond(prompt), start=1)]
+    replies = [CannedReply(f"response {i}", text) for i, text in enumerate(respond(prompt), start=1)]
     if not replies:
         raise TagprError("the live model returned no response; ask it for at least one")
     return replies
 
 
-def parse_replies(page: Page, replies: Sequence[Reply]) -> None:
+def parse_replies(page: Page, replies: Sequence[CannedReply]) -> None:
     """Hop 4: the parser's verdict on each response, and its faults against the tag schema."""
     page.hop(
         4,
@@ -68,7 +68,9 @@ def parse_replies(page: Page, replies: Sequence[Reply]) -> None:
             page.say(f"  - and {len(faults) - MAX_FAULTS} more")
 
 
-def score_replies(page: Page, record: LampRecord, replies: Sequence[Reply], stages: NamedStages) -> list[list[float]]:
+def score_replies(
+    page: Page, record: LampRecord, replies: Sequence[CannedReply], stages: NamedStages
+) -> list[list[float]]:
     """Hop 5: every reward component of every response. Returns the totals by stage, [stage][reply]."""
     page.hop(
         5,
@@ -104,7 +106,7 @@ def score_replies(page: Page, record: LampRecord, replies: Sequence[Reply], stag
     return [[own.total for own in rows] for rows in outputs]
 
 
-def outputs_of(page: Page, record: LampRecord, replies: Sequence[Reply], stage: GrpoStage) -> list[RewardOutput]:
+def outputs_of(page: Page, record: LampRecord, replies: Sequence[CannedReply], stage: GrpoStage) -> list[RewardOutput]:
     """The replies' rewards in one stage, with a stand-in for PRMU's score if the stage uses PRMU."""
     rubric, scored = Rubric(page.schema, stage.terms, page.prefilled), stage.uses_prmu
     return [
@@ -119,13 +121,13 @@ def outputs_of(page: Page, record: LampRecord, replies: Sequence[Reply], stage: 
     ]
 
 
-def short(reply: Reply) -> str:
+def short(reply: CannedReply) -> str:
     """The word that names the reply."""
     return reply.label.partition(":")[0]
 
 
 def compare_replies(
-    page: Page, replies: Sequence[Reply], totals: Sequence[Sequence[float]], stages: NamedStages
+    page: Page, replies: Sequence[CannedReply], totals: Sequence[Sequence[float]], stages: NamedStages
 ) -> None:
     """Hop 6: the advantage of each response in its group, with the arithmetic written out."""
     page.hop(
@@ -139,7 +141,7 @@ def compare_replies(
         page.block(f"{name}: A = (R - mean){divisor}", "\n".join(advantage_lines(stage, replies, rewards)))
 
 
-def advantage_lines(stage: GrpoStage, replies: Sequence[Reply], rewards: Sequence[float]) -> list[str]:
+def advantage_lines(stage: GrpoStage, replies: Sequence[CannedReply], rewards: Sequence[float]) -> list[str]:
     """The group's mean, standard deviation and advantages under one stage's settings."""
     own = stage.advantage
     norm = own.normalise != "none"

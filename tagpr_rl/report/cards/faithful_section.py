@@ -28,7 +28,7 @@ Interval = tuple[float | None, float | None, float | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Alteration:
+class AlterationRow:
     """One row: what was altered, and what the answers did."""
 
     name: str
@@ -46,7 +46,7 @@ class Faithful:
 
     stage: str
     questions: str
-    rows: tuple[Alteration, ...]
+    rows: tuple[AlterationRow, ...]
     forest: ForestChart
 
 
@@ -69,10 +69,10 @@ def faithful_tests(run: RunDir) -> list[Faithful]:
     return found
 
 
-def _row(name: str, meaning: str, raw: Mapping[str, Any]) -> Alteration:
+def _row(name: str, meaning: str, raw: Mapping[str, Any]) -> AlterationRow:
     n = number(raw.get("n"))
     changed, score, change = (_three(raw.get(key)) for key in ("changed", "score", "score_change"))
-    return Alteration(name, meaning, None if n is None else int(n), changed, score, change)
+    return AlterationRow(name, meaning, None if n is None else int(n), changed, score, change)
 
 
 def _three(raw: Any) -> Interval:

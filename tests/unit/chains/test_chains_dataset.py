@@ -9,7 +9,7 @@ import made_chains as made
 import pyarrow.parquet as pq
 import pytest
 
-from tagpr_rl.chains.dataset import (
+from tagpr_rl.chains.storage import (
     MARKER,
     publishing,
     read_rejected,

@@ -14,7 +14,7 @@ from tagpr_rl.cli import main
 from tagpr_rl.data.lamp import load_folder, outputs_path, questions_path, write_lamp, write_predictions
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.eval.controls import BASELINES, baseline_answers
-from tagpr_rl.eval.files import MAX_MEMBER, ZIP_TASKS, read_answers, write_zip
+from tagpr_rl.eval.predictions import MAX_MEMBER, ZIP_TASKS, read_answers, write_zip
 from tagpr_rl.types import LampRecord, ProfileItem, TagprError
 
 
@@ -234,7 +234,7 @@ def test_zips_that_are_not_whole(tmp_path: Path, lamp: Path, monkeypatch: pytest
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("a.json", "b.json"):
             archive.writestr(name, golds(lamp).read_text())
-    with pytest.raises(TagprError, match=r"member b\.json: LaMP_2 stands in .* twice"):
+    with pytest.raises(TagprError, match=r"member b\.json: LaMP_2 is in .* twice"):
         read_answers(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.json", '{"task": "LaMP_2", "golds": [')
@@ -245,7 +245,7 @@ def test_zips_that_are_not_whole(tmp_path: Path, lamp: Path, monkeypatch: pytest
         read_answers(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.json", " " * 2000)
-    monkeypatch.setattr("tagpr_rl.eval.files.MAX_MEMBER", 1000)
+    monkeypatch.setattr("tagpr_rl.eval.predictions.MAX_MEMBER", 1000)
     with pytest.raises(TagprError, match="2000 bytes unpacked"):
         read_answers(path)
     assert MAX_MEMBER > 10**8

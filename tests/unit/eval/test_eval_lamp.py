@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tagpr_rl.data.check import leaks_gold
 from tagpr_rl.data.tasks import TASKS
-from tagpr_rl.eval.controls import baselines, empty_profiles, leaks_gold, shuffle_profiles, without_leaks
+from tagpr_rl.eval.controls import baselines, empty_profiles, shuffle_profiles
 from tagpr_rl.eval.lamp_eval import evaluate, question_key
 from tagpr_rl.eval.metrics import paired_difference
 from tagpr_rl.tags.schema import default_schema
@@ -91,7 +92,7 @@ def test_ids_that_repeat_across_tasks_need_the_full_key() -> None:
     records = [RECORDS[0], replace(RECORDS[3], id="1")]
     full = {"LaMP_2/1": "comedy", "LaMP_3/1": "5"}
     assert evaluate(records, full, SCHEMA).score == 1.0
-    with pytest.raises(TagprError, match="id '1' stands in several tasks; key the responses like 'LaMP_2/1'"):
+    with pytest.raises(TagprError, match="id '1' is in several tasks; key the responses like 'LaMP_2/1'"):
         evaluate(records, {"1": "comedy"}, SCHEMA)
 
 
@@ -102,7 +103,7 @@ def test_responses_and_records_must_match() -> None:
         evaluate(RECORDS, {**RESPONSES, "9": ""}, SCHEMA)
     with pytest.raises(TagprError, match="LaMP_2/1 has no gold"):
         evaluate([replace(RECORDS[0], gold=None)], RESPONSES, SCHEMA)
-    with pytest.raises(TagprError, match="record 'LaMP_2/1' stands twice"):
+    with pytest.raises(TagprError, match="record 'LaMP_2/1' occurs twice"):
         evaluate([RECORDS[0], RECORDS[0]], RESPONSES, SCHEMA)
     with pytest.raises(TagprError, match="no records"):
         evaluate([], {}, SCHEMA)
@@ -181,4 +182,3 @@ def test_leaks() -> None:
     clear = question("LaMP_4", "2", "a", "The Gold", {"title": "The gold", "text": "The Gold"})
     label = question("LaMP_2", "3", "a", "comedy", {"tag": "comedy", "description": "x"})
     assert [leaks_gold(record) for record in (leaky, clear, label)] == [True, False, False]
-    assert without_leaks([leaky, clear, label]) == [clear, label]

@@ -37,17 +37,22 @@ def load(root: Path, name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def browser(root: Path) -> Iterator[Any]:
-    chromium = load(root, "chromium")
+def chromium(root: Path) -> Any:
+    return load(root, "chromium")
+
+
+@pytest.fixture(scope="module")
+def launch(chromium: Any) -> Iterator[Any]:
     path = chromium.find()
     if path is None:
         pytest.skip("no Chromium; install one (Debian: chromium) or name it in TAGPR_CHROMIUM")
-    with chromium.Browser(path) as running:
-        try:
-            running.call("Browser.getVersion")
-        except RuntimeError as error:
-            pytest.skip(f"{path} does not start: {error}")
-        yield running
+    with chromium.driver(path) as launch:
+        yield launch
+
+
+@pytest.fixture(scope="module")
+def browser(launch: Any) -> Any:
+    return launch()
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +90,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 @pytest.fixture
-def page(browser: Any, run: RunDir) -> Iterator[Any]:
-    tab = browser.open(build_report(run, make_recipe()))
-    yield tab
-    assert tab.errors() == []
-    tab.close()
+def page(chromium: Any, browser: Any, run: RunDir) -> Iterator[Any]:
+    tab = chromium.open_tab(browser, build_report(run, make_recipe()))
+    yield tab.page
+    assert tab.errors == tab.dialogs == []
+    tab.page.close()
 
 
 def text(page: Any, selector: str) -> list[str]:
@@ -116,9 +121,8 @@ def choose(page: Any, label: str, shown: str) -> str:
     return text(page, "[role=status]")[0]
 
 
-def test_hostile_text_is_shown_and_does_nothing(page: Any, browser: Any) -> None:
+def test_hostile_text_is_shown_and_does_nothing(page: Any) -> None:
     assert page.evaluate("document.scripts.length") == 2
-    assert not [e for e in browser.events if e.get("method") == "Page.javascriptDialogOpening"]
     assert page.evaluate(f"{VIEWER}.querySelectorAll('img, script, iframe').length") == 0
     shown = HOSTILE.replace("\u2028", "").strip()
     for selector in (".v-detail h3", ".v-detail pre", ".v-detail > p b", ".raw"):
@@ -166,12 +170,12 @@ def test_arrow_keys_move_through_the_groups(page: Any) -> None:
     )
     places = []
     for key in ("ArrowDown", "ArrowDown", "ArrowUp", "End", "ArrowDown", "Home"):
-        page.key(key)
+        page.keyboard.press(key)
         places.append(page.evaluate(selected))
     assert places == [1, 2, 1, 6, 6, 0]
     assert page.evaluate("document.activeElement.className") == "v-list"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"  # the focus is visible
-    page.key("Tab")
+    page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
 
 
@@ -187,7 +191,7 @@ def test_the_difference_names_the_words(page: Any) -> None:
     assert text(page, ".v-diff p") == ["The two responses are the same, word for word."]
 
 
-def test_pages_fit_a_phone_and_the_dark(browser: Any, run: RunDir, tmp_path: Path) -> None:
+def test_pages_fit_a_phone_and_the_dark(chromium: Any, browser: Any, run: RunDir, tmp_path: Path) -> None:
     sides = [read_side(run, make_recipe(), label, None) for label in ("one", "two")]
     write_page(compare(sides), tmp_path / "compare.html")
     arm = {"overrides": {"stages.guided.steps": 3}, "per_seed": {"1": {"score": 0.5, "by_task": {}}}}
@@ -196,18 +200,18 @@ def test_pages_fit_a_phone_and_the_dark(browser: Any, run: RunDir, tmp_path: Pat
         {"format": 1, "name": "s", "seeds": [1], "arms": {"a" * 30: {**arm, "score": [0.5, 0.4, 0.6]}}},
     )
     for path in (build_report(run, make_recipe()), tmp_path / "compare.html", sweep_page(tmp_path)):
-        phone = browser.open(path, width=375, height=800, dark=True)
-        assert phone.evaluate("document.documentElement.scrollWidth") == 375, path.name
-        assert phone.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
-        assert phone.errors() == []
-        phone.close()
+        phone = chromium.open_tab(browser, path, width=375, height=800, dark=True)
+        assert phone.page.evaluate("document.documentElement.scrollWidth") == 375, path.name
+        assert phone.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
+        assert phone.errors == []
+        phone.page.close()
 
 
-def test_the_benchmark_opens_what_it_made(browser: Any, root: Path, tmp_path: Path) -> None:
+def test_the_benchmark_opens_what_it_made(launch: Any, root: Path, tmp_path: Path) -> None:
     bench = load(root, "report")
     recipe = load_recipe(root / "recipes" / "demo.yaml")
     page = build_report(bench.make_run(tmp_path, recipe, 500, 40), recipe)
-    figures = bench.measure(page, 1)
+    figures = bench.measure(launch, page, 1)
     # 2 stages of 25 steps with a group of 8; 25 questions answered by 4 models.
     assert figures["viewer"] == "500 responses in 75 groups match."
     assert figures["console_errors"] == [] and figures["width_at_375"] == 375 and figures["open_s"] > 0

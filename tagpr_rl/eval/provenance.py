@@ -1,4 +1,4 @@
-"""Result files that describe themselves: which data, which metric and direction, which prompt, schema and code."""
+"""What a result file says about its origin: data, metrics and their direction, prompt, schema and code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def describe(
     schema_sha256: str | None,
     decoding: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """What a number needs beside itself. None means: not known here, and no claim is made."""
+    """The origin of a result, as JSON values. None = not known."""
     names = list(tasks)
     return {
         "format": FORMAT,
@@ -54,7 +54,7 @@ def describe(
 
 
 def metric_row(metric: MetricResult) -> dict[str, Any]:
-    """One metric as JSON values, with its direction in words."""
+    """One metric as JSON values, with its direction."""
     return {**asdict(metric), "direction": "higher is better" if metric.higher_is_better else "lower is better"}
 
 
@@ -64,16 +64,16 @@ def prompts_sha256(prompts: Iterable[Prompt]) -> str:
 
 
 def code_version() -> dict[str, Any]:
-    """{"commit", "uncommitted_changes"} of the checkout this code runs from; None where it is none."""
+    """{"commit", "uncommitted_changes"} of the checkout that this code runs from; both None outside a checkout."""
     commit = _git("rev-parse", "HEAD")
     return {"commit": commit, "uncommitted_changes": bool(_git("status", "--porcelain")) if commit else None}
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        found = subprocess.run(
+        result = subprocess.run(
             ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=30
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return result.stdout.strip()

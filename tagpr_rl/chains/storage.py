@@ -1,4 +1,4 @@
-"""A chains stage's files: rejected chains, reading them back, and a Hugging Face `datasets` folder of the kept ones."""
+"""The files of a chains stage, and its export as a folder for Hugging Face `datasets`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tagpr_rl.types import TagprError
 
 CHAINS, PAIRS, FACTS, REJECTED = "chains.parquet", "pairs.parquet", "chains.json", "rejected.parquet"
 MARKER = "tagpr_dataset.json"
-"""Written last into a data set's folder: which stage it is of, and each file's SHA-256."""
+"""The file that is written last into an exported folder: the stage that it came from, and each file's SHA-256."""
 ROWS_PER_FILE = 50_000
 
 _CHAIN_COLUMNS = ("record_id", "task", "user_id", "messages", "response", "answer", "correct")
@@ -30,20 +30,20 @@ _ARROW_TYPES = {"int": "int64", "float": "float64", "bool": "bool"}
 
 @dataclass(frozen=True, slots=True)
 class StoredChains:
-    """What a finished chains stage left on disk."""
+    """The files of a finished chains stage, loaded."""
 
     facts: Mapping[str, Any]
-    """chains.json."""
+    """The content of chains.json."""
     chains: Any
     """pyarrow.Table, one row per kept chain."""
     pairs: Any
-    """pyarrow.Table, one row per preference pair; None where there are none."""
+    """pyarrow.Table, one row per preference pair; None if there are no pairs."""
 
 
 def write_rejected(folder: Path, rejected: Sequence[RejectedChain]) -> Path:
-    """Write `rejected.parquet`, one row per chain that was not kept, in order; returns its path.
+    """Write `rejected.parquet`, with one row per rejected chain in order; returns its path.
 
-    The columns are the fields of `RejectedChain`. `text` is the teacher's text as it came: it may hold markup.
+    The columns are the fields of `RejectedChain`. The teacher's `text` may contain markup.
     """
     import pyarrow as pa
 
@@ -60,13 +60,14 @@ def write_rejected(folder: Path, rejected: Sequence[RejectedChain]) -> Path:
 
 
 def read_rejected(folder: Path) -> list[dict[str, Any]]:
-    """Rows of `rejected.parquet`. TagprError where it is missing or damaged."""
+    """Rows of `rejected.parquet`. TagprError if the file is missing or damaged."""
     rows: list[dict[str, Any]] = _read_table(folder / REJECTED, ("record_id", "task", "reason", "text")).to_pylist()
     return rows
 
 
 def read_stored(folder: Path) -> StoredChains:
-    """The files of a finished chains stage. TagprError for a file that is missing, damaged or of another set."""
+    """Load the files of a finished chains stage. TagprError if one is missing, damaged, or does not match the
+    others."""
     path = folder / FACTS
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -88,9 +89,9 @@ def read_stored(folder: Path) -> StoredChains:
 def sft_table(chains: Any, schema: TagSchema) -> Any:
     """The kept chains as a pyarrow.Table for training elsewhere.
 
-    `messages` is the whole chat, the tagged response as its last turn: the column that verl's
-    `MultiTurnSFTDataset` reads. `steps` has the same thought as (tag, text) pairs. Other columns stay as they
-    are. Raises TagprError for a response that does not parse under `schema` (another schema than the stage's).
+    The column `messages` has the whole chat with the tagged response as its last turn; verl's `MultiTurnSFTDataset`
+    reads that column. `steps` has the thought as (tag, text) pairs. The other columns do not change. TagprError if a
+    response does not parse under `schema`, which then is not the stage's schema.
     """
     import pyarrow as pa
 
@@ -120,16 +121,16 @@ def write_dataset(
     source: Mapping[str, Any],
     rows_per_file: int = ROWS_PER_FILE,
 ) -> Path:
-    """Write the folder that `datasets.load_dataset(target)` reads; returns it.
+    """Write a folder that `datasets.load_dataset(target)` reads; returns `target`.
 
     Args:
         texts: relative path -> content of the text files (README.md with the card's front matter, plots).
-        source: what the data set was made from, for its marker file.
+        source: the origin of the data set, written into MARKER.
 
-    Replaces an older data set at `target` as a whole (`publishing`). TagprError where no chain was kept.
+    An older data set at `target` is replaced as a whole (see `publishing`). TagprError if no chain was kept.
     """
     if stored.chains.num_rows == 0:
-        raise TagprError("no chain was kept, so there is no data set; `launch.py chains inspect` shows the reasons")
+        raise TagprError("no chain was kept, so there is no data set; `tagpr chains inspect` shows the reasons")
     with publishing(target, MARKER) as new:
         _write_shards(new / "data", sft_table(stored.chains, schema), rows_per_file)
         if stored.pairs is not None:
@@ -146,10 +147,10 @@ def write_dataset(
 
 @contextmanager
 def publishing(target: Path, marker: str) -> Iterator[Path]:
-    """Yield a folder to fill, which then becomes `target`; on an exception `target` is as it was.
+    """Yield a new folder to fill, and rename it to `target` afterwards. After an exception `target` is unchanged.
 
-    A folder that is there already is replaced if it holds the file `marker`, or nothing. TagprError for any
-    other folder or file: what we did not write we do not delete.
+    An existing `target` is replaced if it is an empty folder or has the file `marker`. TagprError for any other folder
+    or file, so that nothing is deleted that this function did not write.
     """
     if target.exists() and not (target / marker).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise TagprError(f"{target} exists and was not written by this command; choose another folder with --out")
@@ -191,7 +192,7 @@ def _write_table(path: Path, table: Any) -> None:
         pq.write_table(table, temp)
 
 
-def _read_table(path: Path, needed: Sequence[str]) -> Any:
+def _read_table(path: Path, columns: Sequence[str]) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -200,15 +201,17 @@ def _read_table(path: Path, needed: Sequence[str]) -> Any:
     except FileNotFoundError:
         raise _unusable(path, "is missing") from None
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the file system's, not the file's
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # an error of the file system and not of the file's content
             raise
         raise _unusable(path, f"is not a whole parquet file ({error})") from None
-    _require_columns(path, table, needed)
+    _require_columns(path, table, columns)
     return table
 
 
-def _require_columns(path: Path, table: Any, needed: Sequence[str]) -> None:
-    missing = [name for name in needed if name not in table.column_names]
+def _require_columns(path: Path, table: Any, columns: Sequence[str]) -> None:
+    missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise _unusable(path, f"has no column {missing[0]!r}")
 

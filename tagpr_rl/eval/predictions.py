@@ -1,4 +1,4 @@
-"""Official prediction and gold files, alone or in the benchmark's zip of seven, from this or any other system."""
+"""Reads and writes LaMP's official prediction and gold files, single ones or the benchmark's zip of seven."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tagpr_rl.files import replacing, sha256_file
 from tagpr_rl.types import TagprError
 
 ZIP_TASKS = ("LaMP_1", "LaMP_2", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7")
-"""What `eval_all.py` upstream wants in a zip; any other number of tasks stops it."""
+"""The tasks of a zip. Upstream's `eval_all.py` fails with more or fewer."""
 MAX_MEMBER = 1 << 28
-"""A larger member of a zip is refused: predictions are a few megabytes."""
+"""Largest size in bytes of a zip's member. Predictions have a few megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Answers:
     task: str
     path: Path
     sha256: str
-    """Of the file it stands in."""
+    """SHA-256 of the file, or of the whole zip."""
     outputs: Mapping[str, str]
     """Question id -> text."""
 
@@ -35,7 +35,7 @@ class Answers:
 def read_answers(path: Path, task: str | None = None) -> dict[str, Answers]:
     """Task -> answers of an official `.json` file or a `.zip` of them.
 
-    `task` says what a file means that calls itself LaMP_2 and holds the news task (LaMP_2N).
+    `task`: the task of a single file. It tells LaMP_2N (news) from LaMP_2, because both files call themselves LaMP_2.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,20 +45,20 @@ def read_answers(path: Path, task: str | None = None) -> dict[str, Answers]:
         members = _members(path)
     else:
         members = {str(path): read_json(path)}
-    found: dict[str, Answers] = {}
+    answers: dict[str, Answers] = {}
     for source, value in members.items():
-        named, outputs = parse_golds(source, value)
-        name = _task(source, named, task if len(members) == 1 else None)
-        if name in found:
-            raise TagprError(f"{source}: {name} stands in {path} twice")
+        in_file, outputs = parse_golds(source, value)
+        name = _task(source, in_file, task if len(members) == 1 else None)
+        if name in answers:
+            raise TagprError(f"{source}: {name} is in {path} twice")
         if not outputs:
             raise TagprError(f"{source}: holds no answer")
-        found[name] = Answers(name, path, digest, outputs)
-    return found
+        answers[name] = Answers(name, path, digest, outputs)
+    return answers
 
 
 def require_same_questions(preds: Answers, golds: Answers) -> None:
-    """TagprError unless both name exactly the same ids, as upstream's evaluation demands."""
+    """TagprError unless both have exactly the same ids, as upstream's evaluation requires."""
     missing = [key for key in golds.outputs if key not in preds.outputs]
     extra = [key for key in preds.outputs if key not in golds.outputs]
     if missing or extra:
@@ -91,8 +91,8 @@ def write_zip(path: Path, answers: Iterable[Answers]) -> None:
 
 
 def _members(path: Path) -> dict[str, object]:
-    """Source for messages -> JSON value, of every .json file in a zip; nothing is unpacked to disk."""
-    found: dict[str, object] = {}
+    """Name for messages -> JSON value of every .json file in a zip, read in memory."""
+    values: dict[str, object] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
@@ -106,21 +106,21 @@ def _members(path: Path) -> dict[str, object]:
                     text = archive.read(info).decode("utf-8-sig")
                 except UnicodeDecodeError as error:
                     raise TagprError(f"{source}: not UTF-8 text (byte {error.start})") from None
-                found[source] = decode(Path(source), text)
+                values[source] = decode(Path(source), text)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:  # damaged, encrypted, odd method
         raise TagprError(f"{path}: the zip cannot be read: {error}") from None
-    if not found:
+    if not values:
         raise TagprError(f"{path}: the zip holds no .json file")
-    return found
+    return values
 
 
-def _task(source: str, named: str, wanted: str | None) -> str:
+def _task(source: str, in_file: str, given: str | None) -> str:
     try:
-        name = task_name(named)
+        name = task_name(in_file)
     except TagprError as error:
         raise TagprError(f'{source}: "task": {error}') from None
-    if wanted is None or name == task_name(wanted):
+    if given is None or name == task_name(given):
         return name
-    if (task_name(wanted), name) == ("LaMP_2N", "LaMP_2"):
+    if (task_name(given), name) == ("LaMP_2N", "LaMP_2"):
         return "LaMP_2N"
-    raise TagprError(f'{source}: "task" is {named!r}, expected {task_name(wanted)}')
+    raise TagprError(f'{source}: "task" is {in_file!r}, expected {task_name(given)}')
