@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
+import typer
 from rich.console import Console
 
 from tagpr_rl.cli.arguments import Overrides, RecipeName
@@ -14,13 +16,20 @@ from tagpr_rl.run.manifest import upstream
 from tagpr_rl.run.open import open_recipe, planned_run
 
 
-def command(recipe: RecipeName, overrides: Overrides = None) -> None:
+def command(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    verl: Annotated[bool, typer.Option("--verl", help="Print verl's keys of each training stage, too.")] = False,
+) -> None:
     """Print what RECIPE will do, and run nothing: stages, devices, batch arithmetic, memory and hours.
 
-    Example: tagpr plan lamp/qwen3_8b budget.device=H200-141GB
+    The last line is the verdict: whether the recipe fits, the fullest device and the hours. Exits with 2 if it does
+    not fit.
+
+    Example: tagpr plan lamp/qwen3_8b budget.device=H100-80GB
     """
     loaded, folder = planned_run(open_recipe(recipe, overrides or ()))
-    print_plan(loaded, folder, Console(), verl_overrides)
+    print_plan(loaded, folder, Console(), verl_overrides if verl else None)
 
 
 def verl_overrides(recipe: Recipe, run: RunDir, name: str) -> Sequence[str]:

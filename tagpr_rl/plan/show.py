@@ -15,7 +15,7 @@ from tagpr_rl.plan.memory import GIB, RESERVE_GIB, device_of, policy_shape
 from tagpr_rl.plan.stages import StageBudget, stage_budget
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.run.manifest import upstream
-from tagpr_rl.run.state import StageStatus, run_status
+from tagpr_rl.run.state import run_status
 from tagpr_rl.types import TagprError
 
 Overrides = Callable[[Recipe, RunDir, str], Sequence[str]]
@@ -89,40 +89,28 @@ def _divides(whole: int, part: int, whole_name: str, part_name: str) -> tuple[st
     return () if whole % part == 0 else (f"{whole_name} = {whole} is not a multiple of {part_name} = {part}",)
 
 
-def status_table(recipe: Recipe, statuses: Sequence[StageStatus]) -> Table:
-    """Stage, kind, the stages it reads, and its state."""
+def stages_table(recipe: Recipe, run: RunDir) -> Table:
+    """Stage, kind, the stages it reads, and its state; below, why a finished stage no longer fits the recipe."""
     table = Table("stage", "kind", "reads", "state")
-    for status in statuses:
+    for name, status in run_status(recipe, run).items():
         colour = _STYLE[status.status]
-        reads = ", ".join(upstream(recipe, status.name)) or "-"
-        table.add_row(status.name, status.kind, reads, f"[{colour}]{status.status}[/{colour}]")
+        state = f"[{colour}]{status.status}[/{colour}]" + "".join(f"\n{escape(reason)}" for reason in status.reasons)
+        table.add_row(name, status.kind, ", ".join(upstream(recipe, name)) or "-", state)
     return table
-
-
-def print_status(recipe: Recipe, run: RunDir, console: Console) -> dict[str, StageStatus]:
-    """Print the state of every stage of the run; returns it as well."""
-    statuses = run_status(recipe, run)
-    console.print(f"run {run.root}", highlight=False)
-    console.print(status_table(recipe, list(statuses.values())))
-    for status in statuses.values():
-        for reason in status.reasons:
-            console.print(f"  {status.name}: {escape(reason)}", highlight=False)
-    return statuses
 
 
 def problems(recipe: Recipe) -> list[str]:
     """Everything that keeps the recipe from running on its devices: batches that do not divide, memory, names."""
-    found: list[str] = []
+    mistakes: list[str] = []
     for name, stage in recipe.stages.items():
         plan = batch_plan(recipe, stage)
-        found += [f"stages.{name}: {problem}" for problem in plan.problems] if plan else []
+        mistakes += [f"stages.{name}: {problem}" for problem in plan.problems] if plan else []
     try:
-        for name in recipe.stages:
-            budget = stage_budget(recipe, name)
-            found += budget.problems if budget else ()
+        for budget in stage_budgets(recipe).values():
+            mistakes += budget.problems
     except TagprError as error:
-        found.append(str(error))
-    return found
+        mistakes.append(str(error))
+    return mistakes
 
 
 def require_fit(recipe: Recipe) -> None:
@@ -135,34 +123,54 @@ def require_fit(recipe: Recipe) -> None:
         )
 
 
-def print_plan(recipe: Recipe, run: RunDir, console: Console, overrides: Overrides) -> None:
-    """Print stages and their state, devices, batch arithmetic, memory, hours and the resolved verl overrides.
+def print_plan(recipe: Recipe, run: RunDir, console: Console, overrides: Overrides | None = None) -> None:
+    """Print stages and their state, devices, batch arithmetic, memory and hours; with `overrides` also verl's keys.
 
-    Raises TagprError, after printing, with all that `problems` found.
+    The last line is the verdict. Raises TagprError, after printing, with all that `problems` lists.
     """
-    print_status(recipe, run, console)
-    platform = recipe.platform
+    console.print(f"run {run.root}", highlight=False, soft_wrap=True)
+    console.print(stages_table(recipe, run))
     source = str(recipe.data.lamp_dir) if recipe.data.lamp_dir is not None else "embedded world"
     model = str(recipe.model.path) if recipe.model.path is not None else "tiny model, built here"
+    limits = recipe.data.prompt
     facts = Table("what", "value", show_header=False)
-    facts.add_row("device", platform.device)
+    facts.add_row("device", recipe.platform.device)
     facts.add_row("devices", devices_text(recipe))
-    facts.add_row("Ray", platform.ray_address or "a private local cluster")
+    facts.add_row("Ray", recipe.platform.ray_address or "a private local cluster")
     facts.add_row("data", escape(f"{source}; {', '.join(recipe.data.tasks)}; split by {recipe.data.split}"))
     facts.add_row("model", escape(f"{model}; {recipe.model.dtype}"))
-    limits = recipe.data.prompt
     facts.add_row("sequence", f"prompt <= {limits.max_tokens}, response <= {limits.max_response_tokens} tokens")
     console.print(facts)
     console.print(batch_table(recipe))
-    wrong = problems(recipe)
     print_budgets(recipe, console)
-    for name in recipe.stages:
-        lines = overrides(recipe, run, name)
-        if lines:
+    for name in recipe.stages if overrides is not None else ():
+        if lines := overrides(recipe, run, name):
             console.print(f"\nverl overrides of stage '{name}':", highlight=False)
             console.print("\n".join(f"  {line}" for line in lines), markup=False, highlight=False, soft_wrap=True)
-    if wrong:
-        raise TagprError(f"the plan has {len(wrong)} problem(s):\n  " + "\n  ".join(wrong))
+    if mistakes := problems(recipe):
+        raise TagprError(f"the plan has {len(mistakes)} problem(s), so it does not fit:\n  " + "\n  ".join(mistakes))
+    console.print(verdict(recipe), highlight=False, markup=False, soft_wrap=True)
+
+
+def verdict(recipe: Recipe) -> str:
+    """One line for a recipe without `problems`: that it fits, the fullest device, the hours."""
+    budgets, device = stage_budgets(recipe), device_of(recipe.budget)
+    phases = [(phase.bytes, name, phase.name) for name, budget in budgets.items() for phase in budget.phases]
+    memory = "memory: not known for this model"
+    if phases:
+        most, stage, phase = max(phases)
+        room = f" of {device.memory_gib - RESERVE_GIB:.1f}" if device is not None else ""
+        memory = f"at most {most / GIB:.1f}{room} GiB per device (stage {stage}, {phase})"
+    memory += "" if device is not None else ", not checked against a device (budget.device names one)"
+    seconds = sum(seconds for budget in budgets.values() for _, seconds, _ in budget.seconds)
+    hours = f"about {seconds / 3600:.1f} hours" if seconds else "hours: not estimated"
+    return f"fits: batches divide; {memory}; {hours}"
+
+
+def stage_budgets(recipe: Recipe) -> dict[str, StageBudget]:
+    """Stage -> memory and time, of the stages that use devices and whose model is known. TagprError: unknown device."""
+    budgets = {name: stage_budget(recipe, name) for name in recipe.stages}
+    return {name: budget for name, budget in budgets.items() if budget is not None}
 
 
 def devices_text(recipe: Recipe) -> str:
@@ -180,9 +188,9 @@ def devices_text(recipe: Recipe) -> str:
 def print_budgets(recipe: Recipe, console: Console) -> None:
     """Print memory per device by part and estimated hours of every stage; nothing when the model is unknown."""
     try:
-        found = {name: budget for name in recipe.stages if (budget := stage_budget(recipe, name)) is not None}
+        budgets = stage_budgets(recipe)
         device, shape = device_of(recipe.budget), policy_shape(recipe)
-    except TagprError:  # told by `problems`
+    except TagprError:  # `problems` has its message
         return
     if shape is None:
         console.print(f"memory: the shape of model.path={recipe.model.path} is not known here; give a local folder")
@@ -195,9 +203,9 @@ def print_budgets(recipe: Recipe, console: Console) -> None:
             f"{RESERVE_GIB:g} GiB reserved",
             highlight=False,
         )
-    console.print(memory_table(found))
-    if any(budget.seconds for budget in found.values()):
-        console.print(hours_table(found))
+    console.print(memory_table(budgets))
+    if any(budget.seconds for budget in budgets.values()):
+        console.print(hours_table(budgets))
         console.print(
             f"hours assume MFU {MFU:g} in training and prefill, {DECODE_EFFICIENCY:g} of the bandwidth "
             "in decoding, sequences as long as the limit, and nothing at once; start-up, saving and "
@@ -208,10 +216,10 @@ def print_budgets(recipe: Recipe, console: Console) -> None:
         console.print("hours: name budget.device to estimate them", highlight=False)
 
 
-def memory_table(found: Mapping[str, StageBudget]) -> Table:
+def memory_table(budgets: Mapping[str, StageBudget]) -> Table:
     """One row per part of each stage's phases; the sum, and host memory, at the end of each."""
     table = Table("stage", "while it", "part", "GiB per device", "formula")
-    for name, budget in found.items():
+    for name, budget in budgets.items():
         for phase in budget.phases:
             for part in phase.parts:
                 table.add_row(name, phase.name, part.name, f"{part.bytes / GIB:.3g}", escape(part.formula))
@@ -221,11 +229,11 @@ def memory_table(found: Mapping[str, StageBudget]) -> Table:
     return table
 
 
-def hours_table(found: Mapping[str, StageBudget]) -> Table:
+def hours_table(budgets: Mapping[str, StageBudget]) -> Table:
     """One row per part of each stage's time, and the sum of all."""
     table = Table("stage", "time for", "hours", "arithmetic")
     total = 0.0
-    for name, budget in found.items():
+    for name, budget in budgets.items():
         for what, seconds, rule in budget.seconds:
             total += seconds
             table.add_row(name, what, f"{seconds / 3600:.2f}", escape(rule))

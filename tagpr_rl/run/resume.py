@@ -119,3 +119,18 @@ def exclusive(run: RunDir) -> Iterator[None]:
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def working_process(run: RunDir) -> str | None:
+    """The id of the process that holds the run now, or None. It may be one of another machine."""
+    if not run.lock.is_file():
+        return None
+    with run.lock.open(encoding="ascii") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return handle.read().strip() or "?"
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+    return None

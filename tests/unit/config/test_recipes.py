@@ -40,7 +40,7 @@ def test_gpu_recipes_want_real_data_and_a_named_device() -> None:
 
 def test_plan_s_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(FOLDER / "lamp/qwen3_8b.yaml")
-    assert main(["plan", path, f"out={tmp_path}"]) == 0
+    assert main(["plan", path, f"out={tmp_path}", "--verl"]) == 0
     shown = capsys.readouterr().out
     assert "8,190,735,360 parameters" in shown and "actor_rollout_ref.rollout.name='vllm'" in shown
     assert main(["plan", path, f"out={tmp_path}", "platform.devices_per_node=1"]) == 2
