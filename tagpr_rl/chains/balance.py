@@ -7,8 +7,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from tagpr_rl.types import TagprError
-
 
 @dataclass(frozen=True, slots=True)
 class BalanceRules:
@@ -20,14 +18,6 @@ class BalanceRules:
     """Largest share of one task, in (0, 1]. A share below 1 / (number of tasks) means equal shares."""
     max_pattern_share: float = 1.0
     """Largest share of one sequence of tags, in (0, 1]. It limits a teacher that always thinks in the same form."""
-
-    def __post_init__(self) -> None:
-        """Refuse shares outside their range (TagprError)."""
-        for name in ("max_task_share", "max_pattern_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise TagprError(f"keep.balance.{name} is {getattr(self, name)!r}: use (0, 1]")
-        if self.max_per_user is not None and self.max_per_user < 1:
-            raise TagprError(f"keep.balance.max_per_user is {self.max_per_user}: use 1 or more, or null")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Literal
 
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.prompts.retrieve import bm25_scores
-from tagpr_rl.types import LampRecord, ProfileItem, Prompt, TagprError
+from tagpr_rl.types import LampRecord, ProfileItem, Prompt
 
 CANDIDATES = 8
 """Number of other users drawn for a question. The one whose profile is nearest to the question is taken (hard
@@ -39,12 +39,6 @@ class EvidenceRules:
     """Least share of the steps with evidence that the other profile does not give, in [0, 1]; 0 = at least one step."""
     common: float = 0.5
     """A clue in more than this share of the task's profiles is common and no evidence. In [0, 1]."""
-
-    def __post_init__(self) -> None:
-        """Refuse shares outside their range (TagprError)."""
-        for name in ("min_share", "common"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise TagprError(f"keep.evidence.{name} is {getattr(self, name)!r}: use [0, 1]")
 
     @property
     def reads_words(self) -> bool:

@@ -9,8 +9,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tagpr_rl.types import TagprError
-
 _WORD = re.compile(r"\w+")
 
 
@@ -24,13 +22,6 @@ class SimilarRules:
     """Least Jaccard index of the sets of shingles, in (0, 1]."""
     shingle: int = 3
     """Words per shingle."""
-
-    def __post_init__(self) -> None:
-        """Refuse a threshold outside its range (TagprError)."""
-        if not 0 < self.threshold <= 1:
-            raise TagprError(f"keep.near_duplicates.threshold is {self.threshold!r}: use (0, 1]")
-        if self.shingle < 1:
-            raise TagprError(f"keep.near_duplicates.shingle is {self.shingle!r}: use 1 or more words")
 
 
 def shingles(text: str, size: int) -> frozenset[tuple[str, ...]]:

@@ -22,7 +22,7 @@ from tagpr_rl.chains.storage import REJECTED, StoredChains, publishing, read_rej
 from tagpr_rl.cli.arguments import Overrides, RecipeName, RunName, StageName, full_install, say
 from tagpr_rl.config import ChainsStage, Recipe
 from tagpr_rl.files import write_json, write_text
-from tagpr_rl.report.cards import data_card
+from tagpr_rl.report.cards import card_pages, data_card
 from tagpr_rl.report.page.trace import coloured_response
 from tagpr_rl.run.layout import StageDir, stage_dir
 from tagpr_rl.run.manifest import needed_for, read_manifest, verify_outputs
@@ -238,8 +238,8 @@ def write_card(opened: StoredStage, out: Path | None = None) -> Path:
         opened.recipe, opened.name, stored.facts, stored.chains.to_pylist(), pairs, opened.schema,
         manifest=manifest, environment=environment,
     )  # fmt: skip
-    texts = {"README.md": data_card.markdown(card_facts), "card.html": data_card.page(card_facts, opened.schema)}
-    texts |= {f"plots/{name}": svg for name, svg in data_card.plots(card_facts).items()}
+    texts = {"README.md": card_pages.markdown(card_facts), "card.html": card_pages.page(card_facts, opened.schema)}
+    texts |= {f"plots/{name}": svg for name, svg in card_pages.plots(card_facts).items()}
     source = {
         "recipe": opened.recipe.name,
         "stage": opened.name,

@@ -20,7 +20,7 @@ from tagpr_rl.files import sha256_file, write_json, write_text
 from tagpr_rl.monitor.alerts import ALERTS, read_alerts
 from tagpr_rl.prompts.rows import sft_rows, write_parquet
 from tagpr_rl.prompts.tokens import ChatTokenizer
-from tagpr_rl.report.cards.prmu_card import prmu_card
+from tagpr_rl.report.cards.model_card import prmu_card
 from tagpr_rl.run import checkpoints, metrics
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import stage_config, stage_inputs

@@ -1,4 +1,4 @@
-"""The settings of PRMU's training, checked when they are made."""
+"""The settings of PRMU's training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from tagpr_rl.prmu.inputs import PROFILES, ROWS, Limits
 from tagpr_rl.prmu.model import PrmuModelConfig
-from tagpr_rl.types import TagprError
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +50,6 @@ class PrmuConfig:
     device: str = "auto"
     """"auto", "cpu" or "cuda"."""
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "lr", "head_lr", "grad_clip"):
-            if not getattr(self, name) > 0:
-                raise TagprError(f"prmu.{name} is {getattr(self, name)!r}; it must be above 0")
-        for name in ("individual_weight", "user_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise TagprError(f"prmu.{name} is {getattr(self, name)!r}; it must be in [0, 1]")
-        for name in ("micro_batch_size", "warmup", "weight_decay", "centre", "eval_every", "patience"):
-            if getattr(self, name) < 0:
-                raise TagprError(f"prmu.{name} is {getattr(self, name)!r}; it must not be negative")
-        if self.patience and not self.eval_every:
-            raise TagprError("prmu.patience needs prmu.eval_every above 0")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise TagprError(f"prmu.device is {self.device!r}; use auto, cpu or cuda")
 
     def model(self) -> PrmuModelConfig:
         """The settings that the model itself needs."""

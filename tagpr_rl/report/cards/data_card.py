@@ -1,4 +1,4 @@
-"""The data card of a chains stage, as Markdown, as one HTML page, and its plots: made from what the stage wrote."""
+"""The content of a chains stage's data card, made from the files of the stage. card_pages.py lays it out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from tagpr_rl.config import Recipe
 from tagpr_rl.report.charts.plots import BarChart, bar_chart, histogram
-from tagpr_rl.report.page.embed import environment
 from tagpr_rl.report.page.names import task_label
 from tagpr_rl.report.page.samples import prompt_text
-from tagpr_rl.report.page.trace import tag_hues, trace_view
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import StageManifest
 
@@ -38,7 +34,7 @@ TEACHER_TERMS = (
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Paragraphs, a table and charts (file name -> chart) under one heading."""
+    """Paragraphs, a table and charts (file name -> chart) below a heading."""
 
     title: str
     lines: tuple[str, ...] = ()
@@ -46,7 +42,7 @@ class Section:
     rows: tuple[tuple[str, ...], ...] = ()
     charts: Mapping[str, BarChart] = field(default_factory=dict)
     numbers: bool = True
-    """All columns but the first are numbers."""
+    """Whether all columns but the first hold numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +59,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class DataCard:
-    """The card's content; `markdown`, `page` and `plots` only lay it out."""
+    """The content of the card."""
 
     title: str
     summary: str
@@ -86,9 +82,8 @@ def data_card(
 ) -> DataCard:
     """The card of the finished chains stage `name`.
 
-    `facts` is chains.json: counts, reasons, tags, lengths, kappa, models and prompts are its. Rows of
-    chains.parquet give the balance over tasks and users, the words per response and the examples; those of
-    pairs.parquet the pairs.
+    `facts` is the content of chains.json: counts, reasons, tags, lengths, kappa, models and prompts. `chains` are the
+    rows of chains.parquet: tasks, users, words per response and examples. `pairs` are the rows of pairs.parquet.
     """
     world = recipe.data.lamp_dir is None
     source = "the embedded world" if world else f"LaMP files ({', '.join(map(task_label, recipe.data.tasks))})"
@@ -140,14 +135,14 @@ def _origin(
 
 
 def _model(role: str, facts: Mapping[str, Any], chosen: Any) -> list[tuple[str, str]]:
-    """A model's name, the SHA-256 of its prompts and its use, as chains.json tells them; else the recipe's choice."""
-    told = facts.get(role)
-    if not isinstance(told, Mapping):
-        return [(role, str(told or getattr(chosen, "model", None) or getattr(chosen, "kind", chosen)))]
-    rows = [(role, str(told.get("name", chosen)))]
-    prompts = told.get("prompts") or {}
+    """A model's name, the SHA-256 of its prompts and its use, from chains.json; without these the recipe's choice."""
+    block = facts.get(role)
+    if not isinstance(block, Mapping):
+        return [(role, str(block or getattr(chosen, "model", None) or getattr(chosen, "kind", chosen)))]
+    rows = [(role, str(block.get("name", chosen)))]
+    prompts = block.get("prompts") or {}
     rows += [(f"{role}, prompt `{key}` (SHA-256)", str(value)) for key, value in sorted(prompts.items())]
-    use = {key: value for key, value in told.items() if key in _USE and value not in (None, 0, 0.0, {})}
+    use = {key: value for key, value in block.items() if key in _USE and value not in (None, 0, 0.0, {})}
     return [*rows, (f"{role}, use", _figures(use))] if use else rows
 
 
@@ -199,27 +194,27 @@ def _tags(facts: Mapping[str, Any], schema: TagSchema) -> Section:
 
 
 def _deterministic(facts: Mapping[str, Any]) -> bool:
-    """Whether the labeller gives the same labels twice by construction, so that kappa says nothing."""
+    """Whether the labeller repeats its labels by construction, so that kappa says nothing."""
     labeller = facts.get("labeller")
     return isinstance(labeller, Mapping) and bool(labeller.get("deterministic"))
 
 
 def _kappa_by_tag(facts: Mapping[str, Any]) -> dict[str, float]:
-    found = (facts.get("agreement") or {}).get("by_tag") or {}
-    return {tag: value for tag, value in found.items() if isinstance(value, int | float)}
+    by_tag = (facts.get("agreement") or {}).get("by_tag") or {}
+    return {tag: value for tag, value in by_tag.items() if isinstance(value, int | float)}
 
 
 def _evidence(facts: Mapping[str, Any]) -> list[Section]:
-    """How far the chains use the user's history, where the stage tested it."""
-    found = {key: value for key, value in (facts.get("evidence") or {}).items() if value is not None}
-    if not found:
+    """How far the chains use the user's history; [] if the stage did not test it."""
+    figures = {key: value for key, value in (facts.get("evidence") or {}).items() if value is not None}
+    if not figures:
         return []
     line = (
         "Right chains that were written with a history, tested for its use; shares of steps are means over chains. "
         "`shown`: chains whose words show the use; `other_steps`: the same test with another user's history."
     )
     return [
-        Section("Use of the profile", (line,), ("figure", "value"), tuple((k, _figures(v)) for k, v in found.items()))
+        Section("Use of the profile", (line,), ("figure", "value"), tuple((k, _figures(v)) for k, v in figures.items()))
     ]
 
 
@@ -266,16 +261,16 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _examples(chains: Sequence[Mapping[str, Any]]) -> tuple[Example, ...]:
-    """One chain of each task: the first by a hash of the record's id, blind to the text."""
-    found = []
+    """One chain of each task, chosen by a hash of the record's id so that the text has no influence."""
+    examples = []
     for task in sorted({row["task"] for row in chains}):
         own = (row for row in chains if row["task"] == task)
         row = min(own, key=lambda row: hashlib.sha256(f"{row['record_id']}/{row.get('sample', 0)}".encode()).digest())
         prompt = prompt_text(list(row["messages"]))
-        found.append(
+        examples.append(
             Example(task, str(row["record_id"]), str(row["user_id"]), bool(row["correct"]), prompt, row["response"])
         )
-    return tuple(found)
+    return tuple(examples)
 
 
 def _front_matter(recipe: Recipe, count: int, pairs: bool, world: bool) -> dict[str, Any]:
@@ -291,66 +286,3 @@ def _front_matter(recipe: Recipe, count: int, pairs: bool, world: bool) -> dict[
         "size_categories": [next((name for name, least in bounds if count < least), "n>1M")],
         "configs": [config("chains", "data") | {"default": True}, *([config("pairs", "pairs")] if pairs else [])],
     }
-
-
-def markdown(card: DataCard) -> str:
-    """README.md: YAML front matter that `datasets` reads, then the card. Texts of models and data are escaped."""
-    lines = [
-        "---", yaml.safe_dump(dict(card.front_matter), sort_keys=False).rstrip("\n"), "---", "",
-        f"# {_inline(card.title)}", "", card.summary, "",
-        "| " + " | ".join(label for _, label in card.cards) + " |",
-        "|" + "---|" * len(card.cards),
-        "| " + " | ".join(value for value, _ in card.cards) + " |", "",
-        "```python",
-        "from datasets import load_dataset",
-        'chains = load_dataset("<this folder>", split="train")',
-        "```", "",
-        "`messages` is the whole chat with the tagged response as its last turn, `steps` the same thought as tag and "
-        "text. `tag_schema.json` has the tags, `card.html` this card with coloured examples.", "",
-    ]  # fmt: skip
-    for section in card.sections:
-        lines += [f"## {section.title}", ""]
-        for line in section.lines:
-            lines += [line, ""]
-        if section.head:
-            lines += ["| " + " | ".join(section.head) + " |", "|" + "---|" * len(section.head)]
-            lines += ["| " + " | ".join(_inline(cell) for cell in row) + " |" for row in section.rows]
-            lines.append("")
-        for name, chart in section.charts.items():
-            lines += [f"![{chart.title}](plots/{name})", ""]
-    lines += ["## Example chains", "", "One of each task, chosen by a hash of the record's id.", ""]
-    for example in card.examples:
-        wrong = "" if example.correct else " (wrong answer, kept on purpose)"
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", example.response)), default=0))
-        lines += [f"{_inline(task_label(example.task))}{wrong}:", "", f"{fence}text", example.response, fence, ""]
-    return "\n".join(lines)
-
-
-def _inline(text: str) -> str:
-    """A text that Markdown shows as it is, on one line, in a table's cell too."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&])", r"\\\1", " ".join(str(text).split()))
-
-
-def page(card: DataCard, schema: TagSchema) -> str:
-    """card.html: self-contained, examples coloured by tag."""
-    examples = [
-        {
-            "task": e.task, "record_id": e.record_id, "user_id": e.user_id, "correct": e.correct, "prompt": e.prompt,
-            "view": trace_view(e.response, schema),
-        }
-        for e in card.examples
-    ]  # fmt: skip
-    return (
-        environment()
-        .get_template("data_card.html.j2")
-        .render(
-            v=card, examples=examples, hues=tag_hues(schema), tag_index={name: i for i, name in enumerate(schema.names)}
-        )
-    )
-
-
-def plots(card: DataCard) -> dict[str, str]:
-    """File name -> SVG of each chart, for README.md."""
-    template = environment().get_template("bars.svg.j2")
-    charts = {name: chart for section in card.sections for name, chart in section.charts.items()}
-    return {name: template.render(c=chart, standalone=True) for name, chart in charts.items()}

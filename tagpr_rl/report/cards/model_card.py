@@ -1,4 +1,4 @@
-"""The model card of an exported stage: what it is, what it was made from, and what it scored."""
+"""The README.md of a trained model: of an exported language model, and of a personalization reward model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tagpr_rl.config import EvaluateStage, Recipe
+from tagpr_rl.config import EvaluateStage, PrmuStage, Recipe
 from tagpr_rl.types import StageManifest
+
+_USERS = {
+    "attention": "a generic vector e_0 plus attention over the user's profile, asked by each token of the response"
+    " (and a vector of their own for users of the training set)",
+    "identity": "a generic vector e_0 plus a vector of their own for users of the training set (baseline)",
+    "text": "the profile stands in the backbone's input (baseline)",
+    "generic": "no user at all (baseline)",
+}
 
 
 def lineage(recipe: Recipe, name: str) -> tuple[str, ...]:
-    """The stages whose weights led to those of `name`, first to last, `name` included."""
+    """The stages from whose weights `name` was trained, first to last, and `name` itself."""
     chain = [name]
     while (init := getattr(recipe.stages[chain[0]], "init", None)) is not None:
         chain.insert(0, init)
@@ -32,8 +40,8 @@ def model_card(
 
     Args:
         manifests: manifests of the finished stages, by stage.
-        scores: evaluation stage -> its result for this model (EvalResult.as_dict), where there is one.
-        counts: what was written (model.convert.convert).
+        scores: evaluation stage -> its result for this model (EvalResult.as_dict).
+        counts: the return value of model.convert.convert.
     """
     data = "embedded world" if recipe.data.lamp_dir is None else f"LaMP files ({', '.join(recipe.data.tasks)})"
     start = "a tiny random Qwen3" if recipe.model.path is None else f"`{recipe.model.path.name}`"
@@ -85,7 +93,7 @@ def _front_matter(dtype: str, environment: Mapping[str, Any]) -> list[str]:
 
 
 def _shown(recipe: Recipe, name: str) -> Sequence[str]:
-    """The stages of the lineage and those whose output they learned from, in recipe order."""
+    """The stages of the lineage, and the stages whose output they used, in the recipe's order."""
     chain = set(lineage(recipe, name))
     used = {getattr(recipe.stages[stage], "prmu", None) for stage in chain}
     before = list(recipe.stages)[: list(recipe.stages).index(name) + 1]
@@ -117,5 +125,61 @@ def _scores(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def evaluations(recipe: Recipe, name: str) -> tuple[str, ...]:
-    """The evaluation stages that ask for the model of stage `name`."""
+    """The evaluation stages that evaluate the model of stage `name`."""
     return tuple(s for s, stage in recipe.stages.items() if isinstance(stage, EvaluateStage) and name in stage.models)
+
+
+def prmu_card(recipe: Recipe, name: str, figures: Mapping[str, float]) -> str:
+    """README.md of the stage's PRMU folder. `figures`: the metrics of prmu.accuracy.evaluate for this PRMU."""
+    stage = recipe.stages[name]
+    assert isinstance(stage, PrmuStage)
+    data = "the embedded world" if recipe.data.lamp_dir is None else f"LaMP files ({', '.join(recipe.data.tasks)})"
+    rows = [
+        ("pairs of users that training shows, new questions", "seen/accuracy", "seen/user_macro"),
+        ("pairs of users that training never shows", "unseen/accuracy", "unseen/user_macro"),
+    ]
+    controls = [
+        ("without the user (e_0 only)", "unseen/generic"),
+        ("written for another user's profile, scored for the right one", "unseen/cross_profile"),
+        ("the same pairs, scored for a third user", "unseen/shuffled"),
+    ]
+
+    def shown(key: str) -> str:
+        return f"{figures[key]:.3f}" if key in figures else "not measured"
+
+    return "\n".join(
+        [
+            "---", "library_name: tagpr_rl", "tags: [reward-model, personalization]", "---", "",
+            f"# {recipe.name}: reward model `{name}`",
+            "",
+            "Scores a response to a question for one user: head(h) + <proj(h), e_u> over a Hugging Face backbone. The "
+            f"user is {_USERS[stage.user]}.",
+            "",
+            f"Backbone: {stage.backbone or f'the weights of stage `{stage.init}`'}. Data: {data}; "
+            f"{figures.get('train/pairs', 0):.0f} training pairs, {figures.get('steps', 0):.0f} steps of "
+            f"{stage.batch_size} pairs. Loss: {stage.individual_weight:g} x Bradley-Terry for the user + "
+            f"{1 - stage.individual_weight:.3g} x Bradley-Terry for e_0 + {stage.centre:g} x squared sum of scores.",
+            "",
+            "| pairwise accuracy | over pairs | over users |",
+            "|---|---|---|",
+            *(f"| {label} | {shown(key)} | {shown(macro)} |" for label, key, macro in rows),
+            *(f"| {label} | {shown(key)} | |" for label, key in controls),
+            "",
+            "Where training stopped early, it chose the weights by the unseen users' accuracy, which is then a little "
+            "too high; `tagpr study prmu` measures on users that nothing was chosen on.",
+            "",
+            "## Use",
+            "",
+            "```python",
+            "from pathlib import Path",
+            "from tagpr_rl.prmu.serving.score import Scorer, ScoreRequest",
+            'scorer = Scorer(Path("<this folder>"))',
+            "scorer.score([ScoreRequest(user_id, profile_texts, question, response)])  # in [0, 1]",
+            "```",
+            "",
+            f"0.5 is the mean raw score of the held-out pairs ({figures.get('score_mean', 0):.4g}), and one unit of "
+            f"the logit their standard deviation ({figures.get('score_std', 1):.4g}). Unknown users and empty "
+            "profiles are scored with e_0. Files: config.json, users.json, model.safetensors, backbone/, tokenizer/.",
+            "",
+        ]
+    )  # fmt: skip

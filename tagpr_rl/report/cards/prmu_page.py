@@ -1,4 +1,4 @@
-"""The figures of `launch.py prmu eval` in words, and as a page with plots."""
+"""Shows the result of `tagpr study prmu`: the main figures as a list, and a page with plots."""
 
 from __future__ import annotations
 
@@ -49,25 +49,25 @@ def prmu_summary(facts: Facts) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class PrmuEval:
-    """What the run's report shows of one `prmu eval`."""
+    """The evaluation of one PRMU, as the run's report shows it."""
 
     stage: str
     link: str
-    """Of its own page, from the run's folder."""
+    """Link from the run's folder to the page of this evaluation."""
     summary: list[tuple[str, str]]
     forests: list[ForestChart]
     figures: list[Figure]
 
 
 def prmu_evals(run: RunDir) -> list[PrmuEval]:
-    """The measured reward models of a run, by file name. Files of another kind in the folder are passed over."""
-    found = []
+    """The PRMU evaluations of a run, by file name. Other JSON files in the folder are ignored."""
+    evals = []
     for path in sorted(run.prmu_eval.glob("*.json")) if run.prmu_eval.is_dir() else []:
         facts = read_json(path)
         if isinstance(facts, dict) and {"stage", "held_out", "best_of_n"} <= facts.keys():
             link = f"{run.prmu_eval.name}/{path.with_suffix('.html').name}"
-            found.append(PrmuEval(facts["stage"], link, prmu_summary(facts), prmu_forests(facts), prmu_figures(facts)))
-    return found
+            evals.append(PrmuEval(facts["stage"], link, prmu_summary(facts), prmu_forests(facts), prmu_figures(facts)))
+    return evals
 
 
 def spread(values: Sequence[float] | None) -> str:
@@ -76,7 +76,7 @@ def spread(values: Sequence[float] | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three decimals, or that there is no such number."""
+    """Three decimals; "not measured" for None."""
     return "not measured" if value is None else f"{value:.3f}"
 
 

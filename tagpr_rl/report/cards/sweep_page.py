@@ -1,4 +1,4 @@
-"""An ablation or a weight grid (sweep.json) as a table and plots; `sweep_page` makes a page of its own."""
+"""Shows a sweep (sweep.json) as a table and plots, in a run's report or on a page of its own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tagpr_rl.files import write_text
 from tagpr_rl.report.charts.plots import ForestChart, LineChart, Point, forest_chart, line_chart
 from tagpr_rl.report.page.embed import environment
-from tagpr_rl.report.page.read import Row, number, read_object
+from tagpr_rl.report.page.read import Interval, Row, interval, number, read_object
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.types import TagprError
 
@@ -22,24 +21,24 @@ FILE, PAGE = "sweep.json", "sweep.html"
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One row of the table: a setting with its score over seeds."""
+    """One row of the table: a setting and its score over seeds."""
 
     name: str
     overrides: tuple[tuple[str, str], ...]
     seeds: tuple[float | None, ...]
-    """Score of each seed of the sweep; None where it is missing."""
-    score: tuple[float | None, float | None, float | None]
-    difference: tuple[float | None, float | None, float | None]
-    """Against the first arm, on the same questions; Nones for the first."""
+    """Score of each seed of the sweep; None = missing."""
+    score: Interval
+    difference: Interval
+    """Difference to the first arm on the same questions; three times None for the first arm."""
     seed_sd: float | None
-    """Of the seeds' differences against the first arm."""
+    """Standard deviation of the seeds' differences to the first arm."""
     by_task: tuple[float | None, ...]
-    """Mean over seeds, in the order of the view's tasks."""
+    """Mean score over seeds, in the order of `SweepView.tasks`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """Score against one number that the sweep varies."""
+    """The score as a function of one number that the sweep varies."""
 
     key: str
     chart: LineChart
@@ -47,7 +46,7 @@ class Sensitivity:
 
 @dataclass(frozen=True, slots=True)
 class SweepView:
-    """A sweep as the templates show it."""
+    """A sweep as the templates need it."""
 
     name: str
     seeds: tuple[str, ...]
@@ -56,12 +55,12 @@ class SweepView:
     arms: tuple[Arm, ...]
     forest: ForestChart
     differences: ForestChart | None
-    """Against the first arm, on an axis as wide as they are."""
+    """The differences to the first arm, on an axis of their own."""
     sensitivity: tuple[Sensitivity, ...]
 
 
 def sweep_view(path: Path) -> SweepView | None:
-    """The sweep of a sweep.json; None if there is no such file. TagprError for a broken one."""
+    """The sweep of a sweep.json; None if there is no such file. TagprError if it is broken."""
     raw = read_object(path)
     if raw is None:
         return None
@@ -87,7 +86,7 @@ def sweep_view(path: Path) -> SweepView | None:
 
 
 def _differences(rows: tuple[Arm, ...], label_width: float) -> ForestChart | None:
-    """The arms' differences against the first one; None where no arm has one."""
+    """The arms' differences to the first one; None if no arm has one."""
     others = [row for row in rows[1:] if row.difference[0] is not None]
     widest = max((abs(value) for row in others for value in row.difference if value is not None), default=0.0)
     if not others:
@@ -109,26 +108,21 @@ def _arm(name: str, raw: Row, seeds: tuple[str, ...], tasks: tuple[str, ...], fi
         name,
         tuple((str(key), json.dumps(value)) for key, value in (raw.get("overrides") or {}).items()),
         tuple(number(per_seed.get(seed, {}).get("score")) for seed in seeds),
-        _three(raw.get("score")),
-        (None, None, None) if first else _three(raw.get("against_first")),
+        interval(raw.get("score")),
+        (None, None, None) if first else interval(raw.get("against_first")),
         None if first else number(raw.get("seed_sd")),
         tuple(by_task),
     )
 
 
-def _three(raw: Any) -> tuple[float | None, float | None, float | None]:
-    values = [number(value) for value in raw] if isinstance(raw, list) else []
-    return (values[0], values[1], values[2]) if len(values) == 3 else (None, None, None)
-
-
 def _sensitivity(arms: Mapping[str, Row]) -> tuple[Sensitivity, ...]:
-    """A chart for each override key that takes three or more numbers: every arm a point, their means a line.
+    """A chart for each override key with at least three numbers: each arm is a point, and the means are a line.
 
-    With more than one key varied at once (a grid), a value's mean is over the arms that have it.
+    In a grid, where several keys vary, a mean is over all arms with that value.
     """
     values: dict[str, list[Point]] = {}
     for arm in arms.values():
-        score = _three(arm.get("score"))[0]
+        score = interval(arm.get("score"))[0]
         for key, raw in (arm.get("overrides") or {}).items():
             if (x := number(raw)) is not None and score is not None:
                 values.setdefault(str(key), []).append((x, score))
@@ -144,40 +138,40 @@ def _sensitivity(arms: Mapping[str, Row]) -> tuple[Sensitivity, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepNear:
-    """A sweep beside a run, as the run's report shows it."""
+class NearbySweep:
+    """A sweep that belongs to a run, as the run's report shows it."""
 
     view: SweepView | None
-    """None where the file is broken."""
+    """None if the file is broken."""
     link: str
-    """Of the sweep's own page, from the run's report; "" where there is none."""
+    """Link from the run's report to the sweep's own page; "" if there is none."""
     mistake: str = ""
 
 
-def sweeps_near(run: RunDir) -> list[SweepNear]:
-    """The sweep that the run is a part of, and those in the folder `sweeps` beside the run (the command's default).
+def sweeps_near(run: RunDir) -> list[NearbySweep]:
+    """The sweep that the run is part of, and the sweeps in the folder `sweeps` beside the run.
 
-    A broken file is named, and does not stop the run's report.
+    A broken file gives an entry with its error instead of stopping the run's report.
     """
     parent = run.root.parent
-    found = []
+    sweeps = []
     for path in (parent / FILE, *sorted(parent.glob(f"sweeps/*/{FILE}"))):
         try:
             view = sweep_view(path)
         except TagprError as error:
-            found.append(SweepNear(None, "", str(error)))
+            sweeps.append(NearbySweep(None, "", str(error)))
             continue
         if view is not None:
             up = "/".join(("..", *path.parent.relative_to(parent).parts, PAGE))
-            found.append(SweepNear(view, up if (path.parent / PAGE).is_file() else ""))
-    return found
+            sweeps.append(NearbySweep(view, up if (path.parent / PAGE).is_file() else ""))
+    return sweeps
 
 
 def sweep_page(folder: Path) -> Path:
-    """Write `sweep.html` beside the folder's sweep.json; returns its path. TagprError where there is none."""
+    """Write `sweep.html` beside the folder's sweep.json; returns its path. TagprError if there is none."""
     view = sweep_view(folder / FILE)
     if view is None:
-        raise TagprError(f"{folder} has no {FILE}; make it with `launch.py sweep`")
+        raise TagprError(f"{folder} has no {FILE}; make it with `tagpr sweep`")
     page = folder / PAGE
     write_text(page, environment().get_template("sweep.html.j2").render(s=view, hues={}))
     return page

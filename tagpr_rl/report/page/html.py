@@ -8,9 +8,8 @@ from typing import Any
 
 from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.files import write_json, write_text
-from tagpr_rl.report.cards.chains_section import chains_view
-from tagpr_rl.report.cards.faithful_section import faithful_tests
 from tagpr_rl.report.cards.prmu_page import prmu_evals
+from tagpr_rl.report.cards.sections import chains_view, faithful_tests
 from tagpr_rl.report.cards.sweep_page import sweeps_near
 from tagpr_rl.report.charts.curves import chains_of, curve_groups
 from tagpr_rl.report.charts.plots import short

@@ -11,6 +11,8 @@ from tagpr_rl.run import metrics
 from tagpr_rl.types import TagprError
 
 Row = dict[str, Any]
+Interval = tuple[float | None, float | None, float | None]
+"""(value, low, high) of a 95 % interval; None = not measured."""
 
 
 def read_json(path: Path) -> Any | None:
@@ -54,3 +56,9 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
+
+
+def interval(value: Any) -> Interval:
+    """`value` as an interval if it is a list of three, else three times None."""
+    numbers = [number(item) for item in value] if isinstance(value, list) else []
+    return (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 else (None, None, None)

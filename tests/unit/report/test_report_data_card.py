@@ -15,7 +15,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagpr_rl.report.cards.data_card import DataCard, _inline, data_card, markdown, page, plots
+from tagpr_rl.report.cards.card_pages import _inline, markdown, page, plots
+from tagpr_rl.report.cards.data_card import DataCard, data_card
 from tagpr_rl.report.charts.plots import bar_chart, histogram
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import StageManifest

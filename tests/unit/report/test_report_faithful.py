@@ -8,7 +8,7 @@ from made_report import make_recipe, make_run
 
 from tagpr_rl.files import write_json
 from tagpr_rl.report import build_report, collect
-from tagpr_rl.report.cards.faithful_section import faithful_tests
+from tagpr_rl.report.cards.sections import faithful_tests
 
 
 def test_what_was_measured_is_shown(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from tagpr_rl.chains.keep import Rejection
 from tagpr_rl.files import write_json
 from tagpr_rl.report import build_report, collect, summary_table
-from tagpr_rl.report.cards.chains_section import REASONS
+from tagpr_rl.report.cards.sections import REASONS
 from tagpr_rl.run.layout import RunDir
 
 
