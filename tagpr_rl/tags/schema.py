@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -41,7 +41,7 @@ class TagSpec:
     max_count: int = 1
     """Most occurrences that count; at least 1."""
     before: tuple[str, ...] = ()
-    """Where both occur, this tag's first occurrence comes before the first occurrence of each of these."""
+    """Tags before whose first occurrence this tag's first occurrence must come, if both occur."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class TagSchema:
 def default_schema() -> TagSchema:
     """The nine default tags.
 
-    `examine_examples` and `identify_patterns` are named in the paper; the other seven names, and all
-    counts, orders and purposes, are ours. Required are the three moves without which a thought is not
-    about the user: look at the user's items, say what the user prefers, apply it to the question. So
-    a chain of three steps can be fully valid, and nothing in the score asks for a longer one.
+    The paper names `examine_examples` and `identify_patterns`; it does not give the other seven names, the counts,
+    orders and purposes. Three moves are required, without which a thought is not about the user: look at the user's
+    items, say what the user prefers, apply it to the question. So a chain of three steps can be fully valid, and
+    nothing in the score asks for a longer one.
     """
     return TagSchema(version="tagpr-default-1", tags=_DEFAULT_TAGS)
 
@@ -140,7 +140,7 @@ def to_mapping(schema: TagSchema) -> dict[str, Any]:
     """The schema as plain JSON values, in the layout that `load_schema` reads."""
     return {
         "version": schema.version,
-        "tags": [{key: _plain(getattr(tag, key)) for key in _TAG_KEYS} for tag in schema.tags],
+        "tags": [asdict(tag) | {"before": list(tag.before)} for tag in schema.tags],
     }
 
 
@@ -161,7 +161,7 @@ def schema_from_mapping(value: Any, *, where: str) -> TagSchema:
     """Build a schema from plain values (`load_schema`'s layout); `where` names their source in errors.
 
     Raises:
-        TagprError: every mistake found, in one message.
+        TagprError: all mistakes in one message.
     """
     problems: list[str] = []
     specs: list[TagSpec] = []
@@ -268,36 +268,18 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:60]!r}"
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _read(path: Path) -> Any:
-    """Parse a YAML or JSON file into plain values; a key given twice in one mapping is an error."""
-    suffix = path.suffix.lower()
-    if suffix not in (".yaml", ".yml", ".json"):
+    """The plain values of a YAML or JSON file (YAML contains JSON); a key given twice in one mapping is an error."""
+    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
         raise TagprError(f"{path}: a tag schema is a .yaml, .yml or .json file")
     try:
-        text = path.read_text(encoding="utf-8")
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise TagprError(f"{path}: no such tag schema file; check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise TagprError(f"{path}: cannot read the tag schema as UTF-8 text: {error}") from None
-    try:
-        if suffix == ".json":
-            return json.loads(text, object_pairs_hook=_unique_pairs)
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.YAMLError as error:
         raise TagprError(f"{path}: cannot parse the tag schema: {error}") from None
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in seen:
-            raise ValueError(f"key {key!r} is given twice in one object")
-        seen[key] = value
-    return seen
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
