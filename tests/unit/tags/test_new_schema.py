@@ -12,7 +12,7 @@ from tagpr_rl.cli.walk import walk
 from tagpr_rl.config import Recipe, load_recipe
 from tagpr_rl.prompts.dataset import Dataset
 from tagpr_rl.prompts.tokens import WordTokens
-from tagpr_rl.reward.rubric import Rubric, Weights
+from tagpr_rl.reward.rubric import Rubric
 from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import TagSchema, load_schema
 from tagpr_rl.types import ParseStatus
@@ -58,9 +58,9 @@ def test_the_parser_knows_the_new_tags_alone(schema: TagSchema) -> None:
     ],
 )
 def test_the_rubric_scores_by_the_new_schema(schema: TagSchema, steps: str, tag: float) -> None:
-    reward = Rubric(schema, Weights()).score(f"<think>{steps}</think>[1]", task="LaMP_1", gold="[1]")
-    assert (reward.task, reward.format) == (1.0, 1.0)
-    assert reward.tag == pytest.approx(tag)
+    reward = Rubric(schema).score(f"<think>{steps}</think>[1]", task="LaMP_1", gold="[1]")
+    assert (reward.components["task"], reward.components["format"]) == (1.0, 1.0)
+    assert reward.components["tag"] == pytest.approx(tag)
 
 
 def test_prompts_name_the_new_tags(recipe: Recipe, schema: TagSchema) -> None:
