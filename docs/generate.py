@@ -161,18 +161,16 @@ def metrics_page() -> str:
         *(f"| `{name}` | {meaning} |" for name, meaning in FAMILIES.items()),
         "",
     ]
-    for name, value in vars(names).items():
+    tables: dict[str, Any] = {"REWARD_COMPONENTS": names.reward_names(()), **vars(names)}
+    for name, value in tables.items():
         if not name.isupper() or name.startswith("_"):
             continue
-        rows = []
-        if isinstance(value, tuple):
+        if isinstance(value, tuple) and isinstance(value[0], names.MetricName):
             rows = [f"| `{item.key}` {item.arrow} | {cell(item.label)} | {cell(item.meaning)} |" for item in value]
-            head = ["| key | label | meaning |", "|---|---|---|"]
-        elif isinstance(value, Mapping):
-            rows = [f"| `{key}` | {cell(str(meaning))} |" for key, meaning in value.items()]
-            head = ["| key | meaning |", "|---|---|"]
-        if rows:
-            lines += [f"## {_title(name)}", "", *head, *rows, ""]
+            lines += [f"## {_title(name)}", "", "| key | label | meaning |", "|---|---|---|", *rows, ""]
+        elif isinstance(value, Mapping) and all(isinstance(meaning, str) for meaning in value.values()):
+            rows = [f"| `{key}` | {cell(meaning)} |" for key, meaning in value.items()]
+            lines += [f"## {_title(name)}", "", "| key | meaning |", "|---|---|", *rows, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -230,6 +228,26 @@ def _first_line(path: Path) -> str:
 
 
 # --------------------------------------------------------------------------------------------- parts of other pages
+
+
+def components_part() -> str:
+    """The built-in reward components."""
+    from tagpr_rl.reward.components import COMPONENTS
+
+    rows = [f"| `{c.name}` | [{c.low:g}, {c.high:g}] | {cell(c.meaning)} |" for c in COMPONENTS.values()]
+    return "\n".join(["| component | range | what it is |", "|---|---|---|", *rows])
+
+
+def algorithms_part() -> str:
+    """The algorithms that `algorithm:` of a GRPO stage names, with the keys that each sets."""
+    from tagpr_rl.config.grpo import algorithm_rows
+
+    lines = ["| `algorithm:` | idea | what it sets |", "|---|---|---|"]
+    for row in algorithm_rows():
+        name, arxiv, idea = row.pop("algorithm"), row.pop("arXiv"), row.pop("idea")
+        keys = ", ".join(f"`{key}: {value}`" for key, value in row.items())
+        lines.append(f"| `{name}` ([arXiv {arxiv}](https://arxiv.org/abs/{arxiv})) | {cell(idea)} | {keys} |")
+    return "\n".join(lines)
 
 
 def run_part() -> str:
@@ -329,6 +347,8 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 PARTS: dict[tuple[str, str], Callable[[], str]] = {
     ("concepts/tags-and-rewards.md", "tags"): tags_part,
+    ("concepts/tags-and-rewards.md", "components"): components_part,
+    ("guides/grpo.md", "algorithms"): algorithms_part,
     ("reference/run-folder.md", "run"): run_part,
     ("reference/run-folder.md", "stage"): stage_part,
 }
