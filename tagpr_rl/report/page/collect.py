@@ -66,8 +66,11 @@ def stage_dirs(run: RunDir, recipe: Recipe) -> Iterator[tuple[str, str, StageDir
 
 def reward_terms(recipe: Recipe) -> list[Term]:
     """The terms of the rewards of all GRPO stages; each name once, with the weight of the first stage that has it."""
-    stages = [stage for stage in recipe.stages.values() if isinstance(stage, GrpoStage)]
-    return list({term.name: term for stage in reversed(stages) for term in reversed(stage.terms)}.values())[::-1]
+    terms: dict[str, Term] = {}
+    for stage in recipe.stages.values():
+        for term in stage.terms if isinstance(stage, GrpoStage) else ():
+            terms.setdefault(term.name, term)
+    return list(terms.values())
 
 
 def _alerts(name: str, directory: StageDir) -> list[Row]:
