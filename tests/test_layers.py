@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"types", "reward"},
     "tags": {"types"},
     "data": {"types", "files"},
-    "run": {"types", "files", "config"},
+    "run": {"types", "files", "config", "reward"},
     "reward": {"types", "tags"},
     "model": {"types", "files"},
     "monitor": {"types", "config", "tags", "reward"},

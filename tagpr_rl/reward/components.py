@@ -9,7 +9,7 @@ stage's recipe. To add a built-in component, add an entry to COMPONENTS; a user'
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import inspect
 import math
 import numbers
@@ -205,10 +205,26 @@ def load_components(terms: Iterable[Term], folder: Path | None = None) -> tuple[
     )
 
 
+def source_file(fn: str) -> Path | None:
+    """The file that holds a user's function, not imported; None if there is no such module."""
+    _look_in(Path.cwd())
+    try:
+        spec = importlib.util.find_spec(fn.partition(":")[0])
+    except ModuleNotFoundError:
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+def _look_in(folder: Path) -> None:
+    """Let imports find the modules of a folder, after all others: a file of the user's hides no package."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
+
+
 def _user_component(name: str, fn: str, folder: Path) -> Component:
     module_name, _, function_name = fn.partition(":")
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))  # last, so that a file of the user's hides no package
+    _look_in(folder)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

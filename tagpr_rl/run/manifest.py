@@ -20,6 +20,7 @@ from typing import Any
 
 from tagpr_rl.config import EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage, dump_recipe
 from tagpr_rl.files import is_hub_name, sha256_file, sha256_json, write_json
+from tagpr_rl.reward.components import source_file
 from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
 from tagpr_rl.types import StageManifest, TagprError
 
@@ -121,6 +122,9 @@ def stage_inputs(recipe: Recipe, run: RunDir, name: str) -> dict[str, str]:
         folder = stage_dir(recipe, run, source).rollouts if source in recipe.stages else Path(source)
         files = [folder / f"step_{step:04d}.parquet" for step in range(1, stage.steps + 1)]
         found |= {f"rollouts_from/{file.name}": _file_identity(file) for file in files}
+    if isinstance(stage, GrpoStage):
+        sources = {term.fn: source_file(term.fn) for term in stage.terms if term.fn}
+        found |= {f"reward {fn}": ABSENT if file is None else _file_identity(file) for fn, file in sources.items()}
     if recipe.schema_file is not None and kind != "data":
         found["schema_file"] = _file_identity(recipe.schema_file)
     return found

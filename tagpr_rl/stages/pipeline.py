@@ -15,10 +15,11 @@ from typing import Any
 from rich.console import Console
 
 from tagpr_rl import __version__
-from tagpr_rl.config import Recipe, dump_recipe
+from tagpr_rl.config import GrpoStage, Recipe, dump_recipe
 from tagpr_rl.eval.provenance import code_version
 from tagpr_rl.files import write_json
 from tagpr_rl.report import build_report, summary_table
+from tagpr_rl.reward.components import load_components
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import make_manifest, read_manifest, stage_inputs, write_manifest
 from tagpr_rl.run.mirror import Mirror, mirror_of
@@ -76,6 +77,9 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, only: Collection[st
     wanted = list(recipe.stages)[: list(recipe.stages).index(until) + 1] if until else list(recipe.stages)
     wanted = [name for name in wanted if only is None or name in only]
     todo = [recipe.stages[name].kind for name in wanted if states[name].status != "done"]
+    for name in wanted:
+        if isinstance(stage := recipe.stages[name], GrpoStage) and states[name].status != "done":
+            load_components(stage.terms)  # a user's module that is missing is reported before hours of training
     made: list[str] = []
     outages: list[str] = []
     with LazyRay(recipe) as start_ray:

@@ -28,6 +28,8 @@ from tagpr_rl.reward.replay import compare, read_lines, recompute
 from tagpr_rl.reward.rubric import Rubric
 from tagpr_rl.reward.update import AdvantageRules, credit_batch
 from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.manifest import stage_inputs
+from tagpr_rl.stages.pipeline import run_pipeline
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import TagprError
 
@@ -277,3 +279,19 @@ def test_the_short_form_is_a_list() -> None:
 
 def test_rules_without_terms_reward_nothing() -> None:
     assert AdvantageRules().terms == () and component_names(()) == ("task", "format", "tag", "prmu", "repetition")
+
+
+def test_another_text_of_the_function_is_another_input_of_the_stage(own: Path) -> None:
+    recipe, run = reward({"fn": "my_rewards:brevity"}), RunDir(own / "runs" / "r")
+    before = stage_inputs(recipe, run, "guided")["reward my_rewards:brevity"]
+    (own / "my_rewards.py").write_text(MODULE.replace("/ 10", "/ 20"), encoding="utf-8")
+    assert stage_inputs(recipe, run, "guided")["reward my_rewards:brevity"] != before
+    (own / "my_rewards.py").unlink()
+    assert stage_inputs(recipe, run, "guided")["reward my_rewards:brevity"] == "absent"
+
+
+def test_a_run_says_at_its_start_that_a_module_is_missing(own: Path) -> None:
+    recipe = reward({"fn": "no_such_module:brevity"})
+    with pytest.raises(TagprError, match="there is no module 'no_such_module'"):
+        run_pipeline(recipe, RunDir(own / "runs" / "r"), console=Console(file=io.StringIO()))
+    assert not list((own / "runs" / "r").glob("*_data"))  # no stage has begun
