@@ -115,7 +115,8 @@ CODE = re.compile(r"`([^`\n]+)`")
 
 def code_lines(text: str) -> list[str]:
     """Lines of code blocks without comments, and inline code."""
-    blocks = re.findall(r"^```(?!yaml|python)\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = [block for language, block in fences if language not in ("yaml", "python")]
     lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return [*lines, *CODE.findall(prose(text))]
 
