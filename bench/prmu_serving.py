@@ -112,8 +112,8 @@ class Raw:
             users = list(range(len(part)))
             made = collate(scorer.encoder, part, users, scorer.model.table.rows([r.user_id for r in part]))
             made = made.to(scorer.device)
-            states, mask = scorer.model.item_states(made.item_ids, made.item_mask)
-            items, item_mask = gather_items(states, mask, made.profile)
+            states = scorer.model.item_states(made.item_ids, made.item_mask)
+            items, item_mask = gather_items(states, made.item_mask, made.profile)
             # only as wide as the longest profile, as the scorer packs it
             keep = item_mask.long().sort(dim=1, descending=True, stable=True).indices[:, : int(item_mask.sum(1).max())]
             items = items.gather(1, keep[..., None].expand(-1, -1, items.shape[2]))

@@ -26,7 +26,6 @@ from tagpr_rl.prmu.users.vectors import MappedUsers, UserEncoder, UserTable, int
 from tagpr_rl.types import TagprError
 
 FORMAT = "tagpr_rl.prmu/2"
-INTERACTIONS = ("token", "pooled")
 COHERENCE_GAIN = 8.0
 """Score of one nat of mean log-probability before training."""
 MASKED = -1e9
@@ -40,12 +39,9 @@ class PrmuModelConfig:
     user: str = PROFILES
     """"attention": e_u = e_0 + attention over the profile (+ o_u). Baselines: "identity": e_0 + o_u, as P-RLHF
     (arXiv 2402.05133); "text": the profile stands in the backbone's input; "generic": no user."""
-    interaction: str = "token"
-    """"token": every response token attends to the profile's tokens, so a claim can be checked against its source.
-    "pooled": the question attends to the items' mean-pooled states, and one e_u meets the response's last state."""
     heads: int = 4
     window: int = 6
-    """"token" only: how many of the response's last tokens say which item a claim is about."""
+    """Number of preceding response tokens that say which item a claim is about."""
     limits: Limits = field(default_factory=Limits)
     score_mean: float = 0.0
     score_std: float = 1.0
@@ -53,8 +49,6 @@ class PrmuModelConfig:
     def __post_init__(self) -> None:
         if self.user not in USERS:
             raise TagprError(f"PRMU: user is {self.user!r}; use one of {', '.join(USERS)}")
-        if self.interaction not in INTERACTIONS:
-            raise TagprError(f"PRMU: interaction is {self.interaction!r}; use {' or '.join(INTERACTIONS)}")
         if self.window < 1:
             raise TagprError(f"PRMU: window is {self.window}; it must be at least 1")
         if not self.score_std > 0:
@@ -113,9 +107,8 @@ class PrmuModel(nn.Module):
         self.head_mix = nn.Parameter(3.0 * F.one_hot(torch.tensor(depth), depth + 1).float())
         self.norm = nn.LayerNorm(dim)
         self.head_norm = nn.LayerNorm(dim)
-        wide = 2 * dim if config.interaction == "token" else dim
-        self.users = UserEncoder(wide, config.heads, len(users))
-        self.proj = nn.Linear(wide, wide, bias=False)
+        self.users = UserEncoder(2 * dim, config.heads, len(users))
+        self.proj = nn.Linear(2 * dim, 2 * dim, bias=False)
         nn.init.eye_(self.proj.weight)
         self.coherence = Coherence(dim)
         self.head = nn.Linear(dim, 1)
@@ -140,32 +133,23 @@ class PrmuModel(nn.Module):
         """What the user-independent terms read, `[n, T, D]`: a second learned mix of the layers."""
         return self.head_norm(_mixed(layers, self.head_mix))
 
-    def item_states(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """States of items `[I, L]` that users attend to: `[I, L, 2 D]` and mask, or `[I, 1, D]` when pooled."""
-        states = self.states(self.layers(ids, mask))
-        if self.config.interaction == "token":
-            return with_item_mean(states, mask), mask
-        weight = mask[..., None].float()
-        return (states * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True), mask[:, :1]
+    def item_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """States `[I, L, 2 D]` of items `[I, L]` that users attend to; their mask is `mask`."""
+        return with_item_mean(self.states(self.layers(ids, mask)), mask)
 
     def scores(
         self, ids: Tensor, mask: Tensor, start: Tensor, items: Tensor, item_mask: Tensor, known: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Raw scores for the user and for nobody (e_0 only), each `[R]`.
 
-        `ids`, `mask` `[R, T]`, `start` `[R]`; `items` `[R, M, D or 2 D]`, `item_mask` `[R, M]`; `known` `[R]`.
+        Every response token attends to the profile's tokens, so that a claim can be checked against its source.
+        `ids`, `mask` `[R, T]`, `start` `[R]`; `items` `[R, M, 2 D]`, `item_mask` `[R, M]`; `known` `[R]`.
         """
         layers = self.layers(ids, mask)
         states, read = self.states(layers), self.head_states(layers)
         rows = torch.arange(ids.shape[0], device=ids.device)
-        end = mask.sum(1) - 1
-        base = self.head(read[rows, end]).squeeze(-1)
+        base = self.head(read[rows, mask.sum(1) - 1]).squeeze(-1)
         base = base + self.coherence(layers[-1], layers[0], read, ids, mask, start)
-        if self.config.interaction == "pooled":
-            last = states[rows, end]
-            user = self.users(states[rows, start - 1][:, None], items, item_mask, known)[:, 0]
-            side = self.proj(last)
-            return base + interact(side, user), base + interact(side, self.users.e_0)
         place = torch.arange(ids.shape[1], device=ids.device)
         weight = (mask & (place >= start[:, None])).float()
         weight = weight / weight.sum(1, keepdim=True)
@@ -179,8 +163,8 @@ class PrmuModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Raw scores `[R]` for the users and for nobody."""
-        states, mask = self.item_states(batch.item_ids, batch.item_mask)
-        items, item_mask = gather_items(states, mask, batch.profile)
+        states = self.item_states(batch.item_ids, batch.item_mask)
+        items, item_mask = gather_items(states, batch.item_mask, batch.profile)
         user = batch.user
         known = batch.known[user]
         return self.scores(batch.ids, batch.mask, batch.start, items[user], item_mask[user], known)
@@ -257,7 +241,8 @@ def new_model(backbone: Path, config: PrmuModelConfig, users: UserTable) -> tupl
 
 def write_config(folder: Path, config: PrmuModelConfig) -> None:
     """Write (or replace) config.json of a PRMU folder."""
-    write_json(folder / "config.json", {"format": FORMAT, **asdict(config)})
+    head = {"format": FORMAT, "user": config.user, "interaction": "token"}  # the format allowed another one once
+    write_json(folder / "config.json", {**head, **asdict(config)})
 
 
 def _read_config(folder: Path) -> tuple[PrmuModelConfig, list[str]]:
@@ -269,6 +254,8 @@ def _read_config(folder: Path) -> tuple[PrmuModelConfig, list[str]]:
         raise TagprError(f"{folder}: not a PRMU folder ({error}); give one that training wrote") from error
     if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise TagprError(f"{path}: format is not {FORMAT!r}; train PRMU again")
+    if raw.pop("interaction", None) != "token":
+        raise TagprError(f"{path}: its interaction is not 'token'; train PRMU again")
     unknown = sorted(set(raw) ^ {f.name for f in fields(PrmuModelConfig)})
     if unknown:
         raise TagprError(f"{path}: key {unknown[0]!r} is unknown or missing; train PRMU again")

@@ -169,7 +169,7 @@ class Scorer:
         return [float(score) for score in scores]
 
     def _item_states(self, wanted: set[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
-        """States `[length or 1, D]` of each item row: from the cache, else encoded and cached."""
+        """States `[length, 2 D]` of each item row: from the cache, else encoded and cached."""
         if self._versions() != self._cached_for:
             self.forget()
         cached = ((item, self._cache.get(item)) for item in wanted)
@@ -177,8 +177,7 @@ class Scorer:
         missing = sorted(item for item in wanted if item not in state_of)
         for batch in micro_batches([len(item) for item in missing], self.max_padded_tokens):
             ids, mask = (x.to(self.device) for x in pad([missing[i] for i in batch]))
-            states, there = self.model.item_states(ids, mask)
-            for i, state, keep in zip(batch, states, there, strict=True):
+            for i, state, keep in zip(batch, self.model.item_states(ids, mask), mask, strict=True):
                 state_of[missing[i]] = state[keep].clone()
                 self._cache.put(missing[i], state_of[missing[i]])
         return state_of

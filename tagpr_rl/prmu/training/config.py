@@ -33,7 +33,6 @@ class PrmuConfig:
     user_dropout: float = 0.5
     """Probability that a training pair's user counts as unknown (no o_u), in [0, 1]. With user "text" there is no o_u;
     there a share of 1 - individual_weight of the pairs is trained without the profile."""
-    interaction: str = "token"
     heads: int = 4
     window: int = 6
     max_tokens: int = 1024
@@ -54,7 +53,7 @@ class PrmuConfig:
     def model(self) -> PrmuModelConfig:
         """The settings that the model itself needs."""
         limits = Limits(self.max_tokens, self.max_items, self.max_item_tokens)
-        return PrmuModelConfig(self.user, self.interaction, self.heads, self.window, limits)
+        return PrmuModelConfig(self.user, self.heads, self.window, limits)
 
     @property
     def has_table(self) -> bool:

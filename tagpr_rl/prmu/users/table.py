@@ -5,7 +5,7 @@ not the id. A shard holds the sorted hashes of its users and, in the same order,
 one binary search and one row, and processes on a node share the pages that they read.
 
 Sizes for N users and rows of D numbers of b bytes: index 8 N, rows b N D. None of it must be in memory.
-N = 10 million: the index is 80 MB. D = 2048 ("token" interaction on a backbone of hidden size 1024) in float16 is
+N = 10 million: the index is 80 MB. D = 2048 (twice the hidden size of a backbone with 1024) in float16 is
 41 GB of rows, in 64 shards of 0.64 GB; D = 128 is 2.6 GB. A Python dict of 10 million ids takes about 1.4 GB in
 every process, and a trainable table with its gradient and Adam states 16 N D bytes = 328 GB at D = 2048; so training
 holds the rows of its own users, and `shard_users` moves them here afterwards.

@@ -46,10 +46,10 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy_backbone(tmp_path_factory.mktemp("backbone"))
 
 
-@pytest.fixture(scope="module", params=["token", "pooled"])
-def scorer(request: pytest.FixtureRequest, backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Scorer:
+@pytest.fixture(scope="module")
+def scorer(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     folder = tmp_path_factory.mktemp("prmu")
-    model, encoder = new_model(backbone, PrmuModelConfig(interaction=request.param), UserTable(["u0", "u1"]))
+    model, encoder = new_model(backbone, PrmuModelConfig(), UserTable(["u0", "u1"]))
     randomised(model).save_pretrained(folder, encoder.tokenizer)
     return Scorer(folder)
 
@@ -313,6 +313,9 @@ def test_a_folder_of_another_format_is_refused(scorer: Scorer, tmp_path: Path) -
     (tmp_path / "config.json").write_text(json.dumps(config | {"format": "tagpr_rl.prmu/1"}))
     with pytest.raises(TagprError, match=r"format is not 'tagpr_rl\.prmu/2'; train PRMU again"):
         Scorer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"interaction": "pooled"}))
+    with pytest.raises(TagprError, match="interaction is not 'token'; train PRMU again"):
+        PrmuModel.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"user": "table"}))
     with pytest.raises(TagprError, match="user is 'table'"):
         Scorer(tmp_path)
