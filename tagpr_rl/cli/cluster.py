@@ -22,7 +22,7 @@ Address = Annotated[
 @commands.command()
 def render(
     recipe: RecipeName,
-    target: Annotated[Literal["docker", "kuberay", "ray-autoscaler", "skypilot", "slurm"], typer.Option("--target")],
+    target: Annotated[Literal["docker", "kuberay", "skypilot", "slurm"], typer.Option("--target")],
     overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write the files there instead of printing them.")

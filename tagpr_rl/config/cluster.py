@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
@@ -28,19 +28,6 @@ class SlurmBlock(Closed):
 
     partition: Word | None = None
     account: Word | None = None
-
-
-class LauncherBlock(Closed):
-    """What only Ray's cluster launcher and SkyPilot use."""
-
-    provider: Literal["aws", "local"] = "aws"
-    """Of Ray's cluster launcher; local = the machines in `hosts`. SkyPilot has the other clouds."""
-    region: str | None = None
-    hosts: tuple[str, ...] = ()
-    """Addresses of provider local; the first is the head."""
-    ssh_user: str = "ubuntu"
-    ssh_key: str | None = None
-    """Private key file on the machine that runs `ray up`; null = the provider's default."""
 
 
 class ClusterBlock(Closed):
@@ -73,7 +60,6 @@ class ClusterBlock(Closed):
     """How long a run on an existing cluster waits for nodes and free devices before it says what is missing."""
     kubernetes: KubernetesBlock = KubernetesBlock()
     slurm: SlurmBlock = SlurmBlock()
-    launcher: LauncherBlock = LauncherBlock()
 
     @field_validator("env")
     @classmethod

@@ -10,6 +10,7 @@ RETIRED: dict[str, str] = {
     "platform.cuts": "remove it: the CPU platform always runs with these settings, none of which changes a token",
     "platform.object_store_mb": "remove it: nothing large passes through Ray's object store",
     "placement.prmu_serving.max_waiting": "remove it: a scorer's queue has a fixed bound",
+    "cluster.launcher": "remove it: `tagpr cluster render` has the targets docker, kuberay, skypilot and slurm",
     "log.trackers": "use log.wandb (offline, online or disabled) and log.tensorboard (true or false)",
     **{
         f"budget.{key}": "remove it, or name the nearest GPU in budget.device"

@@ -1,1 +1,1 @@
-"""Files that bring a recipe to a cluster: Slurm, KubeRay, SkyPilot, Docker and the Ray launcher."""
+"""What a run needs of a cluster, and files that run a recipe there: Slurm, KubeRay, SkyPilot, Docker."""

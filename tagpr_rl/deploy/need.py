@@ -66,18 +66,18 @@ def node_devices(recipe: Recipe) -> int:
 
 def node_count(recipe: Recipe) -> int:
     """Nodes of a rendered cluster: as few as the run's parts fit on."""
-    size, asked = node_devices(recipe), need(recipe)
-    nodes = [NodeSize(str(number), size, math.inf) for number in range(len(asked.parts))]
-    return len(set(_placed(asked.parts, nodes).values()))
+    size, parts = node_devices(recipe), need(recipe).parts
+    nodes = [NodeSize(str(number), size, math.inf) for number in range(len(parts))]
+    return len(set(_placement(parts, nodes).values()))
 
 
 def node_cpus(recipe: Recipe) -> int:
-    """CPUs that each node announces to Ray, so that the cluster meets `need` wherever Ray places the rest."""
+    """CPUs that each node announces to Ray: the cluster then meets `need` wherever Ray places the rest."""
     return _part_cpus(node_devices(recipe)) + CPUS_PER_RUN
 
 
 def node_cores(recipe: Recipe) -> int:
-    """Cores to ask a scheduler for, per node. On the CPU a worker process has its threads; Ray's count is logical."""
+    """Cores of a node to ask a scheduler for. On the CPU they are the workers' threads; Ray's count is logical."""
     if recipe.cluster.cpus is not None:
         return recipe.cluster.cpus
     if recipe.platform.device == "cpu":
@@ -85,55 +85,55 @@ def node_cores(recipe: Recipe) -> int:
     return node_cpus(recipe)
 
 
-def _placed(parts: Sequence[float], nodes: Sequence[NodeSize]) -> dict[int, str]:
-    """Number of a part -> address of its node: first fit, largest part first; what fits nowhere is left out."""
-    left = {node.address: (node.devices, node.cpus) for node in nodes}
-    found = {}
+def _placement(parts: Sequence[float], nodes: Sequence[NodeSize]) -> dict[int, str]:
+    """Number of a part -> address of its node: first fit, largest part first. A part that fits nowhere is left out."""
+    room = {node.address: (node.devices, node.cpus) for node in nodes}
+    places = {}
     for number, part in enumerate(parts):
-        for address, (devices, cpus) in left.items():
+        for address, (devices, cpus) in room.items():
             if devices >= part and cpus >= _part_cpus(part):
-                left[address] = (devices - part, cpus - _part_cpus(part))
-                found[number] = address
+                room[address] = (devices - part, cpus - _part_cpus(part))
+                places[number] = address
                 break
-    return found
+    return places
 
 
-def lacks(asked: Need, nodes: Sequence[NodeSize], free_devices: float, free_cpus: float) -> tuple[str, ...]:
+def shortages(run: Need, nodes: Sequence[NodeSize], free_devices: float, free_cpus: float) -> tuple[str, ...]:
     """What a cluster of `nodes` lacks for a run, one line each; empty if the run fits.
 
-    `free_*` are what no other job holds now; they are looked at only where the cluster is large enough.
+    `free_*` are what no other job holds now; they are compared only if the cluster as a whole is large enough.
     """
-    placed = _placed(asked.parts, nodes)
-    homeless = [part for number, part in enumerate(asked.parts) if number not in placed]
+    places = _placement(run.parts, nodes)
+    homeless = [part for number, part in enumerate(run.parts) if number not in places]
     cpus, devices = sum(node.cpus for node in nodes), sum(node.devices for node in nodes)
-    found = []
+    lines = []
     if homeless:
-        if len(nodes) < len(asked.parts):
-            found.append(f"nodes: {len(asked.parts)} asked, {len(nodes)} alive")
+        part, part_cpus = homeless[0], _part_cpus(homeless[0])
+        if len(nodes) < len(run.parts):
+            lines.append(f"nodes: {len(run.parts)} asked, {len(nodes)} alive")
         for node in nodes:
-            if node.address in placed.values():
+            if node.address in places.values():
                 continue
-            if node.devices < homeless[0]:
-                found.append(f"devices of node {node.address}: {homeless[0]:g} asked, {node.devices:g} there")
-            if node.cpus < _part_cpus(homeless[0]):
-                found.append(f"CPUs of node {node.address}: {_part_cpus(homeless[0])} asked, {node.cpus:g} there")
-    if devices < asked.devices:
-        found.append(f"devices in all: {asked.devices:g} asked, {devices:g} there")
-    if cpus < asked.cpus:
-        found.append(f"CPUs in all: {asked.cpus} asked, {cpus:g} there")
-    if homeless and not found:
-        found.append(f"a node with room for {homeless[0]:g} devices side by side")
-    if found:
-        return tuple(found)
-    if free_devices < asked.devices:
-        found.append(f"free devices: {asked.devices:g} asked, {free_devices:g} of {devices:g} are free")
-    if free_cpus < asked.cpus:
-        found.append(f"free CPUs: {asked.cpus} asked, {free_cpus:g} of {cpus:g} are free")
-    return tuple(found)
+            if node.devices < part:
+                lines.append(f"devices of node {node.address}: {part:g} asked, {node.devices:g} there")
+            if node.cpus < part_cpus:
+                lines.append(f"CPUs of node {node.address}: {part_cpus} asked, {node.cpus:g} there")
+    if devices < run.devices:
+        lines.append(f"devices in all: {run.devices:g} asked, {devices:g} there")
+    if cpus < run.cpus:
+        lines.append(f"CPUs in all: {run.cpus} asked, {cpus:g} there")
+    if homeless and not lines:
+        lines.append(f"a node with room for {homeless[0]:g} devices side by side")
+    large_enough = not lines
+    if large_enough and free_devices < run.devices:
+        lines.append(f"free devices: {run.devices:g} asked, {free_devices:g} of {devices:g} are free")
+    if large_enough and free_cpus < run.cpus:
+        lines.append(f"free CPUs: {run.cpus} asked, {free_cpus:g} of {cpus:g} are free")
+    return tuple(lines)
 
 
 def storage(recipe: Recipe) -> str | None:
-    """Absolute folder for runs on the cluster: `cluster.storage`, or `out` where that is absolute; else None."""
+    """Absolute folder for runs on the cluster: `cluster.storage`, or `out` if that is absolute; else None."""
     if recipe.cluster.storage is not None:
         return recipe.cluster.storage
     return str(recipe.out) if recipe.out.is_absolute() else None
@@ -144,12 +144,12 @@ def submission_problems(recipe: Recipe, recipe_path: Path, *, in_place: bool = F
 
     `in_place`: the job runs in this very checkout (Slurm), not in a copy that ends with the job.
     """
-    found = []
+    lines = []
     if storage(recipe) is None and not in_place:
-        found.append("cluster.storage: not set; name the folder for runs that all nodes share, an absolute path")
+        lines.append("cluster.storage: not set; name the folder for runs that all nodes share, an absolute path")
     if not recipe_path.resolve().is_relative_to(ROOT):
-        found.append(f"{recipe_path}: not in this checkout, whose files the job gets; put it into recipes/")
-    return found
+        lines.append(f"{recipe_path}: not in this checkout, whose files the job gets; put it into recipes/")
+    return lines
 
 
 def run_command(
@@ -158,7 +158,7 @@ def run_command(
     """`python launch.py run ...` as it runs in the checkout, or a copy of it, on the cluster.
 
     `address` is the Ray address there (None = a private local Ray). The order matters: later overrides win.
-    Raises TagprError where `submission_problems` has something to say.
+    Raises TagprError with what `submission_problems` lists.
     """
     problems = submission_problems(recipe, recipe_path, in_place=in_place)
     if problems:

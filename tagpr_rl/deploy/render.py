@@ -1,10 +1,10 @@
-"""A recipe as files for clusters: Ray's cluster launcher, KubeRay, Slurm, SkyPilot, Docker. Templates: cluster/."""
+"""A recipe as files for clusters: KubeRay, Slurm, SkyPilot, Docker. The templates are in cluster/templates."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ REQUIREMENTS = shipped("requirements")
 
 # Target -> file names it writes; a file's template has the same name and ends in .j2.
 FILES: dict[str, tuple[str, ...]] = {
-    "ray-autoscaler": ("ray-cluster.yaml",),
     "kuberay": ("raycluster.yaml", "rayjob.yaml"),
     "slurm": ("slurm.sbatch",),
     "skypilot": ("skypilot.yaml",),
@@ -45,14 +44,14 @@ def render(recipe: Recipe, target: str, recipe_path: Path, overrides: Sequence[s
 
     Raises TagprError with everything that the recipe lacks for the target; nothing is written here.
     """
-    found = problems(recipe, target, recipe_path)
-    if found:
-        lines = "\n  ".join(found)
-        raise TagprError(f"recipe {recipe_path} cannot be rendered for {target}, {len(found)} mistake(s):\n  {lines}")
+    if mistakes := problems(recipe, target, recipe_path):
+        lines = "\n  ".join(mistakes)
+        raise TagprError(
+            f"recipe {recipe_path} cannot be rendered for {target}, {len(mistakes)} mistake(s):\n  {lines}"
+        )
     values = template_values(recipe, target, recipe_path, overrides)
-    loader = jinja2.FileSystemLoader(TEMPLATES)
     jinja = jinja2.Environment(
-        loader=loader,
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -84,56 +83,31 @@ def as_text(files: Mapping[str, str]) -> str:
 
 def problems(recipe: Recipe, target: str, recipe_path: Path) -> list[str]:
     """Everything that the recipe lacks for the target, one line each."""
-    found = [] if target == "docker" else submission_problems(recipe, recipe_path, in_place=target == "slurm")
-    found += planning.problems(recipe)
-    found += _NEEDS.get(target, lambda _: [])(recipe)
-    return found
+    submission = [] if target == "docker" else submission_problems(recipe, recipe_path, in_place=target == "slurm")
+    return submission + planning.problems(recipe) + _target_problems(recipe, target)
 
 
-def _autoscaler_needs(recipe: Recipe) -> list[str]:
-    launcher, nodes = recipe.cluster.launcher, node_count(recipe)
-    found = []
-    if launcher.provider == "aws":
-        if recipe.cluster.node_type is None:
-            found.append("cluster.node_type: not set; name the instance type, for example p5en.48xlarge")
-        if launcher.region is None:
-            found.append("cluster.launcher.region: not set; name the cloud's region, for example us-east-1")
-    elif len(launcher.hosts) != nodes:
-        found.append(f"cluster.launcher.hosts: {len(launcher.hosts)} host(s), but the run needs {nodes}")
-    return found
-
-
-def _kuberay_needs(recipe: Recipe) -> list[str]:
-    if recipe.cluster.kubernetes.storage_claim is None:
+def _target_problems(recipe: Recipe, target: str) -> list[str]:
+    """What only one target asks for."""
+    cluster = recipe.cluster
+    if target == "kuberay" and cluster.kubernetes.storage_claim is None:
         return ["cluster.kubernetes.storage_claim: not set; a pod's own files end with it, so name a volume claim"]
-    return []
-
-
-def _skypilot_needs(recipe: Recipe) -> list[str]:
-    if recipe.platform.device == "cuda" and recipe.cluster.accelerator is None and recipe.cluster.node_type is None:
+    if target == "skypilot" and recipe.platform.device == "cuda" and not (cluster.accelerator or cluster.node_type):
         return ["cluster.accelerator: not set; name the GPU (for example H200), or set cluster.node_type"]
     return []
 
 
-_NEEDS: dict[str, Callable[[Recipe], list[str]]] = {
-    "ray-autoscaler": _autoscaler_needs,
-    "kuberay": _kuberay_needs,
-    "skypilot": _skypilot_needs,
-}
-
-
 def object_name(name: str) -> str:
-    """A run's name as Kubernetes and the launchers allow it: lower-case letters, digits and -, at most 40."""
+    """A run's name as Kubernetes allows it: at most 40 lower-case letters, digits and -, a letter first."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
-    # A name must begin with a letter: KubeRay makes a service of it.
     return plain if plain[:1].isalpha() else f"run-{plain}".strip("-")
 
 
 def template_values(recipe: Recipe, target: str, recipe_path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """What the templates may name."""
+    """The variables of the templates."""
     platform, cluster = recipe.platform, recipe.cluster
-    # On Slurm and SkyPilot the script appends the address, where there are several nodes at all.
-    address = "auto" if target in ("kuberay", "ray-autoscaler") else None
+    # The scripts for Slurm and SkyPilot append the address themselves if there are several nodes.
+    address = "auto" if target == "kuberay" else None
     command: list[str] = []
     if target != "docker":
         command = run_command(recipe, recipe_path, overrides, address, in_place=target == "slurm")

@@ -14,7 +14,7 @@ from typing import Any
 
 from tagpr_rl.backend.session.worker_settings import WorkerSettings, to_environment
 from tagpr_rl.config import Recipe
-from tagpr_rl.deploy.need import Need, NodeSize, lacks, need
+from tagpr_rl.deploy.need import Need, NodeSize, need, shortages
 from tagpr_rl.types import TagprError
 
 LOCAL_NODE_ADDRESS = "127.0.0.2"
@@ -206,7 +206,7 @@ def _lacks_now(asked: Need) -> tuple[str, ...]:
         if node["Alive"]
     ]
     free = ray.available_resources()
-    return lacks(asked, nodes, free.get("GPU", 0.0), free.get("CPU", 0.0))
+    return shortages(asked, nodes, free.get("GPU", 0.0), free.get("CPU", 0.0))
 
 
 def free_devices() -> float:

@@ -30,7 +30,6 @@ UNDOCUMENTED = {
     "ChainsStage.samples",
     "ChainsStage.seed",
     "ClusterBlock.kubernetes",
-    "ClusterBlock.launcher",
     "ClusterBlock.slurm",
     "ClusterBlock.time_limit_h",
     "DataBlock.prompt",

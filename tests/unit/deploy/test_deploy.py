@@ -10,7 +10,6 @@ from tagpr_rl.config import Recipe, load_recipe
 from tagpr_rl.deploy.need import (
     Need,
     NodeSize,
-    lacks,
     need,
     node_cores,
     node_count,
@@ -18,6 +17,7 @@ from tagpr_rl.deploy.need import (
     node_devices,
     run_command,
     shell,
+    shortages,
     storage,
 )
 from tagpr_rl.types import TagprError
@@ -51,12 +51,12 @@ def test_a_rollout_and_a_scorer_of_their_own_need_devices_of_their_own() -> None
     assert need(halves).parts == (4, 4, 0.5, 0.5, 0.5)
     wide = recipe(*policy, *rollout, on_policy, "cluster.devices_per_node=8")
     assert (node_devices(wide), node_count(wide), node_cpus(wide)) == (8, 2, 36)  # 4 + 4 | 3
-    assert lacks(need(made), nodes((8, 60), (4, 60)), 12, 120) == ()
-    assert lacks(need(made), nodes((7, 60), (4, 60)), 11, 120) == (
+    assert shortages(need(made), nodes((8, 60), (4, 60)), 12, 120) == ()
+    assert shortages(need(made), nodes((7, 60), (4, 60)), 11, 120) == (
         "nodes: 4 asked, 2 alive",
         "devices in all: 11.5 asked, 11 there",
     )
-    assert lacks(Need((4, 4, 4), 48), nodes((6, 60), (6, 60), (1, 60)), 13, 180) == (
+    assert shortages(Need((4, 4, 4), 48), nodes((6, 60), (6, 60), (1, 60)), 13, 180) == (
         "devices of node 10.0.0.3: 4 asked, 1 there",
     )
 
@@ -105,7 +105,7 @@ def nodes(*sizes: tuple[float, float]) -> list[NodeSize]:
 def test_a_cluster_that_is_too_small_is_described(
     there: list[NodeSize], free: tuple[float, float], lines: tuple[str, ...]
 ) -> None:
-    assert lacks(ASKED, there, *free) == lines
+    assert shortages(ASKED, there, *free) == lines
 
 
 def test_the_command_runs_the_recipe_with_its_overrides_in_the_storage() -> None:

@@ -23,8 +23,7 @@ SMOKE = ROOT / "recipes" / "smoke.yaml"
 EVERYTHING = (
     "cluster={storage: /mnt/runs, node_type: p5en.48xlarge, accelerator: H200, cpus: 96, memory_gb: 512, shm_gb: 64, "
     'time_limit_h: 48, retries: 2, env: [WANDB_API_KEY, HF_TOKEN], setup: ["echo \'x: y\'", "a\\nb"], '
-    "kubernetes: {storage_claim: claim, namespace: team}, slurm: {partition: gpu, account: lab}, "
-    "launcher: {region: us-east-1, ssh_key: ~/.ssh/key.pem}}"
+    "kubernetes: {storage_claim: claim, namespace: team}, slurm: {partition: gpu, account: lab}}"
 )
 STAGES = ("stages.base.batch_size=32", "stages.sft.batch_size=32", "stages.guided.micro_batch_size=1",
           "stages.explore.micro_batch_size=1")  # fmt: skip
@@ -132,31 +131,6 @@ def test_skypilot_tasks_ask_for_the_platform(device: str, nodes: int, tmp_path: 
     assert yaml.safe_load(other)["resources"].get("accelerators") == ("H200:8" if device == "cuda" else None)
 
 
-@pytest.mark.stack
-@CASES
-@pytest.mark.parametrize("provider", ["aws", "local"])
-def test_rays_cluster_launcher_takes_its_file(device: str, nodes: int, provider: str) -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    hosts = [f"10.0.0.{number}" for number in range(1, nodes + 1)]
-    (text,) = files(
-        "ray-autoscaler", device, nodes, f"cluster.launcher.provider={provider}", f"cluster.launcher.hosts={hosts}"
-    ).values()
-    config = yaml.safe_load(text)
-    prepared = prepare_config(config)
-    validate_config(prepared)
-    kinds = prepared["available_node_types"].values()
-    assert sum(kind["min_workers"] for kind in kinds) == nodes - 1 == config["max_workers"]
-    if provider == "aws":
-        assert all(kind["resources"] == {"CPU": 36, "GPU": 8} for kind in kinds)
-        assert all(kind["node_config"]["InstanceType"] == "p5en.48xlarge" for kind in kinds)
-    assert "--num-cpus=36 --num-gpus=8" in config["head_start_ray_commands"][1]
-    assert config["docker"]["run_options"][-2:] == ["--env=WANDB_API_KEY", "--env=HF_TOKEN"]
-    del config["provider"]["type"]
-    with pytest.raises(Exception, match="'type' is a required property"):
-        validate_config({**prepared, "provider": config["provider"]})
-
-
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_docker_files_install_the_lock_and_leave_the_rest_out(device: str, tmp_path: Path) -> None:
     written = files("docker", device, 1)
@@ -177,7 +151,6 @@ def test_docker_files_install_the_lock_and_leave_the_rest_out(device: str, tmp_p
     "target, lines",
     [
         ("kuberay", ("cluster.storage", "cluster.kubernetes.storage_claim", "stages.sft: batch_size = 16")),
-        ("ray-autoscaler", ("cluster.storage", "cluster.node_type", "cluster.launcher.region", "stages.base")),
         ("skypilot", ("cluster.storage", "cluster.accelerator", "stages.sft")),
         ("slurm", ("stages.base", "stages.sft")),
     ],
