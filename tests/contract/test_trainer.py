@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,9 +150,6 @@ class FakeQueue:
 
 def test_the_hook_writes_our_advantages_and_takes_out_who_has_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Group a differs, with credit per step; b is equal, and dropped; then a padding row, as verl adds them."""
-    from dataclasses import asdict
-    from types import SimpleNamespace
-
     import torch
     from omegaconf import OmegaConf
 
@@ -201,3 +204,103 @@ def test_the_hook_writes_our_advantages_and_takes_out_who_has_no_part(monkeypatc
     assert [step["advantage"] for step in columns["a_0_0"]["step_credit"]] == pytest.approx([0.5, -0.5])
     assert columns["b_0_0"] == {"advantage": 0.0, "masked": True, "why": "zero variance"}
     assert columns["a_1_0"].keys() == {"advantage"}
+
+
+class CharacterTokens:
+    """A tokenizer with one token a character."""
+
+    all_special_ids: tuple[int, ...] = ()
+
+    def decode(self, ids: Any, skip_special_tokens: bool = True) -> str:
+        return "".join(map(chr, ids))
+
+    def __call__(self, text: str, **_: Any) -> dict[str, Any]:
+        return {"input_ids": [ord(c) for c in text], "offset_mapping": [(i, i + 1) for i in range(len(text))]}
+
+
+def test_a_response_is_parsed_once_a_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the tag checker over tokens, credit, metrics and table to the file; with a component of the user's own."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from tagpr_rl.backend.rollout.agent_loop import StepTokens
+    from tagpr_rl.backend.scoring.response_scorer import CheckRequest, ScoredResponse, TagChecker
+    from tagpr_rl.backend.trainer.hooks import rewards as reward_hooks
+    from tagpr_rl.backend.trainer.hooks import step_log
+    from tagpr_rl.monitor.phases import ScoringTimes
+    from tagpr_rl.reward.components import Term, short_form
+    from tagpr_rl.tags import grammar
+
+    parses: Counter[str] = Counter()
+    original = grammar.parse
+
+    def counted(response: str, *args: Any, **kwargs: Any) -> Any:
+        parses[response] += 1
+        return original(response, *args, **kwargs)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("tagpr_rl") and getattr(module, "parse", None) is original:
+            monkeypatch.setattr(module, "parse", counted)
+    (tmp_path / "rewards_of_mine.py").write_text("def length(response):\n    return -len(response.text) / 1000\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    terms = (*short_form(alpha=0.3, beta=0.0, gamma=0.1), Term("length", 0.5, "rewards_of_mine:length"))
+    steps = "<examine_examples>one</examine_examples><conclude>two</conclude>"
+    texts = [f"<think>{steps}</think>comedy", f"<think>{steps}</think>drama", "comedy", "<think>a</think>comedy"]
+
+    tokenizer = CharacterTokens()
+    checker = TagChecker(None, terms, False, str(tmp_path))
+    outputs = checker.score_many([CheckRequest(text, "LaMP_2", "comedy", None, "off") for text in texts])
+    items = {}
+    for number, (text, output) in enumerate(zip(texts, outputs, strict=True)):
+        ids = [ord(character) for character in text]
+        parts = StepTokens(tokenizer).locate(ids, text, output.parts)
+        mask, scores = torch.ones(len(ids), dtype=torch.int64), torch.zeros(len(ids))
+        scores[-1] = output.total
+        items[f"g{number // 2}_{number % 2}_0"] = {
+            "extra_fields": ScoredResponse(text, output.row(), parts, ScoringTimes(1.0, 1.0, 2.0)).extra_fields(),
+            "extra_info": {"task": "LaMP_2", "record_id": f"{number // 2}", "user_id": "u", "gold": "comedy"},
+            "response_mask": mask, "loss_mask": mask, "uid": "?", "rm_scores": scores, "prompts": torch.tensor([112]),
+        }  # fmt: skip
+
+    class Verl:
+        def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+            return batch
+
+        def _compute_metrics(self, batch: Any, metrics: dict[str, Any], *_: Any) -> None:
+            metrics.update({f"training/off_policy/trajectory_staleness/{name}": 0.0 for name in ("mean", "max")})
+
+    queue, tables = FakeQueue(items), []
+    monkeypatch.setattr(reward_hooks, "tq", queue)
+    monkeypatch.setattr(step_log, "tq", queue)
+    settings = {
+        "max_masked_fraction": 0.0, "prmu_timeout_s": 1.0, "save_tokens": False, "schema_file": None,
+        "advantage": {"credit": "step", "normalise": "group_std"}, "terms": [asdict(term) for term in terms],
+        "step_log": {"table_every": 1, "table_rows": 2, "keep_responses": None, "seed": 1},
+    }  # fmt: skip
+    trainer = type("Trainer", (reward_hooks.RewardHooks, Verl), {"local_trigger_step": 0})()
+    trainer.config = OmegaConf.create(
+        {
+            "reward": {"reward_kwargs": settings}, "data": {"train_batch_size": 2},
+            "actor_rollout_ref": {"actor": {"ppo_mini_batch_size": 2, "ppo_epochs": 1}},
+            "algorithm": {"rollout_correction": {"bypass_mode": True}},
+        }
+    )  # fmt: skip
+    trainer.tokenizer = tokenizer
+    trainer.logger = SimpleNamespace(table=lambda *table: tables.append(table))
+    batch = SimpleNamespace(keys=list(items), partition_id="train", tags=[{}] * 4)
+    metrics: dict[str, Any] = {}
+    trainer._compute_advantage(batch, metrics)
+    trainer._compute_metrics(batch, metrics, {"step": 4.0, "gen": 1.0}, 1, 0)
+    trainer._log_rollout_data(batch, {}, str(tmp_path))
+
+    assert parses == dict.fromkeys(texts, 1)
+    lines = [json.loads(line) for line in (tmp_path / "step_0001.jsonl").read_text().splitlines()]
+    assert [line["response"] for line in lines] == texts
+    assert [line["reward_length"] for line in lines] == [-len(text) / 1000 for text in texts]
+    assert lines[0]["weights"] == {"task_format": 1, "tag": 0.3, "prmu": 0, "repetition": 0.1, "length": 0.5}
+    # One of three required tags, both steps sound: 1 + .3 / 3 - .5 * length.
+    assert lines[0]["reward_total"] == pytest.approx(1.1 - 0.0005 * len(texts[0]))
+    assert lines[0]["tag_parts"] == {"coverage": pytest.approx(1 / 3), "sound": 1.0} and lines[3]["tag_parts"] is None
+    assert [step["tag"] for step in lines[0]["step_credit"]] == ["examine_examples", "conclude"]
+    assert metrics["tag/conclude/use"] == 0.5 and metrics["reward/length/min"] == -len(texts[0]) / 1000
+    assert "reward_length" in tables[0][1]
