@@ -244,7 +244,7 @@ def _f1_columns(answers: Sequence[str], golds: Sequence[str], labels: Sequence[s
     answered_NL = np.array(answers, dtype=object)[:, None] == listed[None, :]
     wanted_NL = np.array(golds, dtype=object)[:, None] == listed[None, :]
     parts = (answered_NL & wanted_NL, answered_NL & ~wanted_NL, ~answered_NL & wanted_NL)
-    return np.concatenate(parts, axis=1).astype(np.float64)
+    return np.concatenate(parts, axis=1, dtype=np.float64)
 
 
 def _finish_f1(sums: Array) -> Array:

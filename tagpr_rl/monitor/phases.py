@@ -72,7 +72,7 @@ def scoring_wait(times: Sequence[ScoringTimes], windows: Sequence[tuple[float, f
     if not times:
         return 0.0
     begin, end = max(own.asked_at for own in times), max(own.scored_at for own in times)
-    return sum(max(0.0, min(end, until) - max(begin, since)) for since, until in windows)
+    return float(sum(max(0.0, min(end, until) - max(begin, since)) for since, until in windows))
 
 
 def prmu_metrics(times: Sequence[ScoringTimes], step_s: float | None) -> dict[str, float]:

@@ -78,7 +78,7 @@ class Coherence(nn.Module):
 
         `before`: the backbone's last states `[R, T, D]`; `words`: its embeddings `[R, T, D]`; `ids`, `mask` `[R, T]`.
         """
-        logits = self.expect(before[:, :-1]) @ words.transpose(1, 2)  # [R, T - 1, T]
+        logits: Tensor = self.expect(before[:, :-1]) @ words.transpose(1, 2)  # [R, T - 1, T]
         logits = logits.masked_fill(~mask[:, None, :], MASKED)
         same = ids[:, 1:, None] == ids[:, None, :]
         return logits.masked_fill(~same, MASKED).logsumexp(-1) - logits.logsumexp(-1)
@@ -127,11 +127,13 @@ class PrmuModel(nn.Module):
         The last layer of a language model is about the *next* token, so the mix starts mostly at the embeddings:
         there a quoted word equals its source, so a claim can be compared with it.
         """
-        return self.norm(_mixed(layers, self.layer_mix))
+        states: Tensor = self.norm(_mixed(layers, self.layer_mix))
+        return states
 
     def head_states(self, layers: Sequence[Tensor]) -> Tensor:
         """What the user-independent terms read, `[n, T, D]`: a second learned mix of the layers."""
-        return self.head_norm(_mixed(layers, self.head_mix))
+        states: Tensor = self.head_norm(_mixed(layers, self.head_mix))
+        return states
 
     def item_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """States `[I, L, 2 D]` of items `[I, L]` that users attend to; their mask is `mask`."""

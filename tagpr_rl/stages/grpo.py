@@ -107,7 +107,7 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
     )
 
     devices = cluster.free_devices()
-    driver = GrpoDriver.remote()
+    driver = GrpoDriver.remote()  # type: ignore[attr-defined]
     task = driver.run.remote(
         grpo_overrides(recipe, context.name, paths), scorers, tracking(context), recipe.platform.device
     )

@@ -103,7 +103,7 @@ class DeepSpeedCheckpointManager(BaseCheckpointManager):
     # --- load ---
 
     def load_checkpoint(
-        self, local_path: str, hdfs_path: str | None = None, del_local_after_load: bool = False
+        self, local_path: str | None, hdfs_path: str | None = None, del_local_after_load: bool = False
     ) -> None:
         """Restore weights, optimizer, LR schedule and random generators.
 

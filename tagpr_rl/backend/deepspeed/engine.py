@@ -94,6 +94,8 @@ class DeepSpeedEngine(FSDPEngineWithLMHead):
     """ZeRO 1, 2 or 3. `self.module` is DeepSpeed's engine; `self.optimizer` is ZeRO's optimizer around verl's."""
 
     engine_config: DeepSpeedEngineConfig
+    module: Any
+    optimizer: Any
 
     def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:
         """Set the compute dtype; under ZeRO 3 partition the weights, one after the other."""

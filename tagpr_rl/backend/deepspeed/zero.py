@@ -44,9 +44,14 @@ def no_shared_memory_op(deepspeed: Any) -> None:
 class ZeroSettings(Protocol):
     """The settings that a recipe's block `deepspeed` and verl's engine config have in common."""
 
-    zero_stage: int
-    offload_optimizer: bool
-    offload_params: bool
+    @property
+    def zero_stage(self) -> int: ...
+
+    @property
+    def offload_optimizer(self) -> bool: ...
+
+    @property
+    def offload_params(self) -> bool: ...
 
 
 def zero_config(config: ZeroSettings, *, bf16: bool, clip: float | None, hidden: int, device: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tagpr_rl.backend.scoring.response_scorer import ResponseScorer, ScoredRespo
 from tagpr_rl.reward.response import ResponseParts, to_tokens
 from tagpr_rl.reward.spans import starts_by_encoding, token_starts
 
-_Worker = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
+_Worker: Any = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
 
 class TagprAgentLoopWorker(_Worker):

@@ -106,7 +106,7 @@ class Engine:
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
-        actor = Generator.options(num_gpus=recipe.placement.tensor_parallel)
+        actor = Generator.options(num_gpus=recipe.placement.tensor_parallel)  # type: ignore[attr-defined]
         self.actor = actor.remote(str(folder), engine_options(recipe), recipe.platform.device)
 
     def __enter__(self) -> Engine:

@@ -92,7 +92,8 @@ class OfflineGenerator:
             "max_num_seqs": min(256, self.block.concurrency),
         }
         del options["worker_extension_cls"]  # its weights are never exchanged
-        actor = generate.Generator.options(num_gpus=self.recipe.placement.tensor_parallel)
+        actor: Any = generate.Generator
+        actor = actor.options(num_gpus=self.recipe.placement.tensor_parallel)
         self._actor = actor.remote(self.model, options, self.recipe.platform.device)
 
     def _batch(

@@ -95,7 +95,7 @@ class TcpWeights(CheckpointEngine):
             socket.send_multipart([json.dumps(facts | {"token": token}).encode(), body], copy=True)
 
     def _socket(self, kind: int) -> Any:
-        socket = zmq.Context.instance().socket(kind)
+        socket: Any = zmq.Context.instance().socket(kind)
         milliseconds = from_environment().zmq_timeout_s * 1000
         socket.setsockopt(zmq.RCVTIMEO, milliseconds)
         socket.setsockopt(zmq.SNDTIMEO, milliseconds)

@@ -65,7 +65,7 @@ class ScorerPool:
         order = [(first + tried + i) % count for i in range(count)]
         living = [i for i in order if i not in self._dead]
         well = [i for i in living if self._down_until[i] <= now]
-        return (well or living or [None])[0]
+        return next(iter(well or living), None)
 
     async def _attempt(self, number: int, request: ScoreRequest, seconds: float) -> ScoreReply:
         name = self._names[number]

@@ -34,7 +34,7 @@ class RemoteScores:
     """A prmu.evaluate.RawScore on a Ray actor; a context manager that frees the device."""
 
     def __init__(self, path: Path, device: str, threads: int) -> None:
-        self.actor = ScoreWorker.remote(str(path), device, threads)
+        self.actor = ScoreWorker.remote(str(path), device, threads)  # type: ignore[attr-defined]
 
     def __enter__(self) -> RemoteScores:
         return self

@@ -162,7 +162,7 @@ def require_reachable(address: str) -> None:
 def _node_is_here(address: str) -> bool:
     """Whether a node of the cluster has one of this machine's addresses; elsewhere `ray.init` aborts the process."""
     import psutil
-    from ray._raylet import GcsClient  # no public call lists nodes without joining
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # no public call lists nodes without joining
 
     own = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
     client, deadline = GcsClient(address=address), time.monotonic() + NODE_WAIT_S

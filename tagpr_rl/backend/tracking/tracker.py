@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,7 @@ class StageTracker:
         for alert in alerts:
             append_alert(self._path.with_name(ALERTS), alert)
             if "W&B" in self._sinks:
-                title = f"{self.settings.stage}: {alert.kind}"
-                self._try("W&B", lambda sink, alert=alert, title=title: sink.alert(title, alert.text))
+                self._try("W&B", methodcaller("alert", f"{self.settings.stage}: {alert.kind}", alert.text))
         stops = [alert for alert in alerts if alert.kind in limits.abort_on]
         if stops:
             raise TagprError(

@@ -78,7 +78,7 @@ def start(settings: TrackingSettings, config: dict[str, Any], warn: Callable[[st
 
     os.makedirs(settings.wandb_dir, exist_ok=True)
 
-    def init(mode: str) -> Any:
+    def init(mode: Any) -> Any:
         return wandb.init(
             project=settings.project,
             id=settings.run_id,

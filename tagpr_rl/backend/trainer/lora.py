@@ -63,11 +63,11 @@ def merge_export(folder: Path, scale: float) -> int:
 
 def _locations(folder: Path) -> dict[str, Path]:
     """Tensor name -> file."""
-    found = {}
+    places: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as handle:
-            found |= dict.fromkeys(handle.keys(), file)
-    return found
+            places |= dict.fromkeys(handle.keys(), file)
+    return places
 
 
 def _read(where: dict[str, Path], name: str) -> torch.Tensor:

@@ -63,7 +63,7 @@ class SftWorker:
 
 def run_sft(world: int, overrides: dict[str, Any], tracking: dict[str, Any], device: str) -> None:
     """Start `world` workers, train, and end them. Raises what a worker raised."""
-    workers = [SftWorker.remote() for _ in range(world)]
+    workers = [SftWorker.remote() for _ in range(world)]  # type: ignore[attr-defined]
     try:
         master = ray.get(workers[0].address.remote())
         ray.get(

@@ -19,7 +19,7 @@ from verl.workers.rollout import replica as rollout_replica
 from tagpr_rl.backend import platform_cpu
 
 
-class TokenizedDataset(Dataset):  # type: ignore[type-arg]
+class TokenizedDataset(Dataset):
     """Rows of a parquet file with `input_ids` (list of int) and `prompt_length` (int): the token ids of rollouts.
 
     verl's own dataset applies the chat template to every message again at every access.

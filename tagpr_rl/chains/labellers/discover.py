@@ -175,7 +175,8 @@ def _stem(word: str) -> str:
 
 def _unit_rows(rows: Floats) -> Floats:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms > 0, norms, 1)
+    unit: Floats = rows / np.where(norms > 0, norms, 1)
+    return unit
 
 
 def _tf_idf(bags: Sequence[Sequence[str]], least: float) -> Floats:

@@ -88,7 +88,8 @@ class UserEncoder(nn.Module):
             nn.init.zeros_(table.weight)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [R, heads, n, D/heads]
+        heads: Tensor = x.unflatten(-1, (self.heads, -1))
+        return heads.transpose(1, 2)  # [R, heads, n, D/heads]
 
     def attend(self, queries: Tensor, items: Tensor, mask: Tensor) -> Tensor:
         """Profile term `[R, Q, D]` of queries `[R, Q, D]` over items `[R, M, D]`, mask `[R, M]` (True = item)."""

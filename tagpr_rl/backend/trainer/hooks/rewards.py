@@ -95,7 +95,7 @@ class RewardHooks:
         out = [i for i, credit in enumerate(credits) if credit.why]
         if out:
             self._mask_out(batch, out)
-        batch = super()._compute_advantage(batch, metrics)
+        batch = super()._compute_advantage(batch, metrics)  # type: ignore[misc]
         self._put_advantages(batch, credits, parts)
         metrics.update(credit_metrics(credits, groups))
         return batch
@@ -124,7 +124,7 @@ class RewardHooks:
         self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
     ) -> None:
         """verl's metrics, then those of `step_log.StepLogger`; the logger's own time is `driver/hook_s`."""
-        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)  # type: ignore[misc]
         self._step_logger().metrics(batch, self._step_responses(batch), metrics, timing_raw, global_steps)
 
     def _log_rollout_data(self, batch: Any, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
@@ -172,9 +172,9 @@ class RewardHooks:
     def on_sample_begin(self) -> None:
         """verl's hook; the trainer begins to wait for responses."""
         self._step_logger().waits_from(time.time())
-        super().on_sample_begin()
+        super().on_sample_begin()  # type: ignore[misc]
 
     def on_sample_end(self) -> None:
         """verl's hook; the trainer has its responses."""
         self._step_logger().waits_until(time.time())
-        super().on_sample_end()
+        super().on_sample_end()  # type: ignore[misc]

@@ -69,6 +69,8 @@ class StagedCheckpointHandler(CheckpointHandler):
     All processes must see the same folder: the run directory is on shared storage.
     """
 
+    default_local_dir: str
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._root = Path(self.default_local_dir)
