@@ -4,7 +4,7 @@ from tagpr_rl.config.base import Closed
 from tagpr_rl.config.cluster import ClusterBlock
 from tagpr_rl.config.data import DataBlock, PromptBlock, RetrievalBlock, WorldBlock
 from tagpr_rl.config.endpoints import EndpointBlock
-from tagpr_rl.config.grpo import GrpoStage, RewardWeights
+from tagpr_rl.config.grpo import GrpoStage
 from tagpr_rl.config.keep import KeepBlock
 from tagpr_rl.config.load import (
     dump_recipe,
@@ -21,6 +21,7 @@ from tagpr_rl.config.model import LoraBlock, ModelBlock, TinyBlock
 from tagpr_rl.config.placement import PlacementBlock
 from tagpr_rl.config.platform import BudgetBlock, PlatformBlock, TrainingBlock
 from tagpr_rl.config.recipe import Recipe, prompt_style, stage_limits
+from tagpr_rl.config.reward import RewardWeights
 from tagpr_rl.config.rules import FilterBlock, StopBlock
 from tagpr_rl.config.stage import DeepSpeedBlock, StageBase, TrainingStage
 from tagpr_rl.config.stages import (

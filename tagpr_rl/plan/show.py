@@ -143,8 +143,8 @@ def print_plan(recipe: Recipe, run: RunDir, console: Console, overrides: Overrid
     console.print(facts)
     console.print(batch_table(recipe))
     print_budgets(recipe, console)
-    for name in recipe.stages if overrides is not None else ():
-        if lines := overrides(recipe, run, name):
+    for name in recipe.stages:
+        if overrides is not None and (lines := overrides(recipe, run, name)):
             console.print(f"\nverl overrides of stage '{name}':", highlight=False)
             console.print("\n".join(f"  {line}" for line in lines), markup=False, highlight=False, soft_wrap=True)
     if mistakes := problems(recipe):

@@ -249,14 +249,13 @@ def value_of(component: Component, response: Response) -> float:
 
     An exception of the function itself passes through: it is a mistake of code, and never becomes a reward.
     """
-    value = component.function(response)
-    if type(value) is not float:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise _bad_value(component, response, value)
-        value = float(value)
-    if not component.low <= value <= component.high:  # false for NaN
+    value: object = component.function(response)
+    if isinstance(value, bool) or not isinstance(value, float | numbers.Real):
         raise _bad_value(component, response, value)
-    return value
+    result = float(value)
+    if not component.low <= result <= component.high:  # false for NaN
+        raise _bad_value(component, response, value)
+    return result
 
 
 def _bad_value(component: Component, response: Response, value: object) -> TagprError:

@@ -200,7 +200,7 @@ def _add_file(traces: Traces, recipe: Recipe, stage: str, path: Path, quota: int
         for row in rows:
             own = row.get("weights")
             logged = isinstance(own, dict) and own and all(number(value) is not None for value in own.values())
-            traces.add(group, str(row.get("sample", "")), row, line_weights(own) if logged else weights)
+            traces.add(group, str(row.get("sample", "")), row, line_weights(dict(own or {})) if logged else weights)
     return taken
 
 
