@@ -200,6 +200,17 @@ def test_yaml_examples_are_recipes_or_sweeps(page: Path, tmp_path: Path) -> None
             assert load_recipe(path).stages
 
 
+PYTHON = re.compile(r"^```python\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in CURRENT if PYTHON.search(page.read_text(encoding="utf-8"))], ids=name
+)
+def test_python_examples_run(page: Path) -> None:
+    for block in PYTHON.findall(page.read_text(encoding="utf-8")):
+        exec(compile(block, name(page), "exec"), {})
+
+
 def test_the_readme_fits() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= README_LINES
 
