@@ -20,12 +20,12 @@ from tagpr_rl.chains.labellers.propose import schema_yaml
 from tagpr_rl.chains.segment import MIN_STEPS, segment, split_answer
 from tagpr_rl.chains.storage import REJECTED, StoredChains, publishing, read_rejected, read_stored, write_dataset
 from tagpr_rl.cli.arguments import Overrides, RecipeName, RunName, StageName, full_install, say
-from tagpr_rl.config import ChainsStage, Recipe
+from tagpr_rl.config import ChainsStage, Recipe, needed_for
 from tagpr_rl.files import write_json, write_text
 from tagpr_rl.report.cards import card_pages, data_card
 from tagpr_rl.report.page.trace import coloured_response
 from tagpr_rl.run.layout import StageDir, stage_dir
-from tagpr_rl.run.manifest import needed_for, read_manifest, verify_outputs
+from tagpr_rl.run.manifest import read_manifest, verify_outputs
 from tagpr_rl.run.open import open_recipe, open_run, planned_run
 from tagpr_rl.run.state import require_unchanged
 from tagpr_rl.tags.grammar import neutralise, parse
@@ -259,7 +259,7 @@ def discover_tags(
     Files: tags.yaml (for a recipe's `schema_file`) and discovery.json, in `<run>/export/<stage>-tags` by default.
     """
     chains = _sample(opened, sample)
-    free_labeller = full_install("tagpr_rl.stages.free_labeller").free_labeller
+    free_labeller = full_install("tagpr_rl.stages.chains").free_labeller
     with free_labeller(opened.recipe, opened.stage, console) as (generator, limit):
         discovery = discover(chains, generator, tags=tags, seed=opened.stage.seed, max_tokens=limit)
         labeller = generator.name

@@ -9,10 +9,9 @@ import typer
 from rich.console import Console
 
 from tagpr_rl.cli.arguments import Overrides, RecipeName
-from tagpr_rl.config import GrpoStage, Recipe, SftStage
+from tagpr_rl.config import GrpoStage, Recipe, SftStage, upstream
 from tagpr_rl.plan.show import print_plan
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.manifest import upstream
 from tagpr_rl.run.open import open_recipe, planned_run
 
 

@@ -6,6 +6,7 @@ from tagpr_rl.config.data import DataBlock, PromptBlock, RetrievalBlock, WorldBl
 from tagpr_rl.config.endpoints import EndpointBlock
 from tagpr_rl.config.grpo import GrpoStage
 from tagpr_rl.config.keep import KeepBlock
+from tagpr_rl.config.kinds import KINDS, Stage
 from tagpr_rl.config.load import (
     dump_recipe,
     load_recipe,
@@ -20,7 +21,7 @@ from tagpr_rl.config.log import Loggers
 from tagpr_rl.config.model import LoraBlock, ModelBlock, TinyBlock
 from tagpr_rl.config.placement import PlacementBlock
 from tagpr_rl.config.platform import BudgetBlock, PlatformBlock, TrainingBlock
-from tagpr_rl.config.recipe import Recipe, prompt_style, stage_limits
+from tagpr_rl.config.recipe import Recipe, needed_for, prompt_style, stage_limits, training_steps, upstream
 from tagpr_rl.config.reward import RewardWeights
 from tagpr_rl.config.rules import FilterBlock, StopBlock
 from tagpr_rl.config.stage import DeepSpeedBlock, StageBase, TrainingStage
@@ -32,10 +33,10 @@ from tagpr_rl.config.stages import (
     PrmuStage,
     PromptsStage,
     SftStage,
-    Stage,
 )
 
 __all__ = [
+    "KINDS",
     "BudgetBlock",
     "ChainsStage",
     "Closed",
@@ -70,6 +71,7 @@ __all__ = [
     "WorldBlock",
     "dump_recipe",
     "load_recipe",
+    "needed_for",
     "parse_override",
     "prompt_style",
     "read_raw",
@@ -78,4 +80,6 @@ __all__ = [
     "recorded_recipe",
     "set_key",
     "stage_limits",
+    "training_steps",
+    "upstream",
 ]

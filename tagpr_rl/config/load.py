@@ -16,9 +16,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tagpr_rl.config.endpoints import BY_BLOCK, BY_NAME
+from tagpr_rl.config.kinds import KINDS
 from tagpr_rl.config.recipe import Recipe
 from tagpr_rl.config.retired import remedy, without_retired
-from tagpr_rl.config.stages import Stage
 from tagpr_rl.types import TagprError
 
 
@@ -160,10 +160,9 @@ def set_key(raw: dict[str, Any], key: str, value: Any, *, where: str) -> set[str
 def _models_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
     """The config class that holds the last key of a pydantic error location."""
     current: Any = Recipe
-    stage_kinds = {get_args(c.model_fields["kind"].annotation)[0]: c for c in get_args(get_args(Stage)[0])}
     for part in location[:-1]:
-        if part in stage_kinds and current is not Recipe:
-            current = stage_kinds[part]
+        if part in KINDS and current is not Recipe:
+            current = KINDS[part].config
         elif isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
             current = current.model_fields[part].annotation
             if get_origin(current) is dict:

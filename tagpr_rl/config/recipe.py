@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +14,13 @@ from tagpr_rl.config.base import Closed
 from tagpr_rl.config.cluster import ClusterBlock
 from tagpr_rl.config.data import DataBlock
 from tagpr_rl.config.grpo import GrpoStage, rollout_mistakes
+from tagpr_rl.config.kinds import KINDS, Stage, named_stages, stages_read
 from tagpr_rl.config.log import Loggers
 from tagpr_rl.config.model import LoraBlock, ModelBlock
 from tagpr_rl.config.placement import PlacementBlock, placement_mistakes
 from tagpr_rl.config.platform import BudgetBlock, PlatformBlock, TrainingBlock
-from tagpr_rl.config.stages import EvaluateStage, PrmuStage, SftStage, Stage
+from tagpr_rl.config.stage import StageBase, TrainingStage
+from tagpr_rl.config.stages import EvaluateStage, SftStage
 
 
 class Recipe(Closed):
@@ -57,54 +60,75 @@ class Recipe(Closed):
         return raw
 
     @model_validator(mode="after")
-    def _stage_references(self) -> Recipe:
-        """Every stage named by another must come before it and be of a fitting kind."""
-        makes_weights = {"model", "sft", "grpo"}
-        seen: dict[str, str] = {}
+    def _stages_fit(self) -> Recipe:
+        """Every stage that another one reads must come before it and be of a fitting kind."""
         mistakes: list[str] = []
-
-        def check(where: str, name: str, kinds: set[str]) -> None:
-            if name not in seen:
-                near = difflib.get_close_matches(name, seen, n=1)
-                hint = f"; did you mean '{near[0]}'?" if near else ""
-                mistakes.append(f"{where}: no earlier stage is called '{name}'{hint}")
-            elif seen[name] not in kinds:
-                mistakes.append(f"{where}: stage '{name}' is of kind {seen[name]}, not {' or '.join(sorted(kinds))}")
-
+        earlier: dict[str, StageBase] = {}
         for name, stage in self.stages.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 mistakes.append(f"stages.{name}: a stage name is lower-case letters, digits and _")
-            if isinstance(stage, SftStage | PrmuStage | GrpoStage):
-                check(f"stages.{name}.init", stage.init, makes_weights)
-            if isinstance(stage, GrpoStage) and stage.prmu is not None:
-                check(f"stages.{name}.prmu", stage.prmu, {"prmu"})
+            mistakes += _reference_mistakes(name, stage, earlier)
             if isinstance(stage, GrpoStage):
                 mistakes += stage_limits_mistakes(name, stage, self.data)
-                earlier = {other: self.stages[other] for other in seen}
                 mistakes += rollout_mistakes(f"stages.{name}", stage, earlier, self.placement.rollout)
-            if isinstance(stage, EvaluateStage):
-                for model in stage.models:
-                    check(f"stages.{name}.models", model, makes_weights)
-                if self.data.retrieval.method == "file" and "shuffled" in stage.controls:
-                    mistakes.append(
-                        f"stages.{name}.controls: shuffled profiles cannot be ranked by data.retrieval.path, which "
-                        "knows each user's own items only; set controls: [empty] or another retrieval.method"
-                    )
-            needs = {
-                "model": {"data"}, "prompts": {"data", "model"}, "chains": {"data", "model"},
-                "sft": {"data", "model"}, "prmu": {"chains"}, "grpo": {"prompts"}, "evaluate": {"data", "model"},
-            }.get(stage.kind, set())  # fmt: skip
-            if isinstance(stage, SftStage) and stage.dataset == "chains":
-                needs = needs | {"chains"}
-            for kind in sorted(needs - set(seen.values())):
-                mistakes.append(f"stages.{name}: a stage of kind '{kind}' must come before it")
-            seen[name] = stage.kind
+            shuffled = isinstance(stage, EvaluateStage) and "shuffled" in stage.controls
+            if shuffled and self.data.retrieval.method == "file":
+                mistakes.append(
+                    f"stages.{name}.controls: shuffled profiles cannot be ranked by data.retrieval.path, which "
+                    "knows each user's own items only; set controls: [empty] or another retrieval.method"
+                )
+            earlier[name] = stage
         longest = self.data.prompt.max_tokens + self.data.prompt.max_response_tokens
         blocks = (self.platform, self.placement, self.training, self.lora)
         mistakes += placement_mistakes(*blocks, self.stages, longest)
         if mistakes:
             raise ValueError("\n".join(mistakes))
         return self
+
+
+def _reference_mistakes(name: str, stage: StageBase, earlier: Mapping[str, StageBase]) -> list[str]:
+    """What is wrong with the stages that the stage `name` reads, given the stages before it."""
+    mistakes = []
+    for key, other in named_stages(stage):
+        allowed = KINDS[stage.kind].names[key]
+        if other not in earlier:
+            near = difflib.get_close_matches(other, earlier, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            mistakes.append(f"stages.{name}.{key}: no earlier stage is called '{other}'{hint}")
+        elif (kind := earlier[other].kind) not in allowed:
+            mistakes.append(f"stages.{name}.{key}: stage '{other}' is of kind {kind}, not {' or '.join(allowed)}")
+    before = {other.kind for other in earlier.values()}
+    missing = sorted(set(KINDS[stage.kind].reads(stage)) - before)
+    return mistakes + [f"stages.{name}: a stage of kind '{kind}' must come before it" for kind in missing]
+
+
+def nearest(recipe: Recipe, name: str, kind: str) -> str | None:
+    """The nearest stage of a kind before the stage `name`, or None if there is none."""
+    names = list(recipe.stages)
+    before = reversed(names[: names.index(name)])
+    return next((other for other in before if recipe.stages[other].kind == kind), None)
+
+
+def upstream(recipe: Recipe, name: str) -> tuple[str, ...]:
+    """Earlier stages whose output this stage reads, in recipe order."""
+    stage = recipe.stages[name]
+    read = {*stages_read(stage), *(nearest(recipe, name, kind) for kind in KINDS[stage.kind].reads(stage))}
+    names = list(recipe.stages)
+    return tuple(other for other in names[: names.index(name)] if other in read)
+
+
+def needed_for(recipe: Recipe, name: str) -> tuple[str, ...]:
+    """The stage itself and every earlier stage that its output rests on, in recipe order."""
+    needed = {name}
+    for other in reversed(recipe.stages):
+        if other in needed:
+            needed.update(upstream(recipe, other))
+    return tuple(other for other in recipe.stages if other in needed)
+
+
+def training_steps(stage: StageBase) -> int:
+    """Steps of a stage that trains; 0 for any other stage."""
+    return stage.steps if isinstance(stage, TrainingStage) else 0
 
 
 def stage_limits_mistakes(name: str, stage: GrpoStage, data: DataBlock) -> list[str]:

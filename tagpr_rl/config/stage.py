@@ -6,10 +6,12 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from tagpr_rl.config.base import Closed
+from tagpr_rl.config.base import Closed, Count
 
 
 class StageBase(Closed):
+    kind: str
+    """What the stage does: a row of the table in config/kinds.py."""
     seed: int = 1
 
 
@@ -35,6 +37,14 @@ class DeepSpeedBlock(Closed):
 class TrainingStage(StageBase):
     """A stage that updates weights."""
 
+    init: str
+    """Stage whose weights to start from."""
+    steps: Count
+    """Updates of the weights."""
+    save_every: Count | None = None
+    """Steps between checkpoints; null = one, after the last step."""
+    keep_checkpoints: Count = 2
+    """The newest checkpoints that stay on disk while the stage trains."""
     strategy: Literal["fsdp2", "deepspeed"] = "fsdp2"
     """Engine that shards and updates the weights."""
     deepspeed: DeepSpeedBlock | None = None

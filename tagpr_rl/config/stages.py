@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from tagpr_rl.config.base import Count, Fraction, NonNegative
 from tagpr_rl.config.endpoints import LabellerChoice, TeacherChoice
-from tagpr_rl.config.grpo import GrpoStage
 from tagpr_rl.config.keep import KeepBlock
 from tagpr_rl.config.stage import StageBase, TrainingStage
 
@@ -65,8 +64,6 @@ class SftStage(TrainingStage):
     """Supervised fine-tuning with verl's SFT trainer."""
 
     kind: Literal["sft"] = "sft"
-    init: str
-    """Stage whose weights to start from."""
     dataset: Literal["direct", "chains"] = "chains"
     """chains = tagged chains; direct = answers without a thought (makes the base model)."""
     steps: Count = 500
@@ -78,16 +75,12 @@ class SftStage(TrainingStage):
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: NonNegative = 0.01
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
-    save_every: Count | None = None
-    """Steps between checkpoints (None = one, after the last step)."""
-    keep_checkpoints: Count = 2
 
 
 class PrmuStage(TrainingStage):
     """Trains the personalization reward model with user embeddings."""
 
     kind: Literal["prmu"] = "prmu"
-    init: str
     backbone: str | None = None
     """A folder or hub name of another model to train instead of `init`'s weights; PRMU is given text, not tokens."""
     user: Literal["attention", "identity", "text", "generic"] = "attention"
@@ -127,8 +120,9 @@ class PrmuStage(TrainingStage):
     """For this share of the pairs, one more: chosen against itself with the answer of rejected (every other time with
     its last step, too), which does not follow from its thought. A policy's mistakes are often of this kind."""
     save_every: Count | None = None
-    """Steps between checkpoints (None = none: an interrupted stage starts over)."""
+    """Steps between checkpoints; null = none, so that an interrupted stage starts over."""
     keep_checkpoints: Count = 1
+    """The newest checkpoints that stay on disk while the stage trains."""
 
     @model_validator(mode="after")
     def _evaluated(self) -> PrmuStage:
@@ -150,9 +144,3 @@ class EvaluateStage(StageBase):
     """At most this many held-out questions, evenly spread (None = all)."""
     control_questions: Count | None = None
     temperature: NonNegative = 0.0
-
-
-Stage = Annotated[
-    DataStage | ModelStage | PromptsStage | ChainsStage | SftStage | PrmuStage | GrpoStage | EvaluateStage,
-    Field(discriminator="kind"),
-]

@@ -9,12 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage, Stage, stage_limits
+from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage, StageBase, stage_limits, upstream
 from tagpr_rl.plan.hours import DECODE_EFFICIENCY, MFU
 from tagpr_rl.plan.memory import GIB, RESERVE_GIB, device_of, policy_shape
 from tagpr_rl.plan.stages import StageBudget, stage_budget
 from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.manifest import upstream
 from tagpr_rl.run.state import run_status
 from tagpr_rl.types import TagprError
 
@@ -49,7 +48,7 @@ def devices(recipe: Recipe) -> int:
     return recipe.platform.nodes * recipe.platform.devices_per_node
 
 
-def batch_plan(recipe: Recipe, stage: Stage) -> BatchPlan | None:
+def batch_plan(recipe: Recipe, stage: StageBase) -> BatchPlan | None:
     """Batch arithmetic of a training stage; None for stages that do not train."""
     length = recipe.data.prompt.max_tokens + recipe.data.prompt.max_response_tokens
     if isinstance(stage, SftStage):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,37 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     table = pa.Table.from_pylist([dict(row) for row in rows])
     with replacing(path) as temporary:
         pq.write_table(table, temporary)
+
+
+def shuffled_rows(source: Path, out: Path, seed: int) -> Path:
+    """verl's prompt rows with another user's id and profile for PRMU (extra_info); the prompts stay. Returns `out`.
+
+    Users of a task stand in a random circle and each lends to the one before, so nobody keeps their own.
+    """
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(source).to_pylist()
+    profiles: dict[tuple[str, str], Any] = {}
+    for row in rows:
+        info = row["extra_info"]
+        profiles.setdefault((info["task"], info["user_id"]), info["profile_texts"])
+    lender = circle(list(profiles), seed)
+    for row in rows:
+        info = row["extra_info"]
+        task = info["task"]
+        other = lender[task, info["user_id"]]
+        row["extra_info"] = {**info, "user_id": other, "profile_texts": profiles[task, other]}
+    write_parquet(out, rows)
+    return out
+
+
+def circle(users: Sequence[tuple[str, str]], seed: int) -> Mapping[tuple[str, str], str]:
+    """(task, user) -> another user of the task. TagprError where a task has one user."""
+    lender: dict[tuple[str, str], str] = {}
+    for task in dict.fromkeys(task for task, _ in users):
+        ring = sorted(user for other, user in users if other == task)
+        if len(ring) < 2:
+            raise TagprError(f"prmu_users: shuffled needs two users of {task} or more, and there is one; use own")
+        random.Random(f"{seed}/{task}").shuffle(ring)
+        lender |= {(task, user): ring[(i + 1) % len(ring)] for i, user in enumerate(ring)}
+    return lender

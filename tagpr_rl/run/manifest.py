@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage, dump_recipe
+from tagpr_rl.config import GrpoStage, Recipe, dump_recipe, upstream
+from tagpr_rl.config.kinds import KINDS, WEIGHTS
 from tagpr_rl.files import is_hub_name, sha256_file, sha256_json, write_json
 from tagpr_rl.reward.components import source_file
 from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
@@ -29,45 +30,20 @@ HASH_WHOLE_BELOW = 64 * 2**20
 ABSENT = "absent"
 """In the place of a hash: the stage or file is not there."""
 
-_TRAINED = ("sft", "prmu", "grpo", "evaluate")
+
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """What a stage is made from."""
+
+    config: Mapping[str, Any]
+    """`stage_config`."""
+    inputs: Mapping[str, str]
+    """`stage_inputs`."""
 
 
-def upstream(recipe: Recipe, name: str) -> tuple[str, ...]:
-    """Earlier stages whose output this stage reads, in recipe order.
-
-    A stage that needs "the data" or "the chains" reads the nearest earlier stage of that kind.
-    """
-    stage = recipe.stages[name]
-    earlier = list(recipe.stages)[: list(recipe.stages).index(name)]
-    kinds = {
-        "model": {"data"}, "prompts": {"data", "model"}, "chains": {"data", "model"}, "sft": {"data"},
-        "prmu": {"chains"}, "grpo": {"prompts"}, "evaluate": {"data"},
-    }.get(stage.kind, set())  # fmt: skip
-    if isinstance(stage, SftStage) and stage.dataset == "chains":
-        kinds = kinds | {"chains"}
-    found = {nearest for kind in kinds if (nearest := _nearest(recipe, earlier, kind)) is not None}
-    if isinstance(stage, SftStage | PrmuStage | GrpoStage):
-        found.add(stage.init)
-    if isinstance(stage, GrpoStage) and stage.prmu is not None and stage.uses_prmu:
-        found.add(stage.prmu)
-    if isinstance(stage, GrpoStage) and stage.rollouts_from in earlier:
-        found.add(stage.rollouts_from)
-    if isinstance(stage, EvaluateStage):
-        found.update(stage.models)
-    return tuple(other for other in earlier if other in found)
-
-
-def needed_for(recipe: Recipe, name: str) -> tuple[str, ...]:
-    """The stage itself and every earlier stage that its output rests on, in recipe order."""
-    found = {name}
-    for other in reversed(recipe.stages):
-        if other in found:
-            found.update(upstream(recipe, other))
-    return tuple(other for other in recipe.stages if other in found)
-
-
-def _nearest(recipe: Recipe, earlier: list[str], kind: str) -> str | None:
-    return next((other for other in reversed(earlier) if recipe.stages[other].kind == kind), None)
+def stage_facts(recipe: Recipe, run: RunDir, name: str) -> StageFacts:
+    """What the stage would be made from now. Hashes files: compute it once."""
+    return StageFacts(stage_config(recipe, name), stage_inputs(recipe, run, name))
 
 
 def stage_config(recipe: Recipe, name: str) -> dict[str, Any]:
@@ -87,9 +63,9 @@ def stage_config(recipe: Recipe, name: str) -> dict[str, Any]:
             config["model"] = _without(dumped["model"], "path") | {"from_files": recipe.model.path is not None}
         else:
             config["model"] = {key: dumped["model"][key] for key in ("dtype", "thought_prefilled")}
-    if kind in _TRAINED:
+    if KINDS[kind].uses_ray:
         config["platform"] = {"device": recipe.platform.device}
-    if kind in ("sft", "grpo") and recipe.lora is not None:
+    if KINDS[kind].trains and kind in WEIGHTS and recipe.lora is not None:
         config["lora"] = dumped["lora"]
     if kind == "grpo" and recipe.placement.rollout == "separate":  # responses of older weights
         config["placement"] = {key: dumped["placement"][key] for key in ("rollout", "warmup_batches")}
@@ -136,11 +112,11 @@ def identity(manifest: StageManifest) -> str:
 
 
 def make_manifest(
-    recipe: Recipe,
-    run: RunDir,
+    folder: StageDir,
     name: str,
+    kind: str,
+    facts: StageFacts,
     *,
-    inputs: Mapping[str, str],
     outputs: Iterable[Path],
     started: str,
     seconds: float,
@@ -150,15 +126,13 @@ def make_manifest(
 ) -> StageManifest:
     """The manifest of a stage that has just finished.
 
-    `inputs` is `stage_inputs` as it was when the stage *began*. `outputs` are files or folders (all
-    files below) inside the stage's folder; each is hashed. Raises TagprError for an output that is not there.
+    `facts` are those of the moment when the stage *began*. `outputs` are files or folders (all files below) inside the
+    stage's folder; each is hashed. Raises TagprError for an output that is not there.
     """
-    config = stage_config(recipe, name)
     return StageManifest(
-        stage=name, kind=recipe.stages[name].kind, started=started, seconds=seconds, inputs=dict(inputs),
-        config_sha256=sha256_json(config), outputs=hash_outputs(stage_dir(recipe, run, name), outputs),
-        metrics=dict(metrics or {}), notes=notes, config=config,
-        details=dict(details or {}),
+        stage=name, kind=kind, started=started, seconds=seconds, inputs=dict(facts.inputs),
+        config_sha256=sha256_json(facts.config), outputs=hash_outputs(folder, outputs),
+        metrics=dict(metrics or {}), notes=notes, config=dict(facts.config), details=dict(details or {}),
     )  # fmt: skip
 
 

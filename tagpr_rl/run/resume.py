@@ -12,13 +12,13 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage
+from tagpr_rl.config import Recipe, training_steps
 from tagpr_rl.run import checkpoints
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.manifest import stage_config, stage_inputs
+from tagpr_rl.run.manifest import StageFacts, stage_facts
 from tagpr_rl.run.state import compare, config_changes, require_unchanged
 from tagpr_rl.types import TagprError
 
@@ -54,49 +54,35 @@ def resume_point(recipe: Recipe, run: RunDir) -> ResumePoint:
     stage = next((name for name, state in states.items() if state.status == "todo"), None)
     if stage is None:
         return ResumePoint(done, None)
-    require_same_attempt(recipe, run, stage)
-    block = recipe.stages[stage]
-    steps = block.steps if isinstance(block, SftStage | PrmuStage | GrpoStage) else 0
+    require_same_attempt(recipe, run, stage, stage_facts(recipe, run, stage))
+    steps = training_steps(recipe.stages[stage])
     found = checkpoints.steps(stage_dir(recipe, run, stage).checkpoints)
     return ResumePoint(done, stage, found[-1] if found else 0, steps)
 
 
-def require_same_attempt(recipe: Recipe, run: RunDir, name: str) -> None:
-    """Raise TagprError where the stage was interrupted and the recipe or its inputs have changed since."""
-    changes = attempt_changes(recipe, run, name)
-    if changes:
-        raise TagprError(
-            f"stage '{name}' was interrupted, and the recipe or its inputs have changed since:\n  "
-            + "\n  ".join(changes)
-            + f"\nDelete {stage_dir(recipe, run, name).root} to start the stage over, "
-            + "or use another folder (name=<new name>)."
-        )
-
-
-def attempt(recipe: Recipe, run: RunDir, name: str) -> dict[str, Any]:
-    """What the stage would be made from now, as plain JSON: its recipe values and inputs."""
-    found: dict[str, Any] = json.loads(
-        json.dumps({"config": stage_config(recipe, name), "inputs": stage_inputs(recipe, run, name)})
-    )
-    return found
-
-
-def attempt_changes(recipe: Recipe, run: RunDir, name: str) -> list[str]:
-    """What differs from the interrupted attempt at this stage, one line each; empty where there was none."""
+def require_same_attempt(recipe: Recipe, run: RunDir, name: str, facts: StageFacts) -> None:
+    """Raise TagprError if the stage was interrupted and the recipe or its inputs have changed since."""
     path = stage_dir(recipe, run, name).root / ATTEMPT
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return []
+        return
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TagprError(f"{path} is not valid JSON ({error}); delete {path.parent} to start the stage over") from None
-    return fact_changes(recipe, name, recorded, attempt(recipe, run, name))
+    changes = fact_changes(recipe, name, recorded, asdict(facts))
+    if changes:
+        raise TagprError(
+            f"stage '{name}' was interrupted, and the recipe or its inputs have changed since:\n  "
+            + "\n  ".join(changes)
+            + f"\nDelete {path.parent} to start the stage over, or use another folder (name=<new name>)."
+        )
 
 
 def fact_changes(recipe: Recipe, name: str, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two descriptions of a stage that each hold its recipe values as `config`, a line per key."""
     lines = [f"config.{line}" for line in config_changes(recipe, name, recorded.get("config", {}))]
-    return lines + compare(*({key: facts[key] for key in facts if key != "config"} for facts in (recorded, now)))
+    old, new = ({key: facts[key] for key in facts if key != "config"} for facts in (recorded, now))
+    return lines + compare(old, new)
 
 
 @contextmanager

@@ -21,15 +21,16 @@ from tagpr_rl.config import (
     Recipe,
     SftStage,
     dump_recipe,
+    needed_for,
     parse_override,
     read_raw,
     read_yaml,
     recipe_from_dict,
     set_key,
+    upstream,
 )
 from tagpr_rl.config.base import Closed, Count
 from tagpr_rl.files import sha256_json
-from tagpr_rl.run.manifest import needed_for, upstream
 from tagpr_rl.types import TagprError
 
 EVAL = "eval"

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage
+from tagpr_rl.config import Recipe, training_steps
 from tagpr_rl.files import write_json
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.types import TagprError
@@ -54,7 +54,7 @@ def tracker_id(run: RunDir) -> str:
 def step_offset(recipe: Recipe, name: str) -> int:
     """Training steps of all stages before `name`: what its own steps are added to."""
     before = list(recipe.stages.values())[: list(recipe.stages).index(name)]
-    return sum(stage.steps for stage in before if isinstance(stage, SftStage | PrmuStage | GrpoStage))
+    return sum(map(training_steps, before))
 
 
 class StepGate:

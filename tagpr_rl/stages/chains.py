@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from random import Random
+from typing import Any
+
+from rich.console import Console
 
 from tagpr_rl.chains.build import ChainRow, build_chains
-from tagpr_rl.chains.client.chat import ReplyStatus
+from tagpr_rl.chains.client.answers import AnswerCache
+from tagpr_rl.chains.client.chat import Generator, ReplyStatus
 from tagpr_rl.chains.client.usage import MeteredLabeller, MeteredTeacher
 from tagpr_rl.chains.evidence import ProfilePool, ProfileSwap
 from tagpr_rl.chains.facts import chain_facts
+from tagpr_rl.chains.labellers.free_label import MAX_TOKENS, ScriptedFreeLabeller
+from tagpr_rl.chains.models import Engine, Generators, keep_rules, labeller_for, teacher_for
 from tagpr_rl.chains.pairs import build_pairs
 from tagpr_rl.chains.storage import REJECTED, write_rejected
-from tagpr_rl.config import ChainsStage
+from tagpr_rl.config import ChainsStage, EndpointBlock, Recipe
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.files import write_json
 from tagpr_rl.prompts.rows import write_parquet
 from tagpr_rl.prompts.tokens import ChatTokenizer
-from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.stages.generators import Generators
-from tagpr_rl.stages.teachers import keep_rules, labeller_for, teacher_for
+from tagpr_rl.stages.context import LazyRay, StageContext, StageResult
 from tagpr_rl.types import LampRecord, TagprError
 
 
@@ -28,8 +34,22 @@ def run(context: StageContext) -> StageResult:
     """Write chains.parquet, pairs.parquet, rejected.parquet and chains.json (what was kept, what not, and why)."""
     stage = context.recipe.stages[context.name]
     assert isinstance(stage, ChainsStage)
-    with Generators(context.recipe, stage, start_ray=context.start_ray, console=context.console) as models:
+    with language_models(context.recipe, stage, context.start_ray, context.console) as models:
         return _run(context, models)
+
+
+def language_models(
+    recipe: Recipe, stage: ChainsStage, start_ray: Callable[[], Any], console: Console | None = None
+) -> Generators:
+    """The models that the stage asks; one of kind vllm starts in the run's Ray session."""
+
+    def make_engine(block: EndpointBlock, cache: AnswerCache, account: str) -> Engine:
+        from tagpr_rl.backend.rollout.offline import OfflineGenerator
+
+        start_ray()
+        return OfflineGenerator(recipe, block, cache, account=account, console=console)
+
+    return Generators(recipe, stage, make_engine=make_engine, console=console)
 
 
 def _run(context: StageContext, models: Generators) -> StageResult:
@@ -64,7 +84,7 @@ def _run(context: StageContext, models: Generators) -> StageResult:
     if not chains.rows:
         raise TagprError(
             f"stage '{context.name}': no chain was kept; reasons: {dict(chains.counts)}; "
-            f"`launch.py chains inspect {context.run.root}` shows them"
+            f"`tagpr chains inspect {context.run.root}` shows them"
         )
     pairs = build_pairs(
         chains, records, make_foreign, teacher, labeller, schema, rules, max_pairs=stage.max_pairs, seed=stage.seed
@@ -114,3 +134,17 @@ def _chain_row(row: ChainRow) -> dict[str, object]:
         "correct": row.correct,
         "sample": row.sample,
     }
+
+
+@contextmanager
+def free_labeller(recipe: Recipe, stage: ChainsStage, console: Console) -> Iterator[tuple[Generator, int]]:
+    """Yield who labels steps in free words for `tagpr chains discover`, and its limit of tokens a reply.
+
+    This is the language model that the stage names as labeller, or the scripted free labeller if it names none.
+    """
+    chosen = stage.labeller
+    if isinstance(chosen, str) or chosen.kind == "scripted":
+        yield ScriptedFreeLabeller(), MAX_TOKENS
+        return
+    with LazyRay(recipe) as start_ray, language_models(recipe, stage, start_ray, console) as models:
+        yield models.generator_for(chosen, "labeller"), chosen.max_tokens

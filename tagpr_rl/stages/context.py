@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from tagpr_rl.config import Recipe
+from tagpr_rl.config.recipe import nearest
 from tagpr_rl.files import write_json
 from tagpr_rl.prompts.dataset import LAMP, Dataset
 from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
-from tagpr_rl.run.manifest import read_manifest, verify_outputs
+from tagpr_rl.run.manifest import StageFacts, read_manifest, stage_facts, verify_outputs
 from tagpr_rl.run.mirror import Mirror
-from tagpr_rl.run.resume import ATTEMPT, attempt, require_same_attempt
+from tagpr_rl.run.resume import ATTEMPT, require_same_attempt
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 from tagpr_rl.types import TagprError
 
@@ -61,6 +62,11 @@ class StageContext:
         return load_schema(path) if path is not None else default_schema()
 
     @cached_property
+    def facts(self) -> StageFacts:
+        """What the stage is made from, hashed once; the pipeline asks before the stage writes anything."""
+        return stage_facts(self.recipe, self.run, self.name)
+
+    @cached_property
     def dataset(self) -> Dataset:
         """The questions of the finished data stage, with the recipe's retrieval and prompts."""
         return Dataset(self.recipe, self.schema, self.nearest("data", reads=(LAMP,)).root)
@@ -76,11 +82,10 @@ class StageContext:
 
     def nearest(self, kind: str, *, reads: Iterable[str] = ()) -> StageDir:
         """Folder of the nearest earlier stage of a kind."""
-        names = list(self.recipe.stages)
-        for name in reversed(names[: names.index(self.name)]):
-            if self.recipe.stages[name].kind == kind:
-                return self.earlier(name, reads=reads)
-        raise TagprError(f"stage '{self.name}' needs an earlier stage of kind '{kind}'")
+        name = nearest(self.recipe, self.name, kind)
+        if name is None:
+            raise TagprError(f"stage '{self.name}' needs an earlier stage of kind '{kind}'")
+        return self.earlier(name, reads=reads)
 
     def model_folder(self, name: str) -> Path:
         """Absolute path of the published weights of stage `name`, verified."""
@@ -100,8 +105,8 @@ class StageContext:
         A finished stage has its manifest for this; an unfinished one may have checkpoints, which verl
         would resume whatever they were trained on.
         """
-        require_same_attempt(self.recipe, self.run, self.name)
-        write_json(self.dir.root / ATTEMPT, attempt(self.recipe, self.run, self.name))
+        require_same_attempt(self.recipe, self.run, self.name, self.facts)
+        write_json(self.dir.root / ATTEMPT, asdict(self.facts))
 
 
 class LazyRay:

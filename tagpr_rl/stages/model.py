@@ -6,14 +6,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from tagpr_rl.chains.models import teacher_for
 from tagpr_rl.chains.teachers.interface import TeacherRequest
 from tagpr_rl.config import ModelStage
 from tagpr_rl.data.tasks import TASKS
+from tagpr_rl.model.fetch import model_folder
 from tagpr_rl.prompts.dataset import TRAIN
 from tagpr_rl.prompts.prompt import DIRECT_INSTRUCTION, build_prompt, prompt_phrases
 from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.stages.fetch import model_folder
-from tagpr_rl.stages.teachers import teacher_for
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, Prompt, TagprError
 

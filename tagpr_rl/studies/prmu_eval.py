@@ -16,12 +16,11 @@ from tagpr_rl.prmu.accuracy import RawScore, evaluate, mean, own, pair_wins, per
 from tagpr_rl.prmu.quality import auc_within, best_of, calibration, correlation_within, third_users, truncated, votes
 from tagpr_rl.prmu.serving.requests import ScoreRequest
 from tagpr_rl.prmu.training.probes import copying, padding
-from tagpr_rl.prompts.rows import profile_texts
+from tagpr_rl.prompts.rows import circle, profile_texts
 from tagpr_rl.report.cards.prmu_page import prmu_page
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.stages.context import LazyRay, StageContext
-from tagpr_rl.stages.prmu_pairs import circle
 from tagpr_rl.studies.prmu_material import Material, finished_prmu, gather
 from tagpr_rl.tags.grammar import final_answer
 from tagpr_rl.types import PairRow, TagprError

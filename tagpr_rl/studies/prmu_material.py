@@ -9,6 +9,7 @@ from pathlib import Path
 from tagpr_rl.chains.build import build_chains
 from tagpr_rl.chains.evidence import ProfilePool, ProfileSwap
 from tagpr_rl.chains.labellers.label import ScriptedLabeller
+from tagpr_rl.chains.models import keep_rules, teacher_for
 from tagpr_rl.chains.pairs import build_pairs
 from tagpr_rl.config import ChainsStage, PrmuStage, Recipe
 from tagpr_rl.data.world.rules import world_rules
@@ -17,9 +18,7 @@ from tagpr_rl.prompts.rows import profile_texts
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.run.layout import stage_dir
 from tagpr_rl.stages.context import StageContext
-from tagpr_rl.stages.policy_samples import sampled_responses
-from tagpr_rl.stages.prmu_pairs import PAIRS, pairs_of_samples
-from tagpr_rl.stages.teachers import keep_rules, teacher_for
+from tagpr_rl.stages.prmu import PAIRS, pairs_of_samples, sampled_responses
 from tagpr_rl.tags.grammar import final_answer
 from tagpr_rl.types import LampRecord, PairRow, TagprError
 

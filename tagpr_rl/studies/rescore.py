@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tagpr_rl.config import GrpoStage, Recipe
+from tagpr_rl.config import GrpoStage, Recipe, upstream
 from tagpr_rl.prmu.serving.score import Scorer, ScoreRequest
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.manifest import upstream
 from tagpr_rl.types import TagprError
 
 

@@ -157,7 +157,7 @@ def test_an_error_keeps_its_words_through_ray(tmp_path: Path) -> None:
     import ray
 
     from tagpr_rl.backend.session.ray_session import LOCAL_NODE_ADDRESS
-    from tagpr_rl.stages.train import plain_error
+    from tagpr_rl.stages.common import plain_error
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address=LOCAL_NODE_ADDRESS)
     try:

@@ -14,7 +14,7 @@ from tagpr_rl.chains.storage import write_rejected
 from tagpr_rl.config import Recipe, dump_recipe, recipe_from_dict
 from tagpr_rl.files import write_json
 from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
-from tagpr_rl.run.manifest import make_manifest, write_manifest
+from tagpr_rl.run.manifest import StageFacts, make_manifest, stage_config, write_manifest
 from tagpr_rl.run.open import read_resolved
 
 INJECTED = "</script><b>x</b> | a `tick` \x1b[31mred"
@@ -95,8 +95,9 @@ def make_run(out: Path, *, finished: bool = True, **keys: Any) -> RunDir:
     folder = chains_folder(run, made)
     write_files(folder.root)
     if finished:
+        facts = StageFacts(stage_config(made, "chains"), {})
         manifest = make_manifest(
-            made, run, "chains", inputs={}, outputs=sorted(folder.root.iterdir()), started="2026-01-01T00:00:00Z",
+            folder, "chains", "chains", facts, outputs=sorted(folder.root.iterdir()), started="2026-01-01T00:00:00Z",
             seconds=1.0,
         )  # fmt: skip
         write_manifest(folder, manifest)

@@ -11,7 +11,7 @@ from tagpr_rl.config import Recipe, recipe_from_dict
 from tagpr_rl.files import write_text
 from tagpr_rl.run.checkpoints import Identity, publish, seal, staging, step_folder
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.manifest import make_manifest, stage_inputs, write_manifest
+from tagpr_rl.run.manifest import make_manifest, stage_facts, write_manifest
 
 RAW: dict[str, Any] = {
     "name": "r",
@@ -39,11 +39,11 @@ def recipe(change: Callable[[dict[str, Any]], None] | None = None) -> Recipe:
 
 def finish(recipe: Recipe, run: RunDir, name: str, text: str = "weights") -> None:
     """What a stage does: write outputs, then the manifest."""
-    inputs = stage_inputs(recipe, run, name)
+    facts = stage_facts(recipe, run, name)
     folder = stage_dir(recipe, run, name)
     write_text(folder.hf / "model.txt", f"{text} of {name}")
     manifest = make_manifest(
-        recipe, run, name, inputs=inputs, outputs=[folder.hf], started="2026-01-01T00:00:00Z", seconds=1.5,
+        folder, name, recipe.stages[name].kind, facts, outputs=[folder.hf], started="2026-01-01T00:00:00Z", seconds=1.5,
         metrics={"m": 0.25}, notes=("n",),
     )  # fmt: skip
     write_manifest(folder, manifest)

@@ -64,7 +64,7 @@ def publish(page: Page, recipe: Recipe, run: RunDir) -> None:
     """Hop 8: where each stage puts its weights."""
     page.hop_in_source(
         8,
-        "tagpr_rl.stages.train",
+        "tagpr_rl.stages.common",
         "publish",
         "After its last step a stage writes its weights and tokenizer for the next stage, then its manifest. Weights "
         "only: optimizer, schedule, data order and reference policy start afresh.",

@@ -22,13 +22,12 @@ from tagpr_rl.chains.client.chat import BadBodyError, ChatRequest, Reply, ReplyS
 from tagpr_rl.chains.client.openai_client import OpenAIGenerator
 from tagpr_rl.chains.client.spend import most_tokens
 from tagpr_rl.chains.client.usage import MeteredLabeller, MeteredTeacher
+from tagpr_rl.chains.models import Generators, labeller_for, teacher_for
 from tagpr_rl.chains.teachers.interface import TEACHER_INSTRUCTION, TeacherRequest
 from tagpr_rl.chains.teachers.scripted import ScriptedTeacher
 from tagpr_rl.config import ChainsStage, recipe_from_dict
 from tagpr_rl.config.endpoints import EndpointBlock, RetryBlock
 from tagpr_rl.stages.chains import require_budget
-from tagpr_rl.stages.generators import Generators
-from tagpr_rl.stages.teachers import labeller_for, teacher_for
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import LampRecord, Prompt, TagprError
 
@@ -263,7 +262,7 @@ def test_a_recipe_s_teacher_and_labeller_are_models(tmp_path: Path) -> None:
         recipe = recipe_from_dict({"name": "r", "out": str(tmp_path), "stages": stages}, source="r")
         stage = recipe.stages["chains"]
         assert isinstance(stage, ChainsStage)
-        with Generators(recipe, stage, start_ray=lambda: pytest.fail("no Ray for an endpoint")) as models:
+        with Generators(recipe, stage, make_engine=lambda *_: pytest.fail("no engine for an endpoint")) as models:
             teacher = MeteredTeacher(teacher_for(recipe, models=models))
             labeller = MeteredLabeller(labeller_for(stage, models))
             replies = teacher.generate(requests)

@@ -14,9 +14,8 @@ import pytest
 
 from tagpr_rl.cli import main
 from tagpr_rl.cli.chains import printable
-from tagpr_rl.config import load_recipe
+from tagpr_rl.config import load_recipe, needed_for
 from tagpr_rl.run.layout import RunDir
-from tagpr_rl.run.manifest import needed_for
 from tagpr_rl.tags.schema import load_schema
 
 DEMO = Path(__file__).resolve().parents[3] / "recipes" / "demo.yaml"

@@ -239,7 +239,8 @@ def test_the_old_key_still_works() -> None:
 
 
 def test_saved_rollouts_are_inputs_of_the_stage(tmp_path: Path) -> None:
-    from tagpr_rl.run.manifest import stage_inputs, upstream
+    from tagpr_rl.config import upstream
+    from tagpr_rl.run.manifest import stage_inputs
 
     def change(raw: dict[str, Any]) -> None:
         raw["stages"]["guided"]["save_tokens"] = save

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from tagpr_rl.files import sha256_json, write_json
 from tagpr_rl.run import state
 from tagpr_rl.run.checkpoints import Chosen, begin, choose
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.manifest import identity, read_manifest, stage_config
+from tagpr_rl.run.manifest import identity, read_manifest, stage_config, stage_facts
 from tagpr_rl.run.open import read_resolved
-from tagpr_rl.run.resume import ATTEMPT, attempt, fact_changes, resume_point
+from tagpr_rl.run.resume import ATTEMPT, fact_changes, resume_point
 from tagpr_rl.types import TagprError
 
 
@@ -120,7 +121,7 @@ def test_an_interrupted_old_run_goes_on(tmp_path: Path) -> None:
     folder = stage_dir(made, run, "explore")
     for path in (folder.manifest, stage_dir(made, run, "eval").manifest):
         path.unlink()
-    facts = attempt(made, run, "explore")
+    facts = asdict(stage_facts(made, run, "explore"))
     write_json(folder.root / ATTEMPT, {**facts, "config": as_of_an_earlier_release(facts["config"])})
     assert resume_point(made, run).stage == "explore"
     changed = recipe(lambda raw: raw["stages"]["explore"].update(lr=0.5))

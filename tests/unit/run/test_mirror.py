@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ from tagpr_rl.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
 from tagpr_rl.files import write_json, write_text
 from tagpr_rl.run import checkpoints
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.manifest import read_manifest
+from tagpr_rl.run.manifest import read_manifest, stage_facts
 from tagpr_rl.run.mirror import Mirror, mirror_of
-from tagpr_rl.run.resume import ATTEMPT, attempt
+from tagpr_rl.run.resume import ATTEMPT
 from tagpr_rl.run.trackers import tracker_id
 from tagpr_rl.types import TagprError
 
@@ -79,7 +80,7 @@ def interrupted(run: RunDir, r: Recipe, mirror: Mirror, *, at: int) -> None:
         mirror.push_files(run)
         mirror.push_stage(run, stage_dir(r, run, name))
     folder = stage_dir(r, run, "guided")
-    write_json(folder.root / ATTEMPT, attempt(r, run, "guided"))
+    write_json(folder.root / ATTEMPT, asdict(stage_facts(r, run, "guided")))
     identity = checkpoints.begin(folder.checkpoints, {"a": 1}, keep=2)
     for step in range(1, at + 1):
         write_text(folder.metrics, "".join(f'{{"step": {n}}}\n' for n in range(1, step + 1)))

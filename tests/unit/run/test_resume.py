@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tagpr_rl.config import dump_recipe
 from tagpr_rl.files import write_json
 from tagpr_rl.run import checkpoints
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.resume import ATTEMPT, attempt, exclusive, resume_point
+from tagpr_rl.run.manifest import stage_facts
+from tagpr_rl.run.resume import ATTEMPT, exclusive, resume_point
 from tagpr_rl.types import TagprError
 
 
@@ -35,7 +37,7 @@ def interrupted(run: RunDir, *, checkpoint: int = 0) -> None:
             break
         finish(r, run, name)
     folder = stage_dir(r, run, "guided")
-    write_json(folder.root / ATTEMPT, attempt(r, run, "guided"))
+    write_json(folder.root / ATTEMPT, asdict(stage_facts(r, run, "guided")))
     if checkpoint:
         save(folder.checkpoints, checkpoint, checkpoints.begin(folder.checkpoints, {"a": 1}, keep=2))
 
@@ -158,7 +160,7 @@ def test_resume_says_why_it_cannot(
 
 
 def test_results_for_the_trackers_are_the_finished_stages_figures(run: RunDir) -> None:
-    from tagpr_rl.stages.results import results
+    from tagpr_rl.stages.common import results
 
     interrupted(run)
     found = results(recipe(), run)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from made_runs import finish, finish_all, recipe
 
-from tagpr_rl.config import Recipe, dump_recipe
+from tagpr_rl.config import Recipe, dump_recipe, upstream
 from tagpr_rl.files import sha256_file, write_json, write_text
 from tagpr_rl.run import state as runstate
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.manifest import hash_outputs, read_manifest, stage_config_sha256, upstream, verify_outputs
+from tagpr_rl.run.manifest import hash_outputs, read_manifest, stage_config_sha256, verify_outputs
 from tagpr_rl.types import TagprError
 
 

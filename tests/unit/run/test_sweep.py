@@ -18,11 +18,11 @@ from rich.console import Console
 
 from tagpr_rl.cli import main
 from tagpr_rl.cli import sweep as sweep_cli
-from tagpr_rl.config import dump_recipe, recipe_from_dict, set_key
+from tagpr_rl.config import dump_recipe, recipe_from_dict, set_key, upstream
 from tagpr_rl.eval.arms import compare_arms, over_seeds, question_scores, seed_result
 from tagpr_rl.files import write_json
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.manifest import make_manifest, stage_inputs, upstream, write_manifest
+from tagpr_rl.run.manifest import make_manifest, stage_facts, write_manifest
 from tagpr_rl.run.sweep import SeedPlan, final_model, load_sweep, plan_seed
 from tagpr_rl.types import TagprError
 
@@ -256,10 +256,10 @@ def finished(found: SeedPlan, scores: dict[str, dict[str, float]]) -> None:
                 for model, rows in scores.items()
             }
             write_json(outputs[1], {"models": models})
-        inputs = stage_inputs(found.recipe, run, name)
+        facts, kind = stage_facts(found.recipe, run, name), found.recipe.stages[name].kind
         write_manifest(
             folder,
-            make_manifest(found.recipe, run, name, inputs=inputs, outputs=outputs, started="x", seconds=2.0),
+            make_manifest(folder, name, kind, facts, outputs=outputs, started="x", seconds=2.0),
         )
 
 

@@ -10,7 +10,7 @@ from made_runs import recipe
 
 from tagpr_rl.chains.balance import BalanceRules
 from tagpr_rl.chains.keep import AnswerRules, KeepRules
-from tagpr_rl.stages.teachers import keep_rules
+from tagpr_rl.chains.models import keep_rules
 from tagpr_rl.types import TagprError
 
 

@@ -14,8 +14,7 @@ from tagpr_rl.config import FilterBlock, GrpoStage, recipe_from_dict
 from tagpr_rl.prompts.rows import write_parquet
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.stages.context import StageContext
-from tagpr_rl.stages.grpo import carried
-from tagpr_rl.stages.grpo_rows import differ, keep, pick, score_response, training_rows
+from tagpr_rl.stages.grpo import carried, differ, keep, pick, score_response, training_rows
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import TagprError
 

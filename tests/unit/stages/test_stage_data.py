@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_clear_message(tmp_path: Path) -> None:
 
 
 def test_few_examples_end_a_training_stage_early() -> None:
-    from tagpr_rl.stages.train import steps_within
+    from tagpr_rl.stages.common import steps_within
 
     assert steps_within(1300, 16, 7300, 20.0) == 1300  # 2.8 passes
     assert steps_within(1300, 16, 38, 20.0) == 48  # 20 * 38 / 16 = 47.5

@@ -14,7 +14,7 @@ from tagpr_rl.config import dump_recipe
 from tagpr_rl.files import sha256_file, write_json
 from tagpr_rl.report.cards.model_card import lineage
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.manifest import make_manifest, stage_config_sha256, stage_inputs, write_manifest
+from tagpr_rl.run.manifest import make_manifest, stage_config_sha256, stage_facts, write_manifest
 from tagpr_rl.types import TagprError
 
 pytestmark = pytest.mark.torch
@@ -41,7 +41,7 @@ def run(tmp_path: Path, tiny: Path) -> RunDir:
     write_json(run.resolved, dump_recipe(r))
     write_json(run.environment, {"tagpr_rl": "0.9", "commit": "abc", "packages": {"transformers": "5.0"}})
     for name in r.stages:
-        inputs = stage_inputs(r, run, name)
+        facts = stage_facts(r, run, name)
         folder = stage_dir(r, run, name)
         shutil.copytree(tiny, folder.hf)
         outputs = [folder.hf]
@@ -49,7 +49,7 @@ def run(tmp_path: Path, tiny: Path) -> RunDir:
             write_json(folder.root / "eval.json", {"models": {"base": EVAL, "explore": EVAL}})
             outputs.append(folder.root / "eval.json")
         manifest = make_manifest(
-            r, run, name, inputs=inputs, outputs=outputs, started="", seconds=1.0, metrics={"loss": 0.25}
+            folder, name, r.stages[name].kind, facts, outputs=outputs, started="", seconds=1.0, metrics={"loss": 0.25}
         )
         write_manifest(folder, manifest)
     return run

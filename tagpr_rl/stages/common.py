@@ -1,75 +1,41 @@
-"""Training stages: SFT and PRMU, and what all of them share. Each drives one module of the backend."""
+"""What training stages share: their facts on disk, trackers, resuming, progress, and publishing weights."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tagpr_rl.backend.tracking.settings import TrackingSettings, settings_dict
 from tagpr_rl.backend.tracking.tracker import warnings_file
-from tagpr_rl.backend.trainer.overrides import StagePaths, sft_overrides, world_size
-from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage
-from tagpr_rl.files import sha256_file, write_json, write_text
+from tagpr_rl.backend.trainer.overrides import StagePaths, world_size
+from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, TrainingStage, training_steps
+from tagpr_rl.files import sha256_file, write_json
 from tagpr_rl.monitor.alerts import ALERTS, read_alerts
-from tagpr_rl.prompts.rows import sft_rows, write_parquet
-from tagpr_rl.prompts.tokens import ChatTokenizer
-from tagpr_rl.report.cards.model_card import prmu_card
 from tagpr_rl.run import checkpoints, metrics
 from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.manifest import stage_config, stage_inputs
+from tagpr_rl.run.manifest import read_manifest
 from tagpr_rl.run.resume import ATTEMPT, fact_changes
 from tagpr_rl.run.trackers import step_offset, tracker_id
-from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.stages.fetch import model_folder
-from tagpr_rl.stages.prmu_pairs import PAIRS, training_pairs
-from tagpr_rl.stages.watch import wait_with_progress
+from tagpr_rl.stages.context import StageContext
 from tagpr_rl.types import TagprError
 
 RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", ATTEMPT, ALERTS)
-_SAME_NAME = (
-    "batch_size", "lr", "head_lr", "individual_weight", "centre", "user", "identity", "user_dropout", "max_items",
-    "eval_every", "patience", "seed",
-)  # fmt: skip
+"""What an interrupted training stage goes on from."""
+RESULTS_TIMEOUT_S = 120.0
+Describe = Callable[[dict[str, Any]], str]
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "chat_template*")
-
-
-def run_sft(context: StageContext) -> StageResult:
-    """Fine-tune on direct answers or tagged chains with verl's SFT trainer."""
-    recipe, stage = context.recipe, context.recipe.stages[context.name]
-    assert isinstance(stage, SftStage)
-    context.guard_attempt()
-    context.clean(*RESUMABLE)
-    rows, dropped = _sft_examples(context, stage)
-    if len(rows) < stage.batch_size:
-        raise TagprError(
-            f"stage '{context.name}': {len(rows)} training examples are fewer than batch_size={stage.batch_size}"
-        )
-    train = context.dir.root / "train.parquet"
-    write_parquet(train, rows)
-    paths = stage_paths(context, stage.init, train)
-    steps = steps_within(stage.steps, stage.batch_size, len(rows), stage.max_epochs)
-    overrides = sft_overrides(recipe, context.name, paths, steps)
-    start = resume_from(context, paths.model)
-    if start.step < steps:
-        ray = context.start_ray()
-        from tagpr_rl.backend.trainer.sft import run_sft as train_remote
-
-        task = ray.remote(num_cpus=1)(train_remote).remote(
-            world_size(recipe), overrides, tracking(context), recipe.platform.device
-        )
-        wait_for(context, ray, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
-    publish(context, last_checkpoint(context, steps) / "huggingface")
-    last = metrics.last(context.dir.metrics) or {}
-    figures = {"examples": float(len(rows)), "too_long": float(dropped), "loss": float(last["train/loss"])}
-    notes = (*stage_notes(context, start), *_capped(steps, stage.steps, len(rows), stage.max_epochs))
-    return StageResult(outputs=(context.dir.hf, context.dir.metrics), metrics=figures, notes=notes)
 
 
 def steps_within(steps: int, batch_size: int, examples: int, max_epochs: float) -> int:
@@ -77,71 +43,11 @@ def steps_within(steps: int, batch_size: int, examples: int, max_epochs: float) 
     return max(1, min(steps, math.ceil(max_epochs * examples / batch_size)))
 
 
-def _capped(steps: int, asked: int, examples: int, max_epochs: float) -> tuple[str, ...]:
-    if steps == asked:
+def capped(steps: int, wanted: int, examples: int, max_epochs: float) -> tuple[str, ...]:
+    """The note that a stage's few examples allow fewer steps than the recipe has; empty if they allow all."""
+    if steps == wanted:
         return ()
-    return (f"{steps} of {asked} steps: max_epochs={max_epochs:g} passes over {examples} examples",)
-
-
-def _sft_examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str, Any]], int]:
-    recipe = context.recipe
-    tokenizer = ChatTokenizer(context.earlier(stage.init, reads=("hf",)).hf)
-    limit = recipe.data.prompt.max_response_tokens
-    if stage.dataset == "chains":
-        import pyarrow.parquet as pq
-
-        chains = context.nearest("chains", reads=("chains.parquet",)).root / "chains.parquet"
-        rows = pq.read_table(chains, columns=["messages", "response"]).to_pylist()
-        return sft_rows(tokenizer, [(row["messages"], row["response"]) for row in rows], limit)
-    make = context.dataset.prompt_maker("direct", tokenizer)
-    return sft_rows(tokenizer, [(make(r).messages, r.gold) for r in context.dataset.train if r.gold is not None], limit)
-
-
-def run_prmu(context: StageContext) -> StageResult:
-    """Train PRMU on the chains stage's pairs, and on the policy's own where asked for, in a Ray task."""
-    recipe, stage = context.recipe, context.recipe.stages[context.name]
-    assert isinstance(stage, PrmuStage)
-    context.guard_attempt()
-    context.clean(*RESUMABLE, PAIRS)
-    pairs = context.dir.root / PAIRS
-    examples = training_pairs(context, stage, pairs)
-    steps = steps_within(stage.steps, stage.batch_size, examples, stage.max_epochs)
-    settings = {
-        "steps": steps,
-        "micro_batch_size": stage.micro_batch_size or 0,
-        "warmup": min(stage.warmup_steps, steps // 2),
-        **{name: getattr(stage, name) for name in _SAME_NAME},
-    }
-    if stage.backbone is not None:
-        backbone = model_folder(stage.backbone, f"stages.{context.name}.backbone")
-    else:
-        backbone = context.model_folder(stage.init)
-    ray = context.start_ray()
-    from tagpr_rl.backend.scoring.prmu_train import train_prmu_remote
-
-    start = resume_from(context, backbone)
-    task = train_prmu_remote.remote(
-        str(pairs.resolve()),
-        str(backbone.resolve()),
-        str((context.dir.root / "prmu").resolve()),
-        settings,
-        tracking(context),
-        recipe.platform.threads,
-        stage.zero().model_dump() if stage.strategy == "deepspeed" else None,
-        (str(context.dir.checkpoints.resolve()), stage.save_every or 0),
-        stage.user_shards,
-    )
-    wait_for(context, ray, task, steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
-    figures: dict[str, float] = ray.get(task)
-    write_json(context.dir.root / "prmu.json", figures)
-    shutil.rmtree(context.dir.checkpoints, ignore_errors=True)  # the stage's result is in prmu/
-    card = prmu_card(recipe, context.name, figures)
-    write_text(context.dir.root / "prmu" / "README.md", card)
-    outputs = (context.dir.root / "prmu", context.dir.root / "prmu.json", context.dir.metrics, pairs)
-    first = [key for key in ("unseen/accuracy", "unseen/cross_profile", "unseen/shuffled") if key in figures]
-    ordered = {key: figures[key] for key in (*first, *(key for key in figures if key not in first))}
-    notes = (*stage_notes(context, start), *_capped(steps, stage.steps, examples, stage.max_epochs))
-    return StageResult(outputs=outputs, metrics=ordered, notes=notes)
+    return (f"{steps} of {wanted} steps: max_epochs={max_epochs:g} passes over {examples} examples",)
 
 
 def stage_paths(context: StageContext, init: str, train: Path) -> StagePaths:
@@ -184,17 +90,17 @@ def resume_from(context: StageContext, model: Path) -> checkpoints.Chosen:
     """The checkpoint that verl will go on from (step 0 = none); later metrics and rollouts are dropped."""
     recipe, name = context.recipe, context.name
     stage = recipe.stages[name]
-    assert isinstance(stage, SftStage | GrpoStage | PrmuStage)
+    assert isinstance(stage, TrainingStage)
     tokenizer = [path for part in _TOKENIZER_FILES for path in sorted(model.glob(part)) if path.is_file()]
     facts = {
         "stage": name,
-        "config": stage_config(recipe, name),
-        "inputs": stage_inputs(recipe, context.run, name),
+        "config": context.facts.config,
+        "inputs": context.facts.inputs,
         "tokenizer": {path.name: sha256_file(path) for path in tokenizer},
         "world_size": 1 if isinstance(stage, PrmuStage) else world_size(recipe),
     }
     root = context.dir.checkpoints
-    elastic = getattr(stage, "strategy", "fsdp2") == "deepspeed"  # universal checkpoints
+    elastic = stage.strategy == "deepspeed"  # universal checkpoints
     identity = checkpoints.begin(root, facts, keep=stage.keep_checkpoints, any_world_size=elastic)
     chosen = checkpoints.choose(root, identity, partial(fact_changes, recipe, name))
     for note in chosen.notes:
@@ -224,6 +130,28 @@ def stage_notes(context: StageContext, start: checkpoints.Chosen) -> tuple[str, 
     warned = tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
     alerts = tuple(f"alert at step {a.step}, {a.kind}: {a.text}" for a in read_alerts(context.dir.root / ALERTS))
     return (*start.notes, *((f"resumed from step {start.step}",) if start.step else ()), *warned, *alerts)
+
+
+def wait_with_progress(
+    console: Console, label: str, path: Path, steps: int, describe: Describe, done: Callable[[float], bool]
+) -> None:
+    """Show progress until `done(seconds)` (which waits at most that long) says so."""
+    columns = (
+        TextColumn("  {task.description:<10}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=steps, figures="starting")
+        while not done(0.5):
+            row = metrics.last(path)
+            if row is not None:
+                progress.update(task, completed=row["step"], figures=describe(row))
+        row = metrics.last(path)
+        if row is not None:
+            progress.update(task, completed=row["step"], figures=describe(row))
 
 
 def wait_for(context: StageContext, ray: Any, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]) -> None:
@@ -298,3 +226,33 @@ def publish(context: StageContext, source: Path) -> None:
     write_json(temp / "config.json", config)
     shutil.rmtree(context.dir.hf, ignore_errors=True)
     temp.rename(context.dir.hf)
+
+
+def results(recipe: Recipe, run: RunDir) -> dict[str, float]:
+    """`<stage>/<figure>` of every finished stage, from the manifests."""
+    found: dict[str, float] = {}
+    for name in recipe.stages:
+        manifest = read_manifest(stage_dir(recipe, run, name))
+        if manifest is not None:
+            found |= {f"{name}/{key}": value for key, value in manifest.metrics.items()}
+            found[f"{name}/seconds"] = manifest.seconds
+    return found
+
+
+def track_results(recipe: Recipe, run: RunDir, console: Console, outages: Sequence[str] = ()) -> None:
+    """Send `results` to the run's trackers. What goes wrong there is said and stops nothing."""
+    last = list(recipe.stages)[-1]
+    settings = tracking_settings(recipe, run, last, outages)
+    if settings.wandb_mode == "disabled" and not settings.tensorboard:
+        return
+    stage = recipe.stages[last]
+    settings = replace(settings, step_offset=step_offset(recipe, last) + training_steps(stage))
+    text = json.dumps({"settings": settings_dict(settings), "results": results(recipe, run)})
+    command = [sys.executable, "-m", "tagpr_rl.backend.tracking.wandb_run"]
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=RESULTS_TIMEOUT_S)
+        said = done.stdout.strip() if done.returncode == 0 else (done.stderr.strip().splitlines() or ["?"])[-1]
+    except subprocess.TimeoutExpired:
+        said = f"the trackers did not take the results within {RESULTS_TIMEOUT_S:.0f} s"
+    if said:
+        console.print(f"[yellow]results: {escape(said[:600])}[/yellow]", highlight=False, soft_wrap=True)

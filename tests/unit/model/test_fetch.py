@@ -9,9 +9,9 @@ import pytest
 
 from tagpr_rl.config import load_recipe
 from tagpr_rl.files import is_hub_name
+from tagpr_rl.model.fetch import model_folder
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.run.manifest import stage_inputs
-from tagpr_rl.stages.fetch import model_folder
 from tagpr_rl.types import TagprError
 
 DEMO = Path(__file__).resolve().parents[3] / "recipes" / "demo.yaml"

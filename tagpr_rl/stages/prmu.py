@@ -1,0 +1,197 @@
+"""PRMU stage: its pairs, from the chains stage and from the policy's own responses, and its training in a Ray task."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from tagpr_rl.config import PrmuStage, prompt_style
+from tagpr_rl.files import sha256_file, sha256_json, write_json, write_text
+from tagpr_rl.model.fetch import model_folder
+from tagpr_rl.prmu.training.preferences import read_pairs, write_pairs
+from tagpr_rl.prmu.training.probes import copied, padded, slipped
+from tagpr_rl.prompts.dataset import Dataset, evenly
+from tagpr_rl.prompts.rows import profile_texts
+from tagpr_rl.prompts.tokens import ChatTokenizer
+from tagpr_rl.report.cards.model_card import prmu_card
+from tagpr_rl.reward.task import task_reward
+from tagpr_rl.stages.common import (
+    RESUMABLE,
+    capped,
+    resume_from,
+    stage_notes,
+    steps_within,
+    tracking,
+    wait_for,
+)
+from tagpr_rl.stages.context import StageContext, StageResult
+from tagpr_rl.tags.grammar import final_answer, parse
+from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.types import LampRecord, PairRow, ParseStatus
+
+PAIRS = "pairs.parquet"
+POLICY_MARGIN = 0.2
+"""Least difference of the task reward between a policy's better and worse response."""
+POLICY_PAIRS = 2
+"""Most pairs from one question."""
+_SAME_NAME = (
+    "batch_size", "lr", "head_lr", "individual_weight", "centre", "user", "identity", "user_dropout", "max_items",
+    "eval_every", "patience", "seed",
+)  # fmt: skip
+
+
+def run(context: StageContext) -> StageResult:
+    """Train PRMU on the chains stage's pairs, and on the policy's own where asked for, in a Ray task."""
+    recipe, stage = context.recipe, context.recipe.stages[context.name]
+    assert isinstance(stage, PrmuStage)
+    context.guard_attempt()
+    context.clean(*RESUMABLE, PAIRS)
+    pairs = context.dir.root / PAIRS
+    examples = training_pairs(context, stage, pairs)
+    steps = steps_within(stage.steps, stage.batch_size, examples, stage.max_epochs)
+    settings = {
+        "steps": steps,
+        "micro_batch_size": stage.micro_batch_size or 0,
+        "warmup": min(stage.warmup_steps, steps // 2),
+        **{name: getattr(stage, name) for name in _SAME_NAME},
+    }
+    if stage.backbone is not None:
+        backbone = model_folder(stage.backbone, f"stages.{context.name}.backbone")
+    else:
+        backbone = context.model_folder(stage.init)
+    ray = context.start_ray()
+    from tagpr_rl.backend.scoring.prmu_train import train_prmu_remote
+
+    start = resume_from(context, backbone)
+    task = train_prmu_remote.remote(
+        str(pairs.resolve()),
+        str(backbone.resolve()),
+        str((context.dir.root / "prmu").resolve()),
+        settings,
+        tracking(context),
+        recipe.platform.threads,
+        stage.zero().model_dump() if stage.strategy == "deepspeed" else None,
+        (str(context.dir.checkpoints.resolve()), stage.save_every or 0),
+        stage.user_shards,
+    )
+    wait_for(context, ray, task, steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
+    figures: dict[str, float] = ray.get(task)
+    write_json(context.dir.root / "prmu.json", figures)
+    shutil.rmtree(context.dir.checkpoints, ignore_errors=True)  # the stage's result is in prmu/
+    card = prmu_card(recipe, context.name, figures)
+    write_text(context.dir.root / "prmu" / "README.md", card)
+    outputs = (context.dir.root / "prmu", context.dir.root / "prmu.json", context.dir.metrics, pairs)
+    first = [key for key in ("unseen/accuracy", "unseen/cross_profile", "unseen/shuffled") if key in figures]
+    ordered = {key: figures[key] for key in (*first, *(key for key in figures if key not in first))}
+    notes = (*stage_notes(context, start), *capped(steps, stage.steps, examples, stage.max_epochs))
+    return StageResult(outputs=outputs, metrics=ordered, notes=notes)
+
+
+def training_pairs(context: StageContext, stage: PrmuStage, out: Path) -> int:
+    """Write what PRMU is trained on to `out`; returns the number of pairs. A resumed stage keeps what it began with."""
+    if out.is_file():
+        return len(read_pairs(out))
+    rows = read_pairs(context.nearest("chains", reads=(PAIRS,)).root / PAIRS)
+    if stage.policy_samples:
+        rows += _policy_pairs(context, stage)
+    form = context.schema, context.recipe.model.thought_prefilled
+    drawn = _drawn(rows, stage.probe_fraction, f"probes/{stage.seed}")
+    made = [probe for pair in drawn for probe in (copied(pair, *form), padded(pair, *form))]
+    made += [
+        slipped(pair, *form, late=bool(i % 2))
+        for i, pair in enumerate(_drawn(rows, stage.slip_fraction, f"slips/{stage.seed}"))
+    ]
+    rows += [pair for pair in made if pair is not None]
+    if stage.policy_samples or made:
+        random.Random(f"pairs/{stage.seed}").shuffle(rows)
+    write_pairs(out, rows)
+    return len(rows)
+
+
+def _drawn(rows: Sequence[PairRow], fraction: float, seed: str) -> list[PairRow]:
+    return random.Random(seed).sample(rows, round(fraction * len(rows)))
+
+
+def _policy_pairs(context: StageContext, stage: PrmuStage) -> list[PairRow]:
+    recipe = context.recipe
+    records = [record for record in context.dataset.train if record.gold is not None]
+    questions = evenly(records, stage.policy_questions)
+    texts = sampled_responses(context, stage.init, questions, stage.policy_samples, stage.seed)
+    return pairs_of_samples(questions, texts, context.schema, prefilled=recipe.model.thought_prefilled, seed=stage.seed)
+
+
+def pairs_of_samples(
+    records: Sequence[LampRecord],
+    texts: Sequence[Sequence[str]],
+    schema: TagSchema,
+    *,
+    prefilled: bool = False,
+    seed: int = 0,
+) -> list[PairRow]:
+    """Up to POLICY_PAIRS pairs of kind "wrong" per question, of the policy's responses `texts[i]` to `records[i]`.
+
+    Two responses are drawn without a look at their rewards, and kept with the difference of their task rewards as
+    probability (from POLICY_MARGIN on; a malformed response counts as 0). So the response of higher *expected* reward
+    is chosen more often than rejected. Where golds are noisy, the best response against the rest would teach which
+    gold is likeliest: in LaMP_3 an extreme score, when one between is nearer on average.
+    """
+    rng = random.Random(f"policy/{seed}")
+    rows = []
+    for record, responses in zip(records, texts, strict=True):
+        scores: dict[str, float] = {}
+        for text in sorted({text for text in responses if text.strip()}):
+            good = parse(text, schema, prefilled=prefilled).status is ParseStatus.OK
+            scores[text] = task_reward(record.task, final_answer(text), str(record.gold)) if good else 0.0
+        pairs = [sorted(pair, key=scores.__getitem__, reverse=True) for pair in combinations(scores, 2)]
+        rng.shuffle(pairs)
+        gaps = [scores[better] - scores[worse] for better, worse in pairs]
+        kept = [pair for pair, gap in zip(pairs, gaps, strict=True) if gap >= POLICY_MARGIN and rng.random() < gap]
+        fields = record.id, record.task, record.user_id, "", record.input, profile_texts(record)
+        rows += [PairRow(*fields, better, worse, "wrong") for better, worse in kept[:POLICY_PAIRS]]
+    return rows
+
+
+def sampled_responses(
+    context: StageContext, model: str, records: Sequence[LampRecord], n: int, seed: int
+) -> list[tuple[str, ...]]:
+    """`n` responses of the policy `model` to each record at temperature 1; written once per run and question set."""
+    recipe = context.recipe
+    folder = context.model_folder(model)
+    weights = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    facts = {"model": model, "weights": weights, "samples": n, "seed": seed}
+    facts |= {"questions": [f"{record.task}/{record.id}" for record in records]}
+    path = context.run.root / "policy_samples" / f"{model}_{sha256_json(facts)[:12]}.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["facts"] == facts:
+            return [tuple(texts) for texts in found["responses"]]
+    from tagpr_rl.backend.rollout.generate import Engine
+
+    context.start_ray()
+    prompts = encoded_prompts(context.dataset, folder, model, records)
+    status = f"  {context.name}: {n} responses of {model} to {len(records)} questions"
+    with context.console.status(status), Engine(recipe, folder) as engine:
+        texts = sampled(engine, prompts, n, seed=seed)
+    write_text(path, json.dumps({"facts": facts, "responses": texts}, ensure_ascii=False))
+    return [tuple(row) for row in texts]
+
+
+def encoded_prompts(dataset: Dataset, folder: Path, model: str, records: Sequence[LampRecord]) -> list[list[int]]:
+    """The prompts of the records as token ids, as the weights of stage `model` (in `folder`) were taught to read."""
+    tokenizer = ChatTokenizer(folder)
+    make = dataset.prompt_maker(prompt_style(dataset.recipe, model), tokenizer)
+    return [tokenizer.encode(tokenizer.render(make(record).messages)) for record in records]
+
+
+def sampled(
+    engine: Any, prompts: Sequence[list[int]], n: int, *, seed: int, temperature: float = 1.0
+) -> list[list[str]]:
+    """`n` responses to each prompt. `engine` is a backend.generate.Engine."""
+    # Seeded requests of one prompt would be equal: one call per sample, each with a seed of its own.
+    calls = [engine(list(prompts), temperature=temperature, seed=1000 * seed + i) for i in range(n)]
+    return [list(texts) for texts in zip(*calls, strict=True)]

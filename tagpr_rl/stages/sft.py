@@ -1,0 +1,72 @@
+"""SFT stage: supervised fine-tuning on direct answers or on tagged chains, with verl's SFT trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tagpr_rl.backend.trainer.overrides import sft_overrides, world_size
+from tagpr_rl.config import SftStage
+from tagpr_rl.prompts.rows import sft_rows, write_parquet
+from tagpr_rl.prompts.tokens import ChatTokenizer
+from tagpr_rl.run import metrics
+from tagpr_rl.stages.common import (
+    RESUMABLE,
+    capped,
+    last_checkpoint,
+    publish,
+    resume_from,
+    stage_notes,
+    stage_paths,
+    steps_within,
+    tracking,
+    wait_for,
+)
+from tagpr_rl.stages.context import StageContext, StageResult
+from tagpr_rl.types import TagprError
+
+
+def run(context: StageContext) -> StageResult:
+    """Fine-tune the weights of `init`; publish them in `hf/`."""
+    recipe, stage = context.recipe, context.recipe.stages[context.name]
+    assert isinstance(stage, SftStage)
+    context.guard_attempt()
+    context.clean(*RESUMABLE)
+    rows, dropped = _examples(context, stage)
+    if len(rows) < stage.batch_size:
+        raise TagprError(
+            f"stage '{context.name}': {len(rows)} training examples are fewer than batch_size={stage.batch_size}"
+        )
+    train = context.dir.root / "train.parquet"
+    write_parquet(train, rows)
+    paths = stage_paths(context, stage.init, train)
+    steps = steps_within(stage.steps, stage.batch_size, len(rows), stage.max_epochs)
+    overrides = sft_overrides(recipe, context.name, paths, steps)
+    start = resume_from(context, paths.model)
+    if start.step < steps:
+        ray = context.start_ray()
+        from tagpr_rl.backend.trainer.sft import run_sft as train_remote
+
+        task = ray.remote(num_cpus=1)(train_remote).remote(
+            world_size(recipe), overrides, tracking(context), recipe.platform.device
+        )
+        wait_for(context, ray, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
+    publish(context, last_checkpoint(context, steps) / "huggingface")
+    last = metrics.last(context.dir.metrics) or {}
+    figures = {"examples": float(len(rows)), "too_long": float(dropped), "loss": float(last["train/loss"])}
+    notes = (*stage_notes(context, start), *capped(steps, stage.steps, len(rows), stage.max_epochs))
+    return StageResult(outputs=(context.dir.hf, context.dir.metrics), metrics=figures, notes=notes)
+
+
+def _examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str, Any]], int]:
+    """(tokenised rows, number of examples left out as too long)."""
+    recipe = context.recipe
+    tokenizer = ChatTokenizer(context.earlier(stage.init, reads=("hf",)).hf)
+    limit = recipe.data.prompt.max_response_tokens
+    if stage.dataset == "chains":
+        import pyarrow.parquet as pq
+
+        chains = context.nearest("chains", reads=("chains.parquet",)).root / "chains.parquet"
+        rows = pq.read_table(chains, columns=["messages", "response"]).to_pylist()
+        return sft_rows(tokenizer, [(row["messages"], row["response"]) for row in rows], limit)
+    make = context.dataset.prompt_maker("direct", tokenizer)
+    return sft_rows(tokenizer, [(make(r).messages, r.gold) for r in context.dataset.train if r.gold is not None], limit)
