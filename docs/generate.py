@@ -29,10 +29,15 @@ DOCS = ROOT / "docs"
 # --------------------------------------------------------------------------------------------------- recipe keys
 
 
-def recipe_page() -> str:
-    """Every key of a recipe by block: type, range, default and the sentence below the field in the code."""
+def recipe_blocks() -> list[tuple[str, type[BaseModel]]]:
+    """(dotted prefix, config class) of every block of a recipe."""
     from tagpr_rl.config import Recipe
 
+    return list(_blocks("", Recipe, set()))
+
+
+def recipe_page() -> str:
+    """Every key of a recipe by block: type, range, default and the sentence below the field in the code."""
     lines = [
         "# Recipe keys",
         NOTE,
@@ -41,8 +46,7 @@ def recipe_page() -> str:
         "changed and checked stands in [The pipeline](../concepts/pipeline.md).",
         "",
     ]
-    done: set[type[BaseModel]] = set()
-    for prefix, model in _blocks("", Recipe, done):
+    for prefix, model in recipe_blocks():
         title = f"`{prefix}`" if prefix else "The recipe itself"
         lines += [f"## {title}", "", _first_paragraph(model), ""]
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]

@@ -173,6 +173,31 @@ def test_recipes_that_a_page_names_load_and_fit(page: Path) -> None:
             assert problems(load_recipe(path, overrides)) == [], line
 
 
+def unknown_keys(text: str) -> list[str]:
+    """Dotted recipe keys in inline code, with or without a value, that no recipe has."""
+    known = {
+        re.sub(r"<\w+ stage>", "*", f"{prefix}.{key}".lstrip("."))
+        for prefix, model in generate.recipe_blocks()
+        for key in model.model_fields
+    }
+    blocks = {key.partition(".")[0] for key in known}
+    found = re.findall(r"`([a-z_]+(?:\.(?:[a-z_]+|<name>))+)(?:[=:][^`]*)?`", prose(text))
+    dotted = [key for key in found if key.partition(".")[0] in blocks and not key.endswith((".py", ".md", ".json"))]
+    return [key for key in dotted if re.sub(r"^stages\.[^.]+", "stages.*", key) not in {*known, "stages.*"}]
+
+
+@pytest.mark.parametrize("page", [page for page in CURRENT if page.name != "recipe.md"], ids=name)
+def test_every_dotted_recipe_key_that_a_page_names_exists(page: Path) -> None:
+    assert unknown_keys(page.read_text(encoding="utf-8")) == []
+
+
+def test_an_unknown_key_is_seen() -> None:
+    text = (
+        "`log.wandb=offline` `log.trackers` `stages.guided.lr=1e-4` `stages.guided.leraning_rate` `data.prompt.stile`"
+    )
+    assert unknown_keys(text) == ["log.trackers", "stages.guided.leraning_rate", "data.prompt.stile"]
+
+
 # -------------------------------------------------------------------------------------------------------- examples
 
 YAML = re.compile(r"^```yaml\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
