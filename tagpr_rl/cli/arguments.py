@@ -42,7 +42,6 @@ Overrides = Annotated[
 ]
 Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
 StageName = Annotated[str | None, typer.Option("--stage", metavar="STAGE", help="Which of the run's stages.")]
-OutFolder = Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Where to write.")]
 
 
 class Command(TyperCommand):

@@ -73,12 +73,10 @@ def inspect(
     run: RunName,
     stage: StageName = None,
     reason: Annotated[
-        str | None, typer.Option("--reason", metavar="R", help="Chains rejected for it, for example WRONG_ANSWER.")
+        str | None, typer.Option(metavar="R", help="Chains rejected for it, for example WRONG_ANSWER.")
     ] = None,
-    task: Annotated[
-        str | None, typer.Option("--task", metavar="T", help="Only of this task, for example LaMP_2.")
-    ] = None,
-    n: Annotated[int, typer.Option("--n", min=1, metavar="N", help="How many.")] = 5,
+    task: Annotated[str | None, typer.Option(metavar="T", help="Only of this task, for example LaMP_2.")] = None,
+    n: Annotated[int, typer.Option(min=1, metavar="N", help="How many.")] = 5,
 ) -> None:
     """Print the counts of a run's chains, then some chains: kept ones coloured by tag, or rejected ones.
 
@@ -93,9 +91,7 @@ def inspect(
 def card(
     run: RunName,
     stage: StageName = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Default: RUN/export/STAGE-dataset.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/export/STAGE-dataset.")] = None,
 ) -> None:
     """Write a run's chains as a Hugging Face data set with its data card.
 
@@ -108,12 +104,12 @@ def card(
 def discover_command(
     run: RunName,
     stage: StageName = None,
-    sample: Annotated[int, typer.Option("--sample", min=1, metavar="N", help="Chains to label.")] = 300,
+    sample: Annotated[int, typer.Option(min=1, metavar="N", help="Chains to label.")] = 300,
     tags: Annotated[
         int | None,
-        typer.Option("--tags", min=1, metavar="N", help="Number of tags; default: as the steps separate best."),
+        typer.Option(min=1, metavar="N", help="Number of tags; default: as the steps separate best."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FOLDER", help="Default: RUN/export/STAGE-tags.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/export/STAGE-tags.")] = None,
 ) -> None:
     """Propose a tag schema from freely labelled chains of a run.
 

@@ -22,10 +22,10 @@ Address = Annotated[
 @commands.command()
 def render(
     recipe: RecipeName,
-    target: Annotated[Literal["docker", "kuberay", "skypilot", "slurm"], typer.Option("--target")],
+    target: Annotated[Literal["docker", "kuberay", "skypilot", "slurm"], typer.Option()],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write the files there instead of printing them.")
+        Path | None, typer.Option(metavar="DIR", help="Write the files there instead of printing them.")
     ] = None,
 ) -> None:
     """Make the files that run RECIPE on a cluster, from its platform and cluster blocks.

@@ -27,11 +27,9 @@ MOST_KEYS = 20
 def command(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two runs or more, or one sweep's folder.")],
     model: Annotated[
-        str | None, typer.Option("--model", help="Compare this model; default: each run's last evaluated one.")
+        str | None, typer.Option(help="Compare this model; default: each run's last evaluated one.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The page; default: beside the first run.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default: beside the first run.")] = None,
 ) -> None:
     """Compare runs on the questions that all of them answered, in the terminal and as a page.
 

@@ -43,7 +43,7 @@ def check(
     folder: Folder,
     tasks: Tasks = None,
     splits: Splits = None,
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the findings there, too.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings there, too.")] = None,
 ) -> None:
     """Count records, hash files and list every defect of the official files in a folder.
 
@@ -68,10 +68,8 @@ def download(
     folder: Folder,
     tasks: Tasks = None,
     splits: Splits = None,
-    setting: Annotated[
-        Literal["user", "time"], typer.Option("--setting", help="Which of the benchmark's two splits.")
-    ] = "user",
-    base: Annotated[str, typer.Option("--base", metavar="URL", help="Where the files are fetched from.")] = BASE,
+    setting: Annotated[Literal["user", "time"], typer.Option(help="Which of the benchmark's two splits.")] = "user",
+    base: Annotated[str, typer.Option(metavar="URL", help="Where the files are fetched from.")] = BASE,
 ) -> None:
     """Fetch official files into a folder; goes on with what is there. LaMP-6 is not public and left out.
 
@@ -91,16 +89,14 @@ def download(
 @commands.command(cls=Command)
 def rank(
     folder: Folder,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Gets <task>.json.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets <task>.json.")],
     tasks: Tasks = None,
     splits: Splits = None,
-    method: Annotated[Literal["bm25", "dense", "recency", "random"], typer.Option("--method")] = "bm25",
-    ties: Annotated[Ties, typer.Option("--ties", help="Order of items with equal scores.")] = "official",
-    encoder: Annotated[
-        Path | None, typer.Option("--encoder", metavar="FOLDER", help="dense: a Hugging Face encoder.")
-    ] = None,
-    cache: Annotated[Path | None, typer.Option("--cache", metavar="FOLDER", help="dense: computed embeddings.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of --method random.")] = 0,
+    method: Annotated[Literal["bm25", "dense", "recency", "random"], typer.Option()] = "bm25",
+    ties: Annotated[Ties, typer.Option(help="Order of items with equal scores.")] = "official",
+    encoder: Annotated[Path | None, typer.Option(metavar="FOLDER", help="dense: a Hugging Face encoder.")] = None,
+    cache: Annotated[Path | None, typer.Option(metavar="FOLDER", help="dense: computed embeddings.")] = None,
+    seed: Annotated[int, typer.Option(help="Of --method random.")] = 0,
 ) -> None:
     """Rank every user's items for every question, and write upstream's rankings files: {question id: [item ids]}.
 

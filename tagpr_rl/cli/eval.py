@@ -25,43 +25,33 @@ Baseline = Literal["constant", "majority", "random", "nearest"]
 
 
 def command(
-    golds: Annotated[Files, typer.Option("--golds", metavar="FILE...", help="Outputs: .json files or one .zip.")],
+    golds: Annotated[Files, typer.Option(metavar="FILE...", help="Outputs: .json files or one .zip.")],
     preds: Annotated[
-        Files | None, typer.Option("--preds", metavar="FILE...", help="Predictions: .json files or one .zip.")
+        Files | None, typer.Option(metavar="FILE...", help="Predictions: .json files or one .zip.")
     ] = None,
     questions: Annotated[
         Files | None,
-        typer.Option(
-            "--questions", metavar="FILE...", help="Users for intervals, profiles for the leak filter and baselines."
-        ),
+        typer.Option(metavar="FILE...", help="Users for intervals, profiles for the leak filter and baselines."),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="What a file that calls itself LaMP_2 means: LaMP_2 or LaMP_2N.")
+        str | None, typer.Option(help="What a file that calls itself LaMP_2 means: LaMP_2 or LaMP_2N.")
     ] = None,
-    split: Annotated[Literal["train", "dev", "test"], typer.Option("--split", help="Stands in the result.")] = "dev",
+    split: Annotated[Literal["train", "dev", "test"], typer.Option(help="Stands in the result.")] = "dev",
     responses: Annotated[
         bool, typer.Option("--responses", help="Predictions hold thoughts; score what follows them.")
     ] = False,
-    schema: Annotated[
-        Path | None, typer.Option("--schema", metavar="FILE", help="With --responses: the tag schema.")
-    ] = None,
-    baseline: Annotated[
-        Baseline | None, typer.Option("--baseline", help="Score a baseline instead of --preds.")
-    ] = None,
-    constant: Annotated[
-        str | None, typer.Option("--constant", metavar="TEXT", help="The constant baseline's answer.")
-    ] = None,
-    train_golds: Annotated[
-        Files | None, typer.Option("--train-golds", metavar="FILE...", help="What baselines learn from.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the result as JSON.")] = None,
+    schema: Annotated[Path | None, typer.Option(metavar="FILE", help="With --responses: the tag schema.")] = None,
+    baseline: Annotated[Baseline | None, typer.Option(help="Score a baseline instead of --preds.")] = None,
+    constant: Annotated[str | None, typer.Option(metavar="TEXT", help="The constant baseline's answer.")] = None,
+    train_golds: Annotated[Files | None, typer.Option(metavar="FILE...", help="What baselines learn from.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.")] = None,
     write_preds: Annotated[
-        Path | None, typer.Option("--write-preds", metavar="DIR", help="Write predictions files, <task>.json.")
+        Path | None, typer.Option(metavar="DIR", help="Write predictions files, <task>.json.")
     ] = None,
     write_archive: Annotated[
         Path | None, typer.Option("--write-zip", metavar="FILE", help="Write the official zip of seven files.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of bootstrap intervals and the random baseline.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of bootstrap intervals and the random baseline.")] = 0,
 ) -> None:
     """Score official predictions files, of this or any other system: metrics with 95 % intervals over users.
 

@@ -13,11 +13,9 @@ from tagpr_rl.run.open import open_run
 
 def command(
     run: RunName,
-    stage: Annotated[str, typer.Option("--stage", metavar="STAGE", help="A model, sft or grpo stage.")],
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option("--dtype")] = "float32",
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Default: RUN/export/STAGE-DTYPE.")
-    ] = None,
+    stage: Annotated[str, typer.Option(metavar="STAGE", help="A model, sft or grpo stage.")],
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "float32",
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/export/STAGE-DTYPE.")] = None,
 ) -> None:
     """Write the model of a finished stage of RUN as a Hugging Face folder, with a model card.
 

@@ -35,7 +35,7 @@ from tagpr_rl.types import TagprError, did_you_mean
 def command(
     run: RunName,
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="A grpo stage of the run.")],
-    step: Annotated[int | None, typer.Option("--step", metavar="N", help="This step only; default: all.")] = None,
+    step: Annotated[int | None, typer.Option(metavar="N", help="This step only; default: all.")] = None,
     prmu: Annotated[bool, typer.Option("--prmu", help="Score the responses with the stage's PRMU again.")] = False,
 ) -> None:
     """Compute the rewards and advantages of a grpo STAGE of RUN again from its saved responses, and compare.

@@ -16,9 +16,7 @@ from tagpr_rl.run.state import run_status
 def command(
     run: RunName,
     until: Until = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="With a URL: the local folder of runs.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="With a URL: the local folder of runs.")] = None,
 ) -> None:
     """Go on with an interrupted RUN, between stages or in the middle of one, from its last checkpoint.
 

@@ -36,9 +36,7 @@ def prmu(
     run: RunName,
     stage: StageName = None,
     questions: Questions = 400,
-    samples: Annotated[
-        int, typer.Option("--samples", metavar="N", help="Responses to each question; a power of 2.")
-    ] = 8,
+    samples: Annotated[int, typer.Option(metavar="N", help="Responses to each question; a power of 2.")] = 8,
 ) -> None:
     """Measure a reward model (default: the recipe's first) on held-out users.
 
@@ -74,7 +72,7 @@ def faithful(run: RunName, stage: StageName = None, questions: Questions = 200) 
 def wandb_view(
     run: RunName,
     entity: Annotated[
-        str, typer.Option("--entity", metavar="NAME", help="W&B user or team; default: the logged-in user's own.")
+        str, typer.Option(metavar="NAME", help="W&B user or team; default: the logged-in user's own.")
     ] = "",
     as_text: Annotated[
         bool, typer.Option("--json", help="Print the view; no server and no W&B package needed.")

@@ -30,9 +30,7 @@ def command(
         str, typer.Argument(metavar="SWEEP", help="A YAML file, or a shipped sweep's name such as sweeps/ablations.")
     ],
     overrides: Overrides = None,
-    seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="N,N", help="Only these of the sweep's seeds.")
-    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="N,N", help="Only these of the sweep's seeds.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every seed's stages; run nothing.")] = False,
 ) -> None:
     """Train every arm of SWEEP for every seed, and compare the arms on the same questions.

@@ -1,4 +1,4 @@
-"""FLOPs and seconds of training, generation and scoring, from peak figures and the assumptions below."""
+"""FLOPs and seconds of training, generation and scoring, from the devices' peak figures and two assumptions."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def generation_seconds(
 
 
 def train_time(recipe: Recipe, shape: ModelShape, tokens: float, device: Device | None, what: str = "train") -> Times:
+    """Seconds to train the policy on `tokens`; () without a device."""
     if device is None:
         return ()
     world = recipe.platform.nodes * recipe.platform.devices_per_node
@@ -51,6 +52,7 @@ def train_time(recipe: Recipe, shape: ModelShape, tokens: float, device: Device 
 
 
 def prmu_time(recipe: Recipe, stage: PrmuStage, shape: ModelShape, device: Device | None) -> Times:
+    """Seconds to train a PRMU with full inputs on one device, in fp32; () without a device."""
     if device is None:
         return ()
     tokens = stage.steps * stage.batch_size * (2 * PRMU_TOKENS + stage.max_items * PRMU_ITEM_TOKENS)
@@ -60,6 +62,7 @@ def prmu_time(recipe: Recipe, stage: PrmuStage, shape: ModelShape, device: Devic
 
 
 def grpo_time(recipe: Recipe, stage: GrpoStage, shape: ModelShape, device: Device | None, fits: int) -> Times:
+    """Seconds to generate (`fits` sequences at a time on an engine), update and score; () without a device."""
     if device is None:
         return ()
     prompt, response = stage_limits(recipe, stage)
@@ -79,9 +82,9 @@ def grpo_time(recipe: Recipe, stage: GrpoStage, shape: ModelShape, device: Devic
     update = train_time(recipe, shape, tokens, device, "update")
     extra = (not stage.reuse_rollout_logprobs) + (stage.kl_coef > 0)
     factor = 2 if recipe.lora is not None else 3
-    found = [("generate", generated, rule), *update]
+    times = [("generate", generated, rule), *update]
     if extra:
-        found.append(("log-probabilities", update[0][1] * extra / factor, f"{extra} more forward pass(es)"))
+        times.append(("log-probabilities", update[0][1] * extra / factor, f"{extra} more forward pass(es)"))
     scorer = prmu_shape(recipe, stage.prmu) if stage.prmu is not None and stage.uses_prmu else None
     if scorer is not None and recipe.placement.prmu != "cpu":
         read = stage.steps * responses * PRMU_TOKENS  # profile items are cached
@@ -92,5 +95,5 @@ def grpo_time(recipe: Recipe, stage: GrpoStage, shape: ModelShape, device: Devic
         else:
             used = min(used, recipe.platform.nodes * recipe.platform.devices_per_node)
         text = f"{flops:.2e} FLOPs / ({used} x {device.fp32_tflops:g} TFLOPS fp32 x MFU {MFU:g})"
-        found.append(("score", flops / (used * device.fp32_tflops * 1e12 * MFU), text))
-    return tuple(found)
+        times.append(("score", flops / (used * device.fp32_tflops * 1e12 * MFU), text))
+    return tuple(times)

@@ -1,4 +1,4 @@
-"""Bytes per device by part, each with its formula. What is an assumption of ours says so."""
+"""Bytes per device by part, each with its formula."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAX_SEQUENCES = 256
 RESERVE_GIB = 6.0
 """CUDA context, NCCL buffers and fragmentation (an assumption)."""
 ENGINE_EXTRA_GIB = 3.0
-"""Activations and CUDA graphs inside vLLM's share (an assumption, ours)."""
+"""Activations and CUDA graphs inside vLLM's share (an assumption)."""
 LOGIT_BYTES = 12
-"""Per token and vocabulary entry: bf16 logits, an fp32 copy, its gradient, and the entropy's bf16 softmax (ours)."""
+"""Per token and vocabulary entry: bf16 logits, an fp32 copy, its gradient, and the entropy's bf16 softmax."""
 PRMU_TOKENS, PRMU_ITEM_TOKENS = 1024, 128
 """Limits of PRMU's inputs (prmu.inputs.Limits): a response row and one profile item."""
 
@@ -46,7 +46,7 @@ class Phase:
 
 
 def device_of(budget: BudgetBlock) -> Device | None:
-    """The named device; None when none is named. TagprError on a name that is not in the table."""
+    """The named device, or None if none is named. TagprError for a name that is not in the table."""
     if budget.device is None:
         return None
     if budget.device not in DEVICES:
@@ -58,7 +58,7 @@ def device_of(budget: BudgetBlock) -> Device | None:
 
 
 def policy_shape(recipe: Recipe) -> ModelShape | None:
-    """The shape of the recipe's model; the tiny model at its largest vocabulary; None when unknown."""
+    """The shape of the recipe's model (the tiny model at its largest vocabulary); None if it is not known."""
     if recipe.model.path is not None:
         return shape_of(recipe.model.path)
     tiny = recipe.model.tiny
@@ -101,7 +101,7 @@ def micro_tokens(recipe: Recipe, stage: SftStage | GrpoStage) -> int:
 
 
 def training_parts(recipe: Recipe, shape: ModelShape, tokens: int, stage: TrainingStage) -> tuple[Part, ...]:
-    """Parts of one training process of the stage: weights, gradients and Adam states, then what a micro-batch needs."""
+    """Parts of one training process: weights, gradients and Adam states, then what a micro-batch needs."""
     width = 2 if recipe.model.dtype == "bfloat16" else 4
     recompute = checkpointing(recipe.platform, recipe.training)
     per_layer = block_activation(shape, width)
@@ -116,7 +116,7 @@ def training_parts(recipe: Recipe, shape: ModelShape, tokens: int, stage: Traini
 
 
 def _gathered(recipe: Recipe, shape: ModelShape) -> Part:
-    """The block at work and the prefetched one, and embedding with output layer, whole and in the compute dtype."""
+    """Unsharded weights in the compute dtype: the block at work, the prefetched one, embedding and output layer."""
     width = 2 if recipe.model.dtype == "bfloat16" else 4
     gathered = width * (2 * shape.block + shape.embedding * (1 if shape.tied else 2))
     return Part("gathered", gathered, f"{width} B x (2 blocks + embeddings), unsharded")
@@ -169,7 +169,7 @@ def block_activation(shape: ModelShape, width: int) -> int:
 
 
 def engine_parts(recipe: Recipe, shape: ModelShape, memory: float | None) -> tuple[list[Part], int, tuple[str, ...]]:
-    """vLLM's parts on one device (bytes of `memory`), the sequences that fit at a time, and what is wrong."""
+    """(vLLM's parts on one device with `memory` bytes, the sequences that fit at a time, problems)."""
     tensor, length = recipe.placement.tensor_parallel, longest(recipe)
     width = 2 if recipe.model.dtype == "bfloat16" else 4
     weights = width * shape.parameters / tensor
@@ -207,7 +207,7 @@ def scorer_part(recipe: Recipe, stage: GrpoStage) -> Part | None:
     shape = prmu_shape(recipe, stage.prmu)
     if shape is None:
         return None
-    # Every layer's states, normalised, weighted and stacked (prmu.model.PrmuModel.states).
+    # prmu.model.PrmuModel.states: every layer's states, normalised, weighted and stacked.
     serving, batch = recipe.placement.prmu_serving, scorer_tokens(recipe.placement)
     per_token = 4 * (4 * shape.hidden * (shape.layers + 1) + 3 * shape.ffn)
     text = (

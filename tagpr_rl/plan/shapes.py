@@ -107,9 +107,9 @@ _CONFIG_KEYS = {
 
 
 def shape_of(path: Path | str) -> ModelShape | None:
-    """The shape of a hub name in the table, or of a local folder's config.json; None when neither is known.
+    """The shape of a hub name in the table, or of a local folder's config.json; None if neither is known.
 
-    TagprError when config.json lacks a size.
+    TagprError if config.json lacks a size.
     """
     name = str(path).removesuffix("-Base")
     if name in SHAPES:

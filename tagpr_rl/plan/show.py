@@ -25,7 +25,7 @@ _STYLE = {"done": "green", "todo": "cyan", "changed": "bold red"}
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """Counts of one training stage. 0 or an empty list where a count has no meaning for the kind."""
+    """Counts of one training stage; 0 if a count has no meaning for the kind."""
 
     updates: int
     """Optimizer updates in the whole stage."""

@@ -50,7 +50,7 @@ class StageBudget:
     host_bytes: float = 0.0
     """Of one node: offloaded states, the reference and a PRMU on the CPU."""
     seconds: tuple[tuple[str, float, str], ...] = ()
-    """(what, seconds in the whole stage, the arithmetic); empty where the device is not named."""
+    """(what, seconds in the whole stage, the arithmetic); empty if no device is named."""
     problems: tuple[str, ...] = ()
 
 
@@ -75,8 +75,8 @@ def stage_budget(recipe: Recipe, name: str) -> StageBudget | None:
         return _grpo(recipe, name, stage, shape, device)
     if isinstance(stage, EvaluateStage):
         memory = device.memory_gib * GIB if device else None
-        found, _, wrong = engine_parts(recipe, shape, memory)
-        return _judged(recipe, name, (Phase("generate", tuple(found)),), 0.0, (), device, wrong)
+        engine, _, wrong = engine_parts(recipe, shape, memory)
+        return _judged(recipe, name, (Phase("generate", tuple(engine)),), 0.0, (), device, wrong)
     return None
 
 
@@ -121,7 +121,7 @@ def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device
 
 
 def _offloaded(recipe: Recipe, shape: ModelShape, stage: TrainingStage) -> float:
-    """Host bytes of a node for what is offloaded."""
+    """Host bytes of a node that offloaded states take."""
     training, nodes = recipe.training, recipe.platform.nodes
     if stage.strategy == "deepspeed":
         zero, width = stage.zero(), 2 if recipe.model.dtype == "bfloat16" else 4
@@ -130,8 +130,8 @@ def _offloaded(recipe: Recipe, shape: ModelShape, stage: TrainingStage) -> float
     trained = shape.parameters
     if recipe.lora is not None:
         trained = shape.lora_parameters(recipe.lora.rank, recipe.lora.target_modules)
-    found = 4.0 * shape.parameters if training.offload_params else 0.0
-    return (found + (8.0 * trained if training.offload_optimizer else 0.0)) / nodes
+    weights, states = 4.0 * shape.parameters * training.offload_params, 8.0 * trained * training.offload_optimizer
+    return (weights + states) / nodes
 
 
 def _judged(

@@ -55,7 +55,7 @@ def walk(recipe: Recipe, record: int, *, respond: Respond | None = None, console
 def command(
     recipe: RecipeName,
     overrides: Overrides = None,
-    record: Annotated[int, typer.Option("--record", metavar="N", help="Which training record, from 0.")] = 0,
+    record: Annotated[int, typer.Option(metavar="N", help="Which training record, from 0.")] = 0,
     live: Annotated[bool, typer.Option("--live", help="Let the run's trained model answer (full install).")] = False,
 ) -> None:
     """Print all nine hops of one training record of RECIPE: load, prompt, responses, parse, score, advantage, report.
