@@ -1,4 +1,4 @@
-"""The `cluster` block of a recipe: machines to render manifests for and to submit runs to. All defaults are ours."""
+"""The `cluster` block of a recipe: machines to render manifests for and to submit runs to."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class KubernetesBlock(Closed):
     """What only the KubeRay manifests use."""
 
     namespace: DnsName = "default"
+    """Kubernetes namespace of all objects."""
     storage_claim: DnsName | None = None
-    """PersistentVolumeClaim (ReadWriteMany where there are several nodes) mounted at `cluster.storage`."""
+    """PersistentVolumeClaim (ReadWriteMany for more than one node) mounted at `cluster.storage`."""
     env_secret: DnsName = "tagpr-env"
     """Secret whose keys are the names in `cluster.env`."""
 
@@ -27,11 +28,13 @@ class SlurmBlock(Closed):
     """What only the Slurm script uses."""
 
     partition: Word | None = None
+    """Partition to submit to; null = Slurm's default."""
     account: Word | None = None
+    """Account that is charged; null = Slurm's default."""
 
 
 class ClusterBlock(Closed):
-    """Machines for `launch.py render` and `submit`; a run on one machine reads nothing here. Changes no result."""
+    """Machines for `tagpr render` and `tagpr submit`; a run on one machine reads nothing here. Changes no result."""
 
     image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")] | None = None
     """Container image; null = `tagpr_rl:<device>`, which the rendered Dockerfile builds."""
@@ -44,14 +47,15 @@ class ClusterBlock(Closed):
     cpus: Count | None = None
     """Cores of a node; null = what the run's processes reserve (CUDA) or threads * devices (CPU)."""
     memory_gb: Count = 64
-    """Of a node, in GiB."""
+    """Memory of a node, in GiB."""
     shm_gb: Count = 16
     """/dev/shm of a container, in GiB: Ray's object store and the weight transfer live there."""
     time_limit_h: Count = 24
+    """Hours after which a job is ended."""
     retries: Annotated[int, Field(ge=0)] = 3
     """How often an interrupted job starts again; it goes on where the run stopped."""
     storage: Annotated[str, Field(pattern=r"^/[^\s]*$")] | None = None
-    """Folder for runs: an absolute path, the same shared folder on every node. Without it, `out` (Slurm only)."""
+    """Folder for runs: an absolute path, the same shared folder on every node. null = the folder `out` (Slurm only)."""
     setup: tuple[str, ...] = ()
     """Shell commands on every node before the run: load modules, mount the shared folder. Not for pods."""
     env: tuple[str, ...] = ()
@@ -59,7 +63,9 @@ class ClusterBlock(Closed):
     wait_s: NonNegative = 60.0
     """How long a run on an existing cluster waits for nodes and free devices before it says what is missing."""
     kubernetes: KubernetesBlock = KubernetesBlock()
+    """Settings of the KubeRay manifests alone."""
     slurm: SlurmBlock = SlurmBlock()
+    """Settings of the Slurm script alone."""
 
     @field_validator("env")
     @classmethod

@@ -23,7 +23,7 @@ SMOKE = ROOT / "recipes" / "smoke.yaml"
 EVERYTHING = (
     "cluster={storage: /mnt/runs, node_type: p5en.48xlarge, accelerator: H200, cpus: 96, memory_gb: 512, shm_gb: 64, "
     'time_limit_h: 48, retries: 2, env: [WANDB_API_KEY, HF_TOKEN], setup: ["echo \'x: y\'", "a\\nb"], '
-    "kubernetes: {storage_claim: claim, namespace: team}, slurm: {partition: gpu, account: lab}}"
+    "kubernetes: {storage_claim: claim, namespace: team, env_secret: keys}, slurm: {partition: gpu, account: lab}}"
 )
 STAGES = ("stages.base.batch_size=32", "stages.sft.batch_size=32", "stages.guided.micro_batch_size=1",
           "stages.explore.micro_batch_size=1")  # fmt: skip
@@ -87,7 +87,9 @@ def test_kuberay_asks_for_the_platforms_nodes_and_devices(device: str, nodes: in
         limits = {"memory": "512Gi"} | ({"nvidia.com/gpu": "8"} if device == "cuda" else {})
         assert container["resources"] == {"requests": {"cpu": "96", "memory": "512Gi"}, "limits": limits}
         assert [item["name"] for item in container["env"]] == ["WANDB_API_KEY", "HF_TOKEN"]
-        assert all(set(item) == {"name", "valueFrom"} for item in container["env"])
+        for item in container["env"]:
+            secret = {"name": "keys", "key": item["name"]}
+            assert set(item) == {"name", "valueFrom"} and secret.items() <= item["valueFrom"]["secretKeyRef"].items()
         assert container["volumeMounts"][1]["mountPath"] == "/mnt/runs"
     words = shlex.split(job["spec"]["entrypoint"])
     # In K8sJobMode a shell in the submitter pod would split the command at && (ray-project/kuberay issue 3929).
