@@ -57,7 +57,7 @@ MAY_IMPORT_IN_BACKEND: dict[str, set[str]] = {
     "scoring": {"deepspeed", "tracking"},
     "platform_cpu": {"session", "scoring"},
     "rollout": {"session", "scoring", "platform_cpu"},
-    "trainer": {"session", "scoring", "tracking", "rollout", "platform_cpu"},
+    "trainer": {"scoring", "tracking", "rollout", "platform_cpu"},
 }
 AT_ROOT = {"__init__", "__main__", "types", "files"}
 """Files that may stand at the package's root: types and files; the two others are Python's own names."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +35,7 @@ class GrpoDriver:
         """Train to the end of the stage.
 
         Args:
-            overrides: verl keys (grpo_overrides.grpo_overrides).
+            overrides: verl keys (overrides.grpo_overrides).
             scorers: the scoring actors to start.
             tracking: TrackingSettings as a dict.
             device: the recipe's device; RuntimeError if verl resolved another.
@@ -52,12 +51,12 @@ class GrpoDriver:
         trainer_base.TRAINER_REGISTRY.update(sync=TagprTrainer, separate_async=TagprSeparateTrainer)
         trackers = TrackerFactory(tracking)
         trainer_base.Tracking = trackers
-        names, end_watch = _start_scorers(scorers)
+        actors = _start_scorers(scorers)
         runner = main_ppo.TaskRunnerV1.__ray_metadata__.modified_class()
         try:
-            runner.run(_valid_config(overrides | names))
+            runner.run(_valid_config(overrides | actors.overrides()))
         finally:
-            end_watch()
+            actors.end_of_stage.set()
             trackers.finish()
             _remove_placement_groups(runner.trainer)
 
@@ -73,34 +72,46 @@ def _valid_config(overrides: dict[str, Any]) -> Any:
     return config
 
 
-def _start_scorers(scorers: ScorerSettings) -> tuple[dict[str, Any], Callable[[], None]]:
-    """Start the scoring actors, and a thread that watches those of PRMU.
+@dataclass(frozen=True, slots=True)
+class _Scorers:
+    """The running scoring actors. They live as long as this object: Ray ends an actor that has no handle left."""
 
-    Returns the overrides that name the actors to the agent loops, and a function that ends the watch.
-    """
-    from tagpr_rl.backend.scoring.response_scorer import start_checker
+    checker_name: str
+    checker: Any
+    prmu: dict[str, Any]
+    end_of_stage: threading.Event
+    """Set = the PRMU actors are watched no longer."""
+
+    def overrides(self) -> dict[str, Any]:
+        """The overrides that name the actors to the agent loops."""
+        return {"+reward.reward_kwargs.tag_checker": self.checker_name, "+reward.reward_kwargs.prmu": list(self.prmu)}
+
+
+def _start_scorers(settings: ScorerSettings) -> _Scorers:
+    """Start the scoring actors, and a thread that watches those of PRMU."""
+    from tagpr_rl.backend.scoring import tag_checker
 
     own = f"{ray.get_runtime_context().get_job_id()}_{os.getpid()}"
     checker_name = f"tag_checker_{own}"
-    checker = start_checker(checker_name, **scorers.checker)
+    checker = tag_checker.start(checker_name, **settings.checker)
     prmu: dict[str, Any] = {}
-    stop = threading.Event()
-    if scorers.prmu is not None:
+    end = threading.Event()
+    if settings.prmu is not None:
         from tagpr_rl.backend.scoring import prmu_actor, prmu_client
 
         started = time.monotonic()
-        prmu = prmu_actor.start_all(f"prmu_{own}", **scorers.prmu)
+        prmu = prmu_actor.start_all(f"prmu_{own}", **settings.prmu)
         arguments = {
-            "every_s": scorers.health_s / 4,
-            "limit_s": scorers.health_s,
-            "stall_s": scorers.stall_s,
+            "every_s": settings.health_s / 4,
+            "limit_s": settings.health_s,
+            "stall_s": settings.stall_s,
             "start_s": max(60.0, 3 * (time.monotonic() - started)),
-            "stopped": stop.wait,
+            "stopped": end.wait,
             "report": lambda line: print(line, flush=True),
         }
         threading.Thread(target=prmu_client.watch, args=(prmu,), kwargs=arguments, daemon=True).start()
     ray.get(checker.health.remote())
-    return {"+reward.reward_kwargs.tag_checker": checker_name, "+reward.reward_kwargs.prmu": list(prmu)}, stop.set
+    return _Scorers(checker_name, checker, prmu, end)
 
 
 def _remove_placement_groups(trainer: Any) -> None:
