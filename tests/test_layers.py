@@ -249,7 +249,7 @@ def test_a_wrong_arrow_is_seen(name: str, source: str) -> None:
     [
         ("tagpr_rl.prompts.rows", "from tagpr_rl.tags.schema import TagSchema\nfrom .tokens import ChatTokenizer"),
         ("tagpr_rl.backend.trainer.grpo", "import verl, vllm, ray, deepspeed, torch"),
-        ("tagpr_rl.backend.trainer.grpo", "from tagpr_rl.backend.session import ray_session"),
+        ("tagpr_rl.backend.rollout.generate", "from tagpr_rl.backend.session import ray_session"),
         ("tagpr_rl.data.lamp", "def f():\n    from transformers import AutoTokenizer"),
         ("tagpr_rl.prmu.model", "import torch"),
     ],
