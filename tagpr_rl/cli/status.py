@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tagpr_rl.cli.arguments import Overrides, RunName, say
-from tagpr_rl.config import Recipe
+from tagpr_rl.config import Recipe, training_steps
 from tagpr_rl.run import checkpoints, metrics
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import read_manifest
@@ -72,50 +72,24 @@ def _progress(recipe: Recipe, run: RunDir, name: str, state: str, scores: Mappin
     manifest = read_manifest(stage_dir(recipe, run, name))
     if manifest is None:
         return Progress(state)
-    steps, last = _steps(recipe, name), metrics.last(stage_dir(recipe, run, name).metrics)
+    steps, last = training_steps(recipe.stages[name]), metrics.last(stage_dir(recipe, run, name).metrics)
     step = f"{last['step']} of {steps}" if steps and last is not None else ""
     score = f"{scores[name]:.3f}" if name in scores else ""
-    return Progress(state, step, duration(manifest.seconds), score)
+    return Progress(state, step, metrics.duration(manifest.seconds), score)
 
 
 def _current(recipe: Recipe, run: RunDir, name: str, *, running: bool) -> Progress:
     """The first stage that is not finished and has a folder."""
-    folder, steps = stage_dir(recipe, run, name), _steps(recipe, name)
+    folder, steps = stage_dir(recipe, run, name), training_steps(recipe.stages[name])
     rows = metrics.rows(folder.metrics)
     step = f"{rows[-1]['step']} of {steps}" if rows else f"0 of {steps}" if steps else ""
     reward = f"reward {rows[-1]['reward/total/mean']:.3f}" if rows and "reward/total/mean" in rows[-1] else ""
     if running:
-        left = seconds_left(rows, steps)
-        return Progress("running", step, f"{duration(left)} left" if left is not None else "", reward)
+        left = metrics.seconds_left(rows, steps)
+        return Progress("running", step, f"{metrics.duration(left)} left" if left is not None else "", reward)
     saved = checkpoints.steps(folder.checkpoints)
     note = (f"goes on after step {saved[-1]}" if saved else "starts over") if steps else ""
     return Progress("interrupted", step, note, reward)
-
-
-def seconds_left(rows: list[metrics.Row], steps: int) -> float | None:
-    """Seconds until the last step, at the mean pace of the rows since the stage was last started; None before two.
-
-    `time_s` counts from the start of the process, so it falls where a stage was resumed.
-    """
-    first = len(rows) - 1
-    while first > 0 and rows[first - 1]["time_s"] < rows[first]["time_s"]:
-        first -= 1
-    if len(rows) - first < 2:
-        return None
-    start, end = rows[first], rows[-1]
-    pace = (end["time_s"] - start["time_s"]) / (end["step"] - start["step"])
-    return float(pace * (steps - end["step"]))
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min`, `2.5 h`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def _steps(recipe: Recipe, name: str) -> int:
-    return int(getattr(recipe.stages[name], "steps", 0))
 
 
 def _scores(run: RunDir) -> dict[str, float]:

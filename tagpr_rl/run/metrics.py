@@ -53,6 +53,28 @@ def last(path: Path) -> Row | None:
     return row if isinstance(row, dict) else rows(path)[-1]  # raises, with the line's number
 
 
+def seconds_left(rows: list[Row], steps: int) -> float | None:
+    """Seconds until the last step, at the mean pace of the rows since the stage was last started; None before two.
+
+    `time_s` counts from the start of the process, so it falls where a stage was resumed.
+    """
+    first = len(rows) - 1
+    while first > 0 and rows[first - 1]["time_s"] < rows[first]["time_s"]:
+        first -= 1
+    if len(rows) - first < 2:
+        return None
+    start, end = rows[first], rows[-1]
+    pace = (end["time_s"] - start["time_s"]) / (end["step"] - start["step"])
+    return float(pace * (steps - end["step"]))
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min`, `2.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def trim(path: Path, step: int) -> None:
     """Drop the rows after `step`, which a stage that goes on from its checkpoint logs again, and a cut last line."""
     if path.is_file():

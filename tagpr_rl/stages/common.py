@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tagpr_rl.backend.tracking.settings import TrackingSettings, settings_dict
 from tagpr_rl.backend.tracking.tracker import warnings_file
@@ -34,6 +35,8 @@ from tagpr_rl.types import TagprError
 RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", ATTEMPT, ALERTS)
 """What an interrupted training stage goes on from."""
 RESULTS_TIMEOUT_S = 120.0
+LINE_EVERY_S = 60.0
+"""Progress without a terminal: one line in this time."""
 Describe = Callable[[dict[str, Any]], str]
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "chat_template*")
 
@@ -135,16 +138,29 @@ def stage_notes(context: StageContext, start: checkpoints.Chosen) -> tuple[str, 
 def wait_with_progress(
     console: Console, label: str, path: Path, steps: int, describe: Describe, done: Callable[[float], bool]
 ) -> None:
-    """Show progress until `done(seconds)` (which waits at most that long) says so."""
+    """Show progress until `done(seconds)` (which waits at most that long) says so.
+
+    A terminal gets a bar with the time left; anything else (a file, a job's log) gets a line a minute.
+    """
+    if not console.is_terminal:
+        last_line = time.monotonic()
+        while not done(0.5):
+            if time.monotonic() - last_line >= LINE_EVERY_S:
+                last_line = time.monotonic()
+                console.print(progress_line(label, metrics.rows(path), steps, describe), highlight=False, markup=False)
+        return
     columns = (
         TextColumn("  {task.description:<10}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=steps, figures="starting")
+    row = metrics.last(path)
+    with Progress(*columns, console=console, speed_estimate_period=3600.0) as progress:
+        task = progress.add_task(label, total=steps, completed=row["step"] if row else 0, figures="starting")
         while not done(0.5):
             row = metrics.last(path)
             if row is not None:
@@ -152,6 +168,15 @@ def wait_with_progress(
         row = metrics.last(path)
         if row is not None:
             progress.update(task, completed=row["step"], figures=describe(row))
+
+
+def progress_line(label: str, rows: list[metrics.Row], steps: int, describe: Describe) -> str:
+    """`guided: step 12 of 20, 4 min left, reward 0.52`."""
+    if not rows:
+        return f"{label}: starting"
+    left = metrics.seconds_left(rows, steps)
+    time_left = f", {metrics.duration(left)} left" if left is not None else ""
+    return f"{label}: step {rows[-1]['step']} of {steps}{time_left}, {describe(rows[-1])}"
 
 
 def wait_for(context: StageContext, ray: Any, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]) -> None:

@@ -10,11 +10,11 @@ import pytest
 from made_runs import finish, recipe, save
 
 from tagpr_rl.cli import main
-from tagpr_rl.cli.status import duration, seconds_left
 from tagpr_rl.config import dump_recipe
 from tagpr_rl.files import write_json
 from tagpr_rl.run import checkpoints, metrics
 from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.metrics import duration, seconds_left
 
 
 def rows_of(text: str) -> dict[str, list[str]]:
