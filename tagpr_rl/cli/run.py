@@ -9,6 +9,7 @@ import typer
 
 from tagpr_rl.cli.arguments import Overrides, RecipeName, Until, check_stage, full_install
 from tagpr_rl.plan.show import require_fit
+from tagpr_rl.run.branch import from_override, require_another_run
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.run.mirror import mirror_of
 from tagpr_rl.run.open import open_recipe, planned_run
@@ -21,6 +22,14 @@ def command(
     recipe: RecipeName,
     overrides: Overrides = None,
     until: Until = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN[:STAGE]",
+            help="Start a new run from this run's finished stages: those that are equal, or all up to STAGE.",
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the run's folder first.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan instead: `tagpr plan`.")] = False,
 ) -> None:
@@ -29,16 +38,18 @@ def command(
     The run's folder is <out>/<name> of the recipe. A run that was interrupted goes on where it stopped; finished
     stages are kept, and refused if they were made from other inputs.
 
-    Example: tagpr run demo name=first data.limit=100
+    Example: tagpr run demo name=second stages.guided.lr=1e-4 --from runs/demo
     """
+    overrides = [*(overrides or ()), *([from_override(source)] if source is not None else ())]
     if dry_run:
         from tagpr_rl.cli.plan import command as plan
 
         plan(recipe, overrides)
         return
-    loaded, folder = planned_run(open_recipe(recipe, overrides or ()))
+    loaded, folder = planned_run(open_recipe(recipe, overrides))
     check_stage(until, loaded.stages)
     require_fit(loaded)
+    require_another_run(loaded, folder)
     if fresh:
         remove_run(folder)
         if (mirror := mirror_of(loaded)) is not None:

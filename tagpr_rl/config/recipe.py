@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,16 @@ from tagpr_rl.config.placement import PlacementBlock, placement_mistakes
 from tagpr_rl.config.platform import BudgetBlock, PlatformBlock, TrainingBlock
 from tagpr_rl.config.stage import StageBase, TrainingStage
 from tagpr_rl.config.stages import EvaluateStage, SftStage
+from tagpr_rl.types import did_you_mean
+
+
+class FromRun(Closed):
+    """Another run whose finished stages a new run starts from; `tagpr run RECIPE --from RUN[:STAGE]` sets it."""
+
+    run: str
+    """The other run: its folder or its URL."""
+    until: str | None = None
+    """Take every stage up to this one, and stop if one of them differs; null = take every stage that is equal."""
 
 
 class Recipe(Closed):
@@ -31,6 +40,8 @@ class Recipe(Closed):
     """Folder of the runs. A URL (`s3://bucket/prefix`) means: work in `runs/`, and `mirror` there."""
     mirror: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.:-]*://")] | None = None
     """Finished stages and step checkpoints are copied to `<mirror>/<name>`: any URL of fsspec."""
+    from_run: FromRun | None = None
+    """Start from another run's finished stages; null = make every stage."""
     data: DataBlock = DataBlock()
     schema_file: Path | None = None
     """Tag schema (YAML or JSON); null = the built-in nine tags."""
@@ -78,6 +89,10 @@ class Recipe(Closed):
                     "knows each user's own items only; set controls: [empty] or another retrieval.method"
                 )
             earlier[name] = stage
+        if self.from_run is not None and self.from_run.until not in (None, *self.stages):
+            until = str(self.from_run.until)
+            hint = did_you_mean(until, self.stages, otherwise=f"the stages are {', '.join(self.stages)}")
+            mistakes.append(f"from_run.until: no stage is called '{until}'; {hint}")
         longest = self.data.prompt.max_tokens + self.data.prompt.max_response_tokens
         blocks = (self.platform, self.placement, self.training, self.lora)
         mistakes += placement_mistakes(*blocks, self.stages, longest)
@@ -92,8 +107,7 @@ def _reference_mistakes(name: str, stage: StageBase, earlier: Mapping[str, Stage
     for key, other in named_stages(stage):
         allowed = KINDS[stage.kind].names[key]
         if other not in earlier:
-            near = difflib.get_close_matches(other, earlier, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = f"; {near}" if (near := did_you_mean(other, earlier)) else ""
             mistakes.append(f"stages.{name}.{key}: no earlier stage is called '{other}'{hint}")
         elif (kind := earlier[other].kind) not in allowed:
             mistakes.append(f"stages.{name}.{key}: stage '{other}' is of kind {kind}, not {' or '.join(allowed)}")

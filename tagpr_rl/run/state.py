@@ -57,7 +57,7 @@ def run_status(recipe: Recipe, run: RunDir, *, until: str | None = None) -> dict
         if manifest is None:
             found[name] = StageStatus(name, stage.kind, "todo")
         else:
-            reasons = _differences(recipe, run, name, manifest, found)
+            reasons = differences(recipe, run, name, manifest, found)
             found[name] = StageStatus(name, stage.kind, "changed" if reasons else "done", reasons)
         if name == until:
             break
@@ -79,7 +79,7 @@ def require_unchanged(recipe: Recipe, run: RunDir) -> dict[str, StageStatus]:
     return found
 
 
-def _differences(
+def differences(
     recipe: Recipe, run: RunDir, name: str, manifest: StageManifest, earlier: Mapping[str, StageStatus]
 ) -> tuple[str, ...]:
     """One line per difference between a manifest and what the stage would be made from now."""

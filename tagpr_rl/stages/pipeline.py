@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from tagpr_rl import __version__
 from tagpr_rl.config import KINDS, GrpoStage, Recipe, dump_recipe
@@ -21,6 +22,7 @@ from tagpr_rl.eval.provenance import code_version
 from tagpr_rl.files import write_json
 from tagpr_rl.report import build_report, summary_table
 from tagpr_rl.reward.components import load_components
+from tagpr_rl.run.branch import take_stages
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import make_manifest, read_manifest, write_manifest
 from tagpr_rl.run.mirror import Mirror, mirror_of
@@ -55,6 +57,8 @@ def run_pipeline(
 
 
 def _run_all(recipe: Recipe, run: RunDir, until: str | None, only: Collection[str] | None, console: Console) -> None:
+    for line in take_stages(recipe, run):
+        console.print(f"[dim]{escape(line)}[/dim]", highlight=False, soft_wrap=True)
     states = require_unchanged(recipe, run)
     mirror = mirror_of(recipe)
     if mirror is not None:
