@@ -103,12 +103,12 @@ def results(sweep: Sweep, plans: Sequence[SeedPlan], runs: Sequence[RunDir]) -> 
     users: dict[str, str] = {}
     tasks: dict[str, str] = {}
     for plan, run in zip(plans, runs, strict=True):
-        found = _read(_evaluation(plan, run).root / "eval.json")["models"]
+        models = _read(_evaluation(plan, run).root / "eval.json")["models"]
         for arm, stage in plan.models.items():
-            scores[arm][plan.seed] = question_scores(found[stage], sweep.metric)
+            scores[arm][plan.seed] = question_scores(models[stage], sweep.metric)
         for name, stage in plan.also.items():
-            also[name][plan.seed] = question_scores(found[stage], sweep.metric)
-        questions = found[next(iter(plan.models.values()))]["questions"]
+            also[name][plan.seed] = question_scores(models[stage], sweep.metric)
+        questions = models[next(iter(plan.models.values()))]["questions"]
         users |= {question["key"]: question["user_id"] for question in questions}
         tasks |= {question["key"]: question["task"] for question in questions}
         made = [read_manifest(stage_dir(plan.recipe, run, name)) for name in plan.recipe.stages]

@@ -153,18 +153,18 @@ def stage_limits_mistakes(name: str, stage: GrpoStage, data: DataBlock) -> list[
         ("max_response_tokens", stage.max_response_tokens, prompt.max_response_tokens,
          "data.prompt.max_response_tokens"),
     )  # fmt: skip
-    found = [
+    mistakes = [
         f"{where}.{key}: {own} is above {what}={most}; raise that one or lower this"
         for key, own, most, what in limits
         if own is not None and own > most
     ]
-    asked = (stage.filter.tasks or ()) if stage.filter is not None else ()
-    found += [
+    filtered = (stage.filter.tasks or ()) if stage.filter is not None else ()
+    mistakes += [
         f"{where}.filter.tasks: '{task}' is none of data.tasks ({', '.join(data.tasks)})"
-        for task in asked
+        for task in filtered
         if task not in data.tasks
     ]
-    return found
+    return mistakes
 
 
 def stage_limits(recipe: Recipe, stage: GrpoStage) -> tuple[int, int]:

@@ -195,9 +195,9 @@ def choose(root: Path, identity: Identity, differences: Differences = compare) -
     """
     notes: list[str] = []
     bad: list[tuple[Path, str]] = []
-    found = sorted(_numbered(root, _STEP), reverse=True)
+    numbers = sorted(_numbered(root, _STEP), reverse=True)
     chosen = 0
-    for step in found:
+    for step in numbers:
         folder = step_folder(root, step)
         problem = fault(folder)
         if problem is None:

@@ -41,13 +41,13 @@ class Mirror:
 
     # --- writing ------------------------------------------------------------------------------------------
 
-    def require_ours(self, run: RunDir) -> None:
+    def require_same_run(self, run: RunDir) -> None:
         """TagprError where another run, or this one from another machine, is at the URL already."""
-        theirs = self._read("tracking.json")
-        if theirs is None and self._read("resolved.json") is None:
+        remote = self._read("tracking.json")
+        if remote is None and self._read("resolved.json") is None:
             return
-        ours = run.tracking.read_bytes() if run.tracking.is_file() else None
-        if theirs is None or ours is None or json.loads(theirs)["id"] != json.loads(ours)["id"]:
+        local = run.tracking.read_bytes() if run.tracking.is_file() else None
+        if remote is None or local is None or json.loads(remote)["id"] != json.loads(local)["id"]:
             raise TagprError(
                 f"{self.url} holds a run that is not the one in {run.root}. Go on with it: "
                 f"`launch.py resume {self.url}`; or choose another name=<new name>, or start over with --fresh."
@@ -122,11 +122,11 @@ class Mirror:
             plain = json.loads(raw)
         except ValueError as error:
             raise TagprError(f"{self.url}/resolved.json is not valid JSON ({error})") from None
-        found = recorded_recipe(plain, source=f"{self.url}/resolved.json")
+        recipe = recorded_recipe(plain, source=f"{self.url}/resolved.json")
         parent, _, name = self.url.rpartition("/")
-        if name != found.name:
-            raise TagprError(f"{self.url} holds the run '{found.name}'; the folder must have the run's name")
-        return found.model_copy(update={"mirror": parent})
+        if name != recipe.name:
+            raise TagprError(f"{self.url} holds the run '{recipe.name}'; the folder must have the run's name")
+        return recipe.model_copy(update={"mirror": parent})
 
     def pull(self, recipe: Recipe, run: RunDir) -> tuple[str, ...]:
         """Bring into `run` what the URL has and it lacks; one line for each thing brought.
@@ -135,7 +135,7 @@ class Mirror:
         unless the local one is newer.
         """
         if run.resolved.is_file():
-            self.require_ours(run)
+            self.require_same_run(run)
         run.root.mkdir(parents=True, exist_ok=True)
         brought = []
         for name in ("resolved.json", "environment.json", "tracking.json", "wandb_last_step"):
@@ -187,13 +187,13 @@ class Mirror:
     # --- the other side -----------------------------------------------------------------------------------
 
     def _checkpoint_steps(self, prefix: str) -> list[int]:
-        found = []
+        steps = []
         for key in self._find(f"{prefix}/checkpoints"):
             parts = key.removeprefix(f"{prefix}/checkpoints/").split("/")
             number = parts[0].removeprefix("global_step_")
             if len(parts) == 2 and parts[1] == _MANIFEST and number.isdigit():
-                found.append(int(number))
-        return sorted(found)
+                steps.append(int(number))
+        return sorted(steps)
 
     def _find(self, prefix: str) -> list[str]:
         """Every file below `prefix`, relative to the run."""

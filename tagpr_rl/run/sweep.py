@@ -76,14 +76,14 @@ class Sweep(Closed):
 
     def all_arms(self) -> dict[str, Overrides]:
         """Arms by name, those of the grid after the named ones. ValueError where a grid arm's name is taken."""
-        found = dict(self.arms)
+        arms = dict(self.arms)
         for values in product(*self.grid.values()) if self.grid else ():
             keys = dict(zip(self.grid, values, strict=True))
             name = "_".join(f"{key.rpartition('.')[2]}_{_plain(value)}" for key, value in keys.items())
-            if name in found:
+            if name in arms:
                 raise ValueError(f"grid: two arms are called '{name}'")
-            found[name] = keys
-        return found
+            arms[name] = keys
+        return arms
 
 
 def _plain(value: float | int | str | bool) -> str:
@@ -142,8 +142,8 @@ def plan_seed(sweep: Sweep, seed: int) -> SeedPlan:
 def _take_evaluations(raw: dict[str, Any]) -> dict[str, Any]:
     """Take all evaluate stages out of `raw`: the sweep has its own. Returns the last one's block."""
     stages = raw.get("stages") or {}
-    found = [name for name, block in stages.items() if isinstance(block, dict) and block.get("kind") == "evaluate"]
-    blocks = [stages.pop(name) for name in found]
+    names = [name for name, block in stages.items() if isinstance(block, dict) and block.get("kind") == "evaluate"]
+    blocks = [stages.pop(name) for name in names]
     return {key: value for key, value in (blocks[-1] if blocks else {}).items() if key == "temperature"}
 
 
@@ -198,11 +198,11 @@ def combine(arms: Mapping[str, Recipe], sweep: Sweep, seed: int, evaluation: Map
             f"sweep {sweep.name}: also: arm '{first}' has no stage '{unknown[0]}' ({', '.join(names[first])})"
         )
     also = {name: names[first][name] for name in sweep.also}
-    asked = list(dict.fromkeys([*also.values(), *models.values()]))
+    evaluated = list(dict.fromkeys([*also.values(), *models.values()]))
     raw = dump_recipe(arms[first]) | {"name": f"{sweep.name}-seed{seed}", "out": str(sweep.out / sweep.name)}
     if raw["mirror"] is not None:
         raw["mirror"] = f"{raw['mirror'].rstrip('/')}/{sweep.name}"
-    raw["stages"] = {**blocks, EVAL: {**evaluation, "models": asked}}
+    raw["stages"] = {**blocks, EVAL: {**evaluation, "models": evaluated}}
     recipe = recipe_from_dict(raw, source=f"sweep {sweep.name}, seed {seed}")
     for arm, own in arms.items():
         _check(arm, own, recipe, names[arm])
@@ -241,10 +241,10 @@ def _check(arm: str, own: Recipe, combined: Recipe, names: Mapping[str, str]) ->
     A stage reads the *nearest* earlier data, prompts or chains stage, which may be another arm's.
     """
     for name, new in names.items():
-        wanted, found = {names[other] for other in upstream(own, name)}, set(upstream(combined, new))
-        if wanted != found:
+        expected, actual = {names[other] for other in upstream(own, name)}, set(upstream(combined, new))
+        if expected != actual:
             raise TagprError(
-                f"arm '{arm}': stage '{name}' would read {', '.join(sorted(found - wanted))} of another arm instead of "
-                f"{', '.join(sorted(wanted - found))}; put arms that change the same earlier stage next to each other, "
-                "or make another sweep"
+                f"arm '{arm}': stage '{name}' would read {', '.join(sorted(actual - expected))} of another arm instead "
+                f"of {', '.join(sorted(expected - actual))}; put arms that change the same earlier stage next to each "
+                "other, or make another sweep"
             )

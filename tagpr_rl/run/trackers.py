@@ -35,10 +35,10 @@ def tracker_id(run: RunDir) -> str:
     """
     path = run.tracking
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["id"]
-        if isinstance(found, str) and _ID.fullmatch(found):
-            return found
-        problem = f"'id' is {found!r}"
+        identity = json.loads(path.read_text(encoding="utf-8"))["id"]
+        if isinstance(identity, str) and _ID.fullmatch(identity):
+            return identity
+        problem = f"'id' is {identity!r}"
     except FileNotFoundError:
         fresh = uuid.uuid4().hex[:12]
         write_json(path, {"id": fresh})

@@ -64,10 +64,10 @@ def _run(context: StageContext, models: Generators) -> StageResult:
     teacher = MeteredTeacher(teacher_for(recipe, models=models, schema=schema))
     labeller = MeteredLabeller(labeller_for(stage, models))
     rules = keep_rules(recipe, stage)
-    asked = with_empty_profiles(records, stage.empty_profile_fraction, stage.seed)
+    questions = with_empty_profiles(records, stage.empty_profile_fraction, stage.seed)
     chains = build_chains(
-        asked,
-        [make(record) for record in asked],
+        questions,
+        [make(record) for record in questions],
         teacher,
         labeller,
         schema,

@@ -32,13 +32,13 @@ def run(context: StageContext) -> StageResult:
     held_out = evenly(context.dataset.held_out, stage.questions)
     folders = {name: context.model_folder(name) for name in stage.models}
     last = stage.models[-1]
-    asked = {name: (name, held_out) for name in stage.models}
+    inputs = {name: (name, held_out) for name in stage.models}
     control_records = evenly(held_out, stage.control_questions)
     if "shuffled" in stage.controls:
-        asked["shuffled"] = (last, shuffle_profiles(control_records, stage.seed))
+        inputs["shuffled"] = (last, shuffle_profiles(control_records, stage.seed))
     if "empty" in stage.controls:
-        asked["empty"] = (last, empty_profiles(control_records))
-    results, prompt_hashes = _answer_all(context, stage, folders, asked)
+        inputs["empty"] = (last, empty_profiles(control_records))
+    results, prompt_hashes = _answer_all(context, stage, folders, inputs)
     base = baselines(context.dataset.train, held_out, stage.seed)
     decoding = {
         "temperature": stage.temperature,
@@ -74,7 +74,7 @@ def _answer_all(
     context: StageContext,
     stage: EvaluateStage,
     folders: Mapping[str, Path],
-    asked: Mapping[str, tuple[str, list[LampRecord]]],
+    inputs: Mapping[str, tuple[str, list[LampRecord]]],
 ) -> tuple[dict[str, EvalResult], dict[str, str]]:
     """(label -> result, label -> hash of its prompts); one engine serves all weights in turn."""
     from tagpr_rl.backend.rollout.generate import Engine
@@ -85,7 +85,7 @@ def _answer_all(
     first = next(iter(folders.values()))
     prefilled = context.recipe.model.thought_prefilled
     with context.console.status(f"  {context.name}: starting vLLM") as status, Engine(context.recipe, first) as engine:
-        for label, (model, records) in asked.items():
+        for label, (model, records) in inputs.items():
             status.update(f"  {context.name}: {label}, {len(records)} questions")
             tokenizer = ChatTokenizer(folders[model])
             make = context.dataset.prompt_maker(prompt_style(context.recipe, model), tokenizer)
@@ -110,13 +110,13 @@ def comparisons(results: Mapping[str, EvalResult]) -> list[dict[str, Any]]:
     """Paired differences b - a: each model against the one before, and the last against the first."""
     names = list(results)
     pairs = list(pairwise(names)) + ([(names[0], names[-1])] if len(names) > 2 else [])
-    found = []
+    rows = []
     for a, b in pairs:
         difference, low, high = paired_difference(
             results[b].scores(), results[a].scores(), results[a].users(), tasks=results[a].tasks()
         )
-        found.append({"a": a, "b": b, "difference": difference, "low": low, "high": high})
-    return found
+        rows.append({"a": a, "b": b, "difference": difference, "low": low, "high": high})
+    return rows
 
 
 def _write_responses(

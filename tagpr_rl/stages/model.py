@@ -93,8 +93,8 @@ def corpus(context: StageContext, schema: TagSchema) -> list[str]:
     shown += [(record, unlimited(record, style)) for record in bare for style in ("reasoning", "direct")]
     texts += [message["content"] for _, prompt in shown for message in prompt.messages]
     teacher = teacher_for(context.recipe, error_rate=0.5)
-    asked = [TeacherRequest(record, prompt) for record, prompt in shown if record.split == TRAIN]
-    return texts + [reply.text for reply in teacher.generate(asked)]
+    requests = [TeacherRequest(record, prompt) for record, prompt in shown if record.split == TRAIN]
+    return texts + [reply.text for reply in teacher.generate(requests)]
 
 
 def first_of_each_task(records: list[LampRecord]) -> list[LampRecord]:

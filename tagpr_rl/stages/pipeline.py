@@ -62,7 +62,7 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, only: Collection[st
     states = require_unchanged(recipe, run)
     mirror = mirror_of(recipe)
     if mirror is not None:
-        mirror.require_ours(run)
+        mirror.require_same_run(run)
     write_json(run.resolved, dump_recipe(recipe))
     tracker_id(run)
     write_json(run.environment, describe_environment())

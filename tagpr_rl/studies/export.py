@@ -80,10 +80,10 @@ def _scores(
     recipe: Recipe, run: RunDir, name: str, manifests: Mapping[str, StageManifest]
 ) -> dict[str, Mapping[str, Any]]:
     """Finished evaluation stage -> its result for this stage's model."""
-    found = {}
+    results = {}
     for stage in evaluations(recipe, name):
         if stage in manifests:
             folder = stage_dir(recipe, run, stage)
             verify_outputs(folder, manifests[stage], only=("eval.json",))
-            found[stage] = json.loads((folder.root / "eval.json").read_text(encoding="utf-8"))["models"][name]
-    return found
+            results[stage] = json.loads((folder.root / "eval.json").read_text(encoding="utf-8"))["models"][name]
+    return results

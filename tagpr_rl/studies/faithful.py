@@ -91,11 +91,11 @@ def measure(context: StageContext, folder: Path, records: Sequence[LampRecord], 
         kind: [tokenizer.encode(tokenizer.render(prompt.messages)) for prompt in prompts[kind]] for kind in prompts
     }
     parsed = [parse(text, schema, prefilled=prefilled) for text in generate(encoded[OWN])]
-    good = [(i, found.trace) for i, found in enumerate(parsed) if found.trace is not None]
+    good = [(i, response.trace) for i, response in enumerate(parsed) if response.trace is not None]
     if not good:
         raise TagprError(f"stage '{context.name}': none of {len(records)} responses is well formed; nothing to alter")
     limit = context.recipe.data.prompt.max_tokens + context.recipe.data.prompt.max_response_tokens
-    asked: list[tuple[int, TaggedTrace, Alteration]] = []
+    cases: list[tuple[int, TaggedTrace, Alteration]] = []
     texts: list[list[int]] = []
     too_long = 0
     for (i, trace), other in zip(good, _others(records, good), strict=True):
@@ -105,11 +105,11 @@ def measure(context: StageContext, folder: Path, records: Sequence[LampRecord], 
             if len(ids) >= limit:
                 too_long += 1
                 continue
-            asked.append((i, trace, altered))
+            cases.append((i, trace, altered))
             texts.append(ids)
     answers = [final_answer(text) for text in generate(texts)]
     outcomes = [
-        _outcome(records[i], trace, altered, answer) for (i, trace, altered), answer in zip(asked, answers, strict=True)
+        _outcome(records[i], trace, altered, answer) for (i, trace, altered), answer in zip(cases, answers, strict=True)
     ]
     own = [task_reward(records[i].task, trace.answer, str(records[i].gold)) for i, trace in good]
     where = [records[i].task for i, _ in good], [records[i].user_id for i, _ in good]

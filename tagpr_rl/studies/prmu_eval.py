@@ -78,7 +78,7 @@ def prmu_eval(
 
 def measure(raw: RawScore, material: Material, context: StageContext, *, seed: int = 0) -> dict[str, Any]:
     """Every figure, from raw scores. Intervals are 95 % bootstrap over users; [value, low, high]."""
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "training_users": evaluate(raw, material.seen, material.unseen, seed=seed),
         "held_out": held_out(raw, material.held_out, seed),
         "policy": held_out(raw, material.policy, seed),
@@ -90,7 +90,7 @@ def measure(raw: RawScore, material: Material, context: StageContext, *, seed: i
             "copying": copying(raw, material.held_out, context.schema, context.recipe.model.thought_prefilled),
         },
     }
-    return found
+    return facts
 
 
 def interval(values: Sequence[float], users: Sequence[str]) -> list[float]:
@@ -107,7 +107,7 @@ def held_out(raw: RawScore, pairs: Sequence[PairRow], seed: int) -> dict[str, An
     users = [pair.user_id for pair in pairs]
     generic = pair_wins(raw, [(a.generic(), b.generic()) for a, b in map(own, pairs)])
     difference = [w - g for w, g in zip(won, generic, strict=True)]
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "pairs": len(pairs),
         "users": len(set(users)),
         "accuracy": interval(won, users),
@@ -123,15 +123,15 @@ def held_out(raw: RawScore, pairs: Sequence[PairRow], seed: int) -> dict[str, An
     for what in ("kind", "task"):
         for value in sorted({getattr(pair, what) for pair in pairs}):
             chosen = [i for i, pair in enumerate(pairs) if getattr(pair, what) == value]
-            found.setdefault(f"by_{what}", {})[value] = {
+            facts.setdefault(f"by_{what}", {})[value] = {
                 "pairs": len(chosen),
                 "accuracy": interval([won[i] for i in chosen], [users[i] for i in chosen]),
                 "generic": mean([generic[i] for i in chosen]),
             }
     cross = [pair for pair in pairs if pair.kind == "cross_profile"]
     if asks := shuffled(cross, seed):
-        found["shuffled"] = mean(pair_wins(raw, asks))
-    return found
+        facts["shuffled"] = mean(pair_wins(raw, asks))
+    return facts
 
 
 def user_only(raw: RawScore, pairs: Sequence[PairRow], seed: int) -> dict[str, Any]:
@@ -173,15 +173,15 @@ def best_of_n(raw: RawScore, material: Material, seed: int) -> dict[str, Any]:
     ]
     profiles = {(record.task, record.user_id): profile_texts(record) for record in records}
     lender = circle(list(profiles), seed)
-    asked: dict[str, list[list[ScoreRequest]]] = {"prmu": [], "shuffled": [], "generic": []}
+    requests: dict[str, list[list[ScoreRequest]]] = {"prmu": [], "shuffled": [], "generic": []}
     for record, row in zip(records, texts, strict=True):
         other = lender[record.task, record.user_id]
-        mine = [ScoreRequest(record.user_id, profile_texts(record), record.input, text) for text in row]
-        theirs = [ScoreRequest(other, profiles[record.task, other], record.input, text) for text in row]
-        asked["prmu"].append(mine)
-        asked["shuffled"].append(theirs)
-        asked["generic"].append([request.generic() for request in mine])
-    rankings = {name: _in_rows(raw, rows, n) for name, rows in asked.items()}
+        for_user = [ScoreRequest(record.user_id, profile_texts(record), record.input, text) for text in row]
+        for_other = [ScoreRequest(other, profiles[record.task, other], record.input, text) for text in row]
+        requests["prmu"].append(for_user)
+        requests["shuffled"].append(for_other)
+        requests["generic"].append([request.generic() for request in for_user])
+    rankings = {name: _in_rows(raw, rows, n) for name, rows in requests.items()}
     lengths = [[float(len(text.split())) for text in row] for row in texts]
     rankings["longest"] = lengths
     rankings["majority"] = [votes([final_answer(text) for text in row]) for row in texts]
@@ -191,25 +191,25 @@ def best_of_n(raw: RawScore, material: Material, seed: int) -> dict[str, Any]:
     users = {key: record.user_id for key, record in zip(keys, records, strict=True)}
     kinds = {key: record.task for key, record in zip(keys, records, strict=True)}
     plain = dict(zip(keys, map(mean, tasks), strict=True))
-    found: dict[str, Any] = {"n": n, "questions": len(records), "sizes": sizes, "rankings": {}}
+    facts: dict[str, Any] = {"n": n, "questions": len(records), "sizes": sizes, "rankings": {}}
     for name, ranking in rankings.items():
         picked = {size: _picks(tasks, ranking, size) for size in sizes}
         gain = paired_difference(dict(zip(keys, picked[n], strict=True)), plain, users, tasks=kinds)
         curve = [_score(picked[size], kinds.values(), users.values())[0] for size in sizes]
-        found["rankings"][name] = {"score": curve, "gain": list(gain)}
+        facts["rankings"][name] = {"score": curve, "gain": list(gain)}
     auc, compared = auc_within(rankings["prmu"], tasks)
-    found["correlation"] = {
+    facts["correlation"] = {
         "task_score": correlation_within(rankings["prmu"], tasks),
         "length": correlation_within(rankings["prmu"], lengths),
         "task_score_and_length": correlation_within(tasks, lengths),
         "auc": auc,
         "auc_pairs": compared,
     }
-    found["gains"] = {
+    facts["gains"] = {
         key: [p - plain[key], users[key], kinds[key]]
         for key, p in zip(keys, _picks(tasks, rankings["prmu"], n), strict=True)
     }
-    return found
+    return facts
 
 
 def _in_rows(raw: RawScore, rows: Sequence[Sequence[ScoreRequest]], n: int) -> list[list[float]]:

@@ -54,20 +54,20 @@ def gather(context: StageContext, stage: PrmuStage, *, questions: int, samples: 
     trained_on = own / PAIRS if (own / PAIRS).is_file() else context.nearest("chains", reads=(PAIRS,)).root / PAIRS
     split = split_by_user(read_pairs(trained_on), seed=stage.seed)
     records = [record for record in context.dataset.held_out if record.gold is not None]
-    asked = whole_users(records, questions)
-    responses = sampled_responses(context, stage.init, asked, samples, stage.seed)
-    held_out = _held_out_pairs(context, asked)
+    chosen = whole_users(records, questions)
+    responses = sampled_responses(context, stage.init, chosen, samples, stage.seed)
+    held_out = _held_out_pairs(context, chosen)
     if recipe.data.split == "user":
         check_leakage(split.train, held_out)
     source = held_out or split.unseen
     both = {(row.task, row.user_id): row.profile_texts for row in source}
-    both |= {(record.task, record.user_id): profile_texts(record) for record in asked}
+    both |= {(record.task, record.user_id): profile_texts(record) for record in chosen}
     user_only = user_only_pairs(source, both)
-    by_user = {(record.task, record.user_id): record for record in asked}
+    by_user = {(record.task, record.user_id): record for record in chosen}
     checked = recipe.data.lamp_dir is None and bool(held_out)
     if checked:
         user_only = _only_true(user_only, by_user)
-    policy = pairs_of_samples(asked, responses, context.schema, prefilled=recipe.model.thought_prefilled)
+    policy = pairs_of_samples(chosen, responses, context.schema, prefilled=recipe.model.thought_prefilled)
     return Material(
         split.seen,
         split.unseen,
@@ -75,7 +75,7 @@ def gather(context: StageContext, stage: PrmuStage, *, questions: int, samples: 
         tuple(policy),
         tuple(user_only),
         checked,
-        tuple(asked),
+        tuple(chosen),
         tuple(responses),
     )
 
@@ -84,8 +84,8 @@ def whole_users(records: Sequence[LampRecord], questions: int) -> list[LampRecor
     """All questions of evenly spread users, about `questions` of them: pairs of two users need both."""
     users = list(dict.fromkeys(record.user_id for record in records))
     most = max(2, round(len(users) * questions / max(1, len(records))))
-    kept = set(users) if most >= len(users) else {users[i * len(users) // most] for i in range(most)}
-    return [record for record in records if record.user_id in kept]
+    chosen = set(users) if most >= len(users) else {users[i * len(users) // most] for i in range(most)}
+    return [record for record in records if record.user_id in chosen]
 
 
 def _held_out_pairs(context: StageContext, records: Sequence[LampRecord]) -> list[PairRow]:
@@ -123,7 +123,7 @@ def _only_true(rows: Sequence[PairRow], records: Mapping[tuple[str, str], LampRe
     Rows come in twos (`user_only_pairs`), and both stay or go.
     """
     rules = world_rules()
-    kept: list[PairRow] = []
+    pairs: list[PairRow] = []
     for row, swapped in zip(rows[::2], rows[1::2], strict=True):
         good = True
         for side in (row, swapped):
@@ -134,8 +134,8 @@ def _only_true(rows: Sequence[PairRow], records: Mapping[tuple[str, str], LampRe
                 spread = {}
             chosen, rejected = (spread.get(final_answer(text), 0.0) for text in (side.chosen, side.rejected))
             good = good and chosen > rejected
-        kept += [row, swapped] if good else []
-    return kept
+        pairs += [row, swapped] if good else []
+    return pairs
 
 
 def finished_prmu(recipe: Recipe, context: StageContext) -> Path:

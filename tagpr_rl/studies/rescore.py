@@ -23,20 +23,20 @@ def prmu_scores(recipe: Recipe, run: RunDir, name: str, lines: Sequence[Mapping[
     if not rows.is_file():
         prompts = next(other for other in upstream(recipe, name) if recipe.stages[other].kind == "prompts")
         rows = stage_dir(recipe, run, prompts).root / "train.parquet"
-    asked = {(line["task"], line["record_id"]) for line in lines}
+    wanted = {(line["task"], line["record_id"]) for line in lines}
     infos = {}
     for row in pq.read_table(rows, columns=["extra_info"]).to_pylist():
         info = row["extra_info"]
-        if (info["task"], info["record_id"]) in asked:
+        if (info["task"], info["record_id"]) in wanted:
             infos[info["task"], info["record_id"]] = info
-    if missing := asked - infos.keys():
+    if missing := wanted - infos.keys():
         raise TagprError(f"{rows} has no prompt of record {sorted(missing)[0][1]}; the rollouts are another run's")
     scorer = Scorer(stage_dir(recipe, run, stage.prmu).root / "prmu")
     at = [i for i, line in enumerate(lines) if line["prmu_status"] == "scored"]
-    found = [float(line["reward_prmu"]) for line in lines]
+    scores = [float(line["reward_prmu"]) for line in lines]
     for i, score in zip(at, scorer.score([_request(infos, lines[i]) for i in at]), strict=True):
-        found[i] = score
-    return found
+        scores[i] = score
+    return scores
 
 
 def _request(infos: Mapping[tuple[str, str], Mapping[str, Any]], line: Mapping[str, Any]) -> ScoreRequest:

@@ -98,14 +98,14 @@ def violations(trace: TaggedTrace, schema: TagSchema) -> list[str]:
     if not trace.steps:
         return ["the chain has no steps"]
     faults, why = _judge(trace.steps, schema)
-    found = [f"step {index} <{trace.steps[index].tag}> {reason}" for index, reason in sorted(why.items())]
+    messages = [f"step {index} <{trace.steps[index].tag}> {reason}" for index, reason in sorted(why.items())]
     useful = _useful_counts(trace.steps, faults)
-    found += [
+    messages += [
         f"<{spec.name}> occurs {useful.get(spec.name, 0)} times as a useful step, at least {spec.min_count} required"
         for spec in schema.tags
         if useful.get(spec.name, 0) < spec.min_count
     ]
-    return found
+    return messages
 
 
 def _useful_counts(steps: Sequence[Step], faults: Sequence[_Fault | None]) -> dict[str, int]:

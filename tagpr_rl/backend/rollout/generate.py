@@ -74,8 +74,8 @@ class Generator:
             if len(prompts) == 1:
                 return [("", 0, f"refused: {error}")]
             return [self.answer([ids], [s])[0] for ids, s in zip(prompts, samplings, strict=True)]
-        found = [output.outputs[0] for output in outputs]
-        return [(out.text, len(out.token_ids), str(out.finish_reason)) for out in found]
+        completions = [output.outputs[0] for output in outputs]
+        return [(out.text, len(out.token_ids), str(out.finish_reason)) for out in completions]
 
 
 def engine_options(recipe: Recipe) -> dict[str, Any]:

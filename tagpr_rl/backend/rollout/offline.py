@@ -101,7 +101,7 @@ class OfflineGenerator:
     ) -> tuple[dict[bytes, Reply], Spend]:
         """Replies to the first questions that the budget covers, and what they cost."""
         done: dict[bytes, Reply] = {}
-        asked: dict[bytes, tuple[list[int], int]] = {}
+        encoded: dict[bytes, tuple[list[int], int]] = {}
         samplings = []
         for key, request in questions:
             ids = self.tokenizer.encode(self.tokenizer.render(request.messages))
@@ -113,13 +113,13 @@ class OfflineGenerator:
             most = min(request.max_tokens, room)
             if not ledger.hold(len(ids), most):
                 break
-            asked[key] = (ids, most)
+            encoded[key] = (ids, most)
             samplings.append(self._sampling(request, most))
         spend = Spend()
-        if asked:
-            prompts = [ids for ids, _ in asked.values()]
+        if encoded:
+            prompts = [ids for ids, _ in encoded.values()]
             outputs = ray.get(self._actor.answer.remote(prompts, samplings))
-            for (key, (ids, most)), (text, n, reason) in zip(asked.items(), outputs, strict=True):
+            for (key, (ids, most)), (text, n, reason) in zip(encoded.items(), outputs, strict=True):
                 done[key] = _reply(text, len(ids), n, reason)
                 spend += ledger.release((len(ids), most), (len(ids), n), charged=not reason.startswith("refused"))
         return done, spend

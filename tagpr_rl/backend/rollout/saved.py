@@ -57,13 +57,13 @@ def read_tokens(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     try:
         rows = pq.read_table(path).to_pylist()
         prompt: list[int] = []
-        found = {}
+        tokens = {}
         for row in rows:
             prompt = row["prompt_ids"] if row["prompt_ids"] is not None else prompt
-            found[row["task"], row["record_id"], row["sample"]] = {**row, "prompt_ids": prompt}
+            tokens[row["task"], row["record_id"], row["sample"]] = {**row, "prompt_ids": prompt}
     except (pa.ArrowException, KeyError) as error:
         raise TagprError(f"{path} is no file of saved tokens ({error}); make it again with save_tokens: true") from None
-    return found
+    return tokens
 
 
 def saved_rows(
@@ -79,7 +79,7 @@ def saved_rows(
         TagprError: a step without saved tokens, another number of prompts or samples, an unknown record.
     """
     known = {(row["extra_info"]["task"], row["extra_info"]["record_id"]): row for row in prompts}
-    found = []
+    selected = []
     for step in range(1, steps + 1):
         path = step_file(folder, step)
         saved = read_tokens(path)
@@ -93,5 +93,5 @@ def saved_rows(
             if (task, record) not in known:
                 raise TagprError(f"{path}: record {record} of {task} is not among the stage's prompts")
             row = known[task, record]
-            found.append({**row, "extra_info": {**row["extra_info"], SAVED_STEP: step}})
-    return found
+            selected.append({**row, "extra_info": {**row["extra_info"], SAVED_STEP: step}})
+    return selected

@@ -136,12 +136,12 @@ def start_all(name: str, scorers: int, **arguments: Any) -> dict[str, Any]:
 
     TagprError with the reason when one cannot start.
     """
-    found = {f"{name}_{number}": start(f"{name}_{number}", number=number, **arguments) for number in range(scorers)}
+    actors = {f"{name}_{number}": start(f"{name}_{number}", number=number, **arguments) for number in range(scorers)}
     try:
-        ray.get([actor.health.remote() for actor in found.values()])
+        ray.get([actor.health.remote() for actor in actors.values()])
     except ray.exceptions.RayActorError as error:
         raise TagprError(f"PRMU's scorer did not start: {last_line(error)}") from error
-    return found
+    return actors
 
 
 def last_line(error: BaseException) -> str:

@@ -106,9 +106,9 @@ def watch(
     """
     starting: dict[str, float] = {}
     while not stopped(every_s):
-        asked = {name: actor.health.remote() for name, actor in actors.items()}
-        ray.wait(list(asked.values()), num_returns=len(asked), timeout=limit_s)
-        for name, call in asked.items():
+        calls = {name: actor.health.remote() for name, actor in actors.items()}
+        ray.wait(list(calls.values()), num_returns=len(calls), timeout=limit_s)
+        for name, call in calls.items():
             down, trouble = _state(call, limit_s, stall_s)
             now = time.monotonic()
             if down:
@@ -124,9 +124,9 @@ def watch(
 def _state(call: Any, limit_s: float, stall_s: float) -> tuple[bool, str]:
     """Whether Ray says that the actor is down, and what a restart would cure, from its answer to `health`."""
     try:
-        found = ray.get(call, timeout=0)
+        health = ray.get(call, timeout=0)
     except ray.exceptions.GetTimeoutError:
         return False, f"did not answer within {limit_s:g} s"
     except RayActorError:
         return True, ""
-    return False, f"works on one batch for {found['busy_s']:.0f} s" if found["busy_s"] > stall_s else ""
+    return False, f"works on one batch for {health['busy_s']:.0f} s" if health["busy_s"] > stall_s else ""

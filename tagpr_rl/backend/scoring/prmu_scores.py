@@ -45,8 +45,8 @@ class RemoteScores:
     def __call__(self, requests: Sequence[ScoreRequest]) -> list[float]:
         """Raw scores, in order. Equal requests are scored once."""
         distinct = list(dict.fromkeys(requests))
-        found: list[float] = []
+        raw: list[float] = []
         for first in range(0, len(distinct), CHUNK):
-            found += ray.get(self.actor.raw.remote(distinct[first : first + CHUNK]))
-        score = dict(zip(distinct, found, strict=True))
+            raw += ray.get(self.actor.raw.remote(distinct[first : first + CHUNK]))
+        score = dict(zip(distinct, raw, strict=True))
         return [score[request] for request in requests]

@@ -118,13 +118,13 @@ def _values(names: Sequence[str]) -> dict[str, str]:
 def describe(client: JobSubmissionClient, job_id: str, address: str) -> dict[str, str]:
     """State of one job, as text. Values of environment variables are left out."""
     job = _info(client, job_id, address)
-    found = {"job": job_id, "status": str(job.status.value), "run": (job.metadata or {}).get(RUN_KEY, "-")}
+    facts = {"job": job_id, "status": str(job.status.value), "run": (job.metadata or {}).get(RUN_KEY, "-")}
     for key, stamp in (("started", job.start_time), ("ended", job.end_time)):
         if stamp:
-            found[key] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(stamp / 1000))
+            facts[key] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(stamp / 1000))
     # Ray repeats the end of the output in the message of a job that failed.
     message = (job.message or "-").strip().partition(", last available logs")[0]
-    return found | {"command": job.entrypoint, "message": message}
+    return facts | {"command": job.entrypoint, "message": message}
 
 
 def _info(client: JobSubmissionClient, job_id: str, address: str) -> JobDetails:

@@ -136,13 +136,13 @@ def automatic_address() -> str:
     """What Ray takes "auto" for: RAY_ADDRESS, or the cluster started last on this machine, which may be gone."""
     from ray._private.services import canonicalize_bootstrap_address  # the public call would join, or wait for ever
 
-    found = canonicalize_bootstrap_address("auto")
-    if found is None:
+    address = canonicalize_bootstrap_address("auto")
+    if address is None:
         raise TagprError(
             "platform.ray_address=auto: no Ray cluster was started on this machine; name the head's host:port there or "
             "in RAY_ADDRESS, or leave platform.ray_address out for a private cluster"
         )
-    return str(found)
+    return str(address)
 
 
 def require_reachable(address: str) -> None:
@@ -176,14 +176,14 @@ def _node_is_here(address: str) -> bool:
         time.sleep(0.5)  # a cluster answers before its own node has joined it
 
 
-def wait_for_resources(asked: Need, address: str, wait_s: float) -> None:
+def wait_for_resources(need: Need, address: str, wait_s: float) -> None:
     """Wait until the cluster has, free, what a run asks; TagprError with all that is missing after `wait_s` seconds.
 
     Ray itself would wait for ever: a placement group that does not fit stays pending.
     """
     deadline = time.monotonic() + wait_s
-    told: tuple[str, ...] = ()
-    while missing := _lacks_now(asked):
+    reported: tuple[str, ...] = ()
+    while missing := _lacks_now(need):
         if time.monotonic() >= deadline:
             raise TagprError(
                 f"the Ray cluster at {address} is too small for this run (waited {wait_s:g} s):\n  "
@@ -191,13 +191,13 @@ def wait_for_resources(asked: Need, address: str, wait_s: float) -> None:
                 + "\nAdd nodes, end other jobs, or ask for fewer devices (platform, placement) "
                 "(cluster.wait_s = how long to wait)."
             )
-        if missing != told:
+        if missing != reported:
             print(f"waiting for the Ray cluster: {'; '.join(missing)}", file=sys.stderr, flush=True)
-            told = missing
+            reported = missing
         time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
 
 
-def _lacks_now(asked: Need) -> tuple[str, ...]:
+def _lacks_now(need: Need) -> tuple[str, ...]:
     import ray
 
     nodes = [
@@ -206,7 +206,7 @@ def _lacks_now(asked: Need) -> tuple[str, ...]:
         if node["Alive"]
     ]
     free = ray.available_resources()
-    return shortages(asked, nodes, free.get("GPU", 0.0), free.get("CPU", 0.0))
+    return shortages(need, nodes, free.get("GPU", 0.0), free.get("CPU", 0.0))
 
 
 def free_devices() -> float:

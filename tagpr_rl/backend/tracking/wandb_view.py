@@ -46,9 +46,9 @@ def save(given: dict[str, Any]) -> str:
     given = {**given, "entity": given["entity"] or wandb.Api().default_entity}
     made = workspace(given)
     if given.get("url"):
-        found = workspaces.Workspace.from_url(given["url"])
-        found.name, found.sections, found.settings = made.name, made.sections, made.settings
-        made = found
+        existing = workspaces.Workspace.from_url(given["url"])
+        existing.name, existing.sections, existing.settings = made.name, made.sections, made.settings
+        made = existing
     return str(made.save().url)
 
 

@@ -163,13 +163,13 @@ def _commit(environment: Mapping[str, Any]) -> str:
 
 def _reasons(facts: Mapping[str, Any]) -> Section:
     rejected = {key: n for key, n in facts.get("rejected", {}).items() if n}
-    asked = facts.get("asked") or facts["kept"] + sum(rejected.values())
+    total = facts.get("asked") or facts["kept"] + sum(rejected.values())
     wrong = facts.get("kept_wrong", 0)
-    lines = [f"{asked:,} chains were asked for, {facts['kept']:,} kept."]
+    lines = [f"{total:,} chains were asked for, {facts['kept']:,} kept."]
     if wrong:
         lines.append(f"{wrong:,} of the kept ones have a wrong answer, on purpose (column `correct`).")
-    rows = [("kept", f"{facts['kept']:,}", _percent(facts["kept"], asked))]
-    rows += [(f"rejected: {key}", f"{n:,}", _percent(n, asked)) for key, n in rejected.items()]
+    rows = [("kept", f"{facts['kept']:,}", _percent(facts["kept"], total))]
+    rows += [(f"rejected: {key}", f"{n:,}", _percent(n, total)) for key, n in rejected.items()]
     return Section("What was kept", tuple(lines), ("outcome", "chains", "share"), tuple(rows))
 
 

@@ -120,7 +120,7 @@ def curve_groups(run: RunDir, recipe: Recipe) -> list[CurveGroup]:
 
 def chains_of(run: RunDir, recipe: Recipe) -> list[Chain]:
     """The GRPO stages with metrics; one that begins with the weights of the one before it continues its axis."""
-    found: list[list[Part]] = []
+    groups: list[list[Part]] = []
     last = None
     for name, _, directory in stage_dirs(run, recipe):
         stage = recipe.stages[name]
@@ -128,12 +128,12 @@ def chains_of(run: RunDir, recipe: Recipe) -> list[Chain]:
             continue
         rows = read_rows(directory.metrics)
         if rows:
-            continues = bool(found) and stage.init == last
-            shift = _end(found[-1]) if continues else 0.0
+            continues = bool(groups) and stage.init == last
+            shift = _end(groups[-1]) if continues else 0.0
             part = Part(name, stage, rows, not directory.manifest.is_file(), shift)
-            found = [*found[:-1], [*found[-1], part]] if continues else [*found, [part]]
+            groups = [*groups[:-1], [*groups[-1], part]] if continues else [*groups, [part]]
         last = name
-    return [Chain(tuple(parts), _end(parts)) for parts in found]
+    return [Chain(tuple(parts), _end(parts)) for parts in groups]
 
 
 def _end(parts: Sequence[Part]) -> float:

@@ -28,8 +28,8 @@ def collect(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     kinds = {name: stage.kind for name, stage in recipe.stages.items()}
 
     def side_file(kind: str, file: str) -> Row | None:
-        found = (read_object(stages[name].root / file) for name, k in kinds.items() if k == kind)
-        return next((content for content in found if content is not None), None)
+        contents = (read_object(stages[name].root / file) for name, k in kinds.items() if k == kind)
+        return next((content for content in contents if content is not None), None)
 
     data = side_file("data", "data.json") or {}
     evaluation = _evaluation(run, recipe)

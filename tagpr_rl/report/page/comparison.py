@@ -80,10 +80,10 @@ def read_side(run: RunDir, recipe: Recipe, label: str, model: str | None) -> Sid
     for name, _, directory in stage_dirs(run, recipe):
         stage = recipe.stages[name]
         content = read_object(directory.root / "eval.json") if isinstance(stage, EvaluateStage) else None
-        for found, entry in ((content or {}).get("models") or {}).items():
-            questions[found] = {str(q["key"]): q for q in entry.get("questions") or []}
-            rows = read_rows(directory.root / "responses" / f"{found}.jsonl")
-            responses[found] = {question_key(row): row for row in rows}
+        for evaluated, entry in ((content or {}).get("models") or {}).items():
+            questions[evaluated] = {str(q["key"]): q for q in entry.get("questions") or []}
+            rows = read_rows(directory.root / "responses" / f"{evaluated}.jsonl")
+            responses[evaluated] = {question_key(row): row for row in rows}
     ordered = {name: questions[name] for name in recipe.stages if questions.get(name)}
     if not ordered:
         raise TagprError(
@@ -148,10 +148,10 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as {"a.b.c": value}; an empty dict is a value."""
     if not isinstance(value, dict) or not value:
         return {prefix: value}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, item in value.items():
-        found |= flat(item, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        values |= flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return values
 
 
 def recipe_differences(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
@@ -177,7 +177,7 @@ def recipe_differences(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
 def overlaid_curves(sides: Sequence[Side]) -> list[Figure]:
     """GRPO curves of all runs in one chart per metric; each run's stages follow each other on the axis of steps."""
     chains = [chains_of(side.run, side.recipe) for side in sides]
-    steps = max((chain.steps for found in chains for chain in found[-1:]), default=0.0)
+    steps = max((chain.steps for own in chains for chain in own[-1:]), default=0.0)
     metrics = [
         MetricName(f"reward/{part.key}/mean", f"reward: {part.label}", part.meaning, part.direction)
         for part in reward_names(term for side in sides for term in reward_terms(side.recipe))
@@ -186,8 +186,8 @@ def overlaid_curves(sides: Sequence[Side]) -> list[Figure]:
     figures = []
     for metric in (*metrics, *TRAINING):
         series, width = [], 1
-        for index, (side, found) in enumerate(zip(sides, chains, strict=True)):
-            points, k = thin(found[-1].points(metric.key) if found else [], MOST_POINTS)
+        for index, (side, own) in enumerate(zip(sides, chains, strict=True)):
+            points, k = thin(own[-1].points(metric.key) if own else [], MOST_POINTS)
             if points:
                 series.append((side.label, f"c{index % 8}", points))
                 width = max(width, k)

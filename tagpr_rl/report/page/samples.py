@@ -48,14 +48,14 @@ def choose_samples(
         if last[key].get("parse_status", "OK") != "OK":
             fits["malformed"].append(key)
     chosen: dict[tuple[str, str], str] = {}
-    for reason, found in fits.items():
-        fresh = [key for key in found if key not in chosen]
+    for reason, fitting in fits.items():
+        fresh = [key for key in fitting if key not in chosen]
         for key in _take_turns(fresh)[: 1 if reason == "malformed" else per_reason]:
             chosen[key] = reason
     for task in sorted({task for task, _ in keys}):
         if not any(key[0] == task for key in chosen):
             chosen[next(key for key in keys if key[0] == task)] = "example"
-    counts = {"questions": len(keys), **{reason: len(found) for reason, found in fits.items()}}
+    counts = {"questions": len(keys), **{reason: len(fitting) for reason, fitting in fits.items()}}
     return [_sample(key, reason, by_model) for key, reason in chosen.items()], counts
 
 

@@ -122,10 +122,10 @@ class Traces:
 def viewer_data(run: RunDir, recipe: Recipe, schema: TagSchema, *, most: int = MOST_TRACES) -> dict[str, Any]:
     """At most about `most` responses and `MOST_BYTES` of them as JSON; whole groups, evenly over steps."""
     while True:
-        found = _collect(run, recipe, schema, most)
-        size = len(json_for_page(found).encode())
+        data = _collect(run, recipe, schema, most)
+        size = len(json_for_page(data).encode())
         if size <= MOST_BYTES or most <= 50:
-            return found
+            return data
         most = min(most - 1, int(0.95 * most * MOST_BYTES / size))
 
 
