@@ -25,7 +25,7 @@ PHASES: dict[str, tuple[str, ...]] = {
 class ScoringTimes:
     """When a response's scores were asked for and came, in Unix seconds of its worker's clock."""
 
-    asked_at: float
+    sent_at: float
     """PRMU was asked; the response had just ended."""
     done_at: float
     """PRMU answered."""
@@ -71,7 +71,7 @@ def scoring_wait(times: Sequence[ScoringTimes], windows: Sequence[tuple[float, f
     """
     if not times:
         return 0.0
-    begin, end = max(own.asked_at for own in times), max(own.scored_at for own in times)
+    begin, end = max(own.sent_at for own in times), max(own.scored_at for own in times)
     return float(sum(max(0.0, min(end, until) - max(begin, since)) for since, until in windows))
 
 
@@ -84,8 +84,8 @@ def prmu_metrics(times: Sequence[ScoringTimes], step_s: float | None) -> dict[st
     """
     if not times:
         return {}
-    wait = max(own.done_at for own in times) - max(own.asked_at for own in times)
-    seconds = [own.done_at - own.asked_at for own in times]
+    wait = max(own.done_at for own in times) - max(own.sent_at for own in times)
+    seconds = [own.done_at - own.sent_at for own in times]
     metrics = {
         "timing_s/prmu_wait": wait,
         "prmu/seconds/mean": sum(seconds) / len(seconds),

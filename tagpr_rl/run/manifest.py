@@ -82,28 +82,28 @@ def stage_inputs(recipe: Recipe, run: RunDir, name: str) -> dict[str, str]:
 
     A stage or file that is not there has the value "absent". Raises TagprError on a damaged manifest.
     """
-    found = {}
+    inputs = {}
     for other in upstream(recipe, name):
         manifest = read_manifest(stage_dir(recipe, run, other))
-        found[f"stage {other}"] = ABSENT if manifest is None else identity(manifest)
+        inputs[f"stage {other}"] = ABSENT if manifest is None else identity(manifest)
     kind = recipe.stages[name].kind
     if kind == "data" and recipe.data.lamp_dir is not None:
-        found |= _lamp_files(recipe.data.lamp_dir, recipe.data.tasks)
+        inputs |= _lamp_files(recipe.data.lamp_dir, recipe.data.tasks)
     if kind == "model" and recipe.model.path is not None:
-        found |= _model_files(recipe.model.path)
+        inputs |= _model_files(recipe.model.path)
     if kind != "data":
-        found |= _retrieval_files(recipe)
+        inputs |= _retrieval_files(recipe)
     if isinstance(stage := recipe.stages[name], GrpoStage) and stage.rollouts_from is not None:
         source = stage.rollouts_from
         folder = stage_dir(recipe, run, source).rollouts if source in recipe.stages else Path(source)
         files = [folder / f"step_{step:04d}.parquet" for step in range(1, stage.steps + 1)]
-        found |= {f"rollouts_from/{file.name}": _file_identity(file) for file in files}
+        inputs |= {f"rollouts_from/{file.name}": _file_identity(file) for file in files}
     if isinstance(stage, GrpoStage):
         sources = {term.fn: source_file(term.fn) for term in stage.terms if term.fn}
-        found |= {f"reward {fn}": ABSENT if file is None else _file_identity(file) for fn, file in sources.items()}
+        inputs |= {f"reward {fn}": ABSENT if file is None else _file_identity(file) for fn, file in sources.items()}
     if recipe.schema_file is not None and kind != "data":
-        found["schema_file"] = _file_identity(recipe.schema_file)
-    return found
+        inputs["schema_file"] = _file_identity(recipe.schema_file)
+    return inputs
 
 
 def identity(manifest: StageManifest) -> str:
@@ -207,13 +207,13 @@ def _without(block: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 
 def _lamp_files(folder: Path, tasks: Iterable[str]) -> dict[str, str]:
     """The official files of the tasks, by path relative to `folder`."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for task in tasks:
         files = [*(folder / task).glob("*_questions.json"), *(folder / task).glob("*_outputs.json")]
-        found |= {f"lamp_dir/{task}/{file.name}": sha256_file(file) for file in sorted(files)}
+        hashes |= {f"lamp_dir/{task}/{file.name}": sha256_file(file) for file in sorted(files)}
         if not files:
-            found[f"lamp_dir/{task}"] = ABSENT
-    return found
+            hashes[f"lamp_dir/{task}"] = ABSENT
+    return hashes
 
 
 def _retrieval_files(recipe: Recipe) -> dict[str, str]:

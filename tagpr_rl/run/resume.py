@@ -56,8 +56,8 @@ def resume_point(recipe: Recipe, run: RunDir) -> ResumePoint:
         return ResumePoint(done, None)
     require_same_attempt(recipe, run, stage, stage_facts(recipe, run, stage))
     steps = training_steps(recipe.stages[stage])
-    found = checkpoints.steps(stage_dir(recipe, run, stage).checkpoints)
-    return ResumePoint(done, stage, found[-1] if found else 0, steps)
+    saved = checkpoints.steps(stage_dir(recipe, run, stage).checkpoints)
+    return ResumePoint(done, stage, saved[-1] if saved else 0, steps)
 
 
 def require_same_attempt(recipe: Recipe, run: RunDir, name: str, facts: StageFacts) -> None:

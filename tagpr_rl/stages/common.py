@@ -117,12 +117,12 @@ def resume_from(context: StageContext, model: Path) -> checkpoints.Chosen:
 
 def last_checkpoint(context: StageContext, steps: int) -> Path:
     """The checkpoint of the last step. TagprError where training ended without it: no stage is done halfway."""
-    found = checkpoints.steps(context.dir.checkpoints)
+    saved = checkpoints.steps(context.dir.checkpoints)
     rows = metrics.last(context.dir.metrics) or {"step": 0}
-    if not found or found[-1] != steps or rows["step"] != steps:
+    if not saved or saved[-1] != steps or rows["step"] != steps:
         raise TagprError(
             f"stage '{context.name}' ended at step {rows['step']} of {steps}, with checkpoints of the steps "
-            f"{found or 'none'}; `launch.py resume {context.run.root}` goes on"
+            f"{saved or 'none'}; `launch.py resume {context.run.root}` goes on"
         )
     return checkpoints.step_folder(context.dir.checkpoints, steps)
 
@@ -183,14 +183,14 @@ def wait_for(context: StageContext, ray: Any, task: Any, steps: int, describe: C
     """Show progress until the Ray task ends; mirror checkpoints and pass on alerts meanwhile. Raises what it raised."""
     keep = getattr(context.recipe.stages[context.name], "keep_checkpoints", 1)
 
-    told = len(read_alerts(context.dir.root / ALERTS))
+    shown = len(read_alerts(context.dir.root / ALERTS))
 
     def tell_alerts() -> None:
-        nonlocal told
-        for alert in read_alerts(context.dir.root / ALERTS)[told:]:
+        nonlocal shown
+        for alert in read_alerts(context.dir.root / ALERTS)[shown:]:
             text = f"{context.name}: alert at step {alert.step}, {alert.kind}: {alert.text}"
             context.console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False, soft_wrap=True)
-            told += 1
+            shown += 1
 
     def done(seconds: float) -> bool:
         _mirror_checkpoint(context, keep)
@@ -255,13 +255,13 @@ def publish(context: StageContext, source: Path) -> None:
 
 def results(recipe: Recipe, run: RunDir) -> dict[str, float]:
     """`<stage>/<figure>` of every finished stage, from the manifests."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name in recipe.stages:
         manifest = read_manifest(stage_dir(recipe, run, name))
         if manifest is not None:
-            found |= {f"{name}/{key}": value for key, value in manifest.metrics.items()}
-            found[f"{name}/seconds"] = manifest.seconds
-    return found
+            figures |= {f"{name}/{key}": value for key, value in manifest.metrics.items()}
+            figures[f"{name}/seconds"] = manifest.seconds
+    return figures
 
 
 def track_results(recipe: Recipe, run: RunDir, console: Console, outages: Sequence[str] = ()) -> None:

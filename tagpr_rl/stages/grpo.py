@@ -133,16 +133,16 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
 def scorer_placement(placement: PlacementBlock) -> dict[str, Any]:
     """Arguments of prmu_actor.start_all: the actors' device (none, one that the policy uses, or their own), limits."""
     serving = placement.prmu_serving
-    found = {
+    settings = {
         "scorers": serving.scorers,
         "max_batch_tokens": scorer_tokens(placement),
         "cache_mb": serving.cache_mb,
         "restarts": serving.restarts,
     }
     if placement.prmu == "cpu":
-        return {"device": "cpu", **found}
+        return {"device": "cpu", **settings}
     own = placement.prmu_devices if placement.prmu == "dedicated" else 0.0
-    return {"device": "cuda", "num_gpus": own, **found}
+    return {"device": "cuda", "num_gpus": own, **settings}
 
 
 def training_rows(context: StageContext, stage: GrpoStage) -> tuple[Path, dict[str, int] | None]:
@@ -164,15 +164,15 @@ def training_rows(context: StageContext, stage: GrpoStage) -> tuple[Path, dict[s
     if not chosen.is_file():
         kept, counts = _choose(context, stage, pq.read_table(source).to_pylist(), shorter)
         write_json(chosen, {"counts": counts, "kept": kept})
-    found = json.loads(chosen.read_text(encoding="utf-8"))
-    if len(found["kept"]) < stage.prompts_per_step:
-        steps = ", ".join(f"{name} {count}" for name, count in found["counts"].items())
+    selection = json.loads(chosen.read_text(encoding="utf-8"))
+    if len(selection["kept"]) < stage.prompts_per_step:
+        steps = ", ".join(f"{name} {count}" for name, count in selection["counts"].items())
         raise TagprError(
-            f"stages.{context.name}.filter leaves {len(found['kept'])} questions ({steps}), fewer than "
+            f"stages.{context.name}.filter leaves {len(selection['kept'])} questions ({steps}), fewer than "
             f"prompts_per_step={stage.prompts_per_step}; widen it"
         )
-    write_parquet(target, [row for i, row in enumerate(pq.read_table(rows).to_pylist()) if i in set(found["kept"])])
-    return target, found["counts"]
+    write_parquet(target, [row for i, row in enumerate(pq.read_table(rows).to_pylist()) if i in set(selection["kept"])])
+    return target, selection["counts"]
 
 
 def _choose(
@@ -199,20 +199,20 @@ def keep(rows: Sequence[Row], kept: Sequence[int], block: FilterBlock, counts: d
     `rows` are verl's prompt rows (data.rows.to_row). Share and number take rows at even distances, so that tasks
     and users stay mixed.
     """
-    found = list(kept)
+    indices = list(kept)
     if block.tasks is not None:
-        found = [i for i in found if rows[i]["extra_info"]["task"] in block.tasks]
-        counts["tasks"] = len(found)
+        indices = [i for i in indices if rows[i]["extra_info"]["task"] in block.tasks]
+        counts["tasks"] = len(indices)
     if block.min_items is not None or block.max_items is not None:
         least, most = block.min_items or 0, block.max_items if block.max_items is not None else float("inf")
-        found = [i for i in found if least <= len(rows[i]["extra_info"]["profile_texts"]) <= most]
-        counts["profile_items"] = len(found)
-    wanted = block.questions if block.share is None else round(block.share * len(found))
+        indices = [i for i in indices if least <= len(rows[i]["extra_info"]["profile_texts"]) <= most]
+        counts["profile_items"] = len(indices)
+    wanted = block.questions if block.share is None else round(block.share * len(indices))
     if wanted is not None:
-        if wanted < len(found):
-            found = [found[i * len(found) // wanted] for i in range(wanted)]
-        counts["questions"] = len(found)
-    return found
+        if wanted < len(indices):
+            indices = [indices[i * len(indices) // wanted] for i in range(wanted)]
+        counts["questions"] = len(indices)
+    return indices
 
 
 def differ(scores: Sequence[float]) -> bool:
@@ -238,10 +238,10 @@ def _mixed(
     recipe, folder = context.recipe, context.model_folder(stage.init)
     tokenizer = ChatTokenizer(folder)
     prompts = tokenizer.encode_many([tokenizer.render(rows[i]["prompt"]) for i in kept])
-    asked = [ids for ids in prompts for _ in range(samples)]
+    inputs = [ids for ids in prompts for _ in range(samples)]
     label = f"  {context.name}: {samples} answers to each of {len(kept)} questions, for the filter"
     with context.console.status(label), Engine(recipe, folder) as engine:
-        texts = engine(asked, temperature=stage.temperature, seed=None)
+        texts = engine(inputs, temperature=stage.temperature, seed=None)
     prefilled = recipe.model.thought_prefilled
 
     def score(text: str, row: Row) -> float:

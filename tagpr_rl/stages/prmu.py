@@ -167,9 +167,9 @@ def sampled_responses(
     facts |= {"questions": [f"{record.task}/{record.id}" for record in records]}
     path = context.run.root / "policy_samples" / f"{model}_{sha256_json(facts)[:12]}.json"
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["facts"] == facts:
-            return [tuple(texts) for texts in found["responses"]]
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored["facts"] == facts:
+            return [tuple(texts) for texts in stored["responses"]]
     from tagpr_rl.backend.rollout.generate import Engine
 
     context.start_ray()

@@ -101,12 +101,11 @@ def _held_out_pairs(context: StageContext, records: Sequence[LampRecord]) -> lis
     make_foreign = dataset.prompt_maker("reasoning", tokenizer, foreign=True)
     teacher, rules = teacher_for(recipe, error_rate=0.0), keep_rules(recipe, stage)
     labeller = ScriptedLabeller()
-    asked = list(records)
-    swap = ProfileSwap(ProfilePool(asked, stage.seed), dataset.retriever(foreign=True), make_foreign)
-    chains = build_chains(asked, [make(record) for record in asked], teacher, labeller, schema, rules, swap=swap)
+    swap = ProfileSwap(ProfilePool(records, stage.seed), dataset.retriever(foreign=True), make_foreign)
+    chains = build_chains(records, [make(record) for record in records], teacher, labeller, schema, rules, swap=swap)
     return build_pairs(
         chains,
-        asked,
+        records,
         make_foreign,
         teacher,
         labeller,

@@ -224,9 +224,9 @@ def test_no_answer_in_time_is_a_masked_response_with_the_reason(folder: Path) ->
         os.kill(before, signal.SIGCONT)
     assert output.prmu_status == "masked" and output.components["prmu"] == 0.0
     assert times.reason == f"no score after prmu_timeout_s=1.5; last: {name} did not answer within 1.5 s"
-    assert 1.4 < times.done_at - times.asked_at < 6
+    assert 1.4 < times.done_at - times.sent_at < 6
     output, times = asyncio.run(ResponseScorer("prmu_checker", [name], 30.0).score(info, "take red"))
-    assert output.prmu_status == "scored" and times.reason == "" and times.done_at >= times.asked_at
+    assert output.prmu_status == "scored" and times.reason == "" and times.done_at >= times.sent_at
     ray.kill(actor)
     ray.kill(checker)
 

@@ -165,7 +165,7 @@ def test_the_hook_writes_our_advantages_and_takes_out_who_has_no_part(monkeypatc
     def item(total: float, length: int, steps: list[list[Any]]) -> dict[str, Any]:
         extra = {
             "reward_extra_info": row(total),
-            "prmu": {"asked_at": 0.0, "done_at": 0.0, "scored_at": 0.0, "reason": ""},
+            "prmu": {"sent_at": 0.0, "done_at": 0.0, "scored_at": 0.0, "reason": ""},
             "text": "",
             "step_parts": {"coverage": 1.0, "steps": steps},
         }

@@ -106,13 +106,13 @@ class ResponseScorer:
             info: the record's `extra_info`, not changed (prompts.rows).
             response: the decoded response, tags included.
         """
-        asked_at = time.time()
+        sent_at = time.time()
         reply = await self._prmu_score(info, response)
         done_at = time.time()
         score = reply.score if reply else None
         status = "off" if reply is None else "masked" if reply.score is None else "scored"
         output = await self._check.submit(CheckRequest(response, info["task"], info["gold"], score, status))
-        return output, ScoringTimes(asked_at, done_at, time.time(), reply.reason if reply else "")
+        return output, ScoringTimes(sent_at, done_at, time.time(), reply.reason if reply else "")
 
     async def _prmu_score(self, info: Mapping[str, Any], response: str) -> ScoreReply | None:
         if self._prmu is None:

@@ -31,9 +31,9 @@ def merge_export(folder: Path, scale: float) -> int:
     where = _locations(folder)
     pairs: dict[str, dict[str, str]] = {}
     for name in where:
-        found = _ADAPTER.search(name)
-        if found:
-            pairs.setdefault(name[: found.start()], {})[found.group(1)] = name
+        match = _ADAPTER.search(name)
+        if match:
+            pairs.setdefault(name[: match.start()], {})[match.group(1)] = name
     whole = {"A", "B"}
     odd = [name for name, pair in pairs.items() if set(pair) != whole or f"{name}.base_layer.weight" not in where]
     if odd or not pairs:
