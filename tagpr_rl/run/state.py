@@ -51,23 +51,23 @@ def run_status(recipe: Recipe, run: RunDir, *, until: str | None = None) -> dict
     A finished stage whose earlier stage is to be made again counts as changed, even if nothing of
     its own differs: what it was made from will be gone.
     """
-    found: dict[str, StageStatus] = {}
+    statuses: dict[str, StageStatus] = {}
     for name, stage in recipe.stages.items():
         manifest = read_manifest(stage_dir(recipe, run, name))
         if manifest is None:
-            found[name] = StageStatus(name, stage.kind, "todo")
+            statuses[name] = StageStatus(name, stage.kind, "todo")
         else:
-            reasons = differences(recipe, run, name, manifest, found)
-            found[name] = StageStatus(name, stage.kind, "changed" if reasons else "done", reasons)
+            reasons = differences(recipe, run, name, manifest, statuses)
+            statuses[name] = StageStatus(name, stage.kind, "changed" if reasons else "done", reasons)
         if name == until:
             break
-    return found
+    return statuses
 
 
 def require_unchanged(recipe: Recipe, run: RunDir) -> dict[str, StageStatus]:
     """`run_status`, but a changed stage raises TagprError naming what changed and the remedies."""
-    found = run_status(recipe, run)
-    changed = [status for status in found.values() if status.status == "changed"]
+    statuses = run_status(recipe, run)
+    changed = [status for status in statuses.values() if status.status == "changed"]
     if changed:
         lines = [f"stage '{s.name}': {reason}" for s in changed for reason in s.reasons]
         raise TagprError(
@@ -76,7 +76,7 @@ def require_unchanged(recipe: Recipe, run: RunDir) -> dict[str, StageStatus]:
             + "\nUse another folder (name=<new name>), start over (--fresh), "
             + f"or delete {stage_dir(recipe, run, changed[0].name).root} and the later stages' folders."
         )
-    return found
+    return statuses
 
 
 def differences(
