@@ -36,25 +36,35 @@ class Recipe(Closed):
     """A whole run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run, which is also its folder's name below `out`."""
     out: Path = Path("runs")
-    """Folder of the runs. A URL (`s3://bucket/prefix`) means: work in `runs/`, and `mirror` there."""
+    """Folder of the runs. A URL (`s3://bucket/prefix`) means: work in `runs/` and set `mirror` to the URL."""
     mirror: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.:-]*://")] | None = None
-    """Finished stages and step checkpoints are copied to `<mirror>/<name>`: any URL of fsspec."""
+    """Any URL of fsspec; finished stages and step checkpoints are copied to `<mirror>/<name>`."""
     from_run: FromRun | None = None
     """Start from another run's finished stages; null = make every stage."""
     data: DataBlock = DataBlock()
+    """The questions, how they are split, and how they become prompts."""
     schema_file: Path | None = None
-    """Tag schema (YAML or JSON); null = the built-in nine tags."""
+    """File of the tag schema (YAML or JSON); null = the built-in nine tags."""
     model: ModelBlock = ModelBlock()
+    """The policy's weights: a folder, a hub name, or a tiny model made for the run."""
     platform: PlatformBlock = PlatformBlock()
+    """The machine: device, number of devices, memory of the processes."""
     placement: PlacementBlock = PlacementBlock()
+    """Which devices rollouts and PRMU get beside the policy's."""
     training: TrainingBlock = TrainingBlock()
+    """How a training process uses its device: attention, sharding, offload."""
     lora: LoraBlock | None = None
     """Train low-rank adapters in SFT and GRPO stages; null = all weights."""
     budget: BudgetBlock = BudgetBlock()
+    """The figures that `tagpr plan` computes memory and hours with."""
     cluster: ClusterBlock = ClusterBlock()
+    """Machines that manifests are rendered for and runs are submitted to."""
     log: Loggers = Loggers()
+    """The trackers that get the metrics."""
     stages: dict[str, Stage] = Field(min_length=1)
+    """Stage name -> its block, in the order in which the stages run."""
 
     @model_validator(mode="before")
     @classmethod

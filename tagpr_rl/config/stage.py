@@ -10,9 +10,12 @@ from tagpr_rl.config.base import Closed, Count
 
 
 class StageBase(Closed):
+    """What every stage has."""
+
     kind: str
     """What the stage does: a row of the table in config/kinds.py."""
     seed: int = 1
+    """Seed of every random choice that the stage makes."""
 
 
 class DeepSpeedBlock(Closed):
@@ -46,9 +49,9 @@ class TrainingStage(StageBase):
     keep_checkpoints: Count = 2
     """The newest checkpoints that stay on disk while the stage trains."""
     strategy: Literal["fsdp2", "deepspeed"] = "fsdp2"
-    """Engine that shards and updates the weights."""
+    """The engine that shards and updates the weights."""
     deepspeed: DeepSpeedBlock | None = None
-    """Only with `strategy: deepspeed`; null = its defaults."""
+    """ZeRO settings, only with `strategy: deepspeed`; null = its defaults."""
 
     @model_validator(mode="after")
     def _deepspeed_used(self) -> TrainingStage:

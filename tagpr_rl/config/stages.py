@@ -36,22 +36,27 @@ class ChainsStage(StageBase):
 
     kind: Literal["chains"] = "chains"
     teacher: TeacherChoice = "auto"
-    """A name or a block (endpoints.py). auto = scripted for the embedded world, heuristic for LaMP files."""
+    """Who writes the chains: a name, or the block of a language model. auto = scripted for the embedded world, heuristic
+    for LaMP files."""
     labeller: LabellerChoice = "scripted"
-    """scripted = by cue words; or a block of kind openai or vllm."""
+    """Who tags the steps: scripted = by cue words; or the block of a language model of kind openai or vllm."""
     answers: Path | None = None
     """File of the answers that models gave, shared by runs; null = `<out>/answers.sqlite`."""
     samples: Count = 1
+    """Chains that the teacher writes for each question."""
     error_rate: Fraction = 0.0
     """Share of questions that the scripted teacher answers wrongly on purpose."""
     keep_wrong_fraction: Fraction = 0.0
-    """Share of wrong chains kept in the SFT set (ours; an ablation that leaves RL more room)."""
+    """Share of the SFT set that may be chains with a wrong answer; it leaves RL something to correct."""
     empty_profile_fraction: Fraction = 0.0
-    """Share of questions also taught without a profile, so that the generic user is trained."""
+    """Share of questions that are also taught without a profile, so that the generic user is trained."""
     max_pairs: Count = 3000
+    """Most preference pairs that are made from the chains for PRMU."""
     keep: KeepBlock = KeepBlock()
+    """Which chains stay in the SFT set."""
     accept_partial: bool = False
-    """Go on with what there is where a model's budget was spent; false = stop, so that more budget can go on."""
+    """true = continue with the answers at hand if a model's budget is spent; false = stop, so that a larger budget can
+    continue."""
 
     @model_validator(mode="after")
     def _labeller_fits(self) -> ChainsStage:
@@ -65,16 +70,23 @@ class SftStage(TrainingStage):
 
     kind: Literal["sft"] = "sft"
     dataset: Literal["direct", "chains"] = "chains"
-    """chains = tagged chains; direct = answers without a thought (makes the base model)."""
+    """chains = tagged chains; direct = answers without a thought, which makes the base model."""
     steps: Count = 500
+    """Updates of the weights."""
     max_epochs: Annotated[float, Field(gt=0.0)] = 20.0
-    """Few examples end the stage before `steps`: never more passes over them than this."""
+    """Most passes over the examples: with few examples the stage ends before `steps`."""
     batch_size: Count = 16
+    """Examples in one update of the weights."""
     lr: Annotated[float, Field(gt=0.0)] = 3e-3
+    """Highest learning rate of AdamW, reached after `warmup_steps`."""
     warmup_steps: Annotated[int, Field(ge=0)] = 30
+    """Steps in which the learning rate rises from 0."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's decay rates of the gradient's mean and square."""
     weight_decay: NonNegative = 0.01
+    """AdamW's decoupled weight decay, per step and learning rate."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    """Larger gradients are scaled to this norm."""
 
 
 class PrmuStage(TrainingStage):
@@ -82,43 +94,53 @@ class PrmuStage(TrainingStage):
 
     kind: Literal["prmu"] = "prmu"
     backbone: str | None = None
-    """A folder or hub name of another model to train instead of `init`'s weights; PRMU is given text, not tokens."""
+    """Folder or hub name of a model to train in place of `init`'s weights. Any tokenizer fits: PRMU reads text."""
     user: Literal["attention", "identity", "text", "generic"] = "attention"
-    """Where PRMU looks for the user: the profile by attention; or a baseline: a table of training users (P-RLHF), the
-    profile in the backbone's prompt, nowhere."""
+    """Where PRMU gets the user from. attention = from the profile, by attention. The baselines: identity = a table of
+    training users (P-RLHF), text = the profile in the backbone's prompt, generic = nowhere."""
     identity: bool = True
-    """With `user: attention`: training users get a vector of their own beside the profile's."""
+    """With `user: attention`: training users also have a learned vector of their own."""
     steps: Count = 200
+    """Updates of the weights."""
     max_epochs: Annotated[float, Field(gt=0.0)] = 10.0
-    """Few pairs end the stage before `steps`: never more passes over them than this."""
+    """Most passes over the pairs: with few pairs the stage ends before `steps`."""
     batch_size: Count = 16
+    """Pairs in one update of the weights."""
     micro_batch_size: Count | None = None
-    """Pairs per forward pass; None = the whole batch."""
+    """Pairs in one forward pass; null = the whole batch."""
     lr: Annotated[float, Field(gt=0.0)] = 1e-3
-    """Of the backbone."""
+    """Highest learning rate of the backbone."""
     head_lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    """Highest learning rate of all weights that PRMU adds to the backbone."""
     warmup_steps: Annotated[int, Field(ge=0)] = 10
+    """Steps in which the learning rates rise from 0."""
     individual_weight: Fraction = 0.8
+    """Weight of the loss with the user in the total; the rest is the loss for the generic user."""
     centre: NonNegative = 0.01
+    """Weight of the penalty on the square of a pair's summed scores, which keeps scores from drifting."""
     user_dropout: Fraction = 0.5
+    """Probability that a training pair's user counts as unknown, so that PRMU learns to rely on the profile."""
     max_items: Count = 16
+    """Most profile items that PRMU reads."""
     user_shards: Count | None = None
-    """Files that hold the rows of known users, in float16 and read through memory maps; None = in the model's file."""
+    """Number of files that hold the vectors of known users, in float16 and read through memory maps; null = they are
+    part of the model's file."""
     eval_every: Annotated[int, Field(ge=0)] = 50
-    """Steps between accuracies on pairs of unseen users; 0 = only at the end."""
+    """Steps between measurements of the accuracy on pairs of unseen users; 0 = only at the end."""
     patience: Annotated[int, Field(ge=0)] = 8
-    """Stop after this many of them without a better one, and keep the best weights; 0 = never. Accuracy rises and
-    falls while the learning rate is high: too small a number stops too soon."""
+    """Stop after this many measurements without a better accuracy, and keep the best weights; 0 = never. Accuracy
+    rises and falls while the learning rate is high, so a small number stops too soon."""
     policy_samples: Annotated[int, Field(ge=0)] = 0
-    """Responses that the policy `init` writes to each of `policy_questions`: the better of two against the worse
-    become pairs, as best-of-N and RL will compare them; 0 = none."""
+    """Responses that the policy `init` writes to each of `policy_questions`. Of two responses the better against the
+    worse becomes a pair, as best-of-N and RL compare them; 0 = no such pairs."""
     policy_questions: Count = 800
+    """Training questions that `policy_samples` are written for, evenly spread."""
     probe_fraction: Fraction = 0.0
-    """For this share of the pairs, two more against gaming: chosen against a copy of the user's own profile with a
-    wrong answer, and against itself with a step said twice."""
+    """For this share of the pairs, two more pairs against gaming: the chosen response against a copy of the user's own
+    profile with a wrong answer, and against itself with one step repeated."""
     slip_fraction: Fraction = 0.0
-    """For this share of the pairs, one more: chosen against itself with the answer of rejected (every other time with
-    its last step, too), which does not follow from its thought. A policy's mistakes are often of this kind."""
+    """For this share of the pairs, one more pair: the chosen response against itself with the answer of the rejected
+    one (every other time with its last step, too), which does not follow from the thought."""
     save_every: Count | None = None
     """Steps between checkpoints; null = none, so that an interrupted stage starts over."""
     keep_checkpoints: Count = 1
@@ -138,9 +160,12 @@ class EvaluateStage(StageBase):
 
     kind: Literal["evaluate"] = "evaluate"
     models: tuple[str, ...] = Field(min_length=1)
+    """Stages whose weights answer the held-out questions."""
     controls: tuple[Literal["shuffled", "empty"], ...] = ("shuffled", "empty")
-    """Run on the last model: profiles swapped between users; no profile at all."""
+    """Controls on the last of `models`: shuffled = profiles are swapped between users; empty = no profile at all."""
     questions: Count | None = None
-    """At most this many held-out questions, evenly spread (None = all)."""
+    """Most held-out questions, evenly spread; null = all of them."""
     control_questions: Count | None = None
+    """Most questions of a control, evenly spread; null = as many as `questions`."""
     temperature: NonNegative = 0.0
+    """Sampling temperature of the answers; 0 = greedy."""

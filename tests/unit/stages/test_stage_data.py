@@ -154,3 +154,17 @@ def test_few_examples_end_a_training_stage_early() -> None:
     assert steps_within(1300, 16, 7300, 20.0) == 1300  # 2.8 passes
     assert steps_within(1300, 16, 38, 20.0) == 48  # 20 * 38 / 16 = 47.5
     assert steps_within(10, 16, 16, 0.01) == 1
+
+
+def test_max_epochs_of_a_recipe_is_that_limit() -> None:
+    from tagpr_rl.stages.train import steps_within
+
+    from tagpr_rl.config import PrmuStage, SftStage, load_recipe
+
+    limits = ["stages.sft.max_epochs=0.5", "stages.prmu.max_epochs=3", "stages.prmu.user_shards=4"]
+    stages = load_recipe(ROOT / RECIPE, limits).stages
+    sft, prmu = stages["sft"], stages["prmu"]
+    assert isinstance(sft, SftStage) and isinstance(prmu, PrmuStage)
+    assert steps_within(sft.steps, sft.batch_size, 3200, sft.max_epochs) == 100  # half of 3200 / 16
+    assert steps_within(prmu.steps, prmu.batch_size, 80, prmu.max_epochs) == 30  # 3 times 80 / 8
+    assert prmu.user_shards == 4
