@@ -36,8 +36,8 @@ class ChainsStage(StageBase):
 
     kind: Literal["chains"] = "chains"
     teacher: TeacherChoice = "auto"
-    """Who writes the chains: a name, or the block of a language model. auto = scripted for the embedded world, heuristic
-    for LaMP files."""
+    """Who writes the chains: a name, or the block of a language model. auto = scripted for the embedded world, and
+    heuristic for LaMP files."""
     labeller: LabellerChoice = "scripted"
     """Who tags the steps: scripted = by cue words; or the block of a language model of kind openai or vllm."""
     answers: Path | None = None

@@ -157,9 +157,8 @@ def test_few_examples_end_a_training_stage_early() -> None:
 
 
 def test_max_epochs_of_a_recipe_is_that_limit() -> None:
-    from tagpr_rl.stages.train import steps_within
-
     from tagpr_rl.config import PrmuStage, SftStage, load_recipe
+    from tagpr_rl.stages.common import steps_within
 
     limits = ["stages.sft.max_epochs=0.5", "stages.prmu.max_epochs=3", "stages.prmu.user_shards=4"]
     stages = load_recipe(ROOT / RECIPE, limits).stages
