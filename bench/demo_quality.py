@@ -26,7 +26,6 @@ from rich.table import Table
 
 from tagpr_rl.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
 from tagpr_rl.eval.metrics import mean_over_tasks, paired_difference, task_mean
-from tagpr_rl.files import write_json
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.types import TagprError
 
@@ -308,12 +307,9 @@ def show(facts: Mapping[str, Any], console: Console) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
+    shared.recipe_arguments(parser, "runs/quality")
     parser.add_argument("--sft-seeds", type=shared.seeds, default=(1, 2, 3))
     parser.add_argument("--rl-seeds", type=shared.seeds, default=(1, 2))
-    parser.add_argument("--world-seed", type=int, default=41)
-    parser.add_argument("--held-out-users", type=int, default=250)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_args()
 
 
@@ -324,11 +320,7 @@ def main() -> None:
     demo = load_recipe(DEMO, tuple(args.overrides))
     options = {"rl_seeds": args.rl_seeds, "world_seed": args.world_seed, "held_out_users": args.held_out_users}
     recipes = {seed: derive(demo, out=args.out, sft_seed=seed, **options) for seed in args.sft_seeds}
-    from tagpr_rl.stages.pipeline import describe_environment, run_pipeline  # after the cheap checks
-
-    for seed, recipe in recipes.items():
-        console.rule(f"SFT seed {seed}")
-        run_pipeline(recipe, RunDir(recipe.out / recipe.name), console=console)
+    environment = shared.run_all(recipes, console, "SFT seed")
     runs = [read_run(recipe, seed, args.rl_seeds) for seed, recipe in recipes.items()]
     protocol = {
         "sft_seeds": list(args.sft_seeds),
@@ -337,15 +329,10 @@ def main() -> None:
         "tuning_world_seed": demo.data.world.seed,
         "overrides": list(args.overrides),
     }
-    facts = quality(runs, protocol, describe_environment())
-    write_json(args.out / "quality.json", facts)
+    facts = quality(runs, protocol, environment)
     show(facts, console)
-    console.print(f"{args.out / 'quality.json'}", soft_wrap=True, highlight=False, markup=False)
+    shared.finish(args.out / "quality.json", facts, console)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TagprError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    shared.exit_with(main)

@@ -15,20 +15,20 @@ import importlib.util
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-import torch.nn.functional as F
+from gpu_engines import config_of, fsdp2_engine, grpo_loss, plain_engine, policy, process_group, zero_engine
 
 from tagpr_rl.plan.shapes import DEVICES, SHAPES, ModelShape
 
@@ -69,14 +69,14 @@ class OutOfTimeError(Exception):
 def cases(shapes: list[str], engines: list[str], *, tiny: bool) -> list[Case]:
     """Everything to measure, the cheap shapes first; within a shape the variants that are compared stand together."""
     batch, length = (2, 32) if tiny else (4, 2048)
-    found = []
+    listed = []
     for shape in shapes:
         for engine in engines:
             for checkpointing in (True, False) if engine in ("plain", "fsdp2") else (True,):
-                found.append(Case("update", shape, engine, checkpointing, batch, length))
+                listed.append(Case("update", shape, engine, checkpointing, batch, length))
         for variant in ("fp32", "tf32", "bf16 autocast"):
-            found.append(Case("prmu", shape, variant, batch=8 if tiny else 64, length=32 if tiny else 512, micro=1))
-    return found
+            listed.append(Case("prmu", shape, variant, batch=8 if tiny else 64, length=32 if tiny else 512, micro=1))
+    return listed
 
 
 def peak_tflops(name: str, override: float | None) -> float | None:
@@ -124,128 +124,6 @@ def command(*words: str) -> str:
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-# --- models -----------------------------------------------------------------------------------------------
-
-
-def config_of(shape: ModelShape) -> Any:
-    """The transformers config of a shape."""
-    from transformers import Qwen3Config
-
-    return Qwen3Config(
-        vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim,
-        tie_word_embeddings=shape.tied, max_position_embeddings=8192, use_cache=False, attn_implementation="sdpa",
-    )  # fmt: skip
-
-
-def policy(shape: ModelShape, device: str, dtype: torch.dtype, checkpointing: bool) -> Any:
-    """A causal model with random weights, made on the device."""
-    from transformers import Qwen3ForCausalLM
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = Qwen3ForCausalLM(config_of(shape))
-    finally:
-        torch.set_default_dtype(before)
-    assert sum(p.numel() for p in model.parameters()) == shape.parameters
-    if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
-
-
-def grpo_loss(model: Any, ids: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """Clipped policy gradient, token mean, over the second half of each row (the responses).
-
-    ids [B, T]; old [B, R] log-probabilities; advantages [B].
-    """
-    size = old.shape[1]
-    logits = model(input_ids=ids).logits[:, -size - 1 : -1]
-    new = -F.cross_entropy(logits.flatten(0, 1).float(), ids[:, -size:].flatten(), reduction="none").view_as(old)
-    ratio = (new - old).exp()
-    gain = advantages[:, None]
-    return -torch.minimum(ratio * gain, ratio.clamp(0.8, 1.28) * gain).mean()
-
-
-# --- engines ----------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def process_group(device: str) -> Iterator[None]:
-    """A process group of one, as FSDP2 and DeepSpeed ask for; listens on loopback."""
-    import torch.distributed as dist
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {
-        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-Update = Callable[[Callable[[Any], torch.Tensor], int], None]
-"""(loss of a model, micro-batches) -> one optimizer update."""
-
-
-def plain_engine(model: Any) -> Update:
-    """bf16 weights, gradients and AdamW states: 8 bytes a parameter."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=next(model.parameters()).is_cuda)
-
-    def update(loss_of: Callable[[Any], torch.Tensor], micro: int) -> None:
-        for _ in range(micro):
-            (loss_of(model) / micro).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return update
-
-
-def fsdp2_engine(model: Any, device: str) -> Update:
-    """fp32 weights and states, bf16 compute, sharded over the one device: what a run does on each of many."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    mesh = init_device_mesh(device, (1,))
-    rule = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for block in model.model.layers:
-        fully_shard(block, mesh=mesh, mp_policy=rule)
-    fully_shard(model, mesh=mesh, mp_policy=rule)
-    return plain_engine(model)
-
-
-def zero_engine(model: Any, stage: int) -> Update:
-    """DeepSpeed ZeRO with bf16 weights and fp32 master weights and states."""
-    import deepspeed
-
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=list(model.parameters()),
-        config={
-            "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "gradient_clipping": 1.0,
-            "bf16": {"enabled": True}, "zero_optimization": {"stage": stage}, "steps_per_print": 10**9,
-            "optimizer": {"type": "AdamW", "params": {"lr": 1e-6, "torch_adam": True}},
-        },
-    )  # fmt: skip
-
-    def update(loss_of: Callable[[Any], torch.Tensor], micro: int) -> None:
-        for index in range(micro):
-            engine.set_gradient_accumulation_boundary(index == micro - 1)
-            engine.backward(loss_of(engine) / micro)
-        engine.step()
-
-    return update
-
-
-# --- measurements -----------------------------------------------------------------------------------------
 
 
 def timed(work: Callable[[], None], device: str, deadline: float) -> list[float]:
@@ -373,7 +251,7 @@ def measure(case: Case, device: str, peak: float | None, deadline: float) -> dic
 
 
 def plugin_is_inert() -> dict[str, Any]:
-    """Where verl is installed: on CUDA it resolves its own platform, and our CPU platform patches nothing."""
+    """Whether verl, if it is installed, resolves its own platform on CUDA, and the CPU platform patches nothing."""
     if installed("verl") is None:
         return {"status": "left out: verl is not installed"}
     code = (
@@ -389,9 +267,6 @@ def plugin_is_inert() -> dict[str, Any]:
         return {"status": f"failed: {done.stderr.strip().splitlines()[-1][:200]}"}
     name, unpatched = json.loads(done.stdout.splitlines()[-1])
     return {"status": "measured", "platform": name, "unpatched": unpatched, "inert": name == "cuda" and unpatched}
-
-
-# --- the run ----------------------------------------------------------------------------------------------
 
 
 def table(rows: list[dict[str, Any]]) -> str:

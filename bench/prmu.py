@@ -27,7 +27,6 @@ from rich.console import Console
 
 from tagpr_rl.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
 from tagpr_rl.eval.metrics import paired_difference, task_mean
-from tagpr_rl.files import write_json
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.types import TagprError
 
@@ -224,13 +223,10 @@ def measure(recipes: Mapping[int, Recipe], console: Console) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/prmu"))
+    shared.recipe_arguments(parser, "runs/prmu")
     parser.add_argument("--seeds", type=shared.seeds, default=(1, 2, 3))
-    parser.add_argument("--world-seed", type=int, default=41)
-    parser.add_argument("--held-out-users", type=int, default=250)
     parser.add_argument("--rl", action="store_true", help="the guided stage with PRMU, without, and for another user")
     parser.add_argument("--until", help="stop each run after this stage, and measure nothing")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
     return parser.parse_args()
 
 
@@ -241,29 +237,20 @@ def main() -> None:
     demo = load_recipe(DEMO, tuple(args.overrides))
     options = {"world_seed": args.world_seed, "held_out_users": args.held_out_users}
     recipes = {seed: derive(demo, out=args.out, seed=seed, rl=args.rl, **options) for seed in args.seeds}
-    from tagpr_rl.stages.pipeline import describe_environment, run_pipeline  # after the cheap checks
-
-    for seed, recipe in recipes.items():
-        console.rule(f"seed {seed}")
-        run_pipeline(recipe, RunDir(recipe.out / recipe.name), until=args.until, console=console)
+    environment = shared.run_all(recipes, console, "seed", args.until)
     if args.until:
         return
     protocol = {"seeds": list(args.seeds), **options, "overrides": args.overrides}
-    facts = {"protocol": protocol, "environment": describe_environment()}
+    facts = {"protocol": protocol, "environment": environment}
     if args.rl:
         facts |= policies(recipes)
     else:
         measure(recipes, console)
         facts |= quality(recipes)
     path = args.out / ("prmu_rl.json" if args.rl else "prmu.json")
-    write_json(path, facts)
     console.print_json(json.dumps(facts))
-    console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+    shared.finish(path, facts, console)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except TagprError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    shared.exit_with(main)
