@@ -141,11 +141,11 @@ def test_a_stage_that_was_altered_at_the_url_is_refused(tmp_path: Path) -> None:
 def test_another_run_at_the_url_is_not_overwritten(tmp_path: Path) -> None:
     r, mirror = recipe(), Mirror(f"file://{tmp_path}/far/r")
     interrupted(RunDir(tmp_path / "a"), r, mirror, at=1)
-    mirror.require_ours(RunDir(tmp_path / "a"))
+    mirror.require_same_run(RunDir(tmp_path / "a"))
     other = RunDir(tmp_path / "b")
     for _ in range(2):
         with pytest.raises(TagprError, match="holds a run that is not the one in"):
-            mirror.require_ours(other)
+            mirror.require_same_run(other)
         tracker_id(other)  # another id is another run, too
 
 
@@ -185,7 +185,7 @@ def test_fresh_removes_the_copy_too_and_a_run_elsewhere_is_not_taken_for_a_new_o
         @staticmethod
         def run_pipeline(recipe: Recipe, run: RunDir, **_: object) -> None:
             calls.append(run.root.name)
-            Mirror(f"{url}/demo").require_ours(run)
+            Mirror(f"{url}/demo").require_same_run(run)
 
     monkeypatch.setitem(sys.modules, "tagpr_rl.stages.pipeline", Module)  # type: ignore[arg-type]
     arguments = ["run", str(DEMO), f"mirror={url}", f"out={tmp_path}/here"]
