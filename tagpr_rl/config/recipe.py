@@ -24,7 +24,7 @@ from tagpr_rl.types import did_you_mean
 
 
 class FromRun(Closed):
-    """Another run whose finished stages a new run starts from; `tagpr run RECIPE --from RUN[:STAGE]` sets it."""
+    """Another run whose finished stages a new run starts from; the option `--from RUN[:STAGE]` sets it."""
 
     run: str
     """The other run: its folder or its URL."""
