@@ -3,7 +3,7 @@
 Run: python bench/prmu.py [--out runs/prmu] [--seeds 1,2,3] [--rl] [key=value ...]
 
 Each seed is one run of the demo recipe's stages up to SFT, and four reward models on the same pairs: PRMU and the
-baselines that know no user, the training users only, or the profile as text in the prompt. `launch.py prmu eval`
+baselines that know no user, the training users only, or the profile as text in the prompt. `tagpr study prmu`
 measures each. `--rl` trains the guided stage with PRMU, without it, and with PRMU asked for another user, and
 evaluates the policies on held-out users. A second call goes on where the first one stopped. Writes <out>/prmu.json
 (and <out>/prmu_rl.json) and prints it.
@@ -71,7 +71,7 @@ def derive(demo: Recipe, *, out: Path, seed: int, world_seed: int, held_out_user
 
 
 def read_eval(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """What `launch.py prmu eval` wrote for a stage."""
+    """What `tagpr study prmu` wrote for a stage."""
     path = RunDir(recipe.out / recipe.name).prmu_eval / f"{stage}.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
@@ -209,7 +209,7 @@ def policies(recipes: Mapping[int, Recipe]) -> dict[str, Any]:
 
 
 def measure(recipes: Mapping[int, Recipe], console: Console) -> None:
-    """`launch.py prmu eval` of every reward model that has no figures yet."""
+    """`tagpr study prmu` of every reward model that has no figures yet."""
     from tagpr_rl.studies.prmu_eval import prmu_eval
 
     for recipe in recipes.values():

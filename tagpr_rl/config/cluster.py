@@ -34,7 +34,7 @@ class SlurmBlock(Closed):
 
 
 class ClusterBlock(Closed):
-    """Machines for `tagpr render` and `tagpr submit`; a run on one machine reads nothing here. Changes no result."""
+    """Machines for `tagpr cluster render` and `tagpr cluster submit`. A run on one machine reads nothing of it."""
 
     image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")] | None = None
     """Container image; null = `tagpr_rl:<device>`, which the rendered Dockerfile builds."""

@@ -79,7 +79,7 @@ class RunDir:
 
     @property
     def prmu_eval(self) -> Path:
-        """What `launch.py prmu eval` measured: `<stage>.json`, `<stage>.html`, and the responses it ranked."""
+        """What `tagpr study prmu` measured: `<stage>.json`, `<stage>.html`, and the responses it ranked."""
         return self.root / "prmu_eval"
 
     def stage(self, index: int, name: str) -> StageDir:

@@ -50,7 +50,7 @@ class Mirror:
         if remote is None or local is None or json.loads(remote)["id"] != json.loads(local)["id"]:
             raise TagprError(
                 f"{self.url} holds a run that is not the one in {run.root}. Go on with it: "
-                f"`launch.py resume {self.url}`; or choose another name=<new name>, or start over with --fresh."
+                f"`tagpr resume {self.url}`; or choose another name=<new name>, or start over with --fresh."
             )
 
     def push_files(self, run: RunDir) -> None:

@@ -122,7 +122,7 @@ def last_checkpoint(context: StageContext, steps: int) -> Path:
     if not saved or saved[-1] != steps or rows["step"] != steps:
         raise TagprError(
             f"stage '{context.name}' ended at step {rows['step']} of {steps}, with checkpoints of the steps "
-            f"{saved or 'none'}; `launch.py resume {context.run.root}` goes on"
+            f"{saved or 'none'}; `tagpr resume {context.run.root}` goes on"
         )
     return checkpoints.step_folder(context.dir.checkpoints, steps)
 

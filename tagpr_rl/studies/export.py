@@ -72,7 +72,7 @@ def _policy(recipe: Recipe, run: RunDir, name: str) -> Any:
     if kind not in POLICIES:
         raise TagprError(f"--stage {name}: a stage of kind '{kind}' has no model; choose one of {', '.join(makers)}")
     if read_manifest(folder) is None:
-        raise TagprError(f"--stage {name}: it is not finished; `launch.py resume {run.root}` goes on with the run")
+        raise TagprError(f"--stage {name}: it is not finished; `tagpr resume {run.root}` goes on with the run")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""`launch.py faithful`: does a finished stage's answer follow from its thought, and the thought from the profile?"""
+"""`tagpr study faithful`: does a finished stage's answer follow from its thought, and the thought from the profile?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`launch.py prmu eval`: what a finished PRMU stage is worth on users that no training has seen."""
+"""`tagpr study prmu`: what a finished PRMU stage is worth on users that no training has seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `launch.py prmu eval` measures on: pairs and sampled responses of users held out from every training."""
+"""What `tagpr study prmu` measures on: pairs and sampled responses of users held out from every training."""
 
 from __future__ import annotations
 

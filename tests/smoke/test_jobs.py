@@ -134,7 +134,7 @@ def test_wrong_addresses_tokens_and_jobs_give_one_message(cluster: Cluster) -> N
     token = cluster.jobs("status", "raysubmit_none", RAY_AUTH_TOKEN=secrets.token_hex(32))
     assert token.returncode == 2 and "RAY_AUTH_TOKEN" in token.stderr and "Traceback" not in token.stderr
     outside = cluster.launch("run", "recipes/job.yaml", f"platform.ray_address={cluster.address[7:-5]}:6379")
-    assert outside.returncode == 2 and "launch.py submit" in outside.stderr, outside.stderr
+    assert outside.returncode == 2 and "tagpr cluster submit" in outside.stderr, outside.stderr
 
 
 STAGES = {

@@ -134,7 +134,7 @@ class Engine:
 
 
 class LiveModel:
-    """The newest trained policy of a run, for `launch.py walk --live`: a prompt -> one GRPO group of responses."""
+    """The newest trained policy of a run, for `tagpr walk --live`: a prompt -> one GRPO group of responses."""
 
     def __init__(self, recipe: Recipe, run: RunDir) -> None:
         trained = [

@@ -83,7 +83,7 @@ def submit(
     *,
     pass_env: bool = False,
 ) -> str:
-    """Submit `launch.py run` with the checkout as working directory; returns the job's id.
+    """Submit `tagpr run` with the checkout as working directory; returns the job's id.
 
     With `pass_env` the values of `cluster.env` go with the job, where everyone who reaches the cluster's
     API can read them; without it the cluster's nodes must have them.
@@ -96,7 +96,7 @@ def submit(
             if (job.metadata or {}).get(RUN_KEY) == run and not JobStatus(job.status).is_terminal():
                 raise TagprError(
                     f"job {job.submission_id} is {job.status} and writes the same run, {run}; wait, stop it with "
-                    f"`launch.py jobs stop {job.submission_id} --address {address}`, or set another name=<name>"
+                    f"`tagpr cluster jobs stop {job.submission_id} --address {address}`, or set another name=<name>"
                 )
         environment: dict[str, Any] = {"working_dir": str(ROOT), "excludes": list(EXCLUDES)}
         if pass_env:
@@ -167,7 +167,7 @@ def follow(client: JobSubmissionClient, job_id: str, address: str, write: Callab
         if time.monotonic() - last_contact > LOST_SECONDS:
             raise TagprError(
                 f"lost contact with {address} for {LOST_SECONDS:g} s; the job may go on there: "
-                f"`launch.py jobs status {job_id} --address {address}`"
+                f"`tagpr cluster jobs status {job_id} --address {address}`"
             )
         time.sleep(0.5)
 
@@ -209,12 +209,12 @@ def stop(client: JobSubmissionClient, job_id: str, address: str) -> dict[str, st
 def submit_and_follow(
     recipe: Recipe, recipe_path: Path, overrides: Sequence[str], address: str, *, pass_env: bool, following: bool
 ) -> bool:
-    """What `launch.py submit` does: print the job's id, then its output; False if the job did not succeed."""
+    """What `tagpr cluster submit` does: print the job's id, then its output; False if the job did not succeed."""
     run_command(recipe, recipe_path, overrides, "auto")  # says what the recipe lacks before the cluster is asked
     client = connect(address)
     job_id = submit(client, recipe, recipe_path, overrides, address, pass_env=pass_env)
     print(job_id, flush=True)
-    again = f"`launch.py jobs logs {job_id} --address {address} --follow`"
+    again = f"`tagpr cluster jobs logs {job_id} --address {address} --follow`"
     if recipe.cluster.env and not pass_env:
         names = ", ".join(recipe.cluster.env)
         print(f"the cluster's nodes must have {names}; --pass-env sends the values from here", file=sys.stderr)
@@ -224,7 +224,7 @@ def submit_and_follow(
     try:
         return _ended(client, job_id, address)
     except KeyboardInterrupt:
-        print(f"\nthe job goes on; {again}, or `launch.py jobs stop {job_id} --address {address}`", file=sys.stderr)
+        print(f"\nthe job goes on; {again}, or `tagpr cluster jobs stop {job_id} --address {address}`", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -236,7 +236,7 @@ def _ended(client: JobSubmissionClient, job_id: str, address: str) -> bool:
 
 
 def manage(what: str, job_id: str, address: str, *, following: bool = False) -> bool:
-    """What `launch.py jobs status|logs|stop` does; False if a followed job did not succeed."""
+    """What `tagpr cluster jobs status|logs|stop` does; False if a followed job did not succeed."""
     client = connect(address)
     if what == "logs":
         if following:

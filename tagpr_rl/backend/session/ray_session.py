@@ -128,7 +128,7 @@ def _join(ray: Any, options: dict[str, Any]) -> None:
         raise TagprError(
             f"platform.ray_address={address}: cannot join that Ray cluster: {reason}\n"
             "The run must start on one of its nodes, with the Ray version and the token of the cluster; "
-            "`launch.py submit` starts it there from any machine."
+            "`tagpr cluster submit` starts it there from any machine."
         ) from error
 
 

@@ -74,7 +74,7 @@ class StageTracker:
         if stops:
             raise TagprError(
                 f"stage '{self.settings.stage}' was stopped at step {stops[0].step} by the alert {stops[0].kind} "
-                f"(alerts.abort_on): {stops[0].text}. `launch.py resume` goes on past it, from the last checkpoint"
+                f"(alerts.abort_on): {stops[0].text}. `tagpr resume` goes on past it, from the last checkpoint"
             )
 
     def after_row(self, step: int, then: Callable[[], None]) -> None:

@@ -52,8 +52,8 @@ def collect(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     report["not_measured"] = not_measured(report, recipe)
     if not any((run.root / "faithful").glob("*.json")):
         report["not_measured"].append(
-            "Whether a chain is faithful to the user's data is not measured (`tagpr faithful` does), only whether "
-            "it is well formed and what PRMU says of it."
+            "Whether a thought is faithful to the user's data is not measured; `tagpr study faithful` measures it. The "
+            "page shows whether a thought is well formed and what PRMU says of it."
         )
     return dict(finite(report))
 

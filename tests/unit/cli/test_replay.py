@@ -1,4 +1,4 @@
-"""`launch.py replay`: what it recomputes, what it finds different, and what it refuses."""
+"""`tagpr replay`: what it recomputes, what it finds different, and what it refuses."""
 
 from __future__ import annotations
 

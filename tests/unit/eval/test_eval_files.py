@@ -1,4 +1,4 @@
-"""`launch.py data` and `launch.py eval` through the command line: official files in, self-describing results out."""
+"""`tagpr data` and `tagpr eval` through the command line: official files in, self-describing results out."""
 
 from __future__ import annotations
 

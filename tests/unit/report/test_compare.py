@@ -1,4 +1,4 @@
-"""`launch.py compare`: recipe keys, scores and paired differences by hand, and what it says where it cannot."""
+"""`tagpr compare`: recipe keys, scores and paired differences by hand, and what it says where it cannot."""
 
 from __future__ import annotations
 
