@@ -15,15 +15,7 @@ from rich.table import Table
 
 from tagpr_rl.cli.arguments import RunName
 from tagpr_rl.config import GrpoStage, Recipe
-from tagpr_rl.reward.replay import (
-    TOLERANCE,
-    TOLERANCE_RESCORED,
-    Line,
-    compare,
-    read_lines,
-    recompute,
-    step_files,
-)
+from tagpr_rl.reward.replay import TOLERANCE, TOLERANCE_RESCORED, Line, compare, read_lines, recompute, step_files
 from tagpr_rl.reward.rubric import Rubric
 from tagpr_rl.reward.update import AdvantageRules
 from tagpr_rl.run.layout import RunDir, stage_dir

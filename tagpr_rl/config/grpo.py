@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tagpr_rl.config.alerts import AlertLimits, StepLog
 from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative
 from tagpr_rl.config.reward import RewardTerm, RewardWeights, list_mistake, prmu_terms
-from tagpr_rl.config.rules import FilterBlock, StopBlock
+from tagpr_rl.config.rules import AlertLimits, FilterBlock, StepLog, StopBlock
 from tagpr_rl.config.stage import StageBase, TrainingStage
 from tagpr_rl.reward.advantages.step import split_terms
 from tagpr_rl.reward.components import Term
@@ -114,6 +113,7 @@ class GrpoStage(TrainingStage):
 
     kind: Literal["grpo"] = "grpo"
     init: str
+    """Stage whose weights this one starts from: a model, sft or grpo stage."""
     prmu: str | None = None
     """Stage whose PRMU scores responses; required if the reward weighs `prmu`."""
     prmu_users: Literal["own", "shuffled"] = "own"
@@ -128,43 +128,60 @@ class GrpoStage(TrainingStage):
     """A published algorithm by name. It sets advantage.normalise, advantage.zero_variance, loss, clip_low, clip_high
     and loss_agg; keys that the recipe gives itself override it."""
     steps: Count = 20
+    """Training steps. A step asks for responses to new prompts and updates the weights with them."""
     prompts_per_step: Count = 32
+    """Questions of a step."""
     group_size: Count = 8
+    """Responses to each question of a step; they are compared with each other."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    """Sampling temperature of the responses."""
     lr: Annotated[float, Field(gt=0.0)] = 3e-4
+    """Learning rate of AdamW, constant after the warm-up."""
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the learning rate rises from 0 to `lr`."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's decay rates of the gradient's mean and of its square."""
     weight_decay: NonNegative = 0.01
+    """AdamW's weight decay."""
     clip_low: Annotated[float, Field(gt=0.0)] = 0.2
+    """A probability ratio below 1 - clip_low counts as that."""
     clip_high: Annotated[float, Field(gt=0.0)] = 0.2
+    """A probability ratio above 1 + clip_high counts as that."""
     advantage: AdvantageBlock = AdvantageBlock()
+    """How rewards become advantages."""
     loss: Literal["clip", "gspo"] = "clip"
     """clip: each token's probability ratio is clipped (PPO, GRPO, DAPO). gspo: the response's, to the power of
     1 / length (arXiv 2507.18071, its token variant); it wants clip_low and clip_high near 3e-4 and 4e-4."""
     kl_coef: NonNegative = 0.0
-    """KL to the stage's start policy, in the loss; 0 = no reference model."""
+    """Weight of the KL divergence to the stage's start policy in the loss; with 0 no reference model is loaded."""
     loss_agg: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean"] = (
         "token-mean"
     )
-    """seq-mean-token-sum-norm divides a response's sum by the longest response allowed (Dr. GRPO)."""
+    """How token losses become one number: the mean over all tokens, or over responses of their tokens' sum or mean.
+    seq-mean-token-sum-norm divides a response's sum by the longest response allowed (Dr. GRPO)."""
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    """A gradient with a larger norm is scaled down to it."""
     mini_batches: Count = 1
     """Optimizer updates per step."""
     micro_batch_size: Count = 32
+    """Responses of one forward and backward pass; it changes memory and speed, and results by rounding only."""
     reuse_rollout_logprobs: bool = True
-    """Old log-probabilities from the rollout (verl's bypass mode). Changes nothing on-policy in fp32."""
+    """Take old log-probabilities from the rollout (verl's bypass mode) and do not compute them again. In fp32 it
+    changes nothing on-policy."""
     prmu_timeout_s: Annotated[float, Field(gt=0.0)] = 60.0
+    """A response that PRMU has not scored after this many seconds is left out of the update."""
     max_masked_fraction: Fraction = 0.05
     """More unscored responses in a step than this abort the stage."""
     save_every: Count | None = None
     """Steps between checkpoints (None = one, after the last step)."""
     keep_checkpoints: Count = 2
+    """Newest checkpoints that stay on disk."""
     save_tokens: bool = False
-    """Write every response's token ids and log-probabilities beside its text (rollouts/step_*.parquet): what
-    `rollouts_from` needs. About 7 bytes a token."""
+    """Write every response's token ids and log-probabilities beside its text (rollouts/step_*.parquet), about 7 bytes a
+    token. `rollouts_from` needs them."""
     rollouts_from: str | None = None
-    """Train on saved responses instead of generating: an earlier grpo stage of the recipe or a rollouts folder, made
-    with save_tokens."""
+    """Train on saved responses and generate none: an earlier grpo stage of the recipe, or a rollouts folder, made with
+    save_tokens."""
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -193,21 +210,6 @@ class GrpoStage(TrainingStage):
             return values
         keys = preset.keys()
         return {**keys, **values, "advantage": {**keys["advantage"], **given}}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _old_key(cls, values: Any) -> Any:
-        """`norm_advantage_by_std: true | false` of earlier recipes is `advantage.normalise: group_std | none`."""
-        if not isinstance(values, dict) or "norm_advantage_by_std" not in values:
-            return values
-        values = dict(values)
-        old, block = values.pop("norm_advantage_by_std"), values.get("advantage") or {}
-        if not isinstance(old, bool) or not isinstance(block, dict) or "normalise" in block:
-            raise ValueError(
-                f"norm_advantage_by_std ({old!r}) is now advantage.normalise: group_std (true) or none (false); "
-                "leave the old key out"
-            )
-        return values | {"advantage": {**block, "normalise": "group_std" if old else "none"}}
 
     @model_validator(mode="after")
     def _algorithm_goes_together(self) -> GrpoStage:
@@ -249,7 +251,9 @@ class GrpoStage(TrainingStage):
     """Limit of a response; null = data.prompt.max_response_tokens, and never above it."""
 
     log: StepLog = StepLog()
+    """What is kept and shown of a step's responses."""
     alerts: AlertLimits = AlertLimits()
+    """When the stage's metrics raise an alert."""
 
     @model_validator(mode="after")
     def _reward_goes_together(self) -> GrpoStage:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 RETIRED: dict[str, str] = {
+    "stages.*.norm_advantage_by_std": "advantage.normalise is group_std (for true) or none (for false)",
     "stages.*.advantage.step_return": "leave it out: a step's tokens get the step's own normalised reward",
     "platform.cuts": "remove it: the CPU platform always runs with these settings, none of which changes a token",
     "platform.object_store_mb": "remove it: nothing large passes through Ray's object store",

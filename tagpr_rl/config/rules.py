@@ -1,4 +1,4 @@
-"""Which questions a GRPO stage sees, and when it ends before its last step. All defaults are ours."""
+"""Around a GRPO stage's steps: the questions it sees, what it logs, when it raises an alert, when it ends early."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tagpr_rl.config.base import Closed, Count, NonNegative, Positive
+from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative, Positive
 
 
 class MixedBlock(Closed):
@@ -20,15 +20,18 @@ class FilterBlock(Closed):
     """Which training questions a stage sees, in this order: tasks, profile size, share or number, mixed."""
 
     tasks: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """LaMP tasks of the stage; null = all of the recipe's."""
     min_items: Annotated[int, Field(ge=0)] | None = None
-    """Fewest items of the asker's whole profile."""
+    """Users with fewer items in their whole profile are left out."""
     max_items: Annotated[int, Field(ge=0)] | None = None
+    """Users with more items in their whole profile are left out."""
     share: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Of what is left, evenly spread in the data's order."""
+    """Share of the questions left that the stage sees, evenly spread in the data's order."""
     questions: Count | None = None
-    """At most this many of what is left, evenly spread; not together with `share`."""
+    """Number of the questions left that the stage sees at most, evenly spread; not together with `share`."""
     mixed: MixedBlock | None = None
-    """Costs one vLLM start and `samples` responses a question, so it comes last."""
+    """Ask the start policy first, and leave out questions that it answers always or never. It comes last, because it
+    costs one vLLM start and `samples` responses a question."""
 
     @model_validator(mode="after")
     def _fits(self) -> FilterBlock:
@@ -45,17 +48,59 @@ class PlateauBlock(Closed):
     metric: str = "reward/task/mean"
     """A key of the stage's metrics.jsonl."""
     window: Count = 5
+    """Steps that a mean is taken over."""
     patience: Count = 10
+    """Steps without a better window after which the stage ends."""
     min_gain: NonNegative = 0.0
-    """A window counts as better when it beats the best one by more than this."""
+    """A window counts as better if it beats the best one by more than this."""
     better: Literal["higher", "lower"] = "higher"
+    """Whether a higher or a lower value of the metric is better."""
 
 
 class StopBlock(Closed):
     """When a stage ends before `steps`; the first rule that holds, after a step. `steps` stays the upper bound."""
 
     plateau: PlateauBlock | None = None
+    """End when a metric stops getting better."""
     max_seconds: Positive | None = None
-    """Of training steps (start-up is left out), over all attempts."""
+    """End after this many seconds of training steps, over all attempts; start-up does not count."""
     max_tokens: Count | None = None
-    """Prompt and response tokens of all responses trained on."""
+    """End after this many prompt and response tokens, counted over all responses trained on."""
+
+
+AlertKind = Literal["prmu_up_task_down", "entropy_collapse", "malformed", "masked", "probability_gap", "flat_groups"]
+
+
+class StepLog(Closed):
+    """How much of a step's responses is kept, and how often some of them go to W&B."""
+
+    table_every: Annotated[int, Field(ge=0)] = 5
+    """Steps between W&B tables of sample responses (the first step has one); 0 = no tables."""
+    table_rows: Count = 2
+    """Responses of each kind (best, worst, malformed, random) in such a table."""
+    keep_responses: Count | None = None
+    """Responses of a step in `rollouts/`, as whole groups drawn at random, at least one group (None = all)."""
+
+
+class AlertLimits(Closed):
+    """Limits of a stage's alerts (monitor/alerts.py); null switches one off."""
+
+    window: Count = 5
+    """Steps that a mean is taken over."""
+    prmu_rise: NonNegative | None = 0.02
+    """prmu_up_task_down: PRMU's mean score rose by more than this from the window before to the last one, while the task
+    score fell by more than `task_fall`."""
+    task_fall: NonNegative = 0.05
+    """The fall of the task score that goes with `prmu_rise`."""
+    entropy_fraction: Fraction | None = 0.2
+    """entropy_collapse: the last window's entropy is below this share of the first window's."""
+    malformed: Fraction | None = 0.3
+    """malformed: more than this share of the last window's responses does not parse."""
+    masked: Fraction | None = 0.02
+    """masked: PRMU left more than this share of a step's responses without a score (time-outs)."""
+    probability_gap: Positive | None = 0.5
+    """probability_gap: a token's probability in the rollout and in the actor differ by more than this."""
+    flat_groups: Fraction | None = 1.0
+    """flat_groups: at least this share of the last window's groups has equal rewards, so nothing is learned."""
+    abort_on: tuple[AlertKind, ...] = ()
+    """Alerts that stop the stage. `resume` goes on past one that was raised."""

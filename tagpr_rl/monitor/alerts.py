@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tagpr_rl.config.alerts import AlertLimits
+from tagpr_rl.config.rules import AlertLimits
 
 ALERTS = "alerts.jsonl"
 """In a stage's folder: one alert a line."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tagpr_rl.reward.components import TOTAL, Term, needs_prmu, weighted_sum
+from tagpr_rl.reward.response import ResponseParts, StepPart
 
 SUM_TOLERANCE = 1e-6
 """Of a reward; relative above 1, since verl keeps rewards in single precision."""
@@ -124,6 +125,30 @@ def _pearson(pairs: Sequence[tuple[float, float]]) -> float | None:
     if min(x, y) <= len(centred) * _FLAT**2:
         return None
     return max(-1.0, min(1.0, math.fsum(a * b for a, b in centred) / math.sqrt(x * y)))
+
+
+def tag_metrics(responses: Sequence[ResponseParts], names: Sequence[str]) -> dict[str, float]:
+    """`tag/<tag>/use`, and for tags in use `tag/<tag>/valid` and `tag/<tag>/words`.
+
+    `use` is the share of all responses that have the tag; malformed responses have none. `valid` is the share of the
+    tag's steps without a fault, `words` the mean number of words of such a step.
+
+    Args:
+        responses: the tagged steps of every response of the step.
+        names: the schema's tags.
+    """
+    users: dict[str, int] = defaultdict(int)
+    steps: dict[str, list[StepPart]] = defaultdict(list)
+    for response in responses:
+        for tag in {step.tag for step in response.steps}:
+            users[tag] += 1
+        for step in response.steps:
+            steps[step.tag].append(step)
+    metrics = {f"tag/{name}/use": users[name] / len(responses) for name in names}
+    for name, own in steps.items():
+        metrics[f"tag/{name}/valid"] = sum(step.sound for step in own) / len(own)
+        metrics[f"tag/{name}/words"] = sum(step.words for step in own) / len(own)
+    return metrics
 
 
 def check_sums(rows: Sequence[Row], rewards: Sequence[float], terms: Sequence[Term], names: Sequence[str]) -> None:

@@ -2,6 +2,6 @@
 
 from tagpr_rl.report.page.collect import collect
 from tagpr_rl.report.page.html import build_report
-from tagpr_rl.report.page.table import summary_table
+from tagpr_rl.report.page.views import summary_table
 
 __all__ = ["build_report", "collect", "summary_table"]

@@ -58,10 +58,7 @@ def responses_to_mask(statuses: Sequence[str], groups: Sequence[str]) -> list[in
 
 
 def credit_batch(
-    rows: Sequence[Row],
-    groups: Sequence[str],
-    parts: Sequence[ResponseParts] | None,
-    rules: AdvantageRules,
+    rows: Sequence[Row], groups: Sequence[str], parts: Sequence[ResponseParts] | None, rules: AdvantageRules
 ) -> list[Credit]:
     """The credit of every response of one update `[B]`.
 

@@ -61,7 +61,7 @@ def prmu_eval(
         assert isinstance(stage, PrmuStage)
         material = gather(context, stage, questions=questions, samples=samples)
         start_ray()
-        from tagpr_rl.backend.scoring.prmu_scores import RemoteScores
+        from tagpr_rl.backend.scoring.prmu_actor import RemoteScores
 
         status = f"  {name}: scoring"
         with console.status(status), RemoteScores(folder, recipe.platform.device, recipe.platform.threads) as raw:

@@ -275,6 +275,6 @@ def test_the_hook_reads_the_recipe_s_rules() -> None:
     from tagpr_rl.reward.components import short_form
     from tagpr_rl.reward.update import AdvantageRules
 
-    config = composed("advantage.credit=step", "norm_advantage_by_std=false")
+    config = composed("advantage.credit=step", "advantage.normalise=none")
     expected = AdvantageRules("none", "keep", "step", 0.2, short_form(alpha=0.1, beta=0.1, gamma=0.1))
     assert rules_from(config.reward.reward_kwargs) == expected

@@ -79,7 +79,7 @@ class Data:
 
 
 def handler(root: Path, engine: Engine) -> Any:
-    from tagpr_rl.backend.trainer.hooks.staging import StagedCheckpointHandler
+    from tagpr_rl.backend.trainer.hooks.checkpoint import StagedCheckpointHandler
 
     return StagedCheckpointHandler(engine=engine, train_dataloader=Data(), default_local_dir=str(root))
 
@@ -130,7 +130,7 @@ def test_a_full_disk_is_one_clear_error_and_the_last_good_state_stays(tmp_path: 
 
 
 def test_errors_that_are_not_the_disks_stay_what_they_are(tmp_path: Path) -> None:
-    from tagpr_rl.backend.trainer.hooks.staging import save_error
+    from tagpr_rl.backend.trainer.hooks.checkpoint import save_error
 
     mine = ValueError("a bug")
     assert save_error(mine, tmp_path, 3, 0) is mine
@@ -142,7 +142,7 @@ def test_errors_that_are_not_the_disks_stay_what_they_are(tmp_path: Path) -> Non
 
 
 def test_shards_that_lie_on_another_machine_are_noticed(tmp_path: Path) -> None:
-    from tagpr_rl.backend.trainer.hooks.staging import require_all_ranks
+    from tagpr_rl.backend.trainer.hooks.checkpoint import require_all_ranks
 
     for rank in (0, 1):
         (tmp_path / f"model_world_size_2_rank_{rank}.pt").touch()

@@ -24,7 +24,7 @@ def test_grpo_keys(device: str) -> None:
     recipe = load_recipe(
         ROOT / "recipes/demo.yaml",
         (f"platform.device={device}", "platform.vllm_memory_mb=256", "stages.guided.clip_high=0.28",
-         "stages.guided.kl_coef=0.02", "stages.guided.norm_advantage_by_std=false", "stages.guided.mini_batches=2"),
+         "stages.guided.kl_coef=0.02", "stages.guided.advantage.normalise=none", "stages.guided.mini_batches=2"),
     )  # fmt: skip
     config = compose("ppo_trainer", grpo_overrides(recipe, "guided", PATHS))
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout

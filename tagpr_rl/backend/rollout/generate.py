@@ -48,9 +48,7 @@ class Generator:
         from vllm.inputs import TokensPrompt
 
         outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
-            SamplingParams(**sampling),
-            use_tqdm=False,
+            [TokensPrompt(prompt_token_ids=ids) for ids in prompts], SamplingParams(**sampling), use_tqdm=False
         )
         return [output.outputs[0].text for output in outputs]
 

@@ -19,11 +19,7 @@ class TagprHttpServer(vLLMHttpServer):
     ) -> Any:
         """Generate token ids for one prompt (see vLLMHttpServer.generate)."""
         if from_environment().device == "cpu":
-            sampling_params = {
-                **sampling_params,
-                "output_kind": RequestOutputKind.FINAL_ONLY,
-                "detokenize": False,
-            }
+            sampling_params = {**sampling_params, "output_kind": RequestOutputKind.FINAL_ONLY, "detokenize": False}
         return await super().generate(prompt_ids, sampling_params, request_id, **kwargs)
 
 

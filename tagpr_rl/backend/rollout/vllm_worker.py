@@ -12,10 +12,7 @@ from typing import Any
 
 import torch
 from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer as transfer
-from verl.workers.rollout.vllm_rollout.utils import (
-    _resolve_vllm_weight_sync_local_rank,
-    vLLMColocateWorkerExtension,
-)
+from verl.workers.rollout.vllm_rollout.utils import _resolve_vllm_weight_sync_local_rank, vLLMColocateWorkerExtension
 from vllm.platforms import current_platform
 
 from tagpr_rl.backend.rollout.weights import TimedWeightReceiver, socket_address

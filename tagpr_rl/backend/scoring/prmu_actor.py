@@ -20,6 +20,8 @@ READ_AT_ONCE = 8
 """Requests of one call that are read before the first of them may be scored: reading all takes as long as a batch."""
 MAX_CONCURRENT = 8192
 """Calls that may wait inside an actor; Ray queues the rest."""
+CHUNK = 2048
+"""Requests of one call of an evaluation."""
 
 
 class PrmuActor:
@@ -168,3 +170,42 @@ def _shared_device(number: int) -> tuple[dict[str, Any], str]:
         "runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
     }
     return options, f"cuda:{device}"
+
+
+@ray.remote(num_cpus=1, num_gpus=1)
+class ScoreWorker:
+    """One PRMU."""
+
+    def __init__(self, path: str, device: str, threads: int) -> None:
+        import torch
+
+        from tagpr_rl.prmu.serving.score import Scorer
+
+        torch.set_num_threads(threads)
+        self.scorer = Scorer(Path(path), device)
+
+    def raw(self, requests: list[ScoreRequest]) -> list[float]:
+        """Raw scores, in order."""
+        return self.scorer.raw(requests)
+
+
+class RemoteScores:
+    """A prmu.evaluate.RawScore on a Ray actor; a context manager that frees the device."""
+
+    def __init__(self, path: Path, device: str, threads: int) -> None:
+        self.actor = ScoreWorker.remote(str(path), device, threads)  # type: ignore[attr-defined]
+
+    def __enter__(self) -> RemoteScores:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        ray.kill(self.actor, no_restart=True)
+
+    def __call__(self, requests: Sequence[ScoreRequest]) -> list[float]:
+        """Raw scores, in order. Equal requests are scored once."""
+        distinct = list(dict.fromkeys(requests))
+        scores: list[float] = []
+        for first in range(0, len(distinct), CHUNK):
+            scores += ray.get(self.actor.raw.remote(distinct[first : first + CHUNK]))
+        score = dict(zip(distinct, scores, strict=True))
+        return [score[request] for request in requests]

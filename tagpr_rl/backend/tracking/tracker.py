@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.backend.tracking.settings import TrackingSettings
-from tagpr_rl.config.alerts import AlertLimits
+from tagpr_rl.config.rules import AlertLimits
 from tagpr_rl.monitor.alerts import ALERTS, Alert, AlertWatch, append_alert, read_alerts
 from tagpr_rl.run import metrics
 from tagpr_rl.run.trackers import StepGate

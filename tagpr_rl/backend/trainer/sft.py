@@ -44,7 +44,7 @@ class SftWorker:
         import verl.trainer.sft_trainer as verl_sft
 
         from tagpr_rl.backend import platform_cpu
-        from tagpr_rl.backend.trainer.hooks.staging import StagedCheckpointHandler
+        from tagpr_rl.backend.trainer.hooks.checkpoint import StagedCheckpointHandler
         from tagpr_rl.backend.trainer.overrides import compose
 
         platform_cpu.assert_platform(device)

@@ -211,11 +211,7 @@ def grpo_group(chain: Chain, recipe: Recipe) -> CurveGroup:
     ]  # fmt: skip
     algorithm = [MetricName(key, key.removeprefix("algo/"), "logged by the algorithm") for key in chain.keys("algo/")]
     figures += [
-        chain.figure(
-            metric,
-            [(metric.label, "c0", chain.points(metric.key))],
-            axis_range(metric.key),
-        )
+        chain.figure(metric, [(metric.label, "c0", chain.points(metric.key))], axis_range(metric.key))
         for metric in (*TRAINING, *algorithm)
     ]
     title = " → ".join(part.name for part in chain.parts)

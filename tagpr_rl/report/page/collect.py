@@ -112,13 +112,7 @@ def _stage(name: str, kind: str, directory: StageDir) -> dict[str, Any]:
 
 def _evaluation(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     """Everything from the evaluate stages; a later stage's entry replaces an earlier one of the same name."""
-    merged: dict[str, Any] = {
-        "models": {},
-        "controls": {},
-        "control_model": None,
-        "baselines": {},
-        "comparisons": [],
-    }
+    merged: dict[str, Any] = {"models": {}, "controls": {}, "control_model": None, "baselines": {}, "comparisons": []}
     responses: dict[str, list[Row]] = {}
     for name, _, directory in stage_dirs(run, recipe):
         stage = recipe.stages[name]

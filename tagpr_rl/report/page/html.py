@@ -16,14 +16,7 @@ from tagpr_rl.report.charts.plots import short
 from tagpr_rl.report.charts.tag_curves import tag_curves
 from tagpr_rl.report.page.collect import collect, reward_terms
 from tagpr_rl.report.page.embed import environment, json_for_page, script, script_source
-from tagpr_rl.report.page.names import (
-    BOUNDS,
-    CONTROLS,
-    PARSE_STATUS,
-    STAGE_KINDS,
-    metric_name,
-    reward_names,
-)
+from tagpr_rl.report.page.names import BOUNDS, CONTROLS, PARSE_STATUS, STAGE_KINDS, metric_name, reward_names
 from tagpr_rl.report.page.read import Row
 from tagpr_rl.report.page.samples import REASONS
 from tagpr_rl.report.page.trace import tag_hues, trace_view
@@ -152,13 +145,7 @@ def _controls(report: Row) -> list[dict[str, Any]]:
         same = own["n"] == entry["n"] and own["mean"] is not None and entry["mean"] is not None
         lost = own["mean"] - entry["mean"] if same else None
         rows.append(
-            {
-                "name": name,
-                "mean": entry["mean"],
-                "n": entry["n"],
-                "lost": lost,
-                "meaning": CONTROLS.get(name, ""),
-            }
+            {"name": name, "mean": entry["mean"], "n": entry["n"], "lost": lost, "meaning": CONTROLS.get(name, "")}
         )
     return rows
 
@@ -171,11 +158,7 @@ def _official(report: Row) -> dict[str, Any] | None:
     if not keys:
         return None
     rows = [
-        {
-            "task": task,
-            "metric": metric_name(name),
-            "cells": [table.get((task, name)) for table in tables.values()],
-        }
+        {"task": task, "metric": metric_name(name), "cells": [table.get((task, name)) for table in tables.values()]}
         for task, name in keys
     ]
     return {"names": list(tables), "rows": rows}
@@ -188,11 +171,7 @@ def _parse_table(report: Row) -> dict[str, Any] | None:
         return None
     order = [*[s for s in PARSE_STATUS if s in seen], *sorted(seen - set(PARSE_STATUS))]
     rows = [
-        {
-            "status": s,
-            "meaning": PARSE_STATUS.get(s, ""),
-            "counts": [counts.get(s, 0) for counts in columns.values()],
-        }
+        {"status": s, "meaning": PARSE_STATUS.get(s, ""), "counts": [counts.get(s, 0) for counts in columns.values()]}
         for s in order
     ]
     return {"names": list(columns), "rows": rows}

@@ -42,11 +42,7 @@ def trace_view(response: str, schema: TagSchema, *, prefilled: bool = False) -> 
         steps = tuple(Piece("step", step.text, step.tag) for step in parsed.trace.steps)
         return TraceView(str(parsed.status), "", (*steps, Piece("answer", parsed.trace.answer)))
     offset = min(max(parsed.offset, 0), len(response))
-    parts = (
-        Piece("raw", response[:offset]),
-        Piece("mark", str(parsed.status)),
-        Piece("raw", response[offset:]),
-    )
+    parts = (Piece("raw", response[:offset]), Piece("mark", str(parsed.status)), Piece("raw", response[offset:]))
     return TraceView(str(parsed.status), parsed.reason, tuple(p for p in parts if p.text))
 
 

@@ -1,8 +1,12 @@
-"""What the page's templates draw of the scores: forest plots and the rows of the summary, as plain values."""
+"""The scores of a report as plain values: rows of the summary and forest plots, and the summary for the terminal."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from tagpr_rl.report.charts.plots import ForestChart, forest_chart, short
 from tagpr_rl.report.page.names import task_label
@@ -38,14 +42,7 @@ def score_rows(report: Row, notes: dict[str, str]) -> list[ScoreRow]:
         scores = tuple(number(values.get(task)) for task in tasks)
         return [
             ScoreRow(
-                f"{key} ceiling",
-                "ceiling",
-                notes.get(key, ""),
-                scores,
-                number(values.get("mean")),
-                None,
-                None,
-                None,
+                f"{key} ceiling", "ceiling", notes.get(key, ""), scores, number(values.get("mean")), None, None, None
             )
         ]
 
@@ -104,3 +101,30 @@ def seconds_text(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+_STYLES = {"model": "bold", "ceiling": "dim italic", "baseline": "dim", "control": "yellow"}
+
+
+def summary_table(report: Row) -> Table:
+    """Models, controls, baselines and ceilings against tasks; `report` is report.json's content."""
+    table = Table(
+        box=box.SIMPLE_HEAD, title=Text(f"{report['name']}: task score on held-out users"), title_justify="left"
+    )
+    table.add_column("")
+    for task in report["tasks"]:
+        table.add_column(task_label(task), justify="right")
+    for name in ("mean", "95 % interval", "well formed"):
+        table.add_column(name, justify="right")
+    for row in score_rows(report, {}):
+        interval = "" if row.low is None or row.high is None else f"[{row.low:.3f}, {row.high:.3f}]"
+        cells = [row.name, *map(_cell, row.scores), _cell(row.mean), interval, _cell(row.strict_rate)]
+        # Text, not str: a name with brackets must not be read as rich markup.
+        table.add_row(*(Text(cell) for cell in cells), style=_STYLES[row.css])
+    if not report["models"]:
+        table.add_row(Text("no model evaluated: not run"), style="dim")
+    return table
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tagpr_rl.backend.tracking.settings import TrackingSettings
 from tagpr_rl.backend.tracking.tracker import StageTracker
-from tagpr_rl.config.alerts import AlertKind, AlertLimits
+from tagpr_rl.config.rules import AlertKind, AlertLimits
 from tagpr_rl.monitor.alerts import ALERTS, RULES, Alert, AlertWatch, append_alert, firing, read_alerts
 from tagpr_rl.types import TagprError
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from tagpr_rl.monitor.phases import ScoringTimes, phase_metrics, scoring_wait
 from tagpr_rl.monitor.samples import columns, kept, shown, table_row
-from tagpr_rl.monitor.step import RewardMismatch, check_sums, component_metrics, task_correlation
-from tagpr_rl.monitor.tags import tag_metrics
+from tagpr_rl.monitor.step import RewardMismatch, check_sums, component_metrics, tag_metrics, task_correlation
 from tagpr_rl.reward.components import component_names, short_form
 from tagpr_rl.reward.response import ResponseParts, read_response, response_parts
 from tagpr_rl.tags.constraints import tag_parts, tag_score

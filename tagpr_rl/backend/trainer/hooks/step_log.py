@@ -17,8 +17,7 @@ from tagpr_rl.backend.trainer.advantages import terms_from
 from tagpr_rl.files import write_text
 from tagpr_rl.monitor import samples
 from tagpr_rl.monitor.phases import phase_metrics, prmu_metrics, scoring_wait
-from tagpr_rl.monitor.step import check_sums, component_metrics, task_correlation
-from tagpr_rl.monitor.tags import tag_metrics
+from tagpr_rl.monitor.step import check_sums, component_metrics, tag_metrics, task_correlation
 from tagpr_rl.reward.components import TOTAL, component_names
 from tagpr_rl.tags.schema import default_schema, load_schema
 
