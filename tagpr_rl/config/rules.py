@@ -88,8 +88,8 @@ class AlertLimits(Closed):
     window: Count = 5
     """Steps that a mean is taken over."""
     prmu_rise: NonNegative | None = 0.02
-    """prmu_up_task_down: PRMU's mean score rose by more than this from the window before to the last one, while the task
-    score fell by more than `task_fall`."""
+    """prmu_up_task_down: PRMU's mean score rose by more than this from one window to the next, while the task score
+    fell by more than `task_fall`."""
     task_fall: NonNegative = 0.05
     """The fall of the task score that goes with `prmu_rise`."""
     entropy_fraction: Fraction | None = 0.2
