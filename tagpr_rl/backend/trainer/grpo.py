@@ -18,7 +18,7 @@ class ScorerSettings:
     """The actors that score a stage's responses."""
 
     checker: dict[str, Any]
-    """Arguments of tag_checker.start."""
+    """Arguments of response_scorer.start_checker."""
     prmu: dict[str, Any] | None
     """Arguments of prmu_actor.start_all; None = the stage has no PRMU."""
     health_s: float
@@ -89,11 +89,11 @@ class _Scorers:
 
 def _start_scorers(settings: ScorerSettings) -> _Scorers:
     """Start the scoring actors, and a thread that watches those of PRMU."""
-    from tagpr_rl.backend.scoring import tag_checker
+    from tagpr_rl.backend.scoring.response_scorer import start_checker
 
     own = f"{ray.get_runtime_context().get_job_id()}_{os.getpid()}"
     checker_name = f"tag_checker_{own}"
-    checker = tag_checker.start(checker_name, **settings.checker)
+    checker = start_checker(checker_name, **settings.checker)
     prmu: dict[str, Any] = {}
     end = threading.Event()
     if settings.prmu is not None:
