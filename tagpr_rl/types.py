@@ -1,6 +1,6 @@
 """The nouns of the project: small frozen dataclasses that travel between packages.
 
-Nothing here imports anything of ours, nor torch, ray, vllm or verl.
+Nothing here imports another module of the package, nor torch, ray, vllm or verl.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LampRecord:
     split: str
     """train, dev or test."""
     user_id: str
-    """The file's `user_id`; the question id where the file has none (official user split)."""
+    """The file's `user_id`; the question id if the file has none (official user split)."""
     input: str
     profile: tuple[ProfileItem, ...]
     gold: str | None = None

@@ -59,7 +59,7 @@ NOT_OK: Mapping[ReplyStatus, Rejection] = {
 
 @dataclass(frozen=True, slots=True)
 class AnswerRules:
-    """When an answer is right (thresholds ours)."""
+    """When an answer is right."""
 
     rating_tolerance: float = 0.0
     """LaMP_3: largest |answer - gold| that counts as right."""
@@ -73,7 +73,7 @@ class AnswerRules:
 
 @dataclass(frozen=True, slots=True)
 class KeepRules:
-    """Thresholds (all ours)."""
+    """The thresholds."""
 
     answers: AnswerRules = field(default_factory=AnswerRules)
     tasks: Mapping[str, AnswerRules] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The `keep` block of a chains stage: which chains stay. All defaults are ours."""
+"""The `keep` block of a chains stage: which chains stay."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def _read_extended(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any],
 
 
 def _remove_stage(raw: dict[str, Any], name: str, *, known: Collection[str], where: str) -> set[str]:
-    """Take the stage out of `raw`; {name}. TagprError where no stage has that name: `null` would do nothing."""
+    """Take the stage out of `raw`; {name}. TagprError if no stage has that name: `null` would do nothing."""
     if name not in known:
         near = difflib.get_close_matches(str(name), list(known), n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"the stages are {', '.join(known) or 'none'}"

@@ -184,7 +184,7 @@ def stage_limits(recipe: Recipe, stage: GrpoStage) -> tuple[int, int]:
 
 
 def prompt_style(recipe: Recipe, name: str) -> str:
-    """How the weights of stage `name` are to be asked: "direct" where they were taught direct answers.
+    """How the weights of stage `name` are to be asked: "direct" if they were taught direct answers.
 
     "official" for all of them where `data.prompt.style` says so.
     """

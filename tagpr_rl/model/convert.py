@@ -20,7 +20,7 @@ def convert(source: Path, target: Path, dtype: str) -> dict[str, int]:
     """Copy the model folder `source` to `target` (new) with floating tensors as `dtype`; counts of what was written.
 
     fp32 to bf16 rounds to nearest even; bf16 to fp32 is exact. Tensors keep their names and shards, so tied
-    weights stay stored once. Raises TagprError where `source` has no safetensors or an unreadable one.
+    weights stay stored once. Raises TagprError if `source` has no safetensors or an unreadable one.
     """
     shards = sorted(source.glob("*.safetensors"))
     if not shards:

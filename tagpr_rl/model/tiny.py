@@ -1,4 +1,4 @@
-"""A tiny Qwen3 and its tokenizer, made from a corpus and saved as an ordinary Hugging Face folder (ours).
+"""A tiny Qwen3 and its tokenizer, made from a corpus and saved as an ordinary Hugging Face folder.
 
 With few distinct words the tokenizer is word-level: each constant phrase, multi-word label and tag is one token,
 so that a prompt with five profile items stays near 100 tokens. With many words it is byte-level BPE.

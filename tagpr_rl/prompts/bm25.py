@@ -92,7 +92,7 @@ def official_order(scores_D: Floats) -> list[int]:
 
 def _tokenise(texts: Sequence[str]) -> tuple[Ints, Ints, Any]:
     """(tokens of each text [D], code of each token, the words by code); codes count up by first occurrence."""
-    import pyarrow as pa  # on first use: a reward model that ranks nothing runs where there is none
+    import pyarrow as pa  # on first use: a reward model that ranks nothing also runs without it
     import pyarrow.compute as pc
 
     # Arrow makes an empty token of an empty text and of white space at an end; `str.split` does not.

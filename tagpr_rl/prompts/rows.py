@@ -105,7 +105,7 @@ def shuffled_rows(source: Path, out: Path, seed: int) -> Path:
 
 
 def circle(users: Sequence[tuple[str, str]], seed: int) -> Mapping[tuple[str, str], str]:
-    """(task, user) -> another user of the task. TagprError where a task has one user."""
+    """(task, user) -> another user of the task. TagprError if a task has one user."""
     lender: dict[tuple[str, str], str] = {}
     for task in dict.fromkeys(task for task, _ in users):
         ring = sorted(user for other, user in users if other == task)

@@ -159,7 +159,7 @@ def steps(root: Path) -> list[int]:
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, naming the first one; None where all are as written."""
+    """What is wrong with a checkpoint's files, naming the first one; None if all are as written."""
     manifest = folder / MANIFEST
     try:
         raw = json.loads(manifest.read_text(encoding="utf-8"))

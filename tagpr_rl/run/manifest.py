@@ -153,7 +153,7 @@ def write_manifest(folder: StageDir, manifest: StageManifest) -> None:
 
 
 def read_manifest(folder: StageDir) -> StageManifest | None:
-    """The stage's manifest, or None where there is none. Raises TagprError where it is damaged."""
+    """The stage's manifest, or None if there is none. Raises TagprError if it is damaged."""
     path = folder.manifest
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ _ATTEMPT_FILES = ("attempt.json", "metrics.jsonl", "alerts.jsonl")
 
 
 class Mirror:
-    """The copy of one run. Every method raises TagprError, naming the URL, where the other side fails."""
+    """The copy of one run. Every method raises TagprError, naming the URL, if the other side fails."""
 
     def __init__(self, url: str) -> None:
         """`url` names the run's own folder, `<out>/<name>`."""
@@ -42,7 +42,7 @@ class Mirror:
     # --- writing ------------------------------------------------------------------------------------------
 
     def require_same_run(self, run: RunDir) -> None:
-        """TagprError where another run, or this one from another machine, is at the URL already."""
+        """TagprError if another run, or this one from another machine, is at the URL already."""
         remote = self._read("tracking.json")
         if remote is None and self._read("resolved.json") is None:
             return
@@ -75,7 +75,7 @@ class Mirror:
     def push_checkpoint(self, run: RunDir, folder: StageDir, keep: int) -> bool:
         """Copy an unfinished stage's newest checkpoint, with what goes with it; then drop older ones there.
 
-        False where there was nothing new. Rows and rollouts go first: a checkpoint never lies without them.
+        False if there was nothing new. Rows and rollouts go first: a checkpoint never lies without them.
         """
         steps = checkpoints.steps(folder.checkpoints)
         prefix = folder.root.relative_to(run.root).as_posix()
@@ -257,7 +257,7 @@ class Mirror:
 
 
 def mirror_of(recipe: Recipe) -> Mirror | None:
-    """The recipe's mirror, or None where it names none."""
+    """The recipe's mirror, or None if it names none."""
     return Mirror(f"{recipe.mirror.rstrip('/')}/{recipe.name}") if recipe.mirror is not None else None
 
 

@@ -35,7 +35,7 @@ class ResumePoint:
     step: int = 0
     """Newest complete checkpoint of that stage; its files are compared with their hashes when the stage starts."""
     steps: int = 0
-    """Training steps of that stage; 0 where it does not train."""
+    """Training steps of that stage; 0 if it does not train."""
 
     def describe(self) -> str:
         """One line for the terminal."""
@@ -48,7 +48,7 @@ class ResumePoint:
 
 
 def resume_point(recipe: Recipe, run: RunDir) -> ResumePoint:
-    """Where the run goes on. Raises TagprError where it cannot, naming every input that changed."""
+    """Where the run goes on. Raises TagprError if it cannot, naming every input that changed."""
     states = require_unchanged(recipe, run)
     done = tuple(name for name, state in states.items() if state.status == "done")
     stage = next((name for name, state in states.items() if state.status == "todo"), None)

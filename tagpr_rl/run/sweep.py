@@ -75,7 +75,7 @@ class Sweep(Closed):
         return self
 
     def all_arms(self) -> dict[str, Overrides]:
-        """Arms by name, those of the grid after the named ones. ValueError where a grid arm's name is taken."""
+        """Arms by name, those of the grid after the named ones. ValueError if a grid arm's name is taken."""
         arms = dict(self.arms)
         for values in product(*self.grid.values()) if self.grid else ():
             keys = dict(zip(self.grid, values, strict=True))
@@ -148,7 +148,7 @@ def _take_evaluations(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def arm_recipe(raw: Mapping[str, Any], arm: str, keys: Overrides, *, source: str, removed: set[str]) -> Recipe:
-    """The recipe of one arm. TagprError where it names no stage of the recipe."""
+    """The recipe of one arm. TagprError if it names no stage of the recipe."""
     own = copy.deepcopy(dict(raw))
     gone = set(removed)
     for key, value in keys.items():
@@ -183,7 +183,7 @@ def final_model(recipe: Recipe) -> str:
 def combine(arms: Mapping[str, Recipe], sweep: Sweep, seed: int, evaluation: Mapping[str, Any]) -> SeedPlan:
     """One recipe with every arm's stages, equal ones once, and one evaluation of all final models.
 
-    TagprError where an arm's stage would read another arm's data or chains (see `_check`).
+    TagprError if an arm's stage would read another arm's data or chains (see `_check`).
     """
     blocks: dict[str, dict[str, Any]] = {}
     made: dict[str, str] = {}

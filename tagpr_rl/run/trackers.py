@@ -31,7 +31,7 @@ _URL_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 def tracker_id(run: RunDir) -> str:
     """The run's id at its trackers, made on the first call and kept in `tracking.json`.
 
-    Raises TagprError where that file is damaged: a new id would start a second W&B run.
+    Raises TagprError if that file is damaged: a new id would start a second W&B run.
     """
     path = run.tracking
     try:

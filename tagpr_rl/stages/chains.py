@@ -104,7 +104,7 @@ def _run(context: StageContext, models: Generators) -> StageResult:
 
 
 def require_budget(name: str, stage: ChainsStage, teacher: MeteredTeacher, labeller: MeteredLabeller) -> None:
-    """TagprError where a model's budget ended before all was asked; what was answered stays in the cache."""
+    """TagprError if a model's budget ended before all was asked; what was answered stays in the cache."""
     left = {
         role: usage.count(ReplyStatus.BUDGET)
         for role, usage in (("teacher", teacher.usage), ("labeller", labeller.usage))

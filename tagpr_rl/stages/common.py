@@ -116,7 +116,7 @@ def resume_from(context: StageContext, model: Path) -> checkpoints.Chosen:
 
 
 def last_checkpoint(context: StageContext, steps: int) -> Path:
-    """The checkpoint of the last step. TagprError where training ended without it: no stage is done halfway."""
+    """The checkpoint of the last step. TagprError if training ended without it: no stage is done halfway."""
     saved = checkpoints.steps(context.dir.checkpoints)
     rows = metrics.last(context.dir.metrics) or {"step": 0}
     if not saved or saved[-1] != steps or rows["step"] != steps:

@@ -262,7 +262,7 @@ def pick(
 def saved_paths(context: StageContext, stage: GrpoStage, paths: StagePaths) -> StagePaths:
     """The paths with the saved rollouts that the stage trains on, and prompt rows in their order.
 
-    Unchanged where the stage generates its responses. TagprError where the rollouts do not fit the stage.
+    Unchanged if the stage generates its responses. TagprError if the rollouts do not fit the stage.
     """
     import pyarrow.parquet as pq
 

@@ -47,7 +47,7 @@ def run_pipeline(
     """Make every stage that is not done, then the report. Raises what a stage raises; what is done stays.
 
     `until` is the last stage, `only` leaves out all but the stages named (which must not need those left out).
-    TagprError where a finished stage was made from other inputs (`require_unchanged`).
+    TagprError if a finished stage was made from other inputs (`require_unchanged`).
     """
     console = console or Console()
     if recipe.platform.device == "cpu":

@@ -1,4 +1,4 @@
-"""Export of a finished stage: a Hugging Face folder with a model card, as a whole or not at all."""
+"""Exports a finished stage as a Hugging Face folder with a model card. The folder appears when it is complete."""
 
 from __future__ import annotations
 

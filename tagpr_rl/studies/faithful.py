@@ -1,4 +1,4 @@
-"""`tagpr study faithful`: does a finished stage's answer follow from its thought, and the thought from the profile?"""
+"""Tests whether a stage's answers follow from its thoughts, and these from the profile (`tagpr study faithful`)."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def faithful(
 ) -> Path:
     """Test the weights of stage `name` (None = the last finished one that reasons); writes `faithful/<stage>.json`.
 
-    About `questions` held-out questions, greedy. Returns the file's path. TagprError where the stage is not finished
-    or does not reason, or where no response is well formed.
+    About `questions` held-out questions, greedy. Returns the file's path. TagprError if the stage is not finished
+    or does not reason, or if no response is well formed.
     """
     console = console or Console()
     name = reasoning_stage(recipe, run, name)
@@ -83,7 +83,7 @@ def reasoning_stage(recipe: Recipe, run: RunDir, name: str | None) -> str:
 
 
 def measure(context: StageContext, folder: Path, records: Sequence[LampRecord], generate: Generate) -> dict[str, Any]:
-    """Every figure of the JSON file but who and how long."""
+    """All figures of the JSON file, without the stage's name and the duration."""
     schema, prefilled = context.schema, context.recipe.model.thought_prefilled
     tokenizer = ChatTokenizer(folder)
     prompts = profile_prompts(context, tokenizer, records)
@@ -100,8 +100,8 @@ def measure(context: StageContext, folder: Path, records: Sequence[LampRecord], 
     too_long = 0
     for (i, trace), other in zip(good, _others(records, good), strict=True):
         for altered in alterations(trace.steps, other, seed=question_key(records[i])):
-            begun = "" if altered.steps is None else thought_text(altered.steps, prefilled=prefilled)
-            ids = encoded[altered.profile][i] + tokenizer.encode(tokenizer.response(begun))
+            start = "" if altered.steps is None else thought_text(altered.steps, prefilled=prefilled)
+            ids = encoded[altered.profile][i] + tokenizer.encode(tokenizer.response(start))
             if len(ids) >= limit:
                 too_long += 1
                 continue
@@ -126,7 +126,7 @@ def measure(context: StageContext, folder: Path, records: Sequence[LampRecord], 
 def profile_prompts(
     context: StageContext, tokenizer: ChatTokenizer, records: Sequence[LampRecord]
 ) -> Mapping[str, list[Prompt]]:
-    """Prompts of the same questions with the own profile, without its first item, without any, with another's."""
+    """Prompts of the same questions: own profile, own without its first item, no profile, another user's profile."""
     make = context.dataset.prompt_maker("reasoning", tokenizer)
     make_foreign = context.dataset.prompt_maker("reasoning", tokenizer, foreign=True)
     own = [make(record) for record in records]

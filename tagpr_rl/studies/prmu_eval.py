@@ -1,4 +1,4 @@
-"""`tagpr study prmu`: what a finished PRMU stage is worth on users that no training has seen."""
+"""Measures a finished PRMU stage on users that no training has seen (`tagpr study prmu`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tagpr_rl.tags.grammar import final_answer
 from tagpr_rl.types import PairRow, TagprError
 
 SIZES = (0, 1, 2, 4, 8, 16)
-"""Profile sizes of the cold-start curve; sizes above every profile are left out."""
+"""Profile sizes of the cold-start curve. Sizes above the longest profile are left out."""
 FORMAT = 1
 
 
@@ -41,9 +41,9 @@ def prmu_eval(
 ) -> Path:
     """Measure the PRMU of stage `name` (None = the recipe's first); writes `prmu_eval/<stage>.json` and `.html`.
 
-    `questions`: about this many held-out questions, all of a user's. `samples`: responses to each, for best-of-N; a
-    power of 2. Returns the JSON file's path. TagprError where the stage is not finished or is no PRMU stage.
-    """
+    `questions`: approximate number of held-out questions; a user's questions are taken all or none. `samples`: number
+    of responses to each, for best-of-N; a power of 2. Returns the JSON file's path. TagprError if the stage is not
+    finished or is no PRMU stage."""
     console = console or Console()
     stages = [other for other, stage in recipe.stages.items() if isinstance(stage, PrmuStage)]
     if not stages:
@@ -77,7 +77,7 @@ def prmu_eval(
 
 
 def measure(raw: RawScore, material: Material, context: StageContext, *, seed: int = 0) -> dict[str, Any]:
-    """Every figure, from raw scores. Intervals are 95 % bootstrap over users; [value, low, high]."""
+    """All figures, computed from raw scores. Intervals are [value, low, high], 95 % bootstrap over users."""
     facts: dict[str, Any] = {
         "training_users": evaluate(raw, material.seen, material.unseen, seed=seed),
         "held_out": held_out(raw, material.held_out, seed),
@@ -129,22 +129,22 @@ def held_out(raw: RawScore, pairs: Sequence[PairRow], seed: int) -> dict[str, An
                 "generic": mean([generic[i] for i in chosen]),
             }
     cross = [pair for pair in pairs if pair.kind == "cross_profile"]
-    if asks := shuffled(cross, seed):
-        facts["shuffled"] = mean(pair_wins(raw, asks))
+    if requests := shuffled(cross, seed):
+        facts["shuffled"] = mean(pair_wins(raw, requests))
     return facts
 
 
 def user_only(raw: RawScore, pairs: Sequence[PairRow], seed: int) -> dict[str, Any]:
-    """Pairs that differ only in the user: scored for the own user, a third one, and nobody (exactly half)."""
+    """Pairs that differ only in the user, scored for the own user, for a third one, and for nobody (exactly .5)."""
     if not pairs:
         return {"pairs": 0}
     users = [pair.user_id for pair in pairs]
-    asks, kept = third_users(pairs, seed)
+    requests, sources = third_users(pairs, seed)
     return {
         "pairs": len(pairs),
         "users": len(set(users)),
         "own": interval(pair_wins(raw, [own(pair) for pair in pairs]), users),
-        "shuffled": interval(pair_wins(raw, asks), [pair.user_id for pair in kept]),
+        "shuffled": interval(pair_wins(raw, requests), [pair.user_id for pair in sources]),
         "generic": mean(pair_wins(raw, [(a.generic(), b.generic()) for a, b in map(own, pairs)])),
     }
 
@@ -164,7 +164,7 @@ def cold_start(raw: RawScore, material: Material, seed: int, most: int = 300) ->
 
 
 def best_of_n(raw: RawScore, material: Material, seed: int) -> dict[str, Any]:
-    """The task score of the response ranked first, by PRMU and by rankings that it must beat; and correlations."""
+    """Task score of the response ranked first by PRMU and by rankings that PRMU must beat, and correlations."""
     records, texts = material.questions, material.responses
     n = len(texts[0])
     tasks = [

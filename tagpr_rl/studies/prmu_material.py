@@ -1,4 +1,4 @@
-"""What `tagpr study prmu` measures on: pairs and sampled responses of users held out from every training."""
+"""The pairs and sampled responses that `tagpr study prmu` measures on, of users held out from every training."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from tagpr_rl.tags.grammar import final_answer
 from tagpr_rl.types import LampRecord, PairRow, TagprError
 
 FREE_TEACHERS = ("scripted", "heuristic", "auto")
-"""Teachers that cost nothing to ask about held-out questions."""
+"""Teachers that cost nothing, so that they may also answer held-out questions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """Everything that is scored."""
+    """All pairs and responses that are scored."""
 
     seen: tuple[PairRow, ...]
-    """New questions of training users."""
+    """Pairs from other questions of training users."""
     unseen: tuple[PairRow, ...]
-    """Users that training never shows; early stopping has looked at them."""
+    """Pairs of users that training never shows. Early stopping was decided on them."""
     held_out: tuple[PairRow, ...]
-    """Chains for users of the held-out split: nothing was chosen on them."""
+    """Pairs of chains for users of the held-out split. No decision was based on them."""
     policy: tuple[PairRow, ...]
-    """The same users: the policy's own responses, a right one against a wrong one."""
+    """Pairs for the same users from the policy's own responses: a right one against a wrong one."""
     user_only: tuple[PairRow, ...]
     """Held-out pairs that differ only in the user."""
     user_only_checked: bool
-    """The embedded world's rules say that each user prefers the side called chosen."""
+    """Whether the rules of the embedded world confirm that each user prefers the chosen response."""
     questions: tuple[LampRecord, ...]
     responses: tuple[tuple[str, ...], ...]
-    """N responses of the policy to each question."""
+    """The policy's N responses to each question."""
 
 
 def gather(context: StageContext, stage: PrmuStage, *, questions: int, samples: int) -> Material:
-    """Make or read everything for the PRMU stage of `context`, which must be finished."""
+    """Make or read the material for the PRMU stage of `context`, which must be finished."""
     recipe = context.recipe
     own = context.earlier(context.name, reads=("prmu",)).root
     trained_on = own / PAIRS if (own / PAIRS).is_file() else context.nearest("chains", reads=(PAIRS,)).root / PAIRS
@@ -81,7 +81,7 @@ def gather(context: StageContext, stage: PrmuStage, *, questions: int, samples: 
 
 
 def whole_users(records: Sequence[LampRecord], questions: int) -> list[LampRecord]:
-    """All questions of evenly spread users, about `questions` of them: pairs of two users need both."""
+    """All questions of evenly spread users, about `questions` in total. Whole users, since a pair needs two of them."""
     users = list(dict.fromkeys(record.user_id for record in records))
     most = max(2, round(len(users) * questions / max(1, len(records))))
     chosen = set(users) if most >= len(users) else {users[i * len(users) // most] for i in range(most)}
@@ -90,7 +90,7 @@ def whole_users(records: Sequence[LampRecord], questions: int) -> list[LampRecor
 
 def _held_out_pairs(context: StageContext, records: Sequence[LampRecord]) -> list[PairRow]:
     """Cross-profile and no-profile pairs of the held-out users, by the recipe's teacher without mistakes on purpose;
-    none where asking the teacher costs something."""
+    none if asking the teacher costs something."""
     recipe, schema = context.recipe, context.schema
     stage = next(s for s in recipe.stages.values() if isinstance(s, ChainsStage))
     if stage.teacher not in FREE_TEACHERS:
@@ -117,9 +117,9 @@ def _held_out_pairs(context: StageContext, records: Sequence[LampRecord]) -> lis
 
 
 def _only_true(rows: Sequence[PairRow], records: Mapping[tuple[str, str], LampRecord]) -> list[PairRow]:
-    """Of the embedded world's user-only pairs those in which both users' profiles make their side more probable.
+    """The user-only pairs in which each user's profile makes the chosen response more probable, by the world's rules.
 
-    Rows come in twos (`user_only_pairs`), and both stay or go.
+    Two consecutive rows belong together (`user_only_pairs`), and both are kept or dropped.
     """
     rules = world_rules()
     pairs: list[PairRow] = []
@@ -129,7 +129,7 @@ def _only_true(rows: Sequence[PairRow], records: Mapping[tuple[str, str], LampRe
             items = [item.fields for item in records[side.task, side.user_id].profile]
             try:
                 spread = rules[side.task].posterior(side.question, items)
-            except AssertionError:  # another user's question, to which no answer agrees with this user's items
+            except AssertionError:  # no answer to the other user's question agrees with this user's items
                 spread = {}
             chosen, rejected = (spread.get(final_answer(text), 0.0) for text in (side.chosen, side.rejected))
             good = good and chosen > rejected
@@ -138,7 +138,7 @@ def _only_true(rows: Sequence[PairRow], records: Mapping[tuple[str, str], LampRe
 
 
 def finished_prmu(recipe: Recipe, context: StageContext) -> Path:
-    """The folder of the trained PRMU. TagprError where the stage is no PRMU stage or not finished."""
+    """The folder of the trained PRMU. TagprError if the stage is no PRMU stage or not finished."""
     if not isinstance(recipe.stages[context.name], PrmuStage):
         raise TagprError(f"--stage {context.name} is of kind {recipe.stages[context.name].kind}; name a prmu stage")
     return (stage_dir(recipe, context.run, context.name).root / "prmu").resolve()

@@ -1,4 +1,4 @@
-"""PRMU's scores of saved responses, asked again of the stage's PRMU in this process."""
+"""Scores saved responses again, with the stage's PRMU in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tagpr_rl.types import TagprError
 
 
 def prmu_scores(recipe: Recipe, run: RunDir, name: str, lines: Sequence[Mapping[str, Any]]) -> list[float]:
-    """The score of every line's response; the saved value where PRMU gave none. TagprError for a stage without PRMU."""
+    """PRMU's score of each line's response, or the saved value if PRMU gave none. TagprError for a stage without
+    PRMU."""
     import pyarrow.parquet as pq
 
     stage = recipe.stages[name]

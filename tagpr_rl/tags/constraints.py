@@ -1,4 +1,4 @@
-"""How far a well-formed chain meets its schema: the `tag` reward and the faults behind it (formula ours)."""
+"""How far a well-formed chain meets its schema: the `tag` reward and the faults behind it."""
 
 from __future__ import annotations
 

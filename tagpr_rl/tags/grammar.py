@@ -8,7 +8,7 @@
 brackets. All else is plain text: `a < 3`, `<3`, `<br/>`, `<|im_end|>`, look-alike brackets. Names are
 case-sensitive, so `<Think>` is unknown markup. A spaced spelling such as `< think >` is markup, so it can
 hide in no text, but it is not the tag: the parser calls it unknown. White space around tags, step text and
-answer does not matter. (Statuses and these decisions are ours.)
+answer does not matter.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def neutralise(text: str) -> str:
 
 
 def final_answer(response: str) -> str:
-    """Text after the last `</think>`, or all of it where there is none, stripped.
+    """Text after the last `</think>`, or all of it if there is none, stripped.
 
     Lenient, for the official metrics only (a response is scored there whatever its format). Never a
     reward: rewards use `parse`.

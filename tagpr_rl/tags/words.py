@@ -18,7 +18,7 @@ Plain = tuple[list[list[str]], set[str]]
 
 
 def plain_tokens(texts: Sequence[str]) -> Plain | None:
-    """Lower-case words and single other marks of each text, in order; None where a text is not plain.
+    """Lower-case words and single other marks of each text, in order; None if a text is not plain.
 
     Plain is ASCII without underscores, line breaks and runs of more than RUN letters and digits. There the tokens
     are those of the pattern `\\w{1,16}|[^\\w\\s]`, and without the marks those of `[^\\W_]+`.

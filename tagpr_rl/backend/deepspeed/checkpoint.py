@@ -204,7 +204,7 @@ def convert_to_universal(source: Path, scratch: Path) -> str | None:
 
 
 def publish_folder(model: Any, state: dict[str, torch.Tensor], tokenizer: Any, folder: Path) -> None:
-    """Write a Hugging Face folder: config and tokenizer, and `state` (whole fp32 tensors) where there is one."""
+    """Write a Hugging Face folder: config and tokenizer, and `state` (whole fp32 tensors) if there is one."""
     from accelerate import init_empty_weights
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ def ray_session(recipe: Recipe) -> Iterator[Any]:
     """Start or join Ray for the run; yields the `ray` module; always disconnects.
 
     Without `platform.ray_address` a private cluster starts on loopback with as many logical GPUs as
-    the recipe has devices; it ends with the session. With one, TagprError where the cluster cannot be
+    the recipe has devices; it ends with the session. With one, TagprError if the cluster cannot be
     reached, or is smaller than the recipe asks for longer than `cluster.wait_s`.
     """
     import ray
@@ -114,7 +114,7 @@ def ray_session(recipe: Recipe) -> Iterator[Any]:
 
 
 def _join(ray: Any, options: dict[str, Any]) -> None:
-    """`ray.init` on an existing cluster; TagprError with the remedy where there is none."""
+    """`ray.init` on an existing cluster; TagprError with the remedy if there is none."""
     address = options["address"]
     if address == "auto":
         address = options["address"] = automatic_address()

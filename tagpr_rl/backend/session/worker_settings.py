@@ -29,6 +29,7 @@ def to_environment(settings: WorkerSettings) -> dict[str, str]:
 
 
 def from_environment() -> WorkerSettings:
-    """Settings of this process; defaults where the variable is not set (a process of ours only)."""
+    """Settings of this process; the defaults if the variable is not set, as in a process that this project did not
+    start."""
     text = os.environ.get(_VARIABLE)
     return WorkerSettings(**json.loads(text)) if text else WorkerSettings()

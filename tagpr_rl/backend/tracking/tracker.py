@@ -48,7 +48,7 @@ class StageTracker:
     def log(self, data: dict[str, Any], step: int, backend: Any = None) -> None:
         """Append one line to metrics.jsonl, send the same numbers to the trackers, raise the alerts that they give.
 
-        TagprError, once all of that is done, where the recipe stops the stage for one of them.
+        TagprError, once all of that is done, if the recipe stops the stage for one of them.
         """
         row = {key: number for key, value in data.items() if (number := _number(value)) is not None}
         line = {"step": int(step), "time_s": round(time.time() - self._started, 3), **row}

@@ -9,7 +9,7 @@ from typing import Any
 from tagpr_rl.run.trackers import GLOBAL_STEP
 
 MISSING = 3
-"""Exit code where the package is not installed."""
+"""Exit code if the package is not installed."""
 
 
 def workspace(given: dict[str, Any]) -> Any:
@@ -39,7 +39,7 @@ def workspace(given: dict[str, Any]) -> Any:
 
 
 def save(given: dict[str, Any]) -> str:
-    """Save the view, over the one at `given["url"]` where there is one, and return its URL."""
+    """Save the view, over the one at `given["url"]` if there is one, and return its URL."""
     import wandb
     import wandb_workspaces.workspaces as workspaces
 

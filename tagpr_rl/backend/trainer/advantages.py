@@ -41,7 +41,7 @@ def rules_from(settings: Any) -> AdvantageRules:
 
 
 def token_advantages(credit: Credit, parts: ResponseParts | None, mask: torch.Tensor) -> torch.Tensor:
-    """Advantage of each token of a response, float32 `[T]`; 0 where its mask `[T]` is 0."""
+    """Advantage of each token of a response, float32 `[T]`; 0 if its mask `[T]` is 0."""
     advantages = torch.full(mask.shape, credit.advantage, dtype=torch.float32)
     if parts is not None and credit.steps:
         for step, value in zip(parts.steps, credit.steps, strict=True):

@@ -95,7 +95,7 @@ class Chain:
         return [key for key in seen if key.startswith(prefix) and key.endswith(suffix)]
 
     def figure(self, name: MetricName, series: Sequence[Series], y_range: Point | None = None) -> Figure | None:
-        """The chart of `series`; None where none has a point."""
+        """The chart of `series`; None if none has a point."""
         thinned = [(label, css, *thin(points, MOST_POINTS)) for label, css, points in series if points]
         if not thinned:
             return None
@@ -274,7 +274,7 @@ def phases(chain: Chain) -> StackFigure | None:
 
 
 def tag_figures(chain: Chain) -> tuple[Figure, ...]:
-    """Use and validity of each tag over the steps, as logged; none where the stage did not log them."""
+    """Use and validity of each tag over the steps, as logged; none if the stage did not log them."""
     names = [key.removeprefix("tag/").removesuffix("/use") for key in chain.keys("tag/", "/use")]
     figures = [
         chain.figure(

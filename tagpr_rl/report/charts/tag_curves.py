@@ -21,7 +21,7 @@ class TagCurves:
 
 
 def tag_curves(groups: Sequence[CurveGroup], chains: Sequence[Chain], traces: Mapping[str, Any]) -> TagCurves:
-    """What training logged; where it logged nothing, the use of each tag in `traces` (`traces.viewer_data`)."""
+    """What training logged; if it logged nothing, the use of each tag in `traces` (`traces.viewer_data`)."""
     logged = tuple(figure for group in groups for figure in group.tags)
     if logged:
         return TagCurves(

@@ -74,7 +74,7 @@ class Comparison:
 
 
 def read_side(run: RunDir, recipe: Recipe, label: str, model: str | None) -> Side:
-    """A run with its evaluation. TagprError where it has none, or none of `model` (None: the last one evaluated)."""
+    """A run with its evaluation. TagprError if it has none, or none of `model` (None: the last one evaluated)."""
     questions: dict[str, dict[str, Row]] = {}
     responses: dict[str, dict[tuple[str, str], Row]] = {}
     for name, _, directory in stage_dirs(run, recipe):
@@ -95,7 +95,7 @@ def read_side(run: RunDir, recipe: Recipe, label: str, model: str | None) -> Sid
 
 
 def compare(sides: Sequence[Side]) -> Comparison:
-    """The comparison of two or more runs. TagprError where no question was answered by all of them."""
+    """The comparison of two or more runs. TagprError if no question was answered by all of them."""
     answered = [side.questions[side.model] for side in sides]
     first = answered[0]
     common = tuple(key for key in first if all(key in other for other in answered[1:]))

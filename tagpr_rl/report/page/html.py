@@ -138,7 +138,7 @@ def _cards(report: Row) -> list[dict[str, str]]:
 
 
 def _controls(report: Row) -> list[dict[str, Any]]:
-    """Controls with what was lost against the own profile; none where they had other questions."""
+    """Controls with what was lost against the own profile; none if they had other questions."""
     own = report["models"].get(report["control_model"]) or {"mean": None, "n": None}
     rows = []
     for name, entry in report["controls"].items():

@@ -253,7 +253,7 @@ def split_prompt(prompt: str) -> Prompt:
 
 
 def _step_credit(raw: Any) -> list[float | None]:
-    """Advantage of each step in order; [] where the response has none."""
+    """Advantage of each step in order; [] if the response has none."""
     if not isinstance(raw, list):
         return []
     table = {int(c["step"]): _rounded(number(c.get("advantage"))) for c in raw if isinstance(c, dict) and "step" in c}
