@@ -46,12 +46,8 @@ def build_pairs(
     apart.
     """
     by_id = {(record.task, record.id): record for record in records}
-    chosen: dict[tuple[str, str], ChainRow] = {}
-    for row in chains.rows:
-        if row.correct and row.item_ids:
-            chosen.setdefault((row.task, row.record_id), row)
-    missing = [key for key in chosen if key not in by_id]
-    if missing:
+    chosen = _right_chains(chains)
+    if missing := [key for key in chosen if key not in by_id]:
         raise TagprError(f"pairs: the chains name record {missing[0]!r}, which is not among the records given")
     wanted = tuple(kinds)
     order = sorted(chosen, key=lambda key: (key[1], key[0]))
@@ -81,6 +77,15 @@ def build_pairs(
                 pairs += _pair(by_id[key], chosen[key], row.response, row.answer, kind, "")
     Random(f"order/{seed}").shuffle(pairs)
     return pairs if max_pairs is None else pairs[:max_pairs]
+
+
+def _right_chains(chains: ChainSet) -> dict[tuple[str, str], ChainRow]:
+    """(task, record id) -> the record's first chain that is right and was written with a profile."""
+    chosen: dict[tuple[str, str], ChainRow] = {}
+    for row in chains.rows:
+        if row.correct and row.item_ids:
+            chosen.setdefault((row.task, row.record_id), row)
+    return chosen
 
 
 def _pair(record: LampRecord, chosen: ChainRow, rejected: str, answer: str, kind: str, other: str) -> list[PairRow]:

@@ -61,12 +61,10 @@ def command(
     records = _questions(questions or (), gold_answers, split)
     if (preds is None) == (baseline is None):
         raise TagprError("eval: give either --preds or --baseline")
-    training = ""
+    predicted, training = _read_all(preds or (), task), ""
     if baseline is not None:
         learned = _read_all(train_golds or (), task)
         predicted, training = _baseline(baseline, constant, learned, gold_answers, records, split=split, seed=seed)
-    else:
-        predicted = _read_all(preds or (), task)
     if set(predicted) != set(gold_answers):
         raise TagprError(
             f"eval: golds of {', '.join(gold_answers)}, predictions of {', '.join(predicted)}; "

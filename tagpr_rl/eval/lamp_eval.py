@@ -135,24 +135,13 @@ def evaluate(
     metrics: list[MetricResult] = []
     metrics_without_leaks: list[MetricResult] = []
     task_scores: dict[str, float] = {}
-
-    def official(task: str, members: Sequence[int]) -> list[MetricResult]:
-        return official_metrics(
-            task,
-            [questions[index].answer for index in members],
-            [str(records[index].gold) for index in members],
-            [users[index] for index in members],
-            seed=seed,
-            resamples=resamples,
-        )
-
     for task in dict.fromkeys(tasks):
-        members = [index for index, name in enumerate(tasks) if name == task]
-        task_scores[task] = sum(scores[index] for index in members) / len(members)
-        metrics += official(task, members)
-        clean = [index for index in members if not leaky[index]]
+        members = [item for item in zip(questions, records, leaky, strict=True) if item[0].task == task]
+        clean = [item for item in members if not item[2]]
+        task_scores[task] = sum(question.score for question, *_ in members) / len(members)
+        metrics += _official(task, members, seed, resamples)
         if 0 < len(clean) < len(members):
-            metrics_without_leaks += official(task, clean)
+            metrics_without_leaks += _official(task, clean, seed, resamples)
     return EvalResult(
         metrics=tuple(metrics),
         task_scores=task_scores,
@@ -170,6 +159,16 @@ def evaluate(
         metrics_without_leaks=tuple(metrics_without_leaks),
         questions=questions,
     )
+
+
+def _official(
+    task: str, members: Sequence[tuple[QuestionScore, LampRecord, bool]], seed: int, resamples: int
+) -> list[MetricResult]:
+    """The task's official metrics over (question, record, whether it is leaky)."""
+    answers = [question.answer for question, *_ in members]
+    golds = [str(record.gold) for _, record, _ in members]
+    users = [question.user_id for question, *_ in members]
+    return official_metrics(task, answers, golds, users, seed=seed, resamples=resamples)
 
 
 def _score_question(record: LampRecord, text: str, schema: TagSchema, prefilled: bool, thoughts: bool) -> QuestionScore:
