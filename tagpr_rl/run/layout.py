@@ -16,7 +16,7 @@ class StageDir:
 
     @property
     def manifest(self) -> Path:
-        """Written last: exists = complete."""
+        """What the stage was made from. It is written last, so a folder without it is not finished."""
         return self.root / "manifest.json"
 
     @property
@@ -26,7 +26,7 @@ class StageDir:
 
     @property
     def checkpoints(self) -> Path:
-        """verl's own mid-stage checkpoints (`global_step_*`)."""
+        """Step checkpoints (`global_step_*`) of a training stage, each with a manifest of its hashes."""
         return self.root / "checkpoints"
 
     @property
@@ -41,6 +41,7 @@ class StageDir:
 
     @property
     def logs(self) -> Path:
+        """Output of the stage's processes."""
         return self.root / "logs"
 
 
@@ -57,6 +58,7 @@ class RunDir:
 
     @property
     def environment(self) -> Path:
+        """Versions of the packages, the machine, and the commit of the code."""
         return self.root / "environment.json"
 
     @property
@@ -71,10 +73,12 @@ class RunDir:
 
     @property
     def report_json(self) -> Path:
+        """Every number of the report."""
         return self.root / "report.json"
 
     @property
     def report_html(self) -> Path:
+        """The report as one page that loads nothing."""
         return self.root / "report.html"
 
     @property
