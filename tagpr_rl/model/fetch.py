@@ -26,6 +26,6 @@ def model_folder(path: Path | str, key: str) -> Path:
     except Exception as error:  # the hub's client raises a dozen kinds: network, HTTP, cache, validation
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TagprError(
-            f"{key}={path}: cannot be fetched from the hub ({reason}); download it where there is a network and "
+            f"{key}={path}: cannot be fetched from the hub ({reason}); download it on a machine with a network and "
             f"give the folder with {key}=<folder>"
         ) from error

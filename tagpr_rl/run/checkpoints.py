@@ -103,7 +103,7 @@ def seal(folder: Path, step: int, identity: Identity) -> None:
 def publish(root: Path, step: int, identity: Identity) -> bool:
     """Give the sealed save of `step` its final name, point verl at it, drop old ones.
 
-    Returns False, and changes nothing, where another attempt has begun since.
+    Returns False, and changes nothing, if another attempt has begun since.
     """
     if current(root).attempt != identity.attempt:
         return False

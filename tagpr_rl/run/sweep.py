@@ -210,7 +210,7 @@ def combine(arms: Mapping[str, Recipe], sweep: Sweep, seed: int, evaluation: Map
 
 
 def _add(arm: str, recipe: Recipe, blocks: dict[str, dict[str, Any]], made: dict[str, str]) -> dict[str, str]:
-    """Add the arm's stages to `blocks`, where they are not there yet; the arm's stage -> its name there."""
+    """Add the arm's stages to `blocks` if they are not there yet; the arm's stage -> its name there."""
     dumped = dump_recipe(recipe)["stages"]
     names: dict[str, str] = {}
     digests: dict[str, str] = {}

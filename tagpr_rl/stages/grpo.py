@@ -95,7 +95,7 @@ def carried(stage: GrpoStage) -> dict[str, str]:
 
 
 def _stopped(context: StageContext, stage: GrpoStage) -> Stop | None:
-    """The stage's early end, where its rows say that a stop rule holds."""
+    """The stage's early end, if its rows say that a stop rule holds."""
     return stop_after(metrics.rows(context.dir.metrics), stage.stop, stage.steps)
 
 

@@ -2,7 +2,7 @@
 
 A checkpoint folder holds `deepspeed/` (weights and optimizer, DeepSpeed's own files), one
 `extra_state_world_size_W_rank_R.pt` per rank (LR schedule, random generators; the names are verl's), `huggingface/`
-(config, tokenizer and, where asked, fp32 weights) and `deepspeed.json` (what it was written with), written last.
+(config, tokenizer and, if asked for, fp32 weights) and `deepspeed.json` (what it was written with), written last.
 Loading never changes it: a conversion for another world size goes to a folder beside it, which is then removed.
 """
 

@@ -23,7 +23,7 @@ from tagpr_rl.tags.schema import TagSchema
 FORMAT = 1
 MOST_TRACES = 5000
 MOST_EVALUATED = 1000
-"""Evaluated responses among them, where rollouts need the room."""
+"""Evaluated responses among them, if rollouts need the room."""
 MOST_FILES = 60
 """Rollout files that are opened; more are sampled evenly, the first and the last of a run always among them."""
 MOST_BYTES = 9_000_000
