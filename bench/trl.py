@@ -165,7 +165,7 @@ def verl_rows(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def run_ours(recipe: Recipe, size: Size, folder: Path) -> list[dict[str, Any]]:
     """Train the steps on our backend; rows of the steps."""
     from tagpr_rl.backend.session import ray_session as cluster
-    from tagpr_rl.backend.tracking.settings import TrackingSettings, settings_dict
+    from tagpr_rl.backend.tracking.settings import TrackingSettings
     from tagpr_rl.backend.trainer.grpo import GrpoDriver, ScorerSettings
     from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
 
@@ -193,7 +193,7 @@ def run_ours(recipe: Recipe, size: Size, folder: Path) -> list[dict[str, Any]]:
         devices = cluster.free_devices()
         driver = GrpoDriver.remote()
         scorers = ScorerSettings(checker, prmu=None, health_s=0.0, stall_s=0.0)
-        task = driver.run.remote(overrides, scorers, settings_dict(tracking), recipe.platform.device)
+        task = driver.run.remote(overrides, scorers, asdict(tracking), recipe.platform.device)
         try:
             ray.get(task)
         finally:

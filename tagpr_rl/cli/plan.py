@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 
 from tagpr_rl.cli.arguments import Overrides, RecipeName
-from tagpr_rl.config import GrpoStage, Recipe, SftStage, upstream
+from tagpr_rl.config import GrpoStage, Recipe, SftStage
+from tagpr_rl.config.recipe import nearest
 from tagpr_rl.plan.show import print_plan
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.open import open_recipe, planned_run
@@ -41,7 +42,8 @@ def verl_overrides(recipe: Recipe, run: RunDir, name: str) -> Sequence[str]:
     own = stage_dir(recipe, run, name)
     source = own  # an SFT stage writes its own rows; GRPO reads the prompts stage's
     if isinstance(stage, GrpoStage):
-        prompts = next(other for other in upstream(recipe, name) if recipe.stages[other].kind == "prompts")
+        prompts = nearest(recipe, name, "prompts")
+        assert prompts is not None  # a recipe without one is refused
         source = stage_dir(recipe, run, prompts)
     paths = StagePaths(
         model=stage_dir(recipe, run, stage.init).hf.absolute(),

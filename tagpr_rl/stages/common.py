@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tagpr_rl.backend.tracking.settings import TrackingSettings, settings_dict
+from tagpr_rl.backend.tracking.settings import TrackingSettings
 from tagpr_rl.backend.tracking.tracker import warnings_file
 from tagpr_rl.backend.trainer.overrides import StagePaths, world_size
 from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, TrainingStage, training_steps
@@ -65,7 +65,7 @@ def stage_paths(context: StageContext, init: str, train: Path) -> StagePaths:
 
 def tracking(context: StageContext) -> dict[str, Any]:
     """`tracking_settings` of the stage as a plain dict."""
-    return settings_dict(tracking_settings(context.recipe, context.run, context.name, context.outages))
+    return asdict(tracking_settings(context.recipe, context.run, context.name, context.outages))
 
 
 def tracking_settings(recipe: Recipe, run: RunDir, name: str, outages: Sequence[str] = ()) -> TrackingSettings:
@@ -107,7 +107,7 @@ def resume_from(context: StageContext, model: Path) -> checkpoints.Chosen:
     identity = checkpoints.begin(root, facts, keep=stage.keep_checkpoints, any_world_size=elastic)
     chosen = checkpoints.choose(root, identity, partial(fact_changes, recipe, name))
     for note in chosen.notes:
-        context.console.print(f"[yellow]{name}: {escape(note)}[/yellow]", highlight=False, soft_wrap=True)
+        context.warn(f"{name}: {note}")
     metrics.trim(context.dir.metrics, chosen.step)
     for file in context.dir.rollouts.glob("step_*.*"):
         if int(file.stem.removeprefix("step_")) > chosen.step:
@@ -181,15 +181,15 @@ def progress_line(label: str, rows: list[metrics.Row], steps: int, describe: Des
 
 def wait_for(context: StageContext, ray: Any, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]) -> None:
     """Show progress until the Ray task ends; mirror checkpoints and pass on alerts meanwhile. Raises what it raised."""
-    keep = getattr(context.recipe.stages[context.name], "keep_checkpoints", 1)
-
+    stage = context.recipe.stages[context.name]
+    assert isinstance(stage, TrainingStage)
+    keep = stage.keep_checkpoints
     shown = len(read_alerts(context.dir.root / ALERTS))
 
     def tell_alerts() -> None:
         nonlocal shown
         for alert in read_alerts(context.dir.root / ALERTS)[shown:]:
-            text = f"{context.name}: alert at step {alert.step}, {alert.kind}: {alert.text}"
-            context.console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False, soft_wrap=True)
+            context.warn(f"{context.name}: alert at step {alert.step}, {alert.kind}: {alert.text}")
             shown += 1
 
     def done(seconds: float) -> bool:
@@ -206,7 +206,7 @@ def wait_for(context: StageContext, ray: Any, task: Any, steps: int, describe: C
         tell_alerts()
         warned = warnings_file(context.dir.root)
         for line in warned.read_text(encoding="utf-8").splitlines() if warned.is_file() else ():
-            context.console.print(f"[yellow]{context.name}: {escape(line)}[/yellow]", highlight=False, soft_wrap=True)
+            context.warn(f"{context.name}: {line}")
             context.outages.append(line)
 
 
@@ -219,7 +219,7 @@ def plain_error(error: TagprError) -> TagprError:
 
 
 def _mirror_checkpoint(context: StageContext, keep: int) -> None:
-    """Copy a new checkpoint to the run's URL. A failure is said, and tried again with the next checkpoint."""
+    """Copy a new checkpoint to the run's URL. After a failure, which is printed, the next checkpoint is tried."""
     if context.mirror is None:
         return
     newest = (context.name, max(checkpoints.steps(context.dir.checkpoints), default=0))
@@ -228,7 +228,7 @@ def _mirror_checkpoint(context: StageContext, keep: int) -> None:
             context.mirror.push_checkpoint(context.run, context.dir, keep)
     except TagprError as error:
         context.mirror.failed = newest
-        context.console.print(f"[yellow]{escape(str(error))}[/yellow]", highlight=False, soft_wrap=True)
+        context.warn(str(error))
 
 
 def publish(context: StageContext, source: Path) -> None:
@@ -265,14 +265,14 @@ def results(recipe: Recipe, run: RunDir) -> dict[str, float]:
 
 
 def track_results(recipe: Recipe, run: RunDir, console: Console, outages: Sequence[str] = ()) -> None:
-    """Send `results` to the run's trackers. What goes wrong there is said and stops nothing."""
+    """Send `results` to the run's trackers. A tracker's failure is printed and stops nothing."""
     last = list(recipe.stages)[-1]
     settings = tracking_settings(recipe, run, last, outages)
     if settings.wandb_mode == "disabled" and not settings.tensorboard:
         return
     stage = recipe.stages[last]
     settings = replace(settings, step_offset=step_offset(recipe, last) + training_steps(stage))
-    text = json.dumps({"settings": settings_dict(settings), "results": results(recipe, run)})
+    text = json.dumps({"settings": asdict(settings), "results": results(recipe, run)})
     command = [sys.executable, "-m", "tagpr_rl.backend.tracking.wandb_run"]
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=RESULTS_TIMEOUT_S)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from tagpr_rl.config import Recipe
 from tagpr_rl.config.recipe import nearest
@@ -90,6 +91,10 @@ class StageContext:
     def model_folder(self, name: str) -> Path:
         """Absolute path of the published weights of stage `name`, verified."""
         return self.earlier(name, reads=("hf",)).hf.resolve()
+
+    def warn(self, text: str) -> None:
+        """Print a line of warning as it is."""
+        self.console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False, soft_wrap=True)
 
     def clean(self, *keep: str) -> None:
         """Empty the stage's folder but for the named entries: what an interrupted attempt left is redone."""

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config import Recipe
+from tagpr_rl.config.kinds import WEIGHTS
 from tagpr_rl.files import sha256_file, sync_folder, write_json, write_text
 from tagpr_rl.report.cards.model_card import evaluations, lineage, model_card
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import read_manifest, verify_outputs
 from tagpr_rl.types import StageManifest, TagprError
-
-POLICIES = ("model", "sft", "grpo")
 
 
 def export(recipe: Recipe, run: RunDir, name: str, *, dtype: str = "float32", out: Path | None = None) -> Path:
@@ -59,7 +58,7 @@ def export(recipe: Recipe, run: RunDir, name: str, *, dtype: str = "float32", ou
 
 def _policy(recipe: Recipe, run: RunDir, name: str) -> Any:
     """Folder of the finished stage, if it has a language model to export."""
-    makers = [other for other, stage in recipe.stages.items() if stage.kind in POLICIES]
+    makers = [other for other, stage in recipe.stages.items() if stage.kind in WEIGHTS]
     if name not in recipe.stages:
         raise TagprError(f"--stage {name}: no such stage; those with a model are {', '.join(makers)}")
     kind = recipe.stages[name].kind
@@ -69,7 +68,7 @@ def _policy(recipe: Recipe, run: RunDir, name: str) -> Any:
             f"--stage {name}: PRMU is a reward model with user embeddings, which no language-model server loads. "
             f"Its folder is {folder.root / 'prmu'}; `tagpr_rl.prmu.serving.score.Scorer` reads it"
         )
-    if kind not in POLICIES:
+    if kind not in WEIGHTS:
         raise TagprError(f"--stage {name}: a stage of kind '{kind}' has no model; choose one of {', '.join(makers)}")
     if read_manifest(folder) is None:
         raise TagprError(f"--stage {name}: it is not finished; `tagpr resume {run.root}` goes on with the run")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tagpr_rl.config import GrpoStage, Recipe, upstream
+from tagpr_rl.config import GrpoStage, Recipe
+from tagpr_rl.config.recipe import nearest
 from tagpr_rl.prmu.serving.score import Scorer, ScoreRequest
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.types import TagprError
@@ -22,7 +23,8 @@ def prmu_scores(recipe: Recipe, run: RunDir, name: str, lines: Sequence[Mapping[
         raise TagprError(f"stage '{name}' does not use PRMU (its weight is 0); leave --prmu out")
     rows = stage_dir(recipe, run, name).root / "train.parquet"  # a stage with prompt rows of its own
     if not rows.is_file():
-        prompts = next(other for other in upstream(recipe, name) if recipe.stages[other].kind == "prompts")
+        prompts = nearest(recipe, name, "prompts")
+        assert prompts is not None  # a recipe without one is refused
         rows = stage_dir(recipe, run, prompts).root / "train.parquet"
     wanted = {(line["task"], line["record_id"]) for line in lines}
     infos = {}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from wandb_records import records
 
 from tagpr_rl.backend.tracking import wandb_run
-from tagpr_rl.backend.tracking.settings import TrackingSettings, settings_dict
+from tagpr_rl.backend.tracking.settings import TrackingSettings
 from tagpr_rl.backend.tracking.tracker import StageTracker, warnings_file
 from tagpr_rl.run import metrics
 from tagpr_rl.run.trackers import StepGate
@@ -47,7 +48,7 @@ def settings(run: Path, stage: str, offset: int, **changes: Any) -> TrackingSett
 def log(
     which: TrackingSettings, steps: list[int], *, kill: bool = False, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    given = json.dumps({"settings": settings_dict(which), "steps": steps, "kill": kill})
+    given = json.dumps({"settings": asdict(which), "steps": steps, "kill": kill})
     return subprocess.run(
         [sys.executable, "-c", LOG],
         input=given,
@@ -202,7 +203,7 @@ def test_tensorboard_has_each_step_once_after_a_restart(tmp_path: Path) -> None:
 
 def test_the_results_are_in_the_runs_summary(tmp_path: Path) -> None:
     assert log(settings(tmp_path, "sft", 0), [1]).returncode == 0
-    given = {"settings": settings_dict(settings(tmp_path, "eval", 1)), "results": {"eval/score/sft": 0.853}}
+    given = {"settings": asdict(settings(tmp_path, "eval", 1)), "results": {"eval/score/sft": 0.853}}
     command = [sys.executable, "-m", "tagpr_rl.backend.tracking.wandb_run"]
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr[-2000:]
@@ -224,7 +225,7 @@ def test_verls_trainers_still_end_without_finish_and_the_factory_closes(tmp_path
     from tagpr_rl.backend.tracking.tracker import TrackerFactory
 
     assert ".finish(" not in inspect.getsource(sft_trainer)
-    factory = TrackerFactory(settings_dict(settings(tmp_path, "sft", 0)))
+    factory = TrackerFactory(asdict(settings(tmp_path, "sft", 0)))
     tracker = factory(project_name="p", experiment_name="e", default_backend=[], config={"a": 1})
     for step in range(1, 31):
         tracker.log({f"metric/{i}": float(i) for i in range(40)}, step)
@@ -244,7 +245,7 @@ tracker.log({"prmu/masked_fraction": 0.5}, 2)
 tracker.finish()
 """
     which = settings(tmp_path, "guided", 0, alerts={"masked": 0.1})
-    given = json.dumps(settings_dict(which))
+    given = json.dumps(asdict(which))
     done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True)
     assert done.returncode == 0 and not warnings_file(tmp_path / "010_guided").exists(), done.stderr[-2000:]
     (table,) = tmp_path.glob("wandb/*run-*/files/media/table/guided/samples_*.table.json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -26,8 +26,3 @@ class TrackingSettings:
     tensorboard: bool = False
     alerts: dict[str, Any] | None = None
     """A GRPO stage's AlertLimits."""
-
-
-def settings_dict(settings: TrackingSettings) -> dict[str, Any]:
-    """Plain dict, to travel through Ray and OmegaConf."""
-    return asdict(settings)
