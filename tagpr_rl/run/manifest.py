@@ -1,4 +1,4 @@
-"""What a stage is made from and what it made: the manifest that a finished stage leaves in its folder.
+"""The manifest that a finished stage leaves in its folder: what the stage was made from, and its outputs.
 
 A manifest holds two fingerprints: of the recipe values that the stage depends on, and of what it read (earlier stages,
 files of the user's). Both are computed again before a stage is reused.

@@ -54,7 +54,7 @@ class Mirror:
             )
 
     def push_files(self, run: RunDir) -> None:
-        """Copy what belongs to no stage: recipe, environment, tracker's id, report."""
+        """Copy the files that belong to no stage: recipe, environment, tracker's id, report."""
         names = (run.environment, run.tracking, run.root / "wandb_last_step", run.report_json, run.report_html)
         for path in (*names, run.resolved):
             if path.is_file():
@@ -73,9 +73,10 @@ class Mirror:
         self._put(folder.manifest, f"{prefix}/{_MANIFEST}")
 
     def push_checkpoint(self, run: RunDir, folder: StageDir, keep: int) -> bool:
-        """Copy an unfinished stage's newest checkpoint, with what goes with it; then drop older ones there.
+        """Copy an unfinished stage's newest checkpoint and the files that belong to it, then delete older ones at the
+        URL.
 
-        False if there was nothing new. Rows and rollouts go first: a checkpoint never lies without them.
+        False if there was nothing new. Rows and rollouts are copied first, so that no checkpoint is without them.
         """
         steps = checkpoints.steps(folder.checkpoints)
         prefix = folder.root.relative_to(run.root).as_posix()
@@ -129,7 +130,7 @@ class Mirror:
         return recipe.model_copy(update={"mirror": parent})
 
     def pull(self, recipe: Recipe, run: RunDir) -> tuple[str, ...]:
-        """Bring into `run` what the URL has and it lacks; one line for each thing brought.
+        """Copy into `run` what it lacks and the URL has; returns one line for each copied thing.
 
         Finished stages are compared with their hashes. Of an unfinished stage the newest checkpoint comes,
         unless the local one is newer.

@@ -1,4 +1,4 @@
-"""Where an interrupted run goes on: the stage, the step, and what stands in the way.
+"""The point where an interrupted run continues: the stage, the step, and changes that prevent it.
 
 A stage that was interrupted may have step checkpoints, which verl would resume whatever they were trained
 on. `attempt.json` says what it was started from; another recipe or other inputs now are an error.
@@ -23,7 +23,7 @@ from tagpr_rl.run.state import compare, config_changes, require_unchanged
 from tagpr_rl.types import TagprError
 
 ATTEMPT = "attempt.json"
-"""What an unfinished training stage was started from."""
+"""File with the recipe values and inputs that an unfinished training stage started from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class ResumePoint:
 
 
 def resume_point(recipe: Recipe, run: RunDir) -> ResumePoint:
-    """Where the run goes on. Raises TagprError if it cannot, naming every input that changed."""
+    """The point where the run continues. TagprError names every changed input if it cannot."""
     states = require_unchanged(recipe, run)
     done = tuple(name for name, state in states.items() if state.status == "done")
     stage = next((name for name, state in states.items() if state.status == "todo"), None)
@@ -87,7 +87,8 @@ def fact_changes(recipe: Recipe, name: str, recorded: Mapping[str, Any], now: Ma
 
 @contextmanager
 def exclusive(run: RunDir) -> Iterator[None]:
-    """Hold the run for this process; TagprError while another process works on it. A killed process holds nothing."""
+    """Lock the run for this process; TagprError while another process works on it. The lock of a killed process is
+    free."""
     run.root.mkdir(parents=True, exist_ok=True)
     with run.lock.open("a+", encoding="ascii") as handle:
         try:

@@ -58,7 +58,7 @@ def step_offset(recipe: Recipe, name: str) -> int:
 
 
 class StepGate:
-    """Lets a global step through once, in ascending order, over all processes of a run.
+    """Accepts each global step once, in ascending order, over all processes of a run.
 
     A resumed stage repeats the steps after its checkpoint; the tracker has them from the first time.
     (`metrics.jsonl` holds the repeated ones, since the weights came from those.)
@@ -75,7 +75,7 @@ class StepGate:
             return -1
 
     def admit(self, step: int) -> bool:
-        """True if `step` is above every step let through before; it then counts as sent."""
+        """True if `step` is above every accepted step; it then counts as sent."""
         if step <= self.last:
             return False
         temp = self._path.with_name(f".{self._path.name}.{os.getpid()}")

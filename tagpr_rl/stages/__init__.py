@@ -1,1 +1,1 @@
-"""Stages: each turns the folders of earlier stages into a folder of its own, manifest last."""
+"""Stages: each one reads the folders of earlier stages and writes a folder of its own, with the manifest last."""

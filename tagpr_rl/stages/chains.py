@@ -1,4 +1,4 @@
-"""Chains stage: teacher -> segment -> label -> keep; the tagged SFT set and PRMU's pairs."""
+"""Chains stage: makes tagged chains for SFT and preference pairs for PRMU from a teacher's answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tagpr_rl.types import LampRecord, TagprError
 
 
 def run(context: StageContext) -> StageResult:
-    """Write chains.parquet, pairs.parquet, rejected.parquet and chains.json (what was kept, what not, and why)."""
+    """Write chains.parquet, pairs.parquet, rejected.parquet and chains.json (counts, reasons and label quality)."""
     stage = context.recipe.stages[context.name]
     assert isinstance(stage, ChainsStage)
     with language_models(context.recipe, stage, context.start_ray, context.console) as models:
@@ -104,7 +104,7 @@ def _run(context: StageContext, models: Generators) -> StageResult:
 
 
 def require_budget(name: str, stage: ChainsStage, teacher: MeteredTeacher, labeller: MeteredLabeller) -> None:
-    """TagprError if a model's budget ended before all was asked; what was answered stays in the cache."""
+    """TagprError if a model's budget ended before the last request. All answers stay in the cache."""
     left = {
         role: usage.count(ReplyStatus.BUDGET)
         for role, usage in (("teacher", teacher.usage), ("labeller", labeller.usage))
@@ -118,7 +118,7 @@ def require_budget(name: str, stage: ChainsStage, teacher: MeteredTeacher, label
 
 
 def with_empty_profiles(records: list[LampRecord], fraction: float, seed: int) -> list[LampRecord]:
-    """The records, a share of them a second time without a profile, so that the generic user is taught too."""
+    """The records, and a share of them again with an empty profile, so that the generic user is trained as well."""
     chosen = Random(f"empty/{seed}").sample(records, int(fraction * len(records)))
     return [*records, *(replace(record, profile=()) for record in chosen if record.profile)]
 

@@ -33,7 +33,7 @@ from tagpr_rl.stages.context import StageContext
 from tagpr_rl.types import TagprError
 
 RESUMABLE = ("checkpoints", "metrics.jsonl", "rollouts", ATTEMPT, ALERTS)
-"""What an interrupted training stage goes on from."""
+"""The point from which an interrupted training stage continues."""
 RESULTS_TIMEOUT_S = 120.0
 LINE_EVERY_S = 60.0
 """Progress without a terminal: one line in this time."""
@@ -90,7 +90,7 @@ def tracking_settings(recipe: Recipe, run: RunDir, name: str, outages: Sequence[
 
 
 def resume_from(context: StageContext, model: Path) -> checkpoints.Chosen:
-    """The checkpoint that verl will go on from (step 0 = none); later metrics and rollouts are dropped."""
+    """The checkpoint that verl will resume from (step 0 = none). Metrics and rollouts after it are dropped."""
     recipe, name = context.recipe, context.name
     stage = recipe.stages[name]
     assert isinstance(stage, TrainingStage)
@@ -116,7 +116,8 @@ def resume_from(context: StageContext, model: Path) -> checkpoints.Chosen:
 
 
 def last_checkpoint(context: StageContext, steps: int) -> Path:
-    """The checkpoint of the last step. TagprError if training ended without it: no stage is done halfway."""
+    """The checkpoint of the last step. TagprError if training ended without one, so that no stage counts as finished
+    halfway."""
     saved = checkpoints.steps(context.dir.checkpoints)
     rows = metrics.last(context.dir.metrics) or {"step": 0}
     if not saved or saved[-1] != steps or rows["step"] != steps:
@@ -128,7 +129,7 @@ def last_checkpoint(context: StageContext, steps: int) -> Path:
 
 
 def stage_notes(context: StageContext, start: checkpoints.Chosen) -> tuple[str, ...]:
-    """What a reader of the manifest must know of how the stage went."""
+    """Remarks for the manifest on how the stage went."""
     path = warnings_file(context.dir.root)
     warned = tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
     alerts = tuple(f"alert at step {a.step}, {a.kind}: {a.text}" for a in read_alerts(context.dir.root / ALERTS))
@@ -211,7 +212,7 @@ def wait_for(context: StageContext, ray: Any, task: Any, steps: int, describe: C
 
 
 def plain_error(error: TagprError) -> TagprError:
-    """The error as it was raised: Ray wraps it, once per task on the way, with the worker's traceback for a text."""
+    """The original error. Ray wraps it once per task on the way, with the worker's traceback as text."""
     cause: BaseException = error
     while isinstance(inner := getattr(cause, "cause", None), BaseException):
         cause = inner

@@ -1,4 +1,4 @@
-"""What every stage gets, and what it gives back."""
+"""The input and the result of every stage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tagpr_rl.types import TagprError
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """What a finished stage reports; the pipeline writes it into the manifest."""
+    """The result of a finished stage, which the pipeline writes into the manifest."""
 
     outputs: tuple[Path, ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -45,11 +45,11 @@ class StageContext:
     name: str
     console: Console
     start_ray: Callable[[], Any]
-    """Joins or starts the run's Ray session; cheap when it is there already."""
+    """Joins or starts the run's Ray session; returns at once if it exists."""
     mirror: Mirror | None = None
-    """The run's copy at a URL."""
+    """The run's copy at a URL; None without one."""
     outages: list[str] = field(default_factory=list)
-    """What trackers have complained of in this process; shared by all stages."""
+    """Errors of trackers in this process; shared by all stages."""
 
     @property
     def dir(self) -> StageDir:
@@ -73,7 +73,7 @@ class StageContext:
         return Dataset(self.recipe, self.schema, self.nearest("data", reads=(LAMP,)).root)
 
     def earlier(self, name: str, *, reads: Iterable[str] = ()) -> StageDir:
-        """Folder of the finished stage `name`, after comparing what will be read with its hashes."""
+        """Folder of the finished stage `name`, after the outputs `reads` were compared with their hashes."""
         folder = stage_dir(self.recipe, self.run, name)
         manifest = read_manifest(folder)
         if manifest is None:
@@ -97,7 +97,7 @@ class StageContext:
         self.console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False, soft_wrap=True)
 
     def clean(self, *keep: str) -> None:
-        """Empty the stage's folder but for the named entries: what an interrupted attempt left is redone."""
+        """Delete what an interrupted attempt left in the stage's folder, except the entries `keep`."""
         root = self.dir.root
         root.mkdir(parents=True, exist_ok=True)
         for entry in root.iterdir():
@@ -105,10 +105,10 @@ class StageContext:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def guard_attempt(self) -> None:
-        """Refuse to go on from an interrupted attempt that was made from other inputs (TagprError).
+        """TagprError if an interrupted attempt was made from other inputs.
 
-        A finished stage has its manifest for this; an unfinished one may have checkpoints, which verl
-        would resume whatever they were trained on.
+        The manifest tells this for a finished stage. An unfinished one may have checkpoints, and verl would resume them
+        whatever they were trained on.
         """
         require_same_attempt(self.recipe, self.run, self.name, self.facts)
         write_json(self.dir.root / ATTEMPT, asdict(self.facts))

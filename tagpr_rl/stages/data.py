@@ -1,4 +1,4 @@
-"""Data stage: the world's or the user's LaMP files, split by user, as official files of this run."""
+"""Data stage: writes the world's questions or the user's LaMP files, split by user, as LaMP files of the run."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _answer_all(
 
 
 def comparisons(results: Mapping[str, EvalResult]) -> list[dict[str, Any]]:
-    """Paired differences b - a: each model against the one before, and the last against the first."""
+    """Paired differences b - a of each model and the one before it, and of the last and the first."""
     names = list(results)
     pairs = list(pairwise(names)) + ([(names[0], names[-1])] if len(names) > 2 else [])
     rows = []
@@ -146,7 +146,7 @@ def _write_responses(
 
 
 def _show_samples(console: Console, context: StageContext, model: str) -> None:
-    """Print one answered question per task: people look before they read."""
+    """Print one answered question per task."""
     page = Page(console, context.schema, context.recipe.model.thought_prefilled)
     shown: set[str] = set()
     with (context.dir.root / "responses" / f"{model}.jsonl").open(encoding="utf-8") as handle:

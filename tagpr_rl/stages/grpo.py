@@ -1,4 +1,4 @@
-"""GRPO stage: its questions, verl's trainer with the scoring actors beside it, its end, and what it carries over."""
+"""GRPO stage: selects the questions, runs verl's trainer with the scoring actors, and ends it by the stop rules."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import ParseStatus, TagprError
 
 FILTER = "filter.json"
-"""The rows that the stage's filter keeps; an interrupted stage goes on with the same ones."""
+"""The rows that the stage's filter keeps. An interrupted stage continues with the same rows."""
 
 Row = Mapping[str, Any]
 
@@ -78,7 +78,8 @@ def carried(stage: GrpoStage) -> dict[str, str]:
 
     Weights alone. verl 0.9.1 loads the parts of a checkpoint that were fixed when a worker was built (`load_contents`;
     for a resume: weights, optimizer, schedule and random state, per number of processes), and an optimizer's state
-    brings the learning rate of its last step. Moments alone would need a worker class of our own for each engine.
+    brings the learning rate of its last step. To take over the moments alone, each engine would need a worker class of
+    this project.
     """
     order = f"afresh: shuffled with seed {stage.seed}, from the first question"
     if stage.rollouts_from is not None:
@@ -148,7 +149,7 @@ def scorer_placement(placement: PlacementBlock) -> dict[str, Any]:
 def training_rows(context: StageContext, stage: GrpoStage) -> tuple[Path, dict[str, int] | None]:
     """(parquet file that verl reads, rows left after each part of the filter; None without a filter).
 
-    PRMU's shuffled users are drawn among all users, then the filter takes its rows.
+    PRMU's shuffled users are drawn among all users, before the filter selects rows.
     """
     import pyarrow.parquet as pq
 
@@ -194,10 +195,11 @@ def _choose(
 
 
 def keep(rows: Sequence[Row], kept: Sequence[int], block: FilterBlock, counts: dict[str, int]) -> list[int]:
-    """Indices of `kept` that pass tasks, profile size and share or number; `counts` gains what each part leaves.
+    """Indices of `kept` that pass the filter's tasks, profile size, and share or number. `counts` gets the number of
+    rows after each part.
 
-    `rows` are verl's prompt rows (data.rows.to_row). Share and number take rows at even distances, so that tasks
-    and users stay mixed.
+    `rows` are verl's prompt rows (data.rows.to_row). Share and number take evenly spaced rows, so that tasks and users
+    stay mixed.
     """
     indices = list(kept)
     if block.tasks is not None:
@@ -216,12 +218,12 @@ def keep(rows: Sequence[Row], kept: Sequence[int], block: FilterBlock, counts: d
 
 
 def differ(scores: Sequence[float]) -> bool:
-    """Whether responses to one question are neither all right nor all wrong, nor otherwise worth the same."""
+    """Whether the scores of the responses to one question differ."""
     return max(scores) - min(scores) > 1e-9
 
 
 def score_response(text: str, task: str, gold: str, schema: TagSchema, *, prefilled: bool) -> float:
-    """task * format, as the reward has it."""
+    """The term task * format of the reward, in [0, 1]."""
     parsed = parse(text, schema, prefilled=prefilled)
     if parsed.status is not ParseStatus.OK or parsed.trace is None:
         return 0.0
@@ -231,7 +233,7 @@ def score_response(text: str, task: str, gold: str, schema: TagSchema, *, prefil
 def _mixed(
     context: StageContext, stage: GrpoStage, rows: Sequence[Row], kept: Sequence[int], samples: int
 ) -> list[int]:
-    """Indices of `kept` to which the stage's start policy gives answers of different worth."""
+    """Indices of `kept` for which answers of the stage's start policy differ in their score."""
     from tagpr_rl.backend.rollout.generate import Engine
 
     context.start_ray()

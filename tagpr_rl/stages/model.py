@@ -32,7 +32,8 @@ def run(context: StageContext) -> StageResult:
 
 
 def _link(context: StageContext, path: Path) -> StageResult:
-    """Point `hf` at the user's folder or the hub's copy: weights may be hundreds of gigabytes; nothing is copied."""
+    """Link `hf` to the user's folder or the hub's copy. Nothing is copied, since weights may have hundreds of
+    gigabytes."""
     path = model_folder(path, "model.path")
     needed = ("config.json", "tokenizer_config.json")
     missing = [name for name in needed if not (path / name).is_file()]
@@ -65,7 +66,7 @@ def _tiny(context: StageContext) -> StageResult:
 
 
 def phrases(schema: TagSchema) -> list[str]:
-    """Constant strings that a word-level tokenizer may hold as one token each."""
+    """Constant strings that a word-level tokenizer may store as one token each."""
     tags = [f"<{slash}{name}>" for name in (*schema.names, "think") for slash in ("", "/")]
     labels = [label for task in TASKS.values() for label in task.labels]
     return [*prompt_phrases(schema), DIRECT_INSTRUCTION, *tags, *labels]
@@ -74,8 +75,8 @@ def phrases(schema: TagSchema) -> list[str]:
 def corpus(context: StageContext, schema: TagSchema) -> list[str]:
     """Prompt contents of training records, without a limit, and golds.
 
-    Prompts of held-out records count too, as words only: real text would otherwise be full of unknown
-    words. Golds of held-out records do not. The teacher's words are those of the chains to come.
+    Prompts of held-out records are included as well, because real text would otherwise have many unknown words; their
+    golds are not. The teacher's words are those of the later chains.
     """
     dataset = context.dataset
     train, held_out = dataset.train, dataset.held_out

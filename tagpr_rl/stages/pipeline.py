@@ -1,4 +1,4 @@
-"""The pipeline: every stage in order, each skipped when its manifest says that it is done."""
+"""The pipeline: runs the stages in order and skips those whose manifest says that they are finished."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def run_pipeline(
     only: Collection[str] | None = None,
     console: Console | None = None,
 ) -> None:
-    """Make every stage that is not done, then the report. Raises what a stage raises; what is done stays.
+    """Run every stage that is not finished, then write the report. An error of a stage is raised, and finished stages
+    stay.
 
     `until` is the last stage, `only` leaves out all but the stages named (which must not need those left out).
     TagprError if a finished stage was made from other inputs (`require_unchanged`).
@@ -98,7 +99,7 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, only: Collection[st
 
 
 def _copy(mirror: Mirror | None, recipe: Recipe, run: RunDir, name: str) -> None:
-    """Bring the run's copy at its URL up to the finished stage `name`."""
+    """Update the run's copy at its URL to the finished stage `name`."""
     if mirror is None:
         return
     try:

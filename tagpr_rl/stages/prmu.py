@@ -1,4 +1,4 @@
-"""PRMU stage: its pairs, from the chains stage and from the policy's own responses, and its training in a Ray task."""
+"""PRMU stage: makes pairs from chains and from the policy's own responses, and trains PRMU in a Ray task."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _SAME_NAME = (
 
 
 def run(context: StageContext) -> StageResult:
-    """Train PRMU on the chains stage's pairs, and on the policy's own where asked for, in a Ray task."""
+    """Train PRMU in a Ray task, on the chains stage's pairs and, if the recipe asks for them, on the policy's own."""
     recipe, stage = context.recipe, context.recipe.stages[context.name]
     assert isinstance(stage, PrmuStage)
     context.guard_attempt()
@@ -93,7 +93,8 @@ def run(context: StageContext) -> StageResult:
 
 
 def training_pairs(context: StageContext, stage: PrmuStage, out: Path) -> int:
-    """Write what PRMU is trained on to `out`; returns the number of pairs. A resumed stage keeps what it began with."""
+    """Write PRMU's training pairs to `out`; returns their number. A resumed stage keeps the pairs that it started
+    with."""
     if out.is_file():
         return len(read_pairs(out))
     rows = read_pairs(context.nearest("chains", reads=(PAIRS,)).root / PAIRS)
@@ -135,10 +136,11 @@ def pairs_of_samples(
 ) -> list[PairRow]:
     """Up to POLICY_PAIRS pairs of kind "wrong" per question, of the policy's responses `texts[i]` to `records[i]`.
 
-    Two responses are drawn without a look at their rewards, and kept with the difference of their task rewards as
-    probability (from POLICY_MARGIN on; a malformed response counts as 0). So the response of higher *expected* reward
-    is chosen more often than rejected. Where golds are noisy, the best response against the rest would teach which
-    gold is likeliest: in LaMP_3 an extreme score, when one between is nearer on average.
+    Two responses are drawn independently of their rewards. Their pair is kept with a probability equal to the
+    difference of their task rewards, if that is at least POLICY_MARGIN; a malformed response counts as 0. So the
+    response of higher *expected* reward is chosen more often than rejected. Pairs of the best response against the rest
+    would teach the most probable gold if golds are noisy: in LaMP_3 an extreme score, although a score between is
+    nearer on average.
     """
     rng = random.Random(f"policy/{seed}")
     rows = []
@@ -159,7 +161,7 @@ def pairs_of_samples(
 def sampled_responses(
     context: StageContext, model: str, records: Sequence[LampRecord], n: int, seed: int
 ) -> list[tuple[str, ...]]:
-    """`n` responses of the policy `model` to each record at temperature 1; written once per run and question set."""
+    """`n` responses of the policy `model` to each record at temperature 1; stored once per run and set of questions."""
     recipe = context.recipe
     folder = context.model_folder(model)
     weights = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
@@ -182,7 +184,8 @@ def sampled_responses(
 
 
 def encoded_prompts(dataset: Dataset, folder: Path, model: str, records: Sequence[LampRecord]) -> list[list[int]]:
-    """The prompts of the records as token ids, as the weights of stage `model` (in `folder`) were taught to read."""
+    """The prompts of the records as token ids, in the style on which the weights of stage `model` (in `folder`) were
+    trained."""
     tokenizer = ChatTokenizer(folder)
     make = dataset.prompt_maker(prompt_style(dataset.recipe, model), tokenizer)
     return [tokenizer.encode(tokenizer.render(make(record).messages)) for record in records]

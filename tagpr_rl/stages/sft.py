@@ -58,7 +58,7 @@ def run(context: StageContext) -> StageResult:
 
 
 def _examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str, Any]], int]:
-    """(tokenised rows, number of examples left out as too long)."""
+    """(tokenised rows, number of examples left out because they are too long)."""
     recipe = context.recipe
     tokenizer = ChatTokenizer(context.earlier(stage.init, reads=("hf",)).hf)
     limit = recipe.data.prompt.max_response_tokens

@@ -80,7 +80,7 @@ class Chain:
         return [(max(part.shift + 0.5, 1.0), part.name) for part in self.parts]
 
     def points(self, key: str) -> list[Point]:
-        """(step, value) over all stages. A stage without PRMU logs 0 for a score that nobody gave: no point then."""
+        """(step, value) over all stages. A stage without PRMU logs 0 although there is no score; it gets no point."""
         about_prmu = key.startswith(("prmu/", "reward/prmu/"))
         return [
             point
@@ -90,7 +90,7 @@ class Chain:
         ]
 
     def keys(self, prefix: str, suffix: str = "") -> list[str]:
-        """Logged keys that begin and end so, in the order of their first appearance."""
+        """Logged keys with this beginning and end, in the order of their first appearance."""
         seen = dict.fromkeys(key for part in self.parts for row in part.rows for key in row)
         return [key for key in seen if key.startswith(prefix) and key.endswith(suffix)]
 
@@ -168,12 +168,12 @@ def axis_range(key: str) -> Point | None:
 
 
 def thinned_note(k: int) -> str:
-    """What is said of a chart whose points are means."""
+    """The note of a chart whose points are means."""
     return f"each point is the mean of {k} steps" if k > 1 else ""
 
 
 def grpo_group(chain: Chain, recipe: Recipe) -> CurveGroup:
-    """Everything that is drawn of a chain of GRPO stages."""
+    """All charts of a chain of GRPO stages."""
     components = reward_names(chain.terms)
     figures = [
         chain.figure(
@@ -227,7 +227,8 @@ def grpo_group(chain: Chain, recipe: Recipe) -> CurveGroup:
 def composition(chain: Chain) -> StackFigure | None:
     """The mean total reward of each step as its weighted terms.
 
-    task x format is what the other terms leave of the total: the mean of a product is not the product of means.
+    The term task x format is the total minus the other terms, because the mean of a product is not the product of
+    means.
     """
     names = [term.name for term in chain.terms]
     points: list[tuple[float, dict[str, float]]] = []

@@ -1,7 +1,6 @@
 """Geometry of the report's plots in SVG units; the templates draw it. Pure functions.
 
-Hand-made rather than rendered by a library, so that the page's style sheet colours the lines in light and
-dark.
+No plotting library, so that the page's style sheet can colour the lines in light and dark mode.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ def line_chart(
     y_range: Point | None = None,
     boundaries: Sequence[tuple[float, str]] = (),
 ) -> LineChart:
-    """Lay out `series` of (label, css class, points). A range fixes its axis; else it fits the data.
+    """Lay out `series` of (label, css class, points). A given range fixes its axis; otherwise the axis fits the data.
 
     `boundaries` are (x, label) pairs: the first x of a stage after the first.
     """
@@ -182,7 +181,7 @@ def forest_chart(
     axis: tuple[float, float] = (0.0, 1.0),
     sign: bool = False,
 ) -> ForestChart:
-    """Lay out `rows` of (label, css class, value, low, high) on the fixed `axis`; what lies outside is at its ends.
+    """Lay out `rows` of (label, css class, value, low, high) on the fixed `axis`; a value outside is drawn at its end.
 
     `sign`: values are differences, written with their sign.
     """

@@ -1,4 +1,4 @@
-"""Gathers what a run's stages wrote into report.json; what is missing is named, never invented."""
+"""Collects the results of a run's stages for report.json. Missing values are listed and never invented."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def reward_terms(recipe: Recipe) -> list[Term]:
 
 
 def _alerts(name: str, directory: StageDir) -> list[Row]:
-    """What training warned of in one stage, in the order in which it happened."""
+    """The alerts of one stage in the order of their time."""
     return [
         {
             "stage": name,
@@ -111,7 +111,7 @@ def _stage(name: str, kind: str, directory: StageDir) -> dict[str, Any]:
 
 
 def _evaluation(run: RunDir, recipe: Recipe) -> dict[str, Any]:
-    """Everything from the evaluate stages; a later stage's entry replaces an earlier one of the same name."""
+    """The results of the evaluate stages. A later stage's entry replaces an earlier one of the same name."""
     merged: dict[str, Any] = {"models": {}, "controls": {}, "control_model": None, "baselines": {}, "comparisons": []}
     responses: dict[str, list[Row]] = {}
     for name, _, directory in stage_dirs(run, recipe):
@@ -170,7 +170,7 @@ def _task_intervals(questions: list[Row]) -> dict[str, list[float]]:
 
 
 def not_measured(report: dict[str, Any], recipe: Recipe) -> list[str]:
-    """Sentences on what this report cannot say, because it was not run or not measured."""
+    """Sentences about what was not run or not measured."""
     out: list[str] = []
     for stage in report["stages"]:
         if stage["status"] != DONE:

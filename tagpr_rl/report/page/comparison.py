@@ -1,4 +1,4 @@
-"""Runs side by side: where their recipes differ, their scores on common questions, their curves and responses."""
+"""Compares runs: differences of their recipes, scores on common questions, curves and responses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tagpr_rl.types import TagprError
 
 ABSENT = "(absent)"
 NOT_OF_THE_METHOD = ("name", "out")
-"""Keys that differ between any two runs and say nothing."""
+"""Keys that always differ between runs and mean nothing."""
 MOST_RESPONSES = 2000
 Scores = dict[str, dict[str, float]]
 
@@ -46,7 +46,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Another run minus the first on the questions both answered."""
+    """The difference of another run to the first one, on the questions that both answered."""
 
     other: str
     task: str
@@ -61,7 +61,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What the page and the terminal table show."""
+    """The content of the page and of the terminal's table."""
 
     sides: tuple[Side, ...]
     recipe: list[tuple[str, list[str]]]

@@ -105,7 +105,7 @@ def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
 
 
 def _sections(report: Row, sweeps: Sequence[Any], faithful: Sequence[Any]) -> list[tuple[str, str]]:
-    """The page's sections that are there."""
+    """The sections that the page has."""
     absent = {"alerts": not report["alerts"], "ablations": not sweeps, "faithful": not faithful}
     return [(key, title) for key, title in SECTIONS if not absent.get(key)]
 

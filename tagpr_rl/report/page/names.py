@@ -1,4 +1,4 @@
-"""Metric names once: label, one line of meaning and direction of everything the report shows."""
+"""The label, meaning and direction of every metric in the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MetricName:
     meaning: str
     """One line, plain text."""
     direction: str = ""
-    """"up" (higher is better), "down", or "" where neither is better by itself."""
+    """"up" (higher is better), "down", or "" if neither is better by itself."""
 
     @property
     def arrow(self) -> str:

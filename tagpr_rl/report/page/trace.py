@@ -1,4 +1,4 @@
-"""A response cut into pieces for display: coloured steps when it parses, a marked position when not."""
+"""Cuts a response into pieces for display: coloured steps if it parses, otherwise a marked position."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TraceView:
 
 
 def trace_view(response: str, schema: TagSchema, *, prefilled: bool = False) -> TraceView:
-    """Cut `response` by the one parser's verdict. Malformed text is never coloured by guess."""
+    """Cut `response` by the one parser's verdict. Malformed text has no colours."""
     parsed = parse(response, schema, prefilled=prefilled)
     if parsed.status is ParseStatus.OK and parsed.trace is not None:
         steps = tuple(Piece("step", step.text, step.tag) for step in parsed.trace.steps)
