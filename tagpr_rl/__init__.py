@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tagpr_rl.reward.rubric import Rubric as Rubric
     from tagpr_rl.tags.grammar import parse as parse
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = ["Rubric", "Scorer", "evaluate", "load_lamp", "parse"]
 
 _HOMES = {

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import tagpr_rl
 from tagpr_rl.config import load_recipe
 from tagpr_rl.plan.show import problems
 
@@ -248,3 +249,13 @@ def test_the_site_builds(tmp_path: Path) -> None:
 
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True))
     assert (tmp_path / "site" / "index.html").is_file()
+
+
+def test_the_forms_of_the_repository_are_whole() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == tagpr_rl.__version__
+    assert len(citation["references"][0]["authors"]) == 9 and "2509.23140" in citation["references"][0]["url"]
+    steps = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]["test"]["steps"]
+    assert ".ci/run" in [step.get("run") for step in steps]
+    for form in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        assert {"name", "description", "body"} <= yaml.safe_load(form.read_text(encoding="utf-8")).keys()

@@ -39,7 +39,7 @@ def saving(root: Path, step: int, identity: checkpoints.Identity) -> Iterator[Pa
 
 
 def save_error(error: BaseException, root: Path, step: int, free: int) -> BaseException:
-    """A clear TagprError if a save failed for want of space or because of the disk; else `error` itself."""
+    """A clear TagprError if a save failed because the disk is full or broken; else `error` itself."""
     text = str(error)
     number = next((e.errno for e in _chain(error) if isinstance(e, OSError) and e.errno is not None), None)
     full = number in _NO_SPACE or "No space left" in text or "quota exceeded" in text
