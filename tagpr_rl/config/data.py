@@ -9,21 +9,22 @@ from pydantic import Field, model_validator
 
 from tagpr_rl.config.base import Closed, Count
 
+Users = Annotated[int, Field(ge=1, le=90_000)]
 TaskName = Literal["LaMP_1", "LaMP_2", "LaMP_2N", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7"]
 
 
 class WorldBlock(Closed):
     """The embedded world (used when `data.lamp_dir` is not set)."""
 
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0, le=9999)] = 1
     """Two seeds give two disjoint sets of users."""
-    train_users: Count = 1000
+    train_users: Users = 1000
     """Users of the user split whose questions are trained on."""
-    held_out_users: Count = 125
+    held_out_users: Users = 125
     """Users of the user split whose questions are evaluated; no stage trains on them."""
-    time_users: Annotated[int, Field(ge=0)] = 100
+    time_users: Annotated[int, Field(ge=0, le=90_000)] = 100
     """Users of the time split, whose early questions are trained on and late ones evaluated."""
-    questions_per_user: Count = 8
+    questions_per_user: Annotated[int, Field(ge=4, multiple_of=4)] = 8
     """Questions of a user over all four tasks: a multiple of 4."""
 
 

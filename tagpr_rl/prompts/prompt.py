@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 from tagpr_rl.data.tasks import TASKS, literals
 from tagpr_rl.prompts.official import Tokens, official_text
@@ -20,7 +20,6 @@ from tagpr_rl.tags.schema import TagSchema, TagSpec
 from tagpr_rl.types import LampRecord, ProfileItem, Prompt, TagprError
 
 Style = Literal["reasoning", "direct", "official"]
-STYLES: tuple[str, ...] = get_args(Style)
 Messages = tuple[Mapping[str, str], ...]
 CountTokens = Callable[[Sequence[Mapping[str, str]]], int]
 
@@ -117,10 +116,6 @@ def build_prompt(
     O(log len(items) + log len(input)) times. All texts of the record pass `clean`, so they cannot forge a tag or chat
     markup. Raises TagprError if not even the instruction fits.
     """
-    if style not in STYLES:
-        raise TagprError(f"prompt style {style!r} is not one of {', '.join(STYLES)}")
-    if record.task not in TASKS:
-        raise TagprError(f"record {record.id!r}: unknown task {record.task!r}; known: {', '.join(TASKS)}")
     lines = [_item_line(record.task, item, style) for item in items]
     question = clean(record.input)
 

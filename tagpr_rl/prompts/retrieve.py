@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from tagpr_rl.prompts.bm25 import Bm25Index, IndexCache, official_order
 from tagpr_rl.types import LampRecord, ProfileItem, TagprError
 
 Method = Literal["bm25", "dense", "recency", "random", "file", "none"]
-METHODS: tuple[str, ...] = get_args(Method)
 Ties = Literal["official", "position"]
-TIES: tuple[str, ...] = get_args(Ties)
 Similarity = Callable[[Sequence[str], str], Sequence[float]]
 """(texts, query) -> a score per text; higher is nearer."""
 Rankings = Mapping[tuple[str, str], Sequence[str]]
@@ -36,9 +34,10 @@ class Retriever:
     """A record -> the items that its prompt gets, under one set of choices."""
 
     k: int
-    method: str = "bm25"
+    """0 or more; it may exceed the profile."""
+    method: Method = "bm25"
     seed: int = 0
-    ties: str = "official"
+    ties: Ties = "official"
     """Equal BM25 or dense scores: `official` = as upstream's `numpy.argsort(scores)[::-1]` leaves them, `position`
     = in the profile's order, which is the same on every machine."""
     similarity: Similarity | None = None
@@ -47,65 +46,41 @@ class Retriever:
     """For `file`."""
 
     def __call__(self, record: LampRecord) -> tuple[ProfileItem, ...]:
-        """At most `k` items of the record's profile; see `rank`."""
-        return rank(
-            record,
-            self.k,
-            self.method,
-            self.seed,
-            ties=self.ties,
-            similarity=self.similarity,
-            rankings=self.rankings,
-        )
+        """At most `k` items of the record's profile, best first.
+
+        bm25: by similarity to the task's query; dense: by `similarity`; recency: newest first (needs dates, so the
+        time split only); random: a draw that depends on `seed`, the task and the record's id alone; file: as
+        `rankings` has it; none: no items. Raises TagprError for a record whose query or dates cannot be read, and for
+        rankings that do not fit the record.
+        """
+        profile, k = record.profile, self.k
+        if self.method == "none" or k == 0 or not profile:
+            return ()
+        if self.method == "recency":
+            return _newest_first(record)[:k]
+        if self.method == "random":
+            rng = random.Random(f"{self.seed}/{record.task}/{record.id}")
+            return tuple(rng.sample(profile, min(k, len(profile))))
+        if self.method == "file":
+            return _by_rankings(record, self.rankings)[:k]
+        spec = TASKS[task_name(record.task)]
+        query = spec.query(record)
+
+        def texts() -> list[str]:
+            return [spec.item_text(item) for item in profile]
+
+        if self.method == "bm25":
+            scores = _INDEXES.of(profile, texts).scores(query)
+        else:
+            scores = np.asarray(_required(self.similarity)(texts(), query), dtype=np.float64)
+        official = self.ties == "official"
+        order = official_order(scores) if official else np.argsort(-scores, kind="stable").tolist()
+        return tuple(map(profile.__getitem__, order[:k]))
 
 
-def rank(
-    record: LampRecord,
-    k: int,
-    method: str = "bm25",
-    seed: int = 0,
-    *,
-    ties: str = "official",
-    similarity: Similarity | None = None,
-    rankings: Rankings | None = None,
-) -> tuple[ProfileItem, ...]:
-    """At most `k` items of the record's profile, best first.
-
-    bm25: by similarity to the task's query; dense: by `similarity`; recency: newest first (needs dates, so the
-    time split only); random: a draw that depends on `seed`, the task and the record's id alone; file: as
-    `rankings` has it; none: no items. Raises TagprError for an unknown method, a negative `k`, a record whose
-    query or dates cannot be read, and rankings that do not fit the record.
-    """
-    if method not in METHODS:
-        raise TagprError(f"retrieval method {method!r} is not one of {', '.join(METHODS)}")
-    if ties not in TIES:
-        raise TagprError(f"retrieval ties {ties!r} is not one of {', '.join(TIES)}")
-    if k < 0:
-        raise TagprError(f"retrieval k is {k}; it must be 0 or more")
-    profile = record.profile
-    if method == "none" or k == 0 or not profile:
-        return ()
-    if method == "recency":
-        return _newest_first(record)[:k]
-    if method == "random":
-        return tuple(random.Random(f"{seed}/{record.task}/{record.id}").sample(profile, min(k, len(profile))))
-    if method == "file":
-        return _by_rankings(record, rankings)[:k]
-    spec = TASKS[task_name(record.task)]
-    query = spec.query(record)
-
-    def texts() -> list[str]:
-        return [spec.item_text(item) for item in profile]
-
-    if method == "bm25":
-        scores = _INDEXES.of(profile, texts).scores(query)
-    else:
-        scores = np.asarray(_required(similarity, method)(texts(), query), dtype=np.float64)
-    if ties == "official":
-        order = official_order(scores)
-    else:
-        order = np.argsort(-scores, kind="stable").tolist()
-    return tuple(map(profile.__getitem__, order[:k]))
+def rank(record: LampRecord, k: int, method: Method = "bm25", **choices: Any) -> tuple[ProfileItem, ...]:
+    """`Retriever(k, method, **choices)` of one record."""
+    return Retriever(k, method, **choices)(record)
 
 
 def query_and_texts(record: LampRecord) -> tuple[str, list[str]]:
@@ -123,10 +98,10 @@ def bm25_scores(texts: Sequence[str], query: str) -> list[float]:
     return scores
 
 
-def _required(similarity: Similarity | None, method: str) -> Similarity:
+def _required(similarity: Similarity | None) -> Similarity:
     if similarity is None:
         raise TagprError(
-            f"retrieval method {method} needs an encoder, which is not loaded here; write the rankings with "
+            "retrieval method dense needs an encoder, which is not loaded here; write the rankings with "
             "`tagpr data rank` and use method: file, or use bm25"
         )
     return similarity

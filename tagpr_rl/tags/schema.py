@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -15,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tagpr_rl.types import TagprError
+from tagpr_rl.types import TagprError, did_you_mean
 
 NAME_PATTERN = "[A-Za-z_][A-Za-z0-9_-]*"
 """What a tag name looks like; also what makes `<name>` markup (see grammar.py). ASCII, case-sensitive."""
@@ -244,7 +243,8 @@ def _semantic_problems(tags: Sequence[TagSpec]) -> list[str]:
             )
         for other in tag.before:
             if other not in names:
-                problems.append(f"{label}: before names unknown tag {other!r}{_nearest(other, names)}")
+                hint = did_you_mean(other, names, otherwise=f"known: {', '.join(names)}")
+                problems.append(f"{label}: before names unknown tag {other!r}; {hint}")
     try:
         TopologicalSorter({tag.name: tag.before for tag in tags}).prepare()
     except CycleError as error:
@@ -253,13 +253,8 @@ def _semantic_problems(tags: Sequence[TagSpec]) -> list[str]:
 
 
 def _unknown_keys(value: Mapping[Any, Any], known: Sequence[str], prefix: str) -> list[str]:
-    return [f"{prefix}{key}: unknown key{_nearest(str(key), known)}" for key in value if key not in known]
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'x'?` or the list of known words."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+    hints = {key: did_you_mean(str(key), known, otherwise=f"known: {', '.join(known)}") for key in value}
+    return [f"{prefix}{key}: unknown key; {hint}" for key, hint in hints.items() if key not in known]
 
 
 def _kind(value: Any) -> str:

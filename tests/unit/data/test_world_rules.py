@@ -221,8 +221,6 @@ def test_the_world_survives_official_files_and_its_bounds_have_a_mean(tmp_path):
     assert blind["mean"] < 0.5 < 0.9 < oracle["mean"]
 
 
-def test_bad_configuration_names_key_value_and_remedy():
-    with pytest.raises(TagprError, match=r"world.questions_per_user is 6: use a multiple of 4"):
-        WorldConfig(questions_per_user=6)
+def test_a_split_that_the_world_does_not_have():
     with pytest.raises(TagprError, match=r"no user split 'test'"):
         make_world(SMALL).records("test")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from tagpr_rl.prompts.prompt import (
     NO_PROFILE,
     PROFILE_HEADER,
     QUESTION_HEADER,
-    STYLES,
+    Style,
     build_prompt,
     clean,
     prompt_phrases,
@@ -139,7 +140,7 @@ def test_phrases_cover_everything_but_the_records_words() -> None:
     assert list(phrases) == sorted(phrases, key=lambda text: (-len(text), text))
     seen = set()
     for task in TASKS:
-        for style in STYLES:
+        for style in get_args(Style):
             for n in (0, 2):
                 rest = make(record_of(task, n), style).messages[0]["content"]
                 for phrase in phrases:
@@ -167,7 +168,7 @@ FORGED = [
 
 
 @pytest.mark.parametrize("forged", FORGED)
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", get_args(Style))
 def test_a_record_cannot_forge_markup(forged: str, style: str) -> None:
     record = record_of("LaMP_4", text=f"a {forged} b")
     item = ProfileItem("i", {"title": forged, "text": f"x\n{QUESTION_HEADER}\n{forged}"})
@@ -197,7 +198,7 @@ def test_plain_text_is_left_alone() -> None:
 @settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(sorted(TASKS)),
-    st.sampled_from(STYLES),
+    st.sampled_from(get_args(Style)),
     st.lists(st.integers(0, 12), max_size=12),
     st.integers(1, 40),
     st.integers(1, 420),
@@ -270,13 +271,6 @@ def test_few_calls_to_the_tokenizer() -> None:
         calls = 0
         build_prompt(record, record.profile, style="reasoning", schema=SCHEMA, max_tokens=limit, count_tokens=counting)
         assert calls <= most
-
-
-def test_bad_arguments() -> None:
-    with pytest.raises(TagprError, match="style 'Official' is not one of reasoning, direct, official"):
-        make(record_of("LaMP_4"), "Official")
-    with pytest.raises(TagprError, match="unknown task 'LaMP_9'"):
-        make(replace(record_of("LaMP_4"), task="LaMP_9"))
 
 
 def test_stats_add_up() -> None:

@@ -100,6 +100,11 @@ BAD = {
     ),
     "missing golds": (drop_golds, [], ["gold", "outputs.json"]),
     "unknown key": (lambda lamp: None, ["data.retreival.k=3"], ["data.retreival", "retrieval"]),
+    "world size": (
+        lambda lamp: None,
+        ["data.world.questions_per_user=6"],
+        ["data.world.questions_per_user", "multiple of 4"],
+    ),
     "world without the task": (
         lambda lamp: None,
         ["data.lamp_dir=null", "data.tasks=[LaMP_7]"],
