@@ -292,9 +292,7 @@ def rollout_mistakes(where: str, stage: GrpoStage, earlier: Mapping[str, StageBa
     elif source is not None and other is None and not Path(source).is_dir():
         mistakes.append(f"{where}.rollouts_from: '{source}' is neither an earlier grpo stage nor a folder")
     if rollout == "separate" and source is not None:
-        mistakes.append(
-            f"{where}.rollouts_from: needs placement.rollout: colocated (separate decides itself what a step holds)"
-        )
+        mistakes.append(f"{where}.rollouts_from: needs placement.rollout: colocated (else verl fills the steps itself)")
     if rollout == "separate" and stage.advantage.zero_variance == "resample":
         mistakes.append(f"{where}.advantage.zero_variance: resample needs placement.rollout: colocated; use drop")
     return mistakes

@@ -13,7 +13,7 @@ class MixedBlock(Closed):
     """Keep the questions that the stage's start policy answers neither always nor never."""
 
     samples: Annotated[int, Field(ge=2)] = 4
-    """Responses to each question, at the stage's temperature; kept where task * format differs between them."""
+    """Responses to each question at the stage's temperature. A question stays if task * format differs between them."""
 
 
 class FilterBlock(Closed):

@@ -63,7 +63,7 @@ def component_metrics(
 
 
 def _flat_share(key: str, rows: Sequence[Row], groups: Sequence[str]) -> float:
-    """Share of the groups, of those with a measurement of `key`, in which it does not vary."""
+    """Share of groups in which `key` does not vary, among groups with a measurement of it."""
     by_group: dict[str, list[float]] = defaultdict(list)
     for row, group in zip(rows, groups, strict=True):
         if _measured(key, row["prmu_status"]):

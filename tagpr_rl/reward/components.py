@@ -193,7 +193,7 @@ def load_components(terms: Iterable[Term], folder: Path | None = None) -> tuple[
     """The components that a stage with these terms measures, users' functions imported.
 
     Args:
-        folder: where users' modules are looked for after the installed packages; None = the working directory.
+        folder: users' modules, if they are not installed packages; None = the working directory.
 
     Raises:
         TagprError: a module or function that does not exist.

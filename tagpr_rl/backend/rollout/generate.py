@@ -54,7 +54,7 @@ class Generator:
 
     def answer(self, prompts: list[list[int]], samplings: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
         """(text, completion tokens, finish reason) per prompt, each with its own settings, a JSON schema among them
-        (`json_schema`). The reason is "refused: ..." where vLLM rejects a prompt or its schema."""
+        (`json_schema`). The reason is "refused: ..." if vLLM rejects a prompt or its schema."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
         from vllm.sampling_params import StructuredOutputsParams

@@ -25,7 +25,7 @@ EDGE = 1 << 20
 
 
 class OfflineGenerator:
-    """One model in one vLLM engine, which starts with the first question that the cache does not know."""
+    """One model in one vLLM engine. The engine starts at the first question that is not in the cache."""
 
     def __init__(
         self, recipe: Recipe, block: EndpointBlock, cache: AnswerCache, *, account: str, console: Console | None = None
@@ -146,8 +146,10 @@ def _reply(text: str, prompt: int, completion: int, reason: str) -> Reply:
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """What tells a folder's weights and tokenizer from others: sha256 over each file's name, size, and first and last
-    MiB. Training changes every tensor, so that whole files of many GB need not be read. {} for a hub name."""
+    """A hash of a folder's weights and tokenizer: sha256 over each file's name, size, and first and last MiB.
+
+    Training changes every tensor, so files of many GB need not be read as a whole. {} for a hub name.
+    """
     if not folder.is_dir():
         return {}
     total = hashlib.sha256()

@@ -46,7 +46,7 @@ def write_tokens(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 @functools.lru_cache(maxsize=2)
 def read_tokens(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """(task, record id, sample) -> row. TagprError if the file is missing or is none of `write_tokens`."""
+    """(task, record id, sample) -> row. TagprError if the file is missing or was not written by `write_tokens`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -33,7 +33,7 @@ class TcpWeights(CheckpointEngine):
         self._sockets: list[Any] = []
 
     def prepare(self) -> dict[str, str]:
-        """Where this process listens, and the token that its sender must show (Ray carries both)."""
+        """The address of this process, and the token that its sender must show; Ray carries both."""
         self.finalize()  # a transfer that failed left its sockets
         if self.is_master:
             return {}
@@ -47,7 +47,7 @@ class TcpWeights(CheckpointEngine):
     def build_topology(
         cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[dict[str, str]]
     ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-        """Rank 0 gets every receiver's address; nobody else needs one."""
+        """Rank 0 gets every receiver's address; the other ranks need none."""
         receivers = metadata[actor_wg_world_size:]
         actors: list[Any] = [receivers] + [[] for _ in range(actor_wg_world_size - 1)]
         return {"receivers": actors}, {"receivers": [[] for _ in range(rollout_world_size)]}

@@ -60,7 +60,7 @@ class ScorerPool:
         return ScoreReply(None, f"no score after prmu_timeout_s={self._timeout_s:g}; last: {reason}")
 
     def _choose(self, first: int, tried: int) -> int | None:
-        """Number of the actor for attempt `tried`: the user's own first, those in trouble last. None = all are dead."""
+        """The actor's number for attempt `tried`: the user's own first, those in trouble last. None: all are dead."""
         count, now = len(self._actors), time.monotonic()
         order = [(first + tried + i) % count for i in range(count)]
         living = [i for i in order if i not in self._dead]
@@ -122,7 +122,7 @@ def watch(
 
 
 def _state(call: Any, limit_s: float, stall_s: float) -> tuple[bool, str]:
-    """Whether Ray says that the actor is down, and what a restart would cure, from its answer to `health`."""
+    """From an actor's answer to `health`: whether Ray says it is down, and the trouble that a restart would cure."""
     try:
         health = ray.get(call, timeout=0)
     except ray.exceptions.GetTimeoutError:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tagpr_rl.report.charts.curves import Figure
-from tagpr_rl.report.charts.plots import ForestChart, forest_chart, line_chart
+from tagpr_rl.report.charts.plots import ForestChart, LineChart, forest_chart, line_chart
 from tagpr_rl.report.page.embed import environment
 from tagpr_rl.report.page.names import MetricName, task_label
 from tagpr_rl.report.page.read import read_json
@@ -56,7 +56,7 @@ class PrmuEval:
     """Link from the run's folder to the page of this evaluation."""
     summary: list[tuple[str, str]]
     forests: list[ForestChart]
-    figures: list[Figure]
+    figures: list[Figure[LineChart]]
 
 
 def prmu_evals(run: RunDir) -> list[PrmuEval]:
@@ -106,7 +106,7 @@ def prmu_forests(facts: Facts) -> list[ForestChart]:
     return charts
 
 
-def prmu_figures(facts: Facts) -> list[Figure]:
+def prmu_figures(facts: Facts) -> list[Figure[LineChart]]:
     """Calibration, cold start, best of n."""
     figures = []
     held, best = facts["held_out"], facts["best_of_n"]

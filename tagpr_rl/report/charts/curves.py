@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.report.charts.plots import LineChart, Point, line_chart, thin
@@ -17,25 +18,17 @@ from tagpr_rl.run.layout import RunDir
 MOST_POINTS = 120
 UNIT_KEYS = ("fraction", "share", "zero_variance")
 """Ends of keys whose values are shares: axis from 0 to 1."""
+Chart = TypeVar("Chart", LineChart, StackChart)
 Series = tuple[str, str, list[Point]]
 """Label, css class, points."""
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Figure(Generic[Chart]):
     """A chart with its heading and note."""
 
     name: MetricName
-    chart: LineChart
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class StackFigure:
-    """A stacked chart with its heading and note."""
-
-    name: MetricName
-    chart: StackChart
+    chart: Chart
     note: str = ""
 
 
@@ -44,9 +37,9 @@ class CurveGroup:
     """The charts of one training stage, or of GRPO stages that continue each other."""
 
     title: str
-    stacks: tuple[StackFigure, ...]
-    figures: tuple[Figure, ...]
-    tags: tuple[Figure, ...]
+    stacks: tuple[Figure[StackChart], ...]
+    figures: tuple[Figure[LineChart], ...]
+    tags: tuple[Figure[LineChart], ...]
     unfinished: bool
 
 
@@ -94,8 +87,10 @@ class Chain:
         seen = dict.fromkeys(key for part in self.parts for row in part.rows for key in row)
         return [key for key in seen if key.startswith(prefix) and key.endswith(suffix)]
 
-    def figure(self, name: MetricName, series: Sequence[Series], y_range: Point | None = None) -> Figure | None:
-        """The chart of `series`; None if none has a point."""
+    def figure(
+        self, name: MetricName, series: Sequence[Series], y_range: Point | None = None
+    ) -> Figure[LineChart] | None:
+        """The chart of `series`; None if no series has a point."""
         thinned = [(label, css, *thin(points, MOST_POINTS)) for label, css, points in series if points]
         if not thinned:
             return None
@@ -106,7 +101,7 @@ class Chain:
 
 def curve_groups(run: RunDir, recipe: Recipe) -> list[CurveGroup]:
     """Training curves: SFT and PRMU first, then GRPO; stages that continue each other share one x axis."""
-    supervised: list[Figure] = []
+    supervised: list[Figure[LineChart]] = []
     halfway = False
     for name, kind, directory in stage_dirs(run, recipe):
         if kind in ("sft", "prmu") and (rows := read_rows(directory.metrics)):
@@ -119,7 +114,7 @@ def curve_groups(run: RunDir, recipe: Recipe) -> list[CurveGroup]:
 
 
 def chains_of(run: RunDir, recipe: Recipe) -> list[Chain]:
-    """The GRPO stages with metrics; one that begins with the weights of the one before it continues its axis."""
+    """The GRPO stages with metrics. A stage that starts from the weights of the one before continues its axis."""
     groups: list[list[Part]] = []
     last = None
     for name, _, directory in stage_dirs(run, recipe):
@@ -149,7 +144,7 @@ def points_of(rows: Sequence[Row], key: str, shift: float = 0.0) -> list[Point]:
     ]
 
 
-def _figure(stage: str, metric: MetricName, rows: Sequence[Row]) -> Figure | None:
+def _figure(stage: str, metric: MetricName, rows: Sequence[Row]) -> Figure[LineChart] | None:
     points, k = thin(points_of(rows, metric.key), MOST_POINTS)
     if not points:
         return None
@@ -224,7 +219,7 @@ def grpo_group(chain: Chain, recipe: Recipe) -> CurveGroup:
     )
 
 
-def composition(chain: Chain) -> StackFigure | None:
+def composition(chain: Chain) -> Figure[StackChart] | None:
     """The mean total reward of each step as its weighted terms.
 
     The term task x format is the total minus the other terms, because the mean of a product is not the product of
@@ -245,7 +240,7 @@ def composition(chain: Chain) -> StackFigure | None:
     series = [(label, [y for _, y in column]) for label, (column, _) in zip(labels, columns, strict=True)]
     chart = stack_chart(xs, series, x_range=(1.0, chain.steps), boundaries=chain.boundaries)
     meaning = "mean total reward of the step's responses as the sum of its weighted terms; the line is the total"
-    return StackFigure(MetricName("composition", "reward composition", meaning), chart, thinned_note(k))
+    return Figure(MetricName("composition", "reward composition", meaning), chart, thinned_note(k))
 
 
 def _mean_terms(terms: Sequence[Term], row: Row, total: float) -> dict[str, float]:
@@ -259,7 +254,7 @@ def _mean_terms(terms: Sequence[Term], row: Row, total: float) -> dict[str, floa
     return {term.name: means.get(term.name, rest) for term in terms}
 
 
-def phases(chain: Chain) -> StackFigure | None:
+def phases(chain: Chain) -> Figure[StackChart] | None:
     """Shares of a step's time by phase, as logged."""
     names = chain.keys("phase/", "_share")
     columns = [(key.removeprefix("phase/").removesuffix("_share"), dict(chain.points(key))) for key in names]
@@ -271,10 +266,10 @@ def phases(chain: Chain) -> StackFigure | None:
     series = [(label, [y for _, y in points]) for label, (points, _) in thinned]
     chart = stack_chart(xs, series, x_range=(1.0, chain.steps), boundaries=chain.boundaries)
     meaning = "share of a step's wall clock by phase; what the line, their sum, lacks to 1 is time of the driver alone"
-    return StackFigure(MetricName("phases", "where a step's time goes", meaning), chart, thinned_note(k))
+    return Figure(MetricName("phases", "where a step's time goes", meaning), chart, thinned_note(k))
 
 
-def tag_figures(chain: Chain) -> tuple[Figure, ...]:
+def tag_figures(chain: Chain) -> tuple[Figure[LineChart], ...]:
     """Use and validity of each tag over the steps, as logged; none if the stage did not log them."""
     names = [key.removeprefix("tag/").removesuffix("/use") for key in chain.keys("tag/", "/use")]
     figures = [

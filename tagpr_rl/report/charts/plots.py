@@ -145,7 +145,7 @@ def line_chart(
 
 @dataclass(frozen=True, slots=True)
 class ForestRow:
-    """One score with its interval; positions in SVG units, None if there is no such number."""
+    """One score with its interval; positions in SVG units, None for a missing number."""
 
     label: str
     css: str

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tagpr_rl.report.charts.curves import Chain, CurveGroup, Figure
-from tagpr_rl.report.charts.plots import Point
+from tagpr_rl.report.charts.plots import LineChart, Point
 from tagpr_rl.report.page.names import MetricName
 
 
 @dataclass(frozen=True, slots=True)
 class TagCurves:
-    """Charts of the tags with a sentence on where they come from."""
+    """Charts of the tags, with a sentence on their source."""
 
-    figures: tuple[Figure, ...]
+    figures: tuple[Figure[LineChart], ...]
     note: str
 
 
@@ -38,7 +38,7 @@ def tag_curves(groups: Sequence[CurveGroup], chains: Sequence[Chain], traces: Ma
     )
 
 
-def counted(chain: Chain, traces: Mapping[str, Any]) -> list[Figure]:
+def counted(chain: Chain, traces: Mapping[str, Any]) -> list[Figure[LineChart]]:
     """One chart per tag of the schema: share of the sampled responses of each step that hold it."""
     shifts = {part.name: part.shift for part in chain.parts}
     held: dict[float, list[set[int]]] = defaultdict(list)

@@ -11,13 +11,14 @@ from tagpr_rl.config import EvaluateStage, Recipe, dump_recipe
 from tagpr_rl.eval.metrics import mean_over_tasks, paired_difference
 from tagpr_rl.files import write_text
 from tagpr_rl.report.charts.curves import MOST_POINTS, Figure, axis_range, chains_of, thinned_note
-from tagpr_rl.report.charts.plots import line_chart, thin
+from tagpr_rl.report.charts.plots import LineChart, line_chart, thin
 from tagpr_rl.report.page.collect import reward_terms, stage_dirs
 from tagpr_rl.report.page.embed import environment, json_for_page, script, script_source
 from tagpr_rl.report.page.names import TRAINING, MetricName, reward_names
 from tagpr_rl.report.page.read import Row, read_object, read_rows
+from tagpr_rl.report.page.samples import blind, question_key
 from tagpr_rl.report.page.trace import tag_hues
-from tagpr_rl.report.page.traces import Traces, blind, question_key
+from tagpr_rl.report.page.traces import Traces
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 from tagpr_rl.types import TagprError
@@ -174,7 +175,7 @@ def recipe_differences(sides: Sequence[Side]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def overlaid_curves(sides: Sequence[Side]) -> list[Figure]:
+def overlaid_curves(sides: Sequence[Side]) -> list[Figure[LineChart]]:
     """GRPO curves of all runs in one chart per metric; each run's stages follow each other on the axis of steps."""
     chains = [chains_of(side.run, side.recipe) for side in sides]
     steps = max((chain.steps for own in chains for chain in own[-1:]), default=0.0)

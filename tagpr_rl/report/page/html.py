@@ -119,7 +119,7 @@ def _alerts(report: Row) -> list[dict[str, Any]]:
 
 
 def _cards(report: Row) -> list[dict[str, str]]:
-    """Headline numbers; only those that exist."""
+    """Headline numbers, as far as they exist."""
     cards = []
     models = list(report["models"].items())
     for name, entry in dict.fromkeys((item[0], item[1]["mean"]) for item in (*models[:1], *models[-1:])):
@@ -138,7 +138,7 @@ def _cards(report: Row) -> list[dict[str, str]]:
 
 
 def _controls(report: Row) -> list[dict[str, Any]]:
-    """Controls with what was lost against the own profile; none if they had other questions."""
+    """Controls with the score lost against the own profile; no loss if they had other questions."""
     own = report["models"].get(report["control_model"]) or {"mean": None, "n": None}
     rows = []
     for name, entry in report["controls"].items():

@@ -22,7 +22,7 @@ class MetricName:
 
     @property
     def arrow(self) -> str:
-        """Direction as one character; empty if there is none."""
+        """Direction as one character; empty without a direction."""
         return {"up": "↑", "down": "↓"}.get(self.direction, "")
 
 

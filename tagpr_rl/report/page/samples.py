@@ -29,11 +29,11 @@ def choose_samples(
     fits ("example" excepted) and "questions", the number compared.
     """
     models = [name for name, rows in responses.items() if rows]
-    by_model = {model: {_key(row): row for row in responses[model]} for model in models}
+    by_model = {model: {question_key(row): row for row in responses[model]} for model in models}
     if not models:
         return [], {}
     keys = [key for key in by_model[models[0]] if all(key in by_model[model] for model in models)]
-    keys.sort(key=_blind_order)
+    keys.sort(key=blind)
     first, last = by_model[models[0]], by_model[models[-1]]
     fits: dict[str, list[tuple[str, str]]] = {reason: [] for reason in REASONS if reason != "example"}
     for key in keys:
@@ -59,11 +59,13 @@ def choose_samples(
     return [_sample(key, reason, by_model) for key, reason in chosen.items()], counts
 
 
-def _key(row: Row) -> tuple[str, str]:
+def question_key(row: Row) -> tuple[str, str]:
+    """Task and record id; ids are unique only within a task."""
     return str(row.get("task", "")), str(row.get("record_id", ""))
 
 
-def _blind_order(key: tuple[str, str]) -> str:
+def blind(key: Sequence[str]) -> str:
+    """A hash to order by, so that what is shown does not depend on the text."""
     return hashlib.sha256("/".join(key).encode()).hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from tagpr_rl.prompts.prompt import NO_PROFILE, PROFILE_HEADER, QUESTION_HEADER
 from tagpr_rl.report.page.collect import reward_terms, stage_dirs
 from tagpr_rl.report.page.embed import json_for_page
 from tagpr_rl.report.page.read import Row, number, read_rows
-from tagpr_rl.report.page.samples import prompt_text
+from tagpr_rl.report.page.samples import blind, prompt_text, question_key
 from tagpr_rl.report.page.trace import TAG_SHAPES, trace_view
 from tagpr_rl.reward.components import TOTAL, Term, component_names, line_weights
 from tagpr_rl.run.layout import RunDir
@@ -23,7 +22,7 @@ from tagpr_rl.tags.schema import TagSchema
 FORMAT = 1
 MOST_TRACES = 5000
 MOST_EVALUATED = 1000
-"""Evaluated responses among them, if rollouts need the room."""
+"""Evaluated responses among them if rollouts need the room."""
 MOST_FILES = 60
 """Rollout files that are opened; more are sampled evenly, the first and the last of a run always among them."""
 MOST_BYTES = 9_000_000
@@ -175,11 +174,6 @@ def evenly(n: int, most: int) -> list[int]:
     return sorted({round(i * (n - 1) / (most - 1)) for i in range(most)}) if most > 1 else [0]
 
 
-def blind(key: Sequence[str]) -> str:
-    """A hash to order by, so that what is shown does not depend on the text."""
-    return hashlib.sha256("/".join(key).encode()).hexdigest()
-
-
 def _add_file(traces: Traces, recipe: Recipe, stage: str, path: Path, quota: int) -> int:
     """Add whole groups of one file up to `quota` responses, one group at least; returns how many were added."""
     config = recipe.stages[stage]
@@ -230,15 +224,10 @@ def _add_evaluated(traces: Traces, recipe: Recipe, responses: Mapping[str, Seque
             traces.add(group, model, row, None, plain=model in direct)
 
 
-def question_key(row: Row) -> tuple[str, str]:
-    """Ids are unique only within a task."""
-    return str(row.get("task", "")), str(row.get("record_id", ""))
-
-
 def split_prompt(prompt: str) -> Prompt:
-    """(instruction, profile, question) of a prompt in our styles; of another prompt ("", "", all of it).
+    """(instruction, profile, question) of a prompt of this project; of another prompt ("", "", all of it).
 
-    A rollout's prompt was rendered by a chat template; what that leaves of role names goes.
+    A rollout's prompt was rendered by a chat template; the role names that this leaves are removed.
     """
     if prompt.lstrip().startswith("user"):
         prompt = ASSISTANT.sub("", prompt.lstrip().removeprefix("user"))

@@ -27,7 +27,7 @@ class ScoreRow:
     low: float | None
     high: float | None
     strict_rate: float | None
-    """None also if no thought was asked for."""
+    """None also for models that answer without a thought."""
 
 
 def score_rows(report: Row, notes: dict[str, str]) -> list[ScoreRow]:

@@ -30,7 +30,7 @@ function field(label, type, oninput, attributes = {}) {
   return { node: el("label", {}, el("span", {}, label), input), control: input };
 }
 
-/** A number with so many decimals, a real minus sign, and a sign where asked for; "-" for none. */
+/** A number with so many decimals, a real minus sign, and a plus sign if `signed`; "-" for none. */
 function number(value, digits = 3, signed = false) {
   if (value === null || value === undefined) return "-";
   const text = Math.abs(value).toFixed(digits);

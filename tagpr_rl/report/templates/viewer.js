@@ -118,7 +118,7 @@ class Viewer {
     this.select(this.found.length ? 0 : null);
   }
 
-  /** Choose a group by its place among those found; the page of the list follows. */
+  /** Choose a matching group by its place; the page of the list follows. */
   select(place) {
     this.selected = place;
     if (place !== null) this.page = Math.floor(place / PAGE);
@@ -211,7 +211,7 @@ class Viewer {
   }
 }
 
-/** What a response is filtered and listed by: its total reward, or its score where it was evaluated. */
+/** What a response is filtered and listed by: its total reward, or the score of an evaluated response. */
 function value(trace) {
   return (trace.r ? trace.r[0] : trace.score) ?? null;
 }

@@ -15,7 +15,7 @@ def group_advantages(rewards: Sequence[float], *, norm_std: bool = True, eps: fl
     `std` is the sample standard deviation (divisor G - 1), as in verl 0.9.1
     `trainer/ppo/core_algos.py:compute_grpo_outcome_advantage`, of which this is the arithmetic. With
     `norm_std=False`, `R_i - mean` (Dr. GRPO, arXiv 2503.20783). Two differences: a group of one has advantage 0
-    (there is nothing to compare with), where verl takes mean 0 and std 1 and so returns the reward itself; and a
+    (there is nothing to compare with), while verl takes mean 0 and std 1 and so returns the reward itself; and a
     group whose rewards are equal but for rounding has advantages of exactly 0.
 
     Raises:

@@ -55,7 +55,7 @@ def save_error(error: BaseException, root: Path, step: int, free: int) -> BaseEx
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, its causes, and what Ray wrapped."""
+    """The error, its causes, and the errors that Ray wrapped."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -93,7 +93,7 @@ class StagedCheckpointHandler(CheckpointHandler):
 
 
 def publish(root: Path, step: int, identity: checkpoints.Identity) -> None:
-    """`checkpoints.publish`, or an error where this attempt has been replaced by another."""
+    """`checkpoints.publish`, or an error if another attempt has replaced this one."""
     if not checkpoints.publish(root, step, identity):
         raise TagprError(f"another process has resumed the stage of {root}; this one stops at step {step}")
 

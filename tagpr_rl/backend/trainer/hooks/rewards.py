@@ -48,7 +48,7 @@ class RewardHooks:
     logger: Any
     global_steps: int
     local_trigger_step: int
-    """Which update of the step: 0 but under separate_async, where a step has several."""
+    """Which update of the step: 0, except under separate_async, which makes several in a step."""
     _credits: dict[str, advantages.TokenCredit] | None = None
     """What the step's updates made of each response, by its key; for the rollout lines."""
     _logs: StepLogger | None = None
