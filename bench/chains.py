@@ -108,21 +108,23 @@ def timed(work: Callable[[], Any], n: int) -> dict[str, float]:
 def overhead(url: str, folder: Path, n: int, rounds: int) -> dict[str, dict[str, float]]:
     """Medians over the rounds of three ways to ask, in turns."""
     block = EndpointBlock(kind="openai", base_url=url, model="m", concurrency=CONCURRENCY)
-    found: dict[str, list[dict[str, float]]] = {"openai, plain use": [], "openai, fastest use": [], "ours": []}
+    actual: dict[str, list[dict[str, float]]] = {"openai, plain use": [], "openai, fastest use": [], "ours": []}
     with AnswerCache(folder / "asked.sqlite") as cache:
-        ours = OpenAIGenerator(block, cache, account="bench")
+        own = OpenAIGenerator(block, cache, account="bench")
         for number in range(-1, rounds):  # one round to warm up
             requests = chats(n if number >= 0 else 200, number * n)
             results = {
                 "openai, plain use": timed(lambda r=requests: asyncio.run(bare(url, r, fast=False)), len(requests)),
                 "openai, fastest use": timed(lambda r=requests: asyncio.run(bare(url, r, fast=True)), len(requests)),
-                "ours": timed(lambda r=requests: ours.generate(r), len(requests)),
+                "ours": timed(lambda r=requests: own.generate(r), len(requests)),
             }
             if number >= 0:
                 for name, result in results.items():
-                    found[name].append(result)
+                    actual[name].append(result)
         assert len(cache) == rounds * n + 200, "every answer is in the cache"
-    return {name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in found.items()}
+    return {
+        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]} for name, rows in actual.items()
+    }
 
 
 def reading(folder: Path, n: int) -> dict[str, float]:
@@ -161,18 +163,18 @@ def main() -> int:
             server.kill()
             server.wait()
         cached = reading(Path(folder), args.cached)
-    ours = times["ours"]
+    own = times["ours"]
     for name, row in times.items():
-        ratio = f"{ours['cpu_ms'] / row['cpu_ms']:.2f}"
+        ratio = f"{own['cpu_ms'] / row['cpu_ms']:.2f}"
         print(
             f"{name:20} CPU {row['cpu_ms']:6.3f} ms, wall {row['wall_ms']:6.3f} ms (of it without a core "
-            f"{row['queued_ms']:.3f} ms) a request; CPU of ours / this: {ratio}"
+            f"{row['queued_ms']:.3f} ms) a request; CPU of the client / of this process: {ratio}"
         )
     print(
         f"cache: {cached['answers']:,} answers read in {cached['read_s']:.2f} s (written in {cached['write_s']:.2f} s)"
     )
     passed = {
-        "wall <= 1 ms": ours["wall_ms"] <= 1,
+        "wall <= 1 ms": own["wall_ms"] <= 1,
         "read <= 5 s": cached["read_s"] <= 5,
     }
     print("; ".join(f"{bar}: {'met' if ok else 'MISSED'}" for bar, ok in passed.items()))

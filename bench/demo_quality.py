@@ -110,9 +110,9 @@ def derive(
         for name, block in grpo.items():
             init = f"{block['init']}_r{seed}" if block["init"] in grpo else block["init"]
             derived[f"{name}_r{seed}"] = {**deepcopy(block), "seed": seed, "init": init}
-    asked = [block for block in stages.values() if block["kind"] == "evaluate"]
+    requested = [block for block in stages.values() if block["kind"] == "evaluate"]
     derived["eval"] = {
-        **(asked[-1] if asked else {"kind": "evaluate"}),
+        **(requested[-1] if requested else {"kind": "evaluate"}),
         "models": ["base", "sft", *(f"{name}_r{seed}" for seed in rl_seeds for name in ("guided", "explore"))],
         "controls": ["shuffled", "empty"],
         "questions": None,
@@ -124,8 +124,8 @@ def derive(
 def read_run(recipe: Recipe, sft_seed: int, rl_seeds: Sequence[int]) -> SeedRun:
     """Scores, ceilings and times of a finished run."""
     run = RunDir(recipe.out / recipe.name)
-    found = _read(stage_dir(recipe, run, "eval").root / "eval.json")
-    results = {**found["models"], **found["controls"]}
+    actual = _read(stage_dir(recipe, run, "eval").root / "eval.json")
+    results = {**actual["models"], **actual["controls"]}
     questions = results["base"]["questions"]
     return SeedRun(
         sft_seed=sft_seed,
@@ -168,7 +168,7 @@ def compare(runs: Sequence[SeedRun]) -> dict[str, Any]:
 
 def spread(runs: Sequence[SeedRun]) -> dict[str, Any]:
     """Every run's difference (one per SFT seed where no RL seed is involved), their mean and sample deviation."""
-    found = {}
+    actual = {}
     for a, b in COMPARISONS:
         by_rl_seed = {"guided", "final"} & {a, b}
         rows: list[dict[str, Any]] = []
@@ -179,13 +179,13 @@ def spread(runs: Sequence[SeedRun]) -> dict[str, Any]:
                 value = mean_over_tasks([one[key] - other[key] for key in keys], [run.tasks[key] for key in keys])
                 rows.append({"sft_seed": run.sft_seed, "rl_seed": seed, "difference": value})
         values = [row["difference"] for row in rows]
-        found[f"{a}-{b}"] = {
+        actual[f"{a}-{b}"] = {
             "runs": rows,
             "mean": statistics.fmean(values),
             "sd": statistics.stdev(values) if len(values) > 1 else None,
             "above_zero": sum(value > 0 for value in values),
         }
-    return found
+    return actual
 
 
 def effect(interval: Sequence[float]) -> str:
@@ -284,7 +284,7 @@ def show(facts: Mapping[str, Any], console: Console) -> None:
         cells = [f"{seeds[seed]['means'][role][0]:.3f}" for seed in seeds]
         table.add_row(role, *cells, f"{value:.3f} [{low:.3f}, {high:.3f}]")
     for name in ("blind", "oracle"):
-        table.add_row(f"{name} ceiling", *(f"{found['ceilings'][name]:.3f}" for found in columns.values()))
+        table.add_row(f"{name} ceiling", *(f"{actual['ceilings'][name]:.3f}" for actual in columns.values()))
     console.print(table)
     table = Table(title="Paired differences, 95 % intervals over users; last columns: over runs")
     for heading in ("", *columns, "runs", "sd"):
@@ -292,7 +292,7 @@ def show(facts: Mapping[str, Any], console: Console) -> None:
     for name, item in facts["per_run"].items():
         values = " ".join(f"{row['difference']:+.3f}" for row in item["runs"])
         deviation = "-" if item["sd"] is None else f"{item['sd']:.3f}"
-        table.add_row(name, *(signed(found["differences"][name]) for found in columns.values()), values, deviation)
+        table.add_row(name, *(signed(actual["differences"][name]) for actual in columns.values()), values, deviation)
     console.print(table)
     table = Table("bar", "", "figures", title="Bars")
     words = {True: "[green]met[/green]", False: "[red]NOT MET[/red]", None: "shown"}
@@ -301,7 +301,7 @@ def show(facts: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     table = Table("stage", *(f"SFT seed {seed}, s" for seed in facts["seconds"]), title="Wall time")
     for stage in next(iter(facts["seconds"].values())):
-        table.add_row(stage, *(f"{found[stage]:.0f}" for found in facts["seconds"].values()))
+        table.add_row(stage, *(f"{seconds[stage]:.0f}" for seconds in facts["seconds"].values()))
     console.print(table)
 
 

@@ -43,11 +43,11 @@ def rows(run: Path) -> list[int]:
 
 def asked(run: Path) -> list[list[str]]:
     """Questions of each step, as the rollouts have them."""
-    found = []
+    actual = []
     for path in sorted((run / STAGE / "rollouts").iterdir()):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found.append(sorted({f"{line['task']}/{line['record_id']}" for line in lines}))
-    return found
+        actual.append(sorted({f"{line['task']}/{line['record_id']}" for line in lines}))
+    return actual
 
 
 def saves(run: Path) -> set[str]:

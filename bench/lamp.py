@@ -80,7 +80,7 @@ def cpu(run: Callable[[], Any]) -> tuple[float, Any]:
 
 def users(rng: random.Random, n_users: int, n_queries: int) -> list[list[LampRecord]]:
     """Per user `n_queries` records with one profile: sizes and lengths as in LaMP; ties, empty and one-word items."""
-    words, found = Words(rng, 20_000), []
+    words, actual = Words(rng, 20_000), []
     tasks = ["LaMP_2", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_7"]
     lengths = {"LaMP_2": 60, "LaMP_3": 120, "LaMP_4": 30, "LaMP_5": 150, "LaMP_7": 18}
     for user in range(n_users):
@@ -102,13 +102,13 @@ def users(rng: random.Random, n_users: int, n_queries: int) -> list[list[LampRec
             items.append(ProfileItem(f"{user}-{n}", {key: text if key != "score" else "3" for key in spec.item_keys}))
         profile = tuple(items)
         questions = [words.text(max(1, int(rng.gauss(mean, mean / 3)))) for _ in range(n_queries)]
-        found.append(
+        actual.append(
             [
                 LampRecord(f"{user}/{q}", task, "dev", str(user), spec.make_input(text=t), profile)
                 for q, t in enumerate(questions)
             ]
         )
-    return found
+    return actual
 
 
 def as_upstream(record: LampRecord) -> list[str]:
@@ -125,8 +125,8 @@ def bench_bm25(quick: bool) -> dict[str, Any]:
     people = users(random.Random(0), n_users, n_queries)
     records = [record for own in people for record in own]
     ours_s, ours = cpu(lambda: [[item.id for item in rank(record, 1 << 30)] for record in records])
-    theirs_s, theirs = cpu(lambda: [as_upstream(record) for record in records])
-    differing = sum(a != b for a, b in zip(ours, theirs, strict=True))
+    theirs_s, reference = cpu(lambda: [as_upstream(record) for record in records])
+    differing = sum(a != b for a, b in zip(ours, reference, strict=True))
 
     def index_once() -> None:
         for own in people:
@@ -192,14 +192,14 @@ def bench_rouge(quick: bool) -> dict[str, Any]:
         return [rouge(pred, gold, max_tokens=None) for pred, gold in chosen]
 
     ours_s, ours = cpu(lambda: own(pairs))
-    theirs_s, theirs = cpu(lambda: library(pairs))
+    theirs_s, reference = cpu(lambda: library(pairs))
     by_length = {}
     for name, low, high in (("up to 14 words", 0, 15), ("15 to 30", 15, 31), ("over 30", 31, 10**6)):
         chosen = [pair for pair in pairs if low <= len(pair[1].split()) < high]
         a, _ = cpu(lambda chosen=chosen: own(chosen))
         b, _ = cpu(lambda chosen=chosen: library(chosen))
         by_length[name] = {"pairs": len(chosen), "ours_us": a / len(chosen) * 1e6, "ratio": b / a}
-    worst = max(abs(x - y) for a, b in zip(ours, theirs, strict=True) for x, y in zip(a, b, strict=True))
+    worst = max(abs(x - y) for a, b in zip(ours, reference, strict=True) for x, y in zip(a, b, strict=True))
     return {"pairs": len(pairs), "largest_difference": worst, "ours_s": ours_s, "library_s": theirs_s,
             "ratio": theirs_s / ours_s, "by_gold_length": by_length}  # fmt: skip
 
@@ -229,9 +229,9 @@ def bench_metrics() -> dict[str, Any]:
             for a, g in zip(answers, golds, strict=True)
         ]
         y = [float(gold) for gold in golds]
-        found = {m.name: m.value for m in official_metrics("LaMP_3", answers, golds, golds, resamples=10)}
-        worst = max(worst, abs(found["MAE"] - mean_absolute_error(y, numbers)))
-        worst = max(worst, abs(found["RMSE"] - mean_squared_error(y, numbers) ** 0.5))
+        actual = {m.name: m.value for m in official_metrics("LaMP_3", answers, golds, golds, resamples=10)}
+        worst = max(worst, abs(actual["MAE"] - mean_absolute_error(y, numbers)))
+        worst = max(worst, abs(actual["RMSE"] - mean_squared_error(y, numbers) ** 0.5))
     return {"largest_difference_to_scikit_learn": worst}
 
 
@@ -251,11 +251,11 @@ def chains(rng: random.Random, n: int, tokens: int = 200) -> list[str]:
         "conclude",
     ]
     per_step = (tokens - 9 - 8 * len(tags)) // len(tags)
-    found = []
+    actual = []
     for _ in range(n):
         steps = "\n".join(f"<{tag}>{words.text(per_step).capitalize()}.</{tag}>" for tag in tags)
-        found.append(f"<think>\n{steps}\n</think>\n{rng.choice(TASKS['LaMP_2'].labels)}")
-    return found
+        actual.append(f"<think>\n{steps}\n</think>\n{rng.choice(TASKS['LaMP_2'].labels)}")
+    return actual
 
 
 def bench_rewards(quick: bool) -> dict[str, Any]:
@@ -315,15 +315,15 @@ def bench_stream(quick: bool) -> dict[str, Any]:
                 handle.write((", " if n else "") + json.dumps(row))
                 n += 1
             handle.write("]")
-        found: dict[str, Any] = {"megabytes": path.stat().st_size / 1e6, "questions": n}
+        actual: dict[str, Any] = {"megabytes": path.stat().st_size / 1e6, "questions": n}
         for how in ("stream", "list"):
             done = subprocess.run(
                 [sys.executable, "-c", _CHILD, str(path), how], cwd=ROOT, capture_output=True, text=True, check=True
             )
             count, peak, before, seconds = map(float, done.stdout.split())
             assert count == n
-            found[how] = {"peak_mib": peak, "mib_after_imports": before, "cpu_s": seconds}
-    return found
+            actual[how] = {"peak_mib": peak, "mib_after_imports": before, "cpu_s": seconds}
+    return actual
 
 
 # ---- real records ----
@@ -340,11 +340,11 @@ def bench_real(folder: Path) -> dict[str, Any] | None:
         items = rank(record, 5)
         build_prompt(record, items, style="reasoning", schema=schema, max_tokens=1024, count_tokens=counter)
         build_official_prompt(record, items, max_tokens=512, count_tokens=counter, tokens=WordTokens())
-    found: dict[str, Any] = {"questions": len(records)}
+    actual: dict[str, Any] = {"questions": len(records)}
     for name, answers in baselines(records, records).items():
         result = evaluate(records, answers, schema, thoughts=False)
-        found[name] = {f"{m.task} {m.name}": [m.value, m.low, m.high] for m in result.metrics}
-    return found
+        actual[name] = {f"{m.task} {m.name}": [m.value, m.low, m.high] for m in result.metrics}
+    return actual
 
 
 def main() -> int:

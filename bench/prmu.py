@@ -73,8 +73,8 @@ def derive(demo: Recipe, *, out: Path, seed: int, world_seed: int, held_out_user
 def read_eval(recipe: Recipe, stage: str) -> dict[str, Any]:
     """What `tagpr study prmu` wrote for a stage."""
     path = RunDir(recipe.out / recipe.name).prmu_eval / f"{stage}.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    actual: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return actual
 
 
 def pooled(values: Sequence[Mapping[str, Sequence[Any]]]) -> list[float]:
@@ -94,9 +94,9 @@ def above(one: Sequence[Mapping[str, Sequence[Any]]], other: Sequence[Mapping[st
     a: dict[str, float] = {}
     b: dict[str, float] = {}
     users: dict[str, str] = {}
-    for seed, (mine, theirs) in enumerate(zip(one, other, strict=True)):
-        for key in mine.keys() & theirs.keys():
-            a[f"{seed}/{key}"], b[f"{seed}/{key}"] = mine[key][1], theirs[key][1]
+    for seed, (mine, reference) in enumerate(zip(one, other, strict=True)):
+        for key in mine.keys() & reference.keys():
+            a[f"{seed}/{key}"], b[f"{seed}/{key}"] = mine[key][1], reference[key][1]
             users[f"{seed}/{key}"] = mine[key][0]
     return list(paired_difference(a, b, users))
 
@@ -104,10 +104,10 @@ def above(one: Sequence[Mapping[str, Sequence[Any]]], other: Sequence[Mapping[st
 def quality(recipes: Mapping[int, Recipe]) -> dict[str, Any]:
     """Everything that prmu.json holds but the protocol."""
     stages = {"prmu": "attention", **{f"prmu_{user}": user for user in BASELINES}}
-    found = {stage: [read_eval(recipe, stage) for recipe in recipes.values()] for stage in stages}
-    won = {stage: [facts["held_out"]["won"] for facts in runs] for stage, runs in found.items()}
+    actual = {stage: [read_eval(recipe, stage) for recipe in recipes.values()] for stage in stages}
+    won = {stage: [facts["held_out"]["won"] for facts in runs] for stage, runs in actual.items()}
     models: dict[str, Any] = {}
-    for stage, runs in found.items():
+    for stage, runs in actual.items():
         gains: dict[str, list[Any]] = {}
         for index, facts in enumerate(runs):
             gains |= {f"{index}/{key}": row for key, row in facts["best_of_n"]["gains"].items()}
@@ -138,7 +138,7 @@ def quality(recipes: Mapping[int, Recipe]) -> dict[str, Any]:
             "cold_start": _mean_of([{str(r["items"]): r["accuracy"][0] for r in f["cold_start"]} for f in runs]),
             "probes": [facts["probes"] for facts in runs],
         }
-    return {"bars": bars(models, found["prmu"]), "models": models}
+    return {"bars": bars(models, actual["prmu"]), "models": models}
 
 
 def _mean_of(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -99,7 +99,7 @@ def look_up(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     def vector(name: str) -> object:
         return table.vectors(np.array(table.rows([name])))
 
-    found = {
+    actual = {
         "open_s": opened,
         "one_first": percentiles(timed(vector, known)),
         "one_again": percentiles(timed(vector, known)),
@@ -107,13 +107,13 @@ def look_up(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
     batches = [known[start : start + 256] for start in range(0, len(known) - 255, 256)]
     many = timed(lambda names: table.vectors(np.array(table.rows(names))), batches)
-    found["batch_of_256"] = percentiles(many)
-    found["mapped_pages_mib"] = psutil.Process().memory_info().shared / MIB
-    found["memory_without_mapped_pages_mib"] = rss() - before
+    actual["batch_of_256"] = percentiles(many)
+    actual["mapped_pages_mib"] = psutil.Process().memory_info().shared / MIB
+    actual["memory_without_mapped_pages_mib"] = rss() - before
     if not all(table.rows(known[:1000])) or any(table.rows(unknown[:1000])):
         raise SystemExit("the table does not know its own users")
-    found["cache"] = cached(options, numbers)
-    return found
+    actual["cache"] = cached(options, numbers)
+    return actual
 
 
 def cached(options: argparse.Namespace, numbers: Sequence[int]) -> dict[str, Any]:
@@ -167,9 +167,9 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     settings = {name: getattr(options, name) for name in ("users", "dim", "shards", "dtype", "lookups")}
-    found = {**settings, "write": written, "read": read}
-    write_json(options.out / "scale.json", found)
-    print(json.dumps(found, indent=2))
+    actual = {**settings, "write": written, "read": read}
+    write_json(options.out / "scale.json", actual)
+    print(json.dumps(actual, indent=2))
 
 
 if __name__ == "__main__":

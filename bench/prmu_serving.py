@@ -50,8 +50,8 @@ THROUGHPUT_BAR, WAIT_BAR = 0.9, 0.02
 
 def stage_folder(run: Path, name: str) -> Path:
     """The folder of the run's stage `name`."""
-    (found,) = (path for path in run.iterdir() if path.name.split("_", 1)[-1] == name and path.is_dir())
-    return found
+    (actual,) = (path for path in run.iterdir() if path.name.split("_", 1)[-1] == name and path.is_dir())
+    return actual
 
 
 def made_run(out: Path) -> Path:
@@ -66,15 +66,15 @@ def requests_of(run: Path, count: int) -> list[ScoreRequest]:
     infos = pq.read_table(stage_folder(run, "prompts") / "train.parquet", columns=["extra_info"])["extra_info"]
     by_record = {(info["task"], info["record_id"]): info for info in infos.to_pylist()}
     files = sorted((stage_folder(run, "guided") / "rollouts").glob("step_*.jsonl"), reverse=True)
-    found: list[ScoreRequest] = []
+    actual: list[ScoreRequest] = []
     for file in files:
         for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
             info = by_record[(line["task"], line["record_id"])]
             profile = tuple(info["profile_texts"])
-            found.append(ScoreRequest(info["user_id"], profile, info["question"], line["response"]))
-        if len(found) >= count:
+            actual.append(ScoreRequest(info["user_id"], profile, info["question"], line["response"]))
+        if len(actual) >= count:
             break
-    return [found[i % len(found)] for i in range(count)]
+    return [actual[i % len(actual)] for i in range(count)]
 
 
 def larger(source: Path, folder: Path, hidden: int, layers: int) -> Path:
@@ -105,7 +105,7 @@ class Raw:
     @torch.inference_mode()
     def ready(self, requests: Sequence[ScoreRequest], batch: int) -> list[tuple[torch.Tensor, ...]]:
         """Arguments of `PrmuModel.scores` for each batch of `batch` requests, sorted by length."""
-        scorer, found = self.scorer, []
+        scorer, actual = self.scorer, []
         order = sorted(requests, key=scorer.length)
         for start in range(0, len(order), batch):
             part = order[start : start + batch]
@@ -119,8 +119,8 @@ class Raw:
             items = items.gather(1, keep[..., None].expand(-1, -1, items.shape[2]))
             rows = collate_responses([scorer.encoder.response(r.question, r.response) for r in part])
             ids, text_mask, first = (x.to(scorer.device) for x in rows)
-            found.append((ids, text_mask, first, items, item_mask.gather(1, keep), made.known))
-        return found
+            actual.append((ids, text_mask, first, items, item_mask.gather(1, keep), made.known))
+        return actual
 
     @torch.inference_mode()
     def seconds(self, batches: Sequence[tuple[torch.Tensor, ...]]) -> float:
@@ -166,10 +166,12 @@ def throughput(requests: Sequence[ScoreRequest], folder: Path, options: argparse
     best = max(sweep, key=lambda batch: sweep[batch])
     rows = []
     for number in range(1, options.rounds + 1):
-        asked = new_in(requests, number)
-        ready = raw.ready(asked, best)
-        times = raw.seconds(ready), served_seconds(pool, asked)
-        rows.append({"raw": len(asked) / times[0], "served": len(asked) / times[1], "ratio": times[0] / times[1]})
+        requested = new_in(requests, number)
+        ready = raw.ready(requested, best)
+        times = raw.seconds(ready), served_seconds(pool, requested)
+        rows.append(
+            {"raw": len(requested) / times[0], "served": len(requested) / times[1], "ratio": times[0] / times[1]}
+        )
     health = ray.get(next(iter(actors.values())).health.remote())
     for actor in actors.values():
         ray.kill(actor)
@@ -230,10 +232,10 @@ def main() -> None:
             measured = throughput(requests, folder, options)
         finally:
             ray.shutdown()
-    found = {"device": options.device, "throughput": measured, "wait": waited}
-    print(json.dumps(found, indent=2))
+    actual = {"device": options.device, "throughput": measured, "wait": waited}
+    print(json.dumps(actual, indent=2))
     if options.out:
-        write_json(options.out, found)
+        write_json(options.out, actual)
 
 
 if __name__ == "__main__":

@@ -152,10 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
         recipe = read_resolved(run)
         sizes = [int(part) for part in arguments.prompts.split(",")]
-        found = {"sizes": [measure(recipe, run, prompts, arguments.steps, out) for prompts in sizes]}
+        actual = {"sizes": [measure(recipe, run, prompts, arguments.steps, out) for prompts in sizes]}
     if arguments.out is not None:
-        write_json(arguments.out, found)
-    print(json.dumps(found))
+        write_json(arguments.out, actual)
+    print(json.dumps(actual))
     return 0
 
 

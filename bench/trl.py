@@ -217,8 +217,8 @@ def run_trl(python: Path, job: Mapping[str, Any], folder: Path) -> dict[str, Any
     if code:
         tail = "\n".join((folder / "log.txt").read_text(encoding="utf-8").splitlines()[-15:])
         raise TagprError(f"TRL's half ended with {code}; the end of {folder / 'log.txt'}:\n{tail}")
-    found: dict[str, Any] = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
-    return found
+    actual: dict[str, Any] = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+    return actual
 
 
 def measure(size: Size, args: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -240,12 +240,12 @@ def measure(size: Size, args: argparse.Namespace, console: Console) -> dict[str,
     console.print(f"{size}: TRL, {steps} steps", highlight=False)
     trl = run_trl(args.trl_python, job, run.root / "trl")
     console.print(f"{size}: ours, {steps} steps", highlight=False)
-    found = {
+    actual = {
         "ours": summarise(run_ours(recipe, size, run.root / "ours"), args.warmup, size),
         "trl": summarise(trl["rows"], args.warmup, size),
         "trl_versions": trl["versions"],
     }
-    return {**found, "ratio": ratios(found["ours"], found["trl"])}
+    return {**actual, "ratio": ratios(actual["ours"], actual["trl"])}
 
 
 def ratios(ours: Mapping[str, Any], trl: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -262,16 +262,16 @@ def show(sizes: Mapping[str, Any], console: Console) -> None:
     table = Table("prompts x samples x tokens", "", title="Seconds per GRPO step, medians")
     for heading in ("ours", "TRL", "time, ours / TRL", "speed, TRL / ours"):
         table.add_column(heading, justify="right")
-    for name, found in sizes.items():
-        ours, trl, ratio = found["ours"]["median"], found["trl"]["median"], found["ratio"]
+    for name, actual in sizes.items():
+        own, trl, ratio = actual["ours"]["median"], actual["trl"]["median"], actual["ratio"]
         for key, label in (("seconds", "step"), ("wall", "step to step")):
-            cells = (f"{ours[key]:.3f}", f"{trl[key]:.3f}", f"{ratio['time'][key]:.2f}", f"{ratio['speed'][key]:.2f}")
+            cells = (f"{own[key]:.3f}", f"{trl[key]:.3f}", f"{ratio['time'][key]:.2f}", f"{ratio['speed'][key]:.2f}")
             table.add_row(name if key == "seconds" else "", label, *cells)
         for key in ("tokens", "reward", "entropy", "grad_norm"):
-            table.add_row("", key, f"{ours[key]:.3f}", f"{trl[key]:.3f}")
+            table.add_row("", key, f"{own[key]:.3f}", f"{trl[key]:.3f}")
         for part in PARTS:
-            if part in ours:
-                table.add_row("", f"verl: {part}", f"{ours[part]:.3f}")
+            if part in own:
+                table.add_row("", f"verl: {part}", f"{own[part]:.3f}")
     console.print(table)
 
 

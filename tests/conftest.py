@@ -52,7 +52,7 @@ def _closed(schema: Any) -> Any:
         return [_closed(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: _closed(value) for key, value in schema.items()}
+    actual = {key: _closed(value) for key, value in schema.items()}
     if "properties" in schema and schema.get("type") == "object" and "additionalProperties" not in schema:
-        found["additionalProperties"] = bool(schema.get("x-kubernetes-preserve-unknown-fields", False))
-    return found
+        actual["additionalProperties"] = bool(schema.get("x-kubernetes-preserve-unknown-fields", False))
+    return actual

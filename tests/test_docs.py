@@ -67,11 +67,11 @@ def prose(text: str) -> str:
 
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub and mkdocs give to a page's headings."""
-    found = set()
+    actual = set()
     for heading in re.findall(r"^#+\s+(.*)$", prose(page.read_text(encoding="utf-8")), flags=re.MULTILINE):
         words = re.sub(r"[^\w\s-]", "", heading.lower())
-        found.add(re.sub(r"\s", "-", words.strip()))
-    return found
+        actual.add(re.sub(r"\s", "-", words.strip()))
+    return actual
 
 
 def broken_links(page: Path, text: str) -> list[str]:
@@ -182,8 +182,8 @@ def unknown_keys(text: str) -> list[str]:
         for key in model.model_fields
     }
     blocks = {key.partition(".")[0] for key in known}
-    found = re.findall(r"`([a-z_]+(?:\.(?:[a-z_]+|<name>))+)(?:[=:][^`]*)?`", prose(text))
-    dotted = [key for key in found if key.partition(".")[0] in blocks and not key.endswith((".py", ".md", ".json"))]
+    actual = re.findall(r"`([a-z_]+(?:\.(?:[a-z_]+|<name>))+)(?:[=:][^`]*)?`", prose(text))
+    dotted = [key for key in actual if key.partition(".")[0] in blocks and not key.endswith((".py", ".md", ".json"))]
     return [key for key in dotted if re.sub(r"^stages\.[^.]+", "stages.*", key) not in {*known, "stages.*"}]
 
 

@@ -92,8 +92,8 @@ def test_clip_higher_by_hand() -> None:
     assert loss == pytest.approx(-(1.28 + 0.5 - 1.5 - 0.8) / 4, abs=1e-6)
     # Clipped tokens have no gradient; the others -A * ratio / tokens in the mean.
     expected = [[0.0, -0.5 / 4], [1.5 / 4, 0.0], [0.0, 0.0]]
-    for found, row in zip(gradient, expected, strict=True):
-        assert found == pytest.approx(row, abs=1e-6)
+    for actual, row in zip(gradient, expected, strict=True):
+        assert actual == pytest.approx(row, abs=1e-6)
 
 
 def test_a_step_s_credit_lands_on_its_tokens() -> None:
@@ -165,8 +165,8 @@ def test_verl_s_float32_advantages_of_equal_rewards_are_not_zero() -> None:
     from tagpr_rl.reward.advantages.group import group_advantages
 
     rewards = torch.full((8, 1), 0.996551724137931)
-    found, _ = compute_grpo_outcome_advantage(rewards, torch.ones(8, 1), np.array(["g"] * 8, dtype=object))
-    assert float(found.abs().min()) > 0.05 and float(found.sum().abs()) > 0.4
+    actual, _ = compute_grpo_outcome_advantage(rewards, torch.ones(8, 1), np.array(["g"] * 8, dtype=object))
+    assert float(actual.abs().min()) > 0.05 and float(actual.sum().abs()) > 0.4
     assert group_advantages(rewards[:, 0].tolist()) == [0.0] * 8
 
 
@@ -261,13 +261,13 @@ def test_the_tokens_of_a_step_with_real_tokenizers(kind: Any) -> None:
     response = tokenizer.decode(ids, skip_special_tokens=True)
     parts = response_parts(read_response(response, default_schema()))
     finder = StepTokens(tokenizer)
-    found = finder.locate(ids, response, parts)
-    assert [step.tag for step in found.steps] == ["examine_examples", "conclude"]
-    for step, written in zip(found.steps, steps, strict=True):
+    actual = finder.locate(ids, response, parts)
+    assert [step.tag for step in actual.steps] == ["examine_examples", "conclude"]
+    for step, written in zip(actual.steps, steps, strict=True):
         assert "".join(tokenizer.decode(ids[step.start : step.end]).split()) == "".join(written.split())
     assert starts_by_encoding(ids, response, finder._encode, finder.special) is not None
     slow = to_tokens(parts, token_starts(ids, finder.decode))
-    assert slow == found
+    assert slow == actual
 
 
 def test_the_hook_reads_the_recipe_s_rules() -> None:

@@ -136,9 +136,9 @@ def test_errors_that_are_not_the_disks_stay_what_they_are(tmp_path: Path) -> Non
     assert save_error(mine, tmp_path, 3, 0) is mine
     wrapped = RuntimeError("task failed")
     wrapped.cause = OSError(errno.ENOSPC, "No space left on device")  # type: ignore[attr-defined]
-    found = save_error(wrapped, tmp_path, 3, 5 << 20)
-    assert isinstance(found, TagprError)
-    assert "the disk is full, 5 MiB were free" in str(found) and "there is none before" in str(found)
+    actual = save_error(wrapped, tmp_path, 3, 5 << 20)
+    assert isinstance(actual, TagprError)
+    assert "the disk is full, 5 MiB were free" in str(actual) and "there is none before" in str(actual)
 
 
 def test_shards_that_lie_on_another_machine_are_noticed(tmp_path: Path) -> None:

@@ -40,10 +40,10 @@ class Run:
 def read(path: Path) -> Run:
     from safetensors.torch import load_file
 
-    found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    lists = {key: found.get(key, []) for key in ("loss", "norm", "lr", "names", "logprob_sum")}
+    actual = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    lists = {key: actual.get(key, []) for key in ("loss", "norm", "lr", "names", "logprob_sum")}
     weights = load_file(path.with_suffix(".safetensors"))
-    return Run(**lists, weights=weights, random=found.get("random", 0.0), error=found["error"])
+    return Run(**lists, weights=weights, random=actual.get("random", 0.0), error=actual["error"])
 
 
 def launch(folder: Path, processes: int, jobs: dict[str, dict[str, Any]]) -> dict[str, Run]:
@@ -170,13 +170,13 @@ def test_parity_with_fsdp2(
     stage: int, processes: int, one: dict[str, Run], two: dict[str, Run], models: dict[str, str]
 ) -> None:
     runs = one if processes == 1 else two
-    mine, theirs = runs[f"zero{stage}"], runs["fsdp2"]
-    assert furthest(mine.loss, theirs.loss) < 1e-5
-    assert distance(mine.weights, theirs.weights) < 1e-5
+    mine, reference = runs[f"zero{stage}"], runs["fsdp2"]
+    assert furthest(mine.loss, reference.loss) < 1e-5
+    assert distance(mine.weights, reference.weights) < 1e-5
     assert distance(mine.weights, start(models["tied"])) > 1e-3  # they were trained
-    assert min(theirs.norm) > 1.5  # above the limit of 1: every update was clipped
-    assert furthest(mine.norm, theirs.norm) < 1e-5
-    assert mine.lr == theirs.lr and len(set(mine.lr)) == STEPS  # warm-up of 3 steps, then a cosine
+    assert min(reference.norm) > 1.5  # above the limit of 1: every update was clipped
+    assert furthest(mine.norm, reference.norm) < 1e-5
+    assert mine.lr == reference.lr and len(set(mine.lr)) == STEPS  # warm-up of 3 steps, then a cosine
 
 
 def test_two_processes_train_as_one_does(one: dict[str, Run], two: dict[str, Run]) -> None:
@@ -218,17 +218,17 @@ def test_export_has_every_weight_once(stage: int, two: dict[str, Run], models: d
 
 
 def test_untied_embeddings_are_real_on_every_rank(two: dict[str, Run]) -> None:
-    mine, theirs = two["untied_zero3"], two["untied_fsdp2"]
-    assert furthest(mine.loss, theirs.loss) < 1e-5
-    assert distance(mine.weights, theirs.weights) < 1e-5
+    mine, reference = two["untied_zero3"], two["untied_fsdp2"]
+    assert furthest(mine.loss, reference.loss) < 1e-5
+    assert distance(mine.weights, reference.weights) < 1e-5
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_bf16_follows_fsdp2_and_publishes_its_fp32_weights(stage: int, two: dict[str, Run], base: Path) -> None:
     from safetensors.torch import load_file
 
-    mine, theirs = two[f"bf16_zero{stage}"], two["bf16_fsdp2"]
-    assert furthest(mine.loss, theirs.loss) < 0.02  # a bf16 mantissa has 8 bits; the losses are near 4.5
+    mine, reference = two[f"bf16_zero{stage}"], two["bf16_fsdp2"]
+    assert furthest(mine.loss, reference.loss) < 0.02  # a bf16 mantissa has 8 bits; the losses are near 4.5
     assert all(tensor.dtype == torch.bfloat16 for tensor in mine.weights.values())
     published = load_file(base / f"two/bf16_zero{stage}_ckpt/huggingface/model.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in published.values())
@@ -272,10 +272,10 @@ def test_prmu_trains_as_with_fsdp2(stage: int, two: dict[str, Run], base: Path) 
     def rows(name: str) -> list[dict[str, float]]:
         return [json.loads(line) for line in (base / f"two/{name}/metrics.jsonl").read_text().splitlines()]
 
-    mine, theirs = rows(f"prmu_zero{stage}"), rows("prmu_fsdp2")
+    mine, reference = rows(f"prmu_zero{stage}"), rows("prmu_fsdp2")
     for key in ("loss", "grad_norm", "lr"):
-        assert [row[key] for row in mine] == pytest.approx([row[key] for row in theirs], rel=1e-5, abs=1e-5)
-    assert min(row["grad_norm"] for row in theirs) > 0.1  # clipped
+        assert [row[key] for row in mine] == pytest.approx([row[key] for row in reference], rel=1e-5, abs=1e-5)
+    assert min(row["grad_norm"] for row in reference) > 0.1  # clipped
     weights = [load_file(base / f"two/{name}/model.safetensors") for name in (f"prmu_zero{stage}", "prmu_fsdp2")]
     assert distance(weights[0], weights[1]) < 1e-5
     assert set(weights[0]) == set(weights[1])

@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.stack, pytest.mark.torch]
 
 def source_of(module: str, name: str) -> str:
     """Source of `module.name` (or of the whole module), imported in this process."""
-    found = importlib.import_module(module)
-    return inspect.getsource(getattr(found, name) if name else found)
+    actual = importlib.import_module(module)
+    return inspect.getsource(getattr(actual, name) if name else actual)
 
 
 def test_cpu_build_of_vllm_is_another_distribution() -> None:
@@ -69,13 +69,13 @@ print(json.dumps({
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert 'f"cpu:gloo,{get_device_name()}:{get_nccl_backend()}"' in found["group"]
-    assert "for logit in logits" in found["rows"]
-    assert found["poll"] == 2.0
-    assert "rl-colocate-zmq-{job_id}" in found["socket"]
-    assert "RCVTIMEO" not in found["transfer"]
-    assert '"wb"' in found["tracking"] and "resume=" not in found["tracking"]
+    actual = json.loads(done.stdout.splitlines()[-1])
+    assert 'f"cpu:gloo,{get_device_name()}:{get_nccl_backend()}"' in actual["group"]
+    assert "for logit in logits" in actual["rows"]
+    assert actual["poll"] == 2.0
+    assert "rl-colocate-zmq-{job_id}" in actual["socket"]
+    assert "RCVTIMEO" not in actual["transfer"]
+    assert '"wb"' in actual["tracking"] and "resume=" not in actual["tracking"]
 
 
 def test_vllm_drops_linear_weights_on_cpu() -> None:
@@ -91,10 +91,10 @@ def test_fused_logprobs_equal_verls() -> None:
     logits = torch.randn(3, 5, 11, generator=generator, requires_grad=True)
     labels = torch.randint(0, 11, (3, 5), generator=generator)
     expected = torch.log_softmax(logits, dim=-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    found = logprobs_by_cross_entropy(logits, labels)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    actual = logprobs_by_cross_entropy(logits, labels)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
     (wanted,) = torch.autograd.grad(expected.sum(), logits, retain_graph=True)
-    (got,) = torch.autograd.grad(found.sum(), logits)
+    (got,) = torch.autograd.grad(actual.sum(), logits)
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
 
 
@@ -113,10 +113,10 @@ print(json.dumps({"source": source, "same": same, "registry": registry}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert "hydra.utils.instantiate(" in found["source"]
-    assert list(found["registry"]) == ["_target_"]
-    assert found["same"]
+    actual = json.loads(done.stdout.splitlines()[-1])
+    assert "hydra.utils.instantiate(" in actual["source"]
+    assert list(actual["registry"]) == ["_target_"]
+    assert actual["same"]
 
 
 def test_verl_still_puts_every_response_by_itself() -> None:
@@ -135,10 +135,10 @@ print(json.dumps({
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert "await tq.async_kv_batch_put(" in found["put"] and "list_of_dict_to_tensordict(fields)" in found["put"]
-    assert found["uses"] == ["async_kv_batch_put", "async_kv_put", "init"]  # what the patch has to offer
-    assert found["score"][:3] == found["ours"] == ["self", "outputs", "kwargs"]  # Ray adds a trace context
+    actual = json.loads(done.stdout.splitlines()[-1])
+    assert "await tq.async_kv_batch_put(" in actual["put"] and "list_of_dict_to_tensordict(fields)" in actual["put"]
+    assert actual["uses"] == ["async_kv_batch_put", "async_kv_put", "init"]  # what the patch has to offer
+    assert actual["score"][:3] == actual["ours"] == ["self", "outputs", "kwargs"]  # Ray adds a trace context
 
 
 def test_puts_that_come_together_are_one_put_and_kinds_are_kept_apart() -> None:

@@ -41,16 +41,16 @@ def resolve(asked: str, platform: str | None) -> dict[str, object]:
         environment["VERL_PLATFORM"] = platform
     done = subprocess.run([sys.executable, "-c", CODE, asked], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    actual: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return actual
 
 
 def test_cpu_is_resolved_and_behaves_like_a_device() -> None:
-    found = resolve("cpu", "cpu")
-    assert found["name"] == "cpu" and found["registered"] and found["patched"]
-    assert found["equal"] is True
-    assert isinstance(found["memory"], int) and found["memory"] > 50 * 2**20  # a process with torch in it
-    assert found["error"] == ""
+    actual = resolve("cpu", "cpu")
+    assert actual["name"] == "cpu" and actual["registered"] and actual["patched"]
+    assert actual["equal"] is True
+    assert isinstance(actual["memory"], int) and actual["memory"] > 50 * 2**20  # a process with torch in it
+    assert actual["error"] == ""
 
 
 def test_asking_for_another_device_than_the_resolved_one_is_an_error() -> None:
@@ -60,7 +60,7 @@ def test_asking_for_another_device_than_the_resolved_one_is_an_error() -> None:
 
 @pytest.mark.parametrize("platform", [None, "nvidia"])
 def test_plugin_is_inert_where_the_cpu_was_not_asked_for(platform: str | None) -> None:
-    found = resolve("cpu", platform)
-    assert not found["registered"] and not found["patched"]
-    assert "tagpr_rl.backend.platform_cpu.platform" not in found["modules"]  # type: ignore[operator]
-    assert found["error"] != ""
+    actual = resolve("cpu", platform)
+    assert not actual["registered"] and not actual["patched"]
+    assert "tagpr_rl.backend.platform_cpu.platform" not in actual["modules"]  # type: ignore[operator]
+    assert actual["error"] != ""

@@ -115,5 +115,5 @@ def test_our_trainers_have_the_hook_before_verl_s_methods() -> None:
     from tagpr_rl.backend.trainer.hooks.stop import StopHooks
     from tagpr_rl.backend.trainer.trainers import TagprSeparateTrainer, TagprTrainer
 
-    for found in (TagprTrainer, TagprSeparateTrainer):
-        assert found.__mro__[1] is StopHooks
+    for actual in (TagprTrainer, TagprSeparateTrainer):
+        assert actual.__mro__[1] is StopHooks

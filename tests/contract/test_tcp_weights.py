@@ -44,9 +44,9 @@ def test_weights_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
         return await asyncio.gather(*sent, *(collect(engine) for engine in receivers))
 
     _, _, *received = asyncio.run(both())
-    for found in received:
-        assert [name for name, _ in found] == list(weights)
-        for name, tensor in found:
+    for actual in received:
+        assert [name for name, _ in actual] == list(weights)
+        for name, tensor in actual:
             assert tensor.dtype == weights[name].dtype and torch.equal(tensor, weights[name])
     stranger.close(linger=0)
     for engine in everyone:

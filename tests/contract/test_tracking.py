@@ -207,14 +207,14 @@ def test_the_results_are_in_the_runs_summary(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tagpr_rl.backend.tracking.wandb_run"]
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr[-2000:]
-    found = {
+    actual = {
         item.key or "/".join(item.nested_key): json.loads(item.value_json)
         for path in (tmp_path / "wandb").glob("*run-*/run-*.wandb")
         for record in records(path)
         if record.WhichOneof("record_type") == "summary"
         for item in record.summary.update
     }
-    assert found["eval/score/sft"] == 0.853
+    assert actual["eval/score/sft"] == 0.853
 
 
 def test_verls_trainers_still_end_without_finish_and_the_factory_closes(tmp_path: Path) -> None:
@@ -250,10 +250,10 @@ tracker.finish()
     assert done.returncode == 0 and not warnings_file(tmp_path / "010_guided").exists(), done.stderr[-2000:]
     (table,) = tmp_path.glob("wandb/*run-*/files/media/table/guided/samples_*.table.json")
     assert json.loads(table.read_text())["data"] == [["best", "<think>x"], ["worst", "y"]]
-    found = [
+    actual = [
         record.alert
         for path in (tmp_path / "wandb").glob("*run-*/run-*.wandb")
         for record in records(path)
         if record.WhichOneof("record_type") == "alert"
     ]
-    assert [alert.title for alert in found] == ["guided: masked"] and "50.0%" in found[0].text
+    assert [alert.title for alert in actual] == ["guided: masked"] and "50.0%" in actual[0].text

@@ -43,27 +43,29 @@ def test_component_metrics_by_hand() -> None:
         row(0.5, task=0.5, scored="masked"),
         row(0.5, task=0.5, prmu=0.6),
     ]
-    found = component_metrics(rows, ["LaMP_2", "LaMP_2", "LaMP_3", "LaMP_3"], ["a", "a", "b", "b"], component_names(()))
-    assert found["reward/total/mean"] == 0.5  # of 1, 0 and .5: the masked response has no total either
-    assert found["reward/total/std"] == pytest.approx((0.5 / 3) ** 0.5)  # deviations .5, .5, 0
-    assert found["reward/format/mean"] == 0.75
-    assert found["reward/prmu/mean"] == pytest.approx(0.6)  # the masked response has no score
-    assert found["reward/prmu/min"] == 0.4
-    assert found["task/LaMP_2/mean"] == 0.5 and found["task/LaMP_3/mean"] == 0.5
-    assert found["parse/OK"] == 0.75 and found["parse/TRUNCATED"] == 0.25
-    assert (found["prmu/masked"], found["prmu/masked_fraction"]) == (1.0, 0.25)
-    assert found["groups/zero_variance_fraction"] == 0.5  # group b
+    actual = component_metrics(
+        rows, ["LaMP_2", "LaMP_2", "LaMP_3", "LaMP_3"], ["a", "a", "b", "b"], component_names(())
+    )
+    assert actual["reward/total/mean"] == 0.5  # of 1, 0 and .5: the masked response has no total either
+    assert actual["reward/total/std"] == pytest.approx((0.5 / 3) ** 0.5)  # deviations .5, .5, 0
+    assert actual["reward/format/mean"] == 0.75
+    assert actual["reward/prmu/mean"] == pytest.approx(0.6)  # the masked response has no score
+    assert actual["reward/prmu/min"] == 0.4
+    assert actual["task/LaMP_2/mean"] == 0.5 and actual["task/LaMP_3/mean"] == 0.5
+    assert actual["parse/OK"] == 0.75 and actual["parse/TRUNCATED"] == 0.25
+    assert (actual["prmu/masked"], actual["prmu/masked_fraction"]) == (1.0, 0.25)
+    assert actual["groups/zero_variance_fraction"] == 0.5  # group b
 
 
 def test_a_stage_without_prmu_logs_no_prmu_reward() -> None:
     from tagpr_rl.monitor.step import component_metrics
     from tagpr_rl.reward.components import component_names
 
-    found = component_metrics(
+    actual = component_metrics(
         [row(1.0, scored="off"), row(0.0, scored="off")], ["LaMP_1"] * 2, ["a", "a"], component_names(())
     )
-    assert not [key for key in found if key.startswith("reward/prmu")]
-    assert found["prmu/masked_fraction"] == 0.0
+    assert not [key for key in actual if key.startswith("reward/prmu")]
+    assert actual["prmu/masked_fraction"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -77,15 +79,15 @@ def test_a_stage_without_prmu_logs_no_prmu_reward() -> None:
 def test_unscored_responses_and_those_left_alone_are_masked(statuses: list[str], masked: list[int]) -> None:
     from tagpr_rl.reward.update import responses_to_mask
 
-    found = responses_to_mask(statuses, ["a", "a", "b", "b"])
-    assert found == (masked if statuses[0] != "masked" else [0, 1])
+    actual = responses_to_mask(statuses, ["a", "a", "b", "b"])
+    assert actual == (masked if statuses[0] != "masked" else [0, 1])
 
 
 def test_the_wait_for_scores_is_from_the_last_rollout_to_the_last_score() -> None:
     from tagpr_rl.monitor.phases import ScoringTimes, prmu_metrics
 
-    asked = [(10.0, 10.5), (12.0, 12.1), (11.0, 12.4)]  # the last rollout ends at 12, the last score comes at 12.4
-    rows = [ScoringTimes(start, end, end) for start, end in asked]
+    requested = [(10.0, 10.5), (12.0, 12.1), (11.0, 12.4)]  # the last rollout ends at 12, the last score comes at 12.4
+    rows = [ScoringTimes(start, end, end) for start, end in requested]
     assert prmu_metrics(rows, 8.0) == pytest.approx(
         {"timing_s/prmu_wait": 0.4, "prmu/wait_fraction": 0.05, "prmu/seconds/mean": 2 / 3, "prmu/seconds/max": 1.4}
     )
@@ -114,8 +116,8 @@ def test_the_hooks_that_we_override_are_still_there() -> None:
 
     for name in ("_compute_metrics", "_compute_advantage", "_log_rollout_data"):
         assert name in vars(trainer_base.PPOTrainer), name
-        ours, theirs = getattr(TagprTrainer, name), getattr(PPOTrainerSync, name)
-        assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters)
+        own, reference = getattr(TagprTrainer, name), getattr(PPOTrainerSync, name)
+        assert list(inspect.signature(own).parameters) == list(inspect.signature(reference).parameters)
     assert trainer_base.TRAINER_REGISTRY["sync"] is PPOTrainerSync
     runner = TaskRunnerV1.__ray_metadata__.modified_class
     source = inspect.getsource(runner.run)
@@ -134,12 +136,12 @@ class FakeQueue:
     def kv_batch_get(self, keys: list[str], partition_id: str, select_fields: list[str]) -> dict[str, Any]:
         import torch
 
-        found: dict[str, Any] = {}
+        actual: dict[str, Any] = {}
         for field in select_fields:
             values = [self.items[key][field] for key in keys]
             tensors = isinstance(values[0], torch.Tensor)
-            found[field] = torch.nested.as_nested_tensor(values, layout=torch.jagged) if tensors else values
-        return found
+            actual[field] = torch.nested.as_nested_tensor(values, layout=torch.jagged) if tensors else values
+        return actual
 
     def kv_batch_put(self, keys: list[str], partition_id: str, fields: Any) -> None:
         for field, values in fields.items():
@@ -191,10 +193,10 @@ def test_the_hook_writes_our_advantages_and_takes_out_who_has_no_part(monkeypatc
     assert trainer._compute_advantage(batch, metrics) is batch
     # Response a_0: 1 + .4 * (1 - .5) = 1.2 without its steps' part (tag .5 becomes coverage 1), a_1: .5; mean .85.
     # Its steps: 0 and -1, centred.
-    found = {key: queue.items[key]["advantages"].tolist() for key in keys}
-    assert found["a_0_0"] == pytest.approx([0.35, 0.85, -0.15, -0.15, 0.35])
-    assert found["a_1_0"] == pytest.approx([-0.35] * 3)
-    assert not any(any(found[key]) for key in keys if key[0] != "a")
+    actual = {key: queue.items[key]["advantages"].tolist() for key in keys}
+    assert actual["a_0_0"] == pytest.approx([0.35, 0.85, -0.15, -0.15, 0.35])
+    assert actual["a_1_0"] == pytest.approx([-0.35] * 3)
+    assert not any(any(actual[key]) for key in keys if key[0] != "a")
     assert not any(int(queue.items[key]["loss_mask"].sum()) for key in keys if key[0] != "a")
     assert metrics["algo/dropped_groups_total"] == 1.0
     columns = dict(

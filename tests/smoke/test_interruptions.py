@@ -111,8 +111,8 @@ def losses(stage: Path) -> list[float]:
 
 def prompts(stage: Path) -> list[list[str]]:
     """Questions of each step."""
-    found = []
+    actual = []
     for path in sorted((stage / "rollouts").iterdir()):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found.append(sorted({f"{line['task']}/{line['record_id']}" for line in lines}))
-    return found
+        actual.append(sorted({f"{line['task']}/{line['record_id']}" for line in lines}))
+    return actual

@@ -188,9 +188,11 @@ def test_the_policy_on_one_node_and_the_rollout_on_the_other_go_on_after_the_dri
     assert after is not None and int(after[1]) >= 2, done.stdout[-3000:]
     assert [row["step"] for row in rows(guided)] == [1, 2, 3, 4, 5, 6]
     # The prompts under way at the checkpoint are asked again; none is lost, none comes twice.
-    asked = [question for step in range(1, 7) for question in questions(guided / "rollouts" / f"step_{step:04d}.jsonl")]
-    assert len(asked) == len(set(asked)) == 6 * 4
-    assert set(asked) <= set(sampled(run / "030_prompts" / "train.parquet", 6 * 4 + 4))  # four are generated ahead
+    requested = [
+        question for step in range(1, 7) for question in questions(guided / "rollouts" / f"step_{step:04d}.jsonl")
+    ]
+    assert len(requested) == len(set(requested)) == 6 * 4
+    assert set(requested) <= set(sampled(run / "030_prompts" / "train.parquet", 6 * 4 + 4))  # four are generated ahead
     ids = {path.name.rsplit("-", 1)[1] for path in (run / "wandb").glob("*run-*")}
     assert ids == {json.loads((run / "tracking.json").read_text(encoding="utf-8"))["id"]}
 
@@ -219,8 +221,8 @@ def sampled(prompts: Path, count: int) -> list[tuple[str, str]]:
 
 def machines_of(actor: str) -> set[str]:
     """Network namespaces, other than this process's, in which Ray actors of that class run."""
-    found = set()
+    actual = set()
     for process in psutil.process_iter(["cmdline"]):
         if " ".join(process.info["cmdline"] or []).startswith(f"ray::{actor}"):
-            found.add(os.readlink(f"/proc/{process.pid}/ns/net"))
-    return found - {os.readlink("/proc/self/ns/net")}
+            actual.add(os.readlink(f"/proc/{process.pid}/ns/net"))
+    return actual - {os.readlink("/proc/self/ns/net")}

@@ -38,8 +38,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def stage(run: Path, name: str) -> Path:
-    (found,) = (path for path in run.iterdir() if re.fullmatch(rf"\d+_{name}", path.name))
-    return found
+    (actual,) = (path for path in run.iterdir() if re.fullmatch(rf"\d+_{name}", path.name))
+    return actual
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,9 @@ def test_every_stage_left_a_manifest_and_the_report_names_all_models(run: Path) 
 
 @pytest.mark.parametrize("name, steps", [("guided", 3), ("explore", 2)])
 def test_metrics_have_every_reward_component_at_every_step(run: Path, name: str, steps: int) -> None:
-    found = rows(stage(run, name) / "metrics.jsonl")
-    assert [row["step"] for row in found] == list(range(1, steps + 1))
-    for row in found:
+    actual = rows(stage(run, name) / "metrics.jsonl")
+    assert [row["step"] for row in actual] == list(range(1, steps + 1))
+    for row in actual:
         for key in ("total", "task", "format", "tag", "repetition"):
             assert f"reward/{key}/mean" in row
         assert sum(value for key, value in row.items() if key.startswith("parse/")) == pytest.approx(1.0)
@@ -78,10 +78,10 @@ def test_metrics_have_every_reward_component_at_every_step(run: Path, name: str,
 
 def test_rollout_and_actor_probabilities_agree_at_every_step(run: Path) -> None:
     """The guided stage computes both (reuse_rollout_logprobs: false). For the bounds see test_exactness.py."""
-    found = rows(stage(run, "guided") / "metrics.jsonl")
-    assert len(found) == 3
-    assert max(row["training/rollout_probs_diff_max"] for row in found) < 5e-6
-    assert max(row["training/rollout_probs_diff_mean"] for row in found) < 1e-6
+    actual = rows(stage(run, "guided") / "metrics.jsonl")
+    assert len(actual) == 3
+    assert max(row["training/rollout_probs_diff_max"] for row in actual) < 5e-6
+    assert max(row["training/rollout_probs_diff_mean"] for row in actual) < 1e-6
 
 
 def test_on_policy_updates_start_without_divergence(run: Path) -> None:
@@ -96,9 +96,9 @@ def test_rollouts_hold_the_rubrics_own_numbers(run: Path, name: str) -> None:
     assert (weights["alpha"] > 0) == (weights["beta"] > 0) == (name == "guided")
     rubric = Rubric(default_schema(), short_form(**weights))
     for file in sorted((stage(run, name) / "rollouts").glob("step_*.jsonl")):
-        found = rows(file)
-        assert len(found) == PROMPTS * GROUP
-        for row in found:
+        actual = rows(file)
+        assert len(actual) == PROMPTS * GROUP
+        for row in actual:
             prmu = row["reward_prmu"] if row["prmu_status"] == "scored" else None
             expected = rubric.score(
                 row["response"], task=row["task"], gold=row["gold"], prmu=prmu, prmu_status=row["prmu_status"]
@@ -197,11 +197,11 @@ def test_a_sweep_shares_what_is_made_and_compares_its_arms(run: Path, tmp_path: 
     evaluated = json.loads((stage(run, "eval") / "eval.json").read_text(encoding="utf-8"))["models"]
     models = {"full": "explore", "no_exploratory": "guided"}
     assert facts["questions"] == 48 and facts["seeds"] == [1] and list(facts["arms"]) == list(models)
-    asked = json.loads((tmp_path / "two" / "two-seed1" / "100_eval" / "eval.json").read_text(encoding="utf-8"))[
+    requested = json.loads((tmp_path / "two" / "two-seed1" / "100_eval" / "eval.json").read_text(encoding="utf-8"))[
         "models"
     ]
     for arm, model in models.items():
-        keys = {question["key"] for question in asked[model]["questions"]}
+        keys = {question["key"] for question in requested[model]["questions"]}
         scores: dict[str, list[float]] = {}
         for question in evaluated[model]["questions"]:
             if question["key"] in keys:
@@ -215,20 +215,20 @@ def test_altered_thoughts_change_answers_and_unaltered_ones_do_not(run: Path) ->
     done = launch("faithful", str(run), "--stage", "sft", "--questions", "48")
     assert done.returncode == 0, done.stderr[-2000:]
     facts = json.loads((run / "faithful" / "sft.json").read_text(encoding="utf-8"))
-    found = facts["alterations"]
-    assert facts["questions"] == 48 and found["unchanged"]["n"] == facts["well_formed"] > 12
-    assert found["unchanged"]["changed"][0] <= 0.05
-    assert max(row["changed"][0] for row in found.values()) > 0.02
-    assert {"drop_all", "drop_step", "shuffle_steps", "profile_dropped", "profile_swapped"} <= set(found)
-    assert all(0 <= low <= value <= high <= 1 for value, low, high in (row["changed"] for row in found.values()))
+    actual = facts["alterations"]
+    assert facts["questions"] == 48 and actual["unchanged"]["n"] == facts["well_formed"] > 12
+    assert actual["unchanged"]["changed"][0] <= 0.05
+    assert max(row["changed"][0] for row in actual.values()) > 0.02
+    assert {"drop_all", "drop_step", "shuffle_steps", "profile_dropped", "profile_swapped"} <= set(actual)
+    assert all(0 <= low <= value <= high <= 1 for value, low, high in (row["changed"] for row in actual.values()))
     assert facts["tags"]
 
 
 @pytest.mark.parametrize("name", ["guided", "explore"])
 def test_a_rollout_line_holds_the_whole_breakdown(run: Path, name: str) -> None:
     for file in sorted((stage(run, name) / "rollouts").glob("step_*.jsonl")):
-        found = rows(file)
-        for row in found:
+        actual = rows(file)
+        for row in actual:
             part = {key: row[f"reward_{key}"] for key in ("task", "format", "tag", "prmu", "repetition")}
             weights = row["weights"]
             added = (
@@ -238,16 +238,16 @@ def test_a_rollout_line_holds_the_whole_breakdown(run: Path, name: str) -> None:
             tag = row["tag_parts"]
             assert (tag is None) == (row["parse_status"] != "OK")
             assert part["tag"] == pytest.approx(tag["coverage"] * tag["sound"] if tag else 0.0)
-        groups = {(row["task"], row["record_id"], row["group"]) for row in found}
-        assert len(groups) == len({row["group"] for row in found}) == PROMPTS
+        groups = {(row["task"], row["record_id"], row["group"]) for row in actual}
+        assert len(groups) == len({row["group"] for row in actual}) == PROMPTS
 
 
 def test_every_metric_of_the_view_is_logged(run: Path) -> None:
-    found = {f"{name}/{key}" for name in ("guided", "explore") for row in rows(stage(run, name) / "metrics.jsonl")
+    actual = {f"{name}/{key}" for name in ("guided", "explore") for row in rows(stage(run, name) / "metrics.jsonl")
              for key in row}  # fmt: skip
     sections = study.view_of(read_resolved(RunDir(run)))
     wanted = {metric for section in sections for panel in section.panels for metric in panel.metrics}
-    assert len(wanted) > 60 and wanted - found == set()
+    assert len(wanted) > 60 and wanted - actual == set()
 
 
 def test_phases_and_driver_only_time_make_the_step(run: Path) -> None:
@@ -312,22 +312,22 @@ def test_the_trained_model_is_teacher_and_labeller_through_structured_output(run
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([*worker, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    actual = json.loads(done.stdout.strip().splitlines()[-1])
     for name in ("own", "rules"):
-        facts = found[name]["facts"]
-        assert facts["asked"] == found[name]["outcomes"] == 48
+        facts = actual[name]["facts"]
+        assert facts["asked"] == actual[name]["outcomes"] == 48
         assert facts["kept"] + sum(facts["rejected"].values()) == 48
         assert facts["teacher"]["requests"] == 48 and facts["teacher"]["completion_tokens"] > 48 * 5
-    labels = [json.loads(text) for text in found["labels"]]
-    assert len(labels) == found["own"]["facts"]["labeller"]["statuses"]["OK"] > 20
+    labels = [json.loads(text) for text in actual["labels"]]
+    assert len(labels) == actual["own"]["facts"]["labeller"]["statuses"]["OK"] > 20
     tags = set(default_schema().names)
     for reply in labels:
         assert all(set(step) == {"i", "tag"} and step["tag"] in tags for step in reply["steps"])
         assert all(0 <= step["i"] < len(reply["steps"]) for step in reply["steps"])
-    agreement = found["own"]["facts"]["agreement"]
+    agreement = actual["own"]["facts"]["agreement"]
     assert agreement["chains"] > 20 and -1 <= agreement["kappa"] <= 1
     assert agreement["steps"] == sum(n for row in agreement["confusion"].values() for n in row.values())
-    assert found["rules"]["facts"]["kappa"] == 1.0  # rules label as before, and the chains are the model's own
+    assert actual["rules"]["facts"]["kappa"] == 1.0  # rules label as before, and the chains are the model's own
 
 
 def test_the_report_shows_how_the_chains_came_about(run: Path) -> None:
@@ -378,7 +378,7 @@ def test_an_exported_stage_loads_in_transformers_and_answers_in_vllm(run: Path, 
     done = launch("export", str(run), "--stage", "explore", "--dtype", "bfloat16", "--out", str(folder))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "| explore | grpo | 2 |" in (folder / "README.md").read_text(encoding="utf-8")
-    asked = rows(stage(run, "guided") / "rollouts" / "step_0001.jsonl")[0]["prompt"]
+    requested = rows(stage(run, "guided") / "rollouts" / "step_0001.jsonl")[0]["prompt"]
     code = f"""
 import os
 os.environ |= {{"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1", "VERL_PLATFORM": "cpu"}}
@@ -387,7 +387,7 @@ platform_cpu.alias_vllm_distribution()
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm import LLM, SamplingParams
-folder, text = {str(folder)!r}, {asked!r}
+folder, text = {str(folder)!r}, {requested!r}
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ids = tokenizer(text)["input_ids"]
 model = AutoModelForCausalLM.from_pretrained(folder)

@@ -43,11 +43,11 @@ def slurm(bench: ModuleType, folder: Path) -> Iterator[Any]:
 def test_slurm_takes_the_options_of_a_gpu_script(bench: ModuleType, slurm: Any, folder: Path) -> None:
     checkout = bench.copy_checkout(folder / "gpu", bench.recipe_text(2, 30, trained=True))
     size = ("platform.device=cuda", "platform.devices_per_node=2", "cluster.cpus=8", "cluster.slurm.partition=all")
-    asked = (*size, "cluster.slurm.account=lab", f"cluster.node_type={bench.FEATURE}", "cluster.env=[HF_TOKEN]")
-    bench.render(slurm, checkout, *asked, "cluster.accelerator=H200")
+    requested = (*size, "cluster.slurm.account=lab", f"cluster.node_type={bench.FEATURE}", "cluster.env=[HF_TOKEN]")
+    bench.render(slurm, checkout, *requested, "cluster.accelerator=H200")
     slurm.run("sbatch", "--test-only", "slurm.sbatch", cwd=checkout)
     for wrong in ("cluster.accelerator=B200", "cluster.node_type=other", "cluster.slurm.partition=none"):
-        bench.render(slurm, checkout, *asked, wrong)
+        bench.render(slurm, checkout, *requested, wrong)
         with pytest.raises(RuntimeError, match=r"(?i)invalid|not available"):
             slurm.run("sbatch", "--test-only", "slurm.sbatch", cwd=checkout)
 

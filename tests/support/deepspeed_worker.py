@@ -185,7 +185,7 @@ def run(job: dict[str, Any]) -> None:
         train_reward_model(job)
         return
     torch.manual_seed(job.get("seed", 5))
-    found: dict[str, Any] = {"error": ""}
+    actual: dict[str, Any] = {"error": ""}
     weights: dict[str, torch.Tensor] = {}
     try:
         engine = engine_of(job)
@@ -199,21 +199,21 @@ def run(job: dict[str, Any]) -> None:
             with engine.eval_mode():
                 output = engine.infer_batch(batch(0, vocab))
             logprobs = output["model_output"]["log_probs"].values()
-            found["logprob_sum"] = [float(logprobs.double().sum())]
+            actual["logprob_sum"] = [float(logprobs.double().sum())]
         else:
-            found |= train(engine, job, vocab)
-            found["random"] = float(torch.rand(()))
+            actual |= train(engine, job, vocab)
+            actual["random"] = float(torch.rand(()))
         if not job.get("forward_only"):
             names = []
             for name, tensor in engine.get_per_tensor_param()[0]:
                 names.append(name)
                 weights[name] = tensor.detach().clone()
-            found["names"] = names
+            actual["names"] = names
     except (TagprError, ValueError) as error:
-        found["error"] = str(error)
+        actual["error"] = str(error)
     if dist.get_rank() == 0:
         out = Path(job["out"])
-        out.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")
+        out.with_suffix(".json").write_text(json.dumps(actual), encoding="utf-8")
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, out.with_suffix(".safetensors"))
     dist.barrier()
 

@@ -69,21 +69,21 @@ class TestDerive:
     def test_stage_settings_are_the_demo_s(self, quality: ModuleType, demo: Recipe) -> None:
         stages = derived(quality, demo).stages
         for name in ("guided", "explore"):
-            ours, theirs = stages[f"{name}_r7"].model_dump(), demo.stages[name].model_dump()
-            assert {k for k in ours if ours[k] != theirs[k]} <= {"seed", "init"}
+            own, reference = stages[f"{name}_r7"].model_dump(), demo.stages[name].model_dump()
+            assert {k for k in own if own[k] != reference[k]} <= {"seed", "init"}
 
     def test_every_question_is_asked_once_at_the_end(self, quality: ModuleType, root: Path) -> None:
         looks = load_recipe(
             root / "recipes" / "demo.yaml", ("stages.look={kind: evaluate, models: [sft], questions: 40}",)
         )
-        found = derived(quality, looks)
-        evaluations = {name: s for name, s in found.stages.items() if isinstance(s, EvaluateStage)}
+        actual = derived(quality, looks)
+        evaluations = {name: s for name, s in actual.stages.items() if isinstance(s, EvaluateStage)}
         assert list(evaluations) == ["eval"]
         last = evaluations["eval"]
         assert last.models == ("base", "sft", "guided_r5", "explore_r5", "guided_r7", "explore_r7")
         assert (last.controls, last.questions, last.control_questions) == (("shuffled", "empty"), None, None)
-        assert found.data.world.held_out_users * found.data.world.questions_per_user == 2000
-        assert (found.data.world.seed, found.model.tiny.seed, found.name) == (11, 3, "sft3")
+        assert actual.data.world.held_out_users * actual.data.world.questions_per_user == 2000
+        assert (actual.data.world.seed, actual.model.tiny.seed, actual.name) == (11, 3, "sft3")
 
     def test_the_tuning_world_is_refused(self, quality: ModuleType, demo: Recipe) -> None:
         with pytest.raises(TagprError, match="tuned on"):
@@ -130,14 +130,14 @@ class TestQuality:
         assert facts["seconds"]["1"]["all"] == 3.0
 
     def test_every_run_s_difference(self, quality: ModuleType) -> None:
-        found = quality.spread([seed_run(quality, 1, 0.0), seed_run(quality, 2, 0.2)])
-        rows = [(row["sft_seed"], row["rl_seed"]) for row in found["final-sft"]["runs"]]
+        actual = quality.spread([seed_run(quality, 1, 0.0), seed_run(quality, 2, 0.2)])
+        rows = [(row["sft_seed"], row["rl_seed"]) for row in actual["final-sft"]["runs"]]
         assert rows == [(1, 1), (1, 2), (2, 1), (2, 2)]
-        values = [row["difference"] for row in found["guided-sft"]["runs"]]
+        values = [row["difference"] for row in actual["guided-sft"]["runs"]]
         assert values == pytest.approx([0.0, 0.2, 0.2, 0.4])
-        assert found["guided-sft"]["mean"] == pytest.approx(0.2)
-        assert found["guided-sft"]["sd"] == pytest.approx((0.08 / 3) ** 0.5)
-        assert [row["rl_seed"] for row in found["shuffled-blind"]["runs"]] == [None, None]
+        assert actual["guided-sft"]["mean"] == pytest.approx(0.2)
+        assert actual["guided-sft"]["sd"] == pytest.approx((0.08 / 3) ** 0.5)
+        assert [row["rl_seed"] for row in actual["shuffled-blind"]["runs"]] == [None, None]
 
     def test_bars(self, quality: ModuleType) -> None:
         facts = quality.quality([seed_run(quality, 1, 0.0), seed_run(quality, 2, 0.2)], PROTOCOL, {})
@@ -209,10 +209,10 @@ class TestTrl:
         rows = [
             {"step": i, "seconds": s, "wall": 2 * s, "tokens": 64.0} for i, s in enumerate((90.0, 80.0, 1.0, 3.0, 2.0))
         ]
-        found = trl.summarise(rows, 2, size)
-        assert (found["median"]["seconds"], found["median"]["wall"], found["steps"]) == (2.0, 4.0, 3)
+        actual = trl.summarise(rows, 2, size)
+        assert (actual["median"]["seconds"], actual["median"]["wall"], actual["steps"]) == (2.0, 4.0, 3)
         other = {"median": {"seconds": 4.0, "wall": 2.0}}
-        assert trl.ratios(found, other) == {
+        assert trl.ratios(actual, other) == {
             "time": {"seconds": 0.5, "wall": 2.0},
             "speed": {"seconds": 2.0, "wall": 0.5},
         }
@@ -230,18 +230,18 @@ def gpu(root: Path) -> ModuleType:
 @pytest.mark.torch
 class TestGpu:
     def test_every_variant_of_every_shape_is_a_case(self, gpu: ModuleType) -> None:
-        found = gpu.cases(["0.6B", "8B"], ["plain", "fsdp2", "zero3"], tiny=False)
-        updates = [(case.shape, case.variant, case.checkpointing) for case in found if case.what == "update"]
+        actual = gpu.cases(["0.6B", "8B"], ["plain", "fsdp2", "zero3"], tiny=False)
+        updates = [(case.shape, case.variant, case.checkpointing) for case in actual if case.what == "update"]
         assert updates[:5] == [
             ("0.6B", "plain", True), ("0.6B", "plain", False), ("0.6B", "fsdp2", True), ("0.6B", "fsdp2", False),
             ("0.6B", "zero3", True),
         ]  # fmt: skip
-        assert len(updates) == 10 and len(found) == 16
+        assert len(updates) == 10 and len(actual) == 16
 
     def test_medians_and_mfu(self, gpu: ModuleType) -> None:
-        found = gpu.figures([9.0, 1.0, 2.0, 4.0, 3.0], tokens=300, flops=6e12, peak=4.0)
-        assert (found["seconds"], found["fastest"], found["slowest"], found["rounds"]) == (3.0, 1.0, 9.0, 5)
-        assert (found["tokens_per_s"], found["tflops"], found["mfu"]) == (100.0, 2.0, 0.5)
+        actual = gpu.figures([9.0, 1.0, 2.0, 4.0, 3.0], tokens=300, flops=6e12, peak=4.0)
+        assert (actual["seconds"], actual["fastest"], actual["slowest"], actual["rounds"]) == (3.0, 1.0, 9.0, 5)
+        assert (actual["tokens_per_s"], actual["tflops"], actual["mfu"]) == (100.0, 2.0, 0.5)
         assert gpu.figures([1.0], 1, 1.0, None)["mfu"] is None
 
     def test_the_peak_is_the_table_s_or_the_caller_s(self, gpu: ModuleType) -> None:

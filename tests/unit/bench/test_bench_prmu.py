@@ -49,9 +49,9 @@ def test_a_seed_s_recipe_has_the_baselines_and_with_rl_the_arms(bench: ModuleTyp
 
 def test_pooling_and_paired_wins_by_hand(bench: ModuleType) -> None:
     mine = [{"a": ["u", 1.0], "b": ["v", 0.0]}, {"a": ["u", 0.0], "c": ["w", 1.0]}]
-    theirs = [{"a": ["u", 0.0], "b": ["v", 0.0]}, {"a": ["u", 0.0], "c": ["w", 0.0]}]
+    reference = [{"a": ["u", 0.0], "b": ["v", 0.0]}, {"a": ["u", 0.0], "c": ["w", 0.0]}]
     assert bench.pooled(mine)[0] == pytest.approx(0.5)  # a (1 + 0) / 2, b 0, c 1
-    assert bench.above(mine, theirs)[0] == pytest.approx(0.5)  # 1, 0, 0, 1 over the four pairs of two seeds
+    assert bench.above(mine, reference)[0] == pytest.approx(0.5)  # 1, 0, 0, 1 over the four pairs of two seeds
 
 
 def test_bars_by_hand(bench: ModuleType) -> None:
@@ -70,8 +70,8 @@ def test_bars_by_hand(bench: ModuleType) -> None:
     models = {"prmu": model(0.9, 0.0), "prmu_generic": model(0.7, 0.2), "prmu_identity": model(0.88, 0.02)}
     models["prmu_text"] = model(0.8, 0.1)
     runs = [{"held_out": {"pairs": 5, "users": 2}, "best_of_n": {"n": 8}}]
-    found = {row["bar"]: row["met"] for row in bench.bars(models, runs)}
-    assert found == {
+    actual = {row["bar"]: row["met"] for row in bench.bars(models, runs)}
+    assert actual == {
         "three seeds or more": True,
         "pairwise accuracy of users never seen >= 0.85": True,
         "above the generic baseline, clear of the interval": True,

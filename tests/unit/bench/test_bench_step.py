@@ -28,13 +28,13 @@ def test_only_the_first_grpo_stage_is_changed_and_nothing_comes_after_it(
     bench: ModuleType, root: Path, tmp_path: Path
 ) -> None:
     demo = load_recipe(root / "recipes" / "demo.yaml")
-    found = bench.derive(demo, 160, 4, tmp_path)
-    stage = found.stages["guided"]
-    assert isinstance(stage, GrpoStage) and list(found.stages)[-1] == "guided"
+    actual = bench.derive(demo, 160, 4, tmp_path)
+    stage = actual.stages["guided"]
+    assert isinstance(stage, GrpoStage) and list(actual.stages)[-1] == "guided"
     assert (stage.prompts_per_step, stage.group_size, stage.steps, stage.log.table_every) == (160, 8, 5, 1)
-    before = list(found.stages)[:-1]
+    before = list(actual.stages)[:-1]
     assert before == list(demo.stages)[: len(before)]
-    assert all(found.stages[name] == demo.stages[name] for name in before)
+    assert all(actual.stages[name] == demo.stages[name] for name in before)
 
 
 def row(time_s: float, step: float, gen: float, driver: float, hook: float, **more: float) -> dict[str, Any]:
@@ -57,17 +57,17 @@ def test_shares_medians_and_bars_by_hand(bench: ModuleType) -> None:
             **{"timing_s/prmu_wait": 0.4, "phase/advantage_s": 0.5, "phase/checkpoint_s": 1.0},
         ),
     ]
-    found = bench.summarise(rows)
-    assert found["steps"] == 2 and found["step_s"] == 25.0 and found["seconds"] == [20.0, 30.0]
-    assert found["phase_shares"] == {"generation": 0.8, "advantage": 0.02, "checkpoint": 0.02}
-    assert found["driver_only_share"] == pytest.approx(0.03) and found["driver_only_s"] == 0.75
-    assert found["driver_strict_share"] == pytest.approx(0.07)  # 1.5 + 1 + 1 of 50
-    assert found["hook_share"] == pytest.approx(0.008) and found["outside_s"] == 1.0  # 71-50-20, 102-71-30
-    assert found["prmu_wait_s"] == pytest.approx(0.3) and found["prmu_wait_share"] == pytest.approx(0.012)
-    assert found["driver_and_outside_share"] == pytest.approx(3.5 / 52)
-    assert bench.bars(found) == {
+    actual = bench.summarise(rows)
+    assert actual["steps"] == 2 and actual["step_s"] == 25.0 and actual["seconds"] == [20.0, 30.0]
+    assert actual["phase_shares"] == {"generation": 0.8, "advantage": 0.02, "checkpoint": 0.02}
+    assert actual["driver_only_share"] == pytest.approx(0.03) and actual["driver_only_s"] == 0.75
+    assert actual["driver_strict_share"] == pytest.approx(0.07)  # 1.5 + 1 + 1 of 50
+    assert actual["hook_share"] == pytest.approx(0.008) and actual["outside_s"] == 1.0  # 71-50-20, 102-71-30
+    assert actual["prmu_wait_s"] == pytest.approx(0.3) and actual["prmu_wait_share"] == pytest.approx(0.012)
+    assert actual["driver_and_outside_share"] == pytest.approx(3.5 / 52)
+    assert bench.bars(actual) == {
         "about_20_s": True, "driver_only_at_most_5_percent": True, "hook_at_most_1_percent": True,
         "prmu_wait_at_most_2_percent": True,
     }  # fmt: skip
-    slow = found | {"step_s": 4.0, "driver_only_share": 0.051, "hook_share": 0.011, "prmu_wait_share": 0.021}
+    slow = actual | {"step_s": 4.0, "driver_only_share": 0.051, "hook_share": 0.011, "prmu_wait_share": 0.021}
     assert not any(bench.bars(slow).values())

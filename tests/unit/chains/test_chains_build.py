@@ -241,12 +241,12 @@ def pairs(**options):
 
 
 def test_pairs_differ_in_the_answer_and_fit_prmu():
-    found = pairs()
-    kinds = Counter(pair.kind for pair in found)
+    actual = pairs()
+    kinds = Counter(pair.kind for pair in actual)
     assert set(kinds) == {"cross_profile", "no_profile", "wrong"}
     assert min(kinds.values()) > 40
     golds = {r.id: r for r in RECORDS}
-    for pair in found:
+    for pair in actual:
         row = check_pair(pair, "test")
         chosen, rejected = (parse(text, SCHEMA).trace for text in (row.chosen, row.rejected))
         assert chosen.answer != rejected.answer
@@ -266,8 +266,8 @@ def test_cross_profile_pairs_quote_the_other_user():
         if " as " in evidence:
             quoted += 1
             text, tag = evidence.removeprefix("the user tagged ").rsplit(" as ", 1)
-            theirs = by_user[pair.other_user_id, pair.task].profile
-            assert {"tag": tag, "description": text} in [dict(item.fields) for item in theirs]
+            reference = by_user[pair.other_user_id, pair.task].profile
+            assert {"tag": tag, "description": text} in [dict(item.fields) for item in reference]
     assert quoted > 10
 
 

@@ -196,11 +196,11 @@ def recipe(**chains: Any) -> Any:
      {**OPENAI, "prices": {"prompt": 1}, "budget": {"money": 2}, "retries": {"times": 0}, "extra_body": {"top_k": 2}}],
 )  # fmt: skip
 def test_teachers_by_name_and_by_block(teacher: Any) -> None:
-    found = recipe(teacher=teacher)
-    dumped = json.loads(json.dumps(dump_recipe(found)))
-    assert recipe_from_dict(dumped, source="again") == found
+    actual = recipe(teacher=teacher)
+    dumped = json.loads(json.dumps(dump_recipe(actual)))
+    assert recipe_from_dict(dumped, source="again") == actual
     if isinstance(teacher, str):
-        assert found.stages["chains"].teacher == teacher
+        assert actual.stages["chains"].teacher == teacher
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,9 @@ def test_two_thousand_requests_with_a_tenth_faulty_are_all_accounted_for(tmp_pat
         assert len(cache) == sum(served[kind] for kind in PAID)
     assert [later["usage"][0], later["usage"][1]] == [spent.prompt_tokens, spent.completion_tokens]
     # Only rejected and failed questions are asked again.
-    asked = {i for i in range(1000) if len(later["begun"][i]) > len(log["begun"][i])}
-    assert asked == {i for i in range(1000) if replies[i].status in ("REFUSED", "FAILED")}
-    assert all(reply.cached == (i not in asked) for i, reply in enumerate(again))
+    requested = {i for i in range(1000) if len(later["begun"][i]) > len(log["begun"][i])}
+    assert requested == {i for i in range(1000) if replies[i].status in ("REFUSED", "FAILED")}
+    assert all(reply.cached == (i not in requested) for i, reply in enumerate(again))
     unsure = sum(sum(most_tokens(requests[i])) * sum(k in UNSURE for k in kinds) for i, kinds in later["begun"].items())
     assert spent.unsure_tokens == unsure > 0
 
@@ -274,8 +274,8 @@ def test_a_recipe_s_teacher_and_labeller_are_models(tmp_path: Path) -> None:
                 require_budget("chains", stage, teacher, labeller)
             require_budget("chains", stage.model_copy(update={"accept_partial": True}), teacher, labeller)
             assert (models.spent("teacher").completion_tokens, models.spent("labeller").tokens) == (45, 0)
-        asked = log_of(url)["bodies"]
-    assert len(asked) == 3 and asked[0]["messages"][0] == {"role": "system", "content": TEACHER_INSTRUCTION}
+        requested = log_of(url)["bodies"]
+    assert len(requested) == 3 and requested[0]["messages"][0] == {"role": "system", "content": TEACHER_INSTRUCTION}
     with AnswerCache(tmp_path / "answers.sqlite") as cache:
         assert cache.spent("r/teacher").completion_tokens == 45 and cache.spent("r/labeller").tokens == 0
     assert isinstance(teacher_for(recipe, error_rate=0.5), ScriptedTeacher), "the model stage asks nobody for words"

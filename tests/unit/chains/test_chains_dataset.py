@@ -162,9 +162,9 @@ def test_verls_own_dataset_reads_it_and_trains_on_the_response_alone(folder: Pat
     target = write_dataset(tmp_path / "set", read_stored(folder), SCHEMA, {}, source={}, rows_per_file=3)
     files = [str(path) for path in sorted((target / "data").iterdir())]
     config = {"pad_mode": "no_padding", "max_length": 512, "truncation": "error"}
-    found = MultiTurnSFTDataset(files, tokenizer, config)
-    assert len(found) == 5
-    for row, before in zip(found, made.CHAINS, strict=False):
+    actual = MultiTurnSFTDataset(files, tokenizer, config)
+    assert len(actual) == 5
+    for row, before in zip(actual, made.CHAINS, strict=False):
         trained = row["input_ids"][row["loss_mask"].bool()].tolist()
         words = " ".join(before["response"].split())  # the tiny tokenizer's chat template drops line breaks
         expected = tokenizer.encode(words, add_special_tokens=False)

@@ -155,16 +155,16 @@ def test_the_worlds_tags_are_found_again(teacher: HeuristicTeacher | None, v: fl
     chains, true = (
         (WORLD, TRUE) if teacher is None else sample(build(KeepRules(wrong_fraction=0.5), teacher=teacher).rows)
     )
-    found = discover(chains, ScriptedFreeLabeller())
-    tags = [tag or "none" for row in found.assigned for tag in row]
+    actual = discover(chains, ScriptedFreeLabeller())
+    tags = [tag or "none" for row in actual.assigned for tag in row]
     assert metrics.v_measure_score(true, tags) > v
     assert metrics.adjusted_rand_score(true, tags) > rand
-    assert 4 <= len(found.schema.tags) <= 5
-    assert found.coverage > 0.98 and found.fit > 0.9
-    assert found.coverage == pytest.approx(1 - sum(found.unassigned.values()) / found.steps)
-    assert [tag.name for tag in found.tags] == list(found.schema.names)
-    assert found == discover(chains, ScriptedFreeLabeller())
-    json.dumps(as_dict(found), allow_nan=False)
+    assert 4 <= len(actual.schema.tags) <= 5
+    assert actual.coverage > 0.98 and actual.fit > 0.9
+    assert actual.coverage == pytest.approx(1 - sum(actual.unassigned.values()) / actual.steps)
+    assert [tag.name for tag in actual.tags] == list(actual.schema.names)
+    assert actual == discover(chains, ScriptedFreeLabeller())
+    json.dumps(as_dict(actual), allow_nan=False)
 
 
 def test_a_labeller_that_guesses_finds_nothing() -> None:
@@ -176,8 +176,8 @@ def test_a_labeller_that_guesses_finds_nothing() -> None:
             return super().label(f"{cues[zlib.crc32(step.encode()) % 5]} {step}")
 
     metrics = pytest.importorskip("sklearn.metrics")
-    found = discover(WORLD, Guessing())
-    tags = [tag or "none" for row in found.assigned for tag in row]
+    actual = discover(WORLD, Guessing())
+    tags = [tag or "none" for row in actual.assigned for tag in row]
     assert metrics.adjusted_rand_score(TRUE, tags) < 0.3
 
 
@@ -205,12 +205,12 @@ class Faulty:
 def test_what_is_not_assigned_is_counted_by_its_reason() -> None:
     chains = [chain for chain in WORLD if chain.task == "LaMP_2"]
     chains[2] = replace(chains[2], steps=("la la la", *chains[2].steps[1:]))
-    found = discover(chains, Faulty())
+    actual = discover(chains, Faulty())
     a, b = len(chains[0].steps), len(chains[1].steps)
-    assert found.unassigned == {"RARE": 1, "BUDGET": a, "BAD_REPLY": b}
-    assert found.coverage == pytest.approx(1 - (a + b + 1) / found.steps)
-    assert set(found.assigned[0]) == {None} and found.assigned[2][0] is None and found.assigned[2][1] is not None
-    assert found.unassigned["RARE"] < LEAST_SHARE * found.steps
+    assert actual.unassigned == {"RARE": 1, "BUDGET": a, "BAD_REPLY": b}
+    assert actual.coverage == pytest.approx(1 - (a + b + 1) / actual.steps)
+    assert set(actual.assigned[0]) == {None} and actual.assigned[2][0] is None and actual.assigned[2][1] is not None
+    assert actual.unassigned["RARE"] < LEAST_SHARE * actual.steps
 
 
 def test_nothing_labelled_is_one_clear_error() -> None:
@@ -261,19 +261,21 @@ def test_notes_cannot_leave_their_comment(note: str, heading: str) -> None:
 
 
 def test_the_written_schema_is_the_one_proposed(tmp_path: Path) -> None:
-    found = discover(WORLD, ScriptedFreeLabeller())
+    actual = discover(WORLD, ScriptedFreeLabeller())
     path = tmp_path / "tags.yaml"
-    path.write_text(schema_yaml(found.schema, ["h"], {tag.name: tag.examples for tag in found.tags}), encoding="utf-8")
-    assert load_schema(path) == found.schema
+    path.write_text(
+        schema_yaml(actual.schema, ["h"], {tag.name: tag.examples for tag in actual.tags}), encoding="utf-8"
+    )
+    assert load_schema(path) == actual.schema
 
 
 def test_examples_are_steps_of_their_tag_from_several_tasks() -> None:
-    found = discover(WORLD, ScriptedFreeLabeller())
+    actual = discover(WORLD, ScriptedFreeLabeller())
     where = {
         text: (c.task, tag)
-        for c, row in zip(WORLD, found.assigned, strict=True)
+        for c, row in zip(WORLD, actual.assigned, strict=True)
         for text, tag in zip(c.steps, row, strict=True)
     }
-    for tag in found.tags:
+    for tag in actual.tags:
         assert {where[text][1] for text in tag.examples} == {tag.name}
-    assert max(Counter(where[text][0] for text in found.tags[0].examples).values()) == 1
+    assert max(Counter(where[text][0] for text in actual.tags[0].examples).values()) == 1

@@ -69,11 +69,11 @@ def test_a_teacher_sees_the_prompts_items_under_its_own_instruction():
     request = TeacherRequest(record, make_prompt(record), sample=3)
     teacher = ModelTeacher(model, Sampling(temperature=0.4, max_tokens=77, seed=2))
     assert teacher.generate([request]) == [Reply("a\nb\nc\nAnswer: x")]
-    (asked,) = model.asked
-    assert (asked.temperature, asked.max_tokens, asked.seed, asked.json_schema) == (0.4, 77, 2003, None)
-    assert [m["role"] for m in asked.messages] == ["system", "user"]
-    assert asked.messages[0]["content"] == teacher.prompts["teacher"]
-    content = asked.messages[1]["content"]
+    (requested,) = model.asked
+    assert (requested.temperature, requested.max_tokens, requested.seed, requested.json_schema) == (0.4, 77, 2003, None)
+    assert [m["role"] for m in requested.messages] == ["system", "user"]
+    assert requested.messages[0]["content"] == teacher.prompts["teacher"]
+    content = requested.messages[1]["content"]
     assert all(item.fields["title" if record.task == "LaMP_1" else "text"] in content for item in request.items)
     assert record.input in content
     assert "<think>" not in content  # the tag schema's instruction would ask for tags

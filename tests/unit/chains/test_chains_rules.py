@@ -88,21 +88,21 @@ CHAINS = st.lists(st.lists(st.tuples(st.sampled_from(TAGS[:3]), st.sampled_from(
 @given(CHAINS)
 @settings(max_examples=200, deadline=None)
 def test_kappa_is_scikit_learns(chains):
-    found = compare([tuple(zip(*chain, strict=True)) for chain in chains], TAGS)
+    actual = compare([tuple(zip(*chain, strict=True)) for chain in chains], TAGS)
     first, second = zip(*(pair for chain in chains for pair in chain), strict=True)
-    assert found.chains == len(chains)
-    assert found.steps == len(first)
-    assert found.same == sum(a == b for a, b in zip(first, second, strict=True))
-    assert found.whole == sum(all(a == b for a, b in chain) for chain in chains)
-    assert sum(n for row in found.confusion.values() for n in row.values()) == found.steps
+    assert actual.chains == len(chains)
+    assert actual.steps == len(first)
+    assert actual.same == sum(a == b for a, b in zip(first, second, strict=True))
+    assert actual.whole == sum(all(a == b for a, b in chain) for chain in chains)
+    assert sum(n for row in actual.confusion.values() for n in row.values()) == actual.steps
     if len({*first, *second}) > 1:  # with one tag only scikit-learn says nan, we say 1
-        assert found.kappa == pytest.approx(cohen_kappa_score(first, second))
+        assert actual.kappa == pytest.approx(cohen_kappa_score(first, second))
     for tag in TAGS:
         one, two = [t == tag for t in first], [t == tag for t in second]
         if not any(one + two):
-            assert found.by_tag[tag] is None
+            assert actual.by_tag[tag] is None
         elif not all(one + two):
-            assert found.by_tag[tag] == pytest.approx(cohen_kappa_score(one, two))
+            assert actual.by_tag[tag] == pytest.approx(cohen_kappa_score(one, two))
 
 
 def test_no_chain_labelled_twice_has_no_kappa():
@@ -182,18 +182,18 @@ BEN = rating("ben", ("soap smells", "1"), ("warm coat", "2"))
     ],
 )
 def test_evidence_by_hand(steps, own, other, specific):
-    found = text_evidence(steps, ANNA, ANNA.profile, BEN.profile, frozenset())
-    assert (found.own, found.other, found.specific) == pytest.approx((own, other, specific))
-    assert uses_profile(found, EvidenceRules("text")) == (specific > 0)
-    assert uses_profile(found, EvidenceRules("text", min_share=0.6)) == (specific > 0.6)
-    assert uses_profile(found, EvidenceRules("measure"))
+    actual = text_evidence(steps, ANNA, ANNA.profile, BEN.profile, frozenset())
+    assert (actual.own, actual.other, actual.specific) == pytest.approx((own, other, specific))
+    assert uses_profile(actual, EvidenceRules("text")) == (specific > 0)
+    assert uses_profile(actual, EvidenceRules("text", min_share=0.6)) == (specific > 0.6)
+    assert uses_profile(actual, EvidenceRules("measure"))
 
 
 def test_a_chain_that_says_more_of_the_other_profile_is_not_this_users():
     steps = ["a radio", "a warm coat", "so it is good"]
-    found = text_evidence(steps, ANNA, ANNA.profile, BEN.profile, frozenset())
-    assert (found.own_clues, found.other_clues) == (1, 2)  # radio; warm, coat
-    assert not uses_profile(found, EvidenceRules("text"))
+    actual = text_evidence(steps, ANNA, ANNA.profile, BEN.profile, frozenset())
+    assert (actual.own_clues, actual.other_clues) == (1, 2)  # radio; warm, coat
+    assert not uses_profile(actual, EvidenceRules("text"))
     assert uses_profile(text_evidence(steps, BEN, BEN.profile, ANNA.profile, frozenset()), EvidenceRules("text"))
 
 
@@ -211,11 +211,11 @@ def test_the_answers_verdict():
     silent, said = Evidence(0.0, 0.0, 0.0), Evidence(0.5, 0.0, 0.5, 3, 2)
     for base in (silent, said):
         for changed in (None, False, True):
-            found = replace(base, changed=changed)
+            actual = replace(base, changed=changed)
             words, answer = base is said, changed is True
             verdicts = {"text": words, "answer": answer, "either": words or answer, "both": words and answer}
             for require, expected in verdicts.items():
-                assert uses_profile(found, EvidenceRules(require)) == expected
+                assert uses_profile(actual, EvidenceRules(require)) == expected
     figures = summary(
         [silent, Evidence(0.5, 0.25, 0.5, 1, 0, True), Evidence(1.0, None, 1.0, 1, 0, False)], EvidenceRules("text")
     )
@@ -232,6 +232,6 @@ def test_the_answers_verdict():
 
 def test_the_pool_never_lends_a_users_own_profile():
     pool = ProfilePool([ANNA, BEN], seed=1)
-    lent, user = pool.swap(ANNA)
-    assert (user, lent.profile, lent.input, lent.id) == ("ben", BEN.profile, ANNA.input, ANNA.id)
+    swapped, user = pool.swap(ANNA)
+    assert (user, swapped.profile, swapped.input, swapped.id) == ("ben", BEN.profile, ANNA.input, ANNA.id)
     assert ProfilePool([ANNA], seed=1).swap(ANNA) is None

@@ -93,11 +93,11 @@ def test_discover_proposes_a_schema_that_a_recipe_takes(run: RunDir, capsys: pyt
     assert len(schema.tags) == 4
     recipe = load_recipe(DEMO, (f"schema_file={path}",))
     assert load_schema(recipe.schema_file).sha256 == schema.sha256
-    found = json.loads((path.parent / "discovery.json").read_text(encoding="utf-8"))
+    actual = json.loads((path.parent / "discovery.json").read_text(encoding="utf-8"))
     # Four steps of each kept chain, and the three lines of the rejected one that has an answer.
-    assert (found["chains"], found["steps"]) == (6, 23)
-    assert found["schema_sha256"] == schema.sha256 and found["labeller"] == "scripted free labeller"
-    assert sum(tag["steps"] for tag in found["tags"]) + sum(found["unassigned_steps"].values()) == 23
+    assert (actual["chains"], actual["steps"]) == (6, 23)
+    assert actual["schema_sha256"] == schema.sha256 and actual["labeller"] == "scripted free labeller"
+    assert sum(tag["steps"] for tag in actual["tags"]) + sum(actual["unassigned_steps"].values()) == 23
 
 
 def test_a_stage_that_kept_nothing_can_be_looked_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

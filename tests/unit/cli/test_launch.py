@@ -249,7 +249,7 @@ def test_a_recipe_that_does_not_fit_is_not_started(
     arguments = [str(DEMO), f"out={tmp_path}", "platform.devices_per_node=3"]
     for command in (["run"], ["render", "--target", "docker"], ["submit", "--address", "http://127.0.0.1:1"]):
         assert main([*command, *arguments]) == 2
-        told = capsys.readouterr().err
-        assert "stages.base: batch_size = 16 is not a multiple of devices = 3" in told
-        assert "stages.guided: responses per update = 256" in told
+        reported = capsys.readouterr().err
+        assert "stages.base: batch_size = 16 is not a multiple of devices = 3" in reported
+        assert "stages.guided: responses per update = 256" in reported
     assert not pipeline and not list(tmp_path.iterdir())

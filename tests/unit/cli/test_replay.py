@@ -75,7 +75,7 @@ def replayed(lines: list[dict[str, Any]], made: Recipe) -> tuple[Rubric, list[Re
 
 def differing(lines: list[dict[str, Any]], made: Recipe) -> dict[str, int]:
     rubric, again = replayed(lines, made)
-    return {found.column: found.beyond for found in compare(lines, again, rubric) if found.beyond}
+    return {actual.column: actual.beyond for actual in compare(lines, again, rubric) if actual.beyond}
 
 
 def test_numbers_by_hand_are_found_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,8 +179,8 @@ def test_saved_tokens_come_back(tmp_path: Path) -> None:
     path = step_file(tmp_path, 3)
     assert path.name == "step_0003.parquet"
     write_tokens(path, rows)
-    found = read_tokens(path)
-    assert found == {(row["task"], row["record_id"], row["sample"]): row for row in rows}
+    actual = read_tokens(path)
+    assert actual == {(row["task"], row["record_id"], row["sample"]): row for row in rows}
 
 
 def prompt_row(record: str) -> dict[str, Any]:
@@ -192,9 +192,9 @@ def test_training_rows_stand_in_the_order_of_the_saved_steps(tmp_path: Path) -> 
         write_tokens(step_file(tmp_path, number), [token_row(r, s) for r in records for s in (0, 1)])
     prompts = [prompt_row(record) for record in ("7", "8", "9")]
     sizes: dict[str, Any] = {"steps": 2, "prompts_per_step": 2, "group_size": 2}
-    found = saved_rows(prompts, tmp_path, **sizes)
-    assert [row["prompt"] for row in found] == ["7", "9", "7", "8"]
-    assert [row["extra_info"][SAVED_STEP] for row in found] == [1, 1, 2, 2]
+    actual = saved_rows(prompts, tmp_path, **sizes)
+    assert [row["prompt"] for row in actual] == ["7", "9", "7", "8"]
+    assert [row["extra_info"][SAVED_STEP] for row in actual] == [1, 1, 2, 2]
     for change, part in (
         ({"steps": 3}, "no saved tokens"), ({"group_size": 4}, "4 responses to 2 prompts"),
         ({"prompts_per_step": 1}, "prompts_per_step=1"),

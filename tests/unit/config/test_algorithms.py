@@ -18,9 +18,9 @@ def stage(**values: Any) -> GrpoStage:
 
     recipe = made_recipe(change)
     assert recipe_from_dict(dump_recipe(recipe), source="again") == recipe
-    found = recipe.stages["guided"]
-    assert isinstance(found, GrpoStage)
-    return found
+    actual = recipe.stages["guided"]
+    assert isinstance(actual, GrpoStage)
+    return actual
 
 
 @pytest.mark.parametrize(
@@ -35,15 +35,15 @@ def stage(**values: Any) -> GrpoStage:
 )
 def test_what_an_algorithm_sets(name: str, normalise: str, zero_variance: str, loss: str, clip_low: float,
                                 clip_high: float, loss_agg: str) -> None:  # fmt: skip
-    found = stage(algorithm=name)
-    assert (found.advantage.normalise, found.advantage.zero_variance) == (normalise, zero_variance)
-    assert (found.loss, found.clip_low, found.clip_high, found.loss_agg) == (loss, clip_low, clip_high, loss_agg)
+    actual = stage(algorithm=name)
+    assert (actual.advantage.normalise, actual.advantage.zero_variance) == (normalise, zero_variance)
+    assert (actual.loss, actual.clip_low, actual.clip_high, actual.loss_agg) == (loss, clip_low, clip_high, loss_agg)
 
 
 def test_single_keys_override() -> None:
-    found = stage(algorithm="dapo", clip_high=0.25, advantage={"zero_variance": "drop", "step_weight": 0.5})
-    assert (found.clip_high, found.advantage.zero_variance, found.advantage.normalise) == (0.25, "drop", "group_std")
-    assert found.advantage.step_weight == 0.5 and found.loss_agg == "token-mean"
+    actual = stage(algorithm="dapo", clip_high=0.25, advantage={"zero_variance": "drop", "step_weight": 0.5})
+    assert (actual.clip_high, actual.advantage.zero_variance, actual.advantage.normalise) == (0.25, "drop", "group_std")
+    assert actual.advantage.step_weight == 0.5 and actual.loss_agg == "token-mean"
 
 
 def test_without_a_name_nothing_changes() -> None:

@@ -139,13 +139,13 @@ def test_all_mistakes_are_named_at_once() -> None:
 )
 def test_an_override_sets_one_key(tmp_path: Path, override: str, path: tuple[str, ...], value: Any) -> None:
     file = write(tmp_path, yaml.safe_dump(SMALL, sort_keys=False))
-    found: Any = dump_recipe(load_recipe(file, (override,)))
+    actual: Any = dump_recipe(load_recipe(file, (override,)))
     before: Any = dump_recipe(load_recipe(file))
     for part in path[:-1]:
-        found, before = found[part], before[part]
-    assert found.pop(path[-1]) == value
+        actual, before = actual[part], before[part]
+    assert actual.pop(path[-1]) == value
     before.pop(path[-1])
-    assert found == before
+    assert actual == before
 
 
 @pytest.mark.parametrize(
@@ -273,8 +273,8 @@ def removal(tmp_path: Path, text: str, *overrides: str) -> Recipe:
 @pytest.mark.parametrize("text, overrides", [("stages: {eval: null}", ()), ("", ("stages.eval=null",))])
 def test_null_removes_a_stage(tmp_path: Path, text: str, overrides: tuple[str, ...]) -> None:
     assert "eval" in SMALL["stages"]
-    found = removal(tmp_path, text, *overrides)
-    assert list(found.stages) == [name for name in SMALL["stages"] if name != "eval"]
+    actual = removal(tmp_path, text, *overrides)
+    assert list(actual.stages) == [name for name in SMALL["stages"] if name != "eval"]
 
 
 def test_a_removed_stage_that_is_still_needed_is_an_error_that_says_so(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def test_the_readme_says_how_to_launch_it_and_what_was_measured(path: Path) -> N
 
 
 def test_gpu_recipes_want_real_data_and_a_named_device() -> None:
-    found = [load_recipe(path) for path in RECIPES if path.stem.startswith("qwen3")]
-    assert len(found) == 9
-    for recipe in found:
+    actual = [load_recipe(path) for path in RECIPES if path.stem.startswith("qwen3")]
+    assert len(actual) == 9
+    for recipe in actual:
         assert recipe.data.lamp_dir is not None and recipe.budget.device is not None
         assert str(recipe.model.path).startswith("Qwen/Qwen3-")
         stages = [stage for stage in recipe.stages.values() if isinstance(stage, GrpoStage)]
@@ -44,7 +44,7 @@ def test_plan_s_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr().out
     assert "8,190,735,360 parameters" in shown and "actor_rollout_ref.rollout.name='vllm'" in shown
     assert main(["plan", path, f"out={tmp_path}", "platform.devices_per_node=1"]) == 2
-    told = capsys.readouterr()
-    assert "the plan has" in told.err and "optimizer" in told.err
-    assert "8,190,735,360 parameters" in told.out  # the plan itself is printed all the same
+    reported = capsys.readouterr()
+    assert "the plan has" in reported.err and "optimizer" in reported.err
+    assert "8,190,735,360 parameters" in reported.out  # the plan itself is printed all the same
     assert list(tmp_path.iterdir()) == []

@@ -85,11 +85,11 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as found:
-        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    with Server() as actual:
+        thread = threading.Thread(target=actual.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
-        yield found
-        found.shutdown()
+        yield actual
+        actual.shutdown()
 
 
 def get(server: Server, folder: Path) -> Fetched:
@@ -119,9 +119,9 @@ def test_the_official_addresses(tmp_path: Path) -> None:
 
 
 def test_a_good_server(server: Server, tmp_path: Path) -> None:
-    found = get(server, tmp_path)
-    assert (found.path.read_bytes(), found.n_records, found.how) == (server.body, 40, "downloaded")
-    assert found.n_bytes == len(server.body)
+    actual = get(server, tmp_path)
+    assert (actual.path.read_bytes(), actual.n_records, actual.how) == (server.body, 40, "downloaded")
+    assert actual.n_bytes == len(server.body)
     assert server.seen == [(PATH, None)]
     assert left(tmp_path) == ["dev_questions.json"]
     assert get(server, tmp_path).how == "already there"
@@ -142,8 +142,8 @@ def test_a_web_page_with_status_200(server: Server, tmp_path: Path, fault: str) 
 @pytest.mark.parametrize("faults", [["cut"], ["cut", "cut"], ["cut", "503", "cut"]])
 def test_a_cut_body_is_continued(server: Server, tmp_path: Path, faults: list[str]) -> None:
     server.faults = list(faults)
-    found = get(server, tmp_path)
-    assert (found.path.read_bytes(), found.how) == (server.body, "resumed")
+    actual = get(server, tmp_path)
+    assert (actual.path.read_bytes(), actual.how) == (server.body, "resumed")
     assert left(tmp_path) == ["dev_questions.json"]
     ranges = [wanted for _, wanted in server.seen]
     assert ranges[0] is None
@@ -159,8 +159,8 @@ def test_a_cut_body_is_continued_by_the_next_command(server: Server, tmp_path: P
     have = part.stat().st_size
     assert server.body.startswith(part.read_bytes())
     server.always = None
-    found = get(server, tmp_path)
-    assert found.path.read_bytes() == server.body
+    actual = get(server, tmp_path)
+    assert actual.path.read_bytes() == server.body
     assert server.seen[-1] == (PATH, f"bytes={have}-")
 
 
@@ -177,8 +177,8 @@ def test_a_file_that_changed_meanwhile_comes_whole(server: Server, tmp_path: Pat
     with pytest.raises(TagprError, match="gave up"):
         get(server, tmp_path)
     server.always, server.etag, server.body = None, '"v2"', questions(60).replace(b"chase", b"horse")
-    found = get(server, tmp_path)
-    assert (found.path.read_bytes(), found.n_records) == (server.body, 60)
+    actual = get(server, tmp_path)
+    assert (actual.path.read_bytes(), actual.n_records) == (server.body, 60)
 
 
 def test_a_part_longer_than_the_file_is_dropped(server: Server, tmp_path: Path) -> None:

@@ -29,13 +29,13 @@ JSON = st.recursive(
 
 def read_all(path: Path) -> tuple[list[Any], str | None]:
     """(elements before the first fault, the fault's message)."""
-    found: list[Any] = []
+    actual: list[Any] = []
     try:
         for value in stream_list(path):
-            found.append(value)
+            actual.append(value)
     except TagprError as error:
-        return found, str(error)
-    return found, None
+        return actual, str(error)
+    return actual, None
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -58,9 +58,9 @@ def test_any_bytes_are_a_list_or_one_error(tmp_path: Path, data: bytes, chunk: i
     path.write_bytes(b'[{"a": 1}, ' + data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "CHUNK", chunk)
-        found, message = read_all(path)
+        actual, message = read_all(path)
     if message is None:
-        assert found == json.loads(path.read_text(encoding="utf-8-sig"))
+        assert actual == json.loads(path.read_text(encoding="utf-8-sig"))
     else:
         assert str(path) in message
 
@@ -84,8 +84,8 @@ def test_any_bytes_are_a_list_or_one_error(tmp_path: Path, data: bytes, chunk: i
 def test_what_stands_before_a_fault_is_read(tmp_path: Path, text: str, n_read: int, message: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
-    found, error = read_all(path)
-    assert len(found) == n_read
+    actual, error = read_all(path)
+    assert len(actual) == n_read
     assert str(path) in str(error) and message in str(error)
 
 
@@ -242,20 +242,20 @@ def test_ten_thousand_damaged_texts_are_read_or_refused(tmp_path: Path) -> None:
         spoilt = [text[:at], text[:at] + junk + text[at:], text[:at] + text[at + rng.randint(1, 40) :],
                   text[:at] + junk + text[at + 1 :]][kind]  # fmt: skip
         path.write_text(spoilt)
-        found = check_files(tmp_path, "LaMP_2", "dev")
-        if found.broken is not None:
+        actual = check_files(tmp_path, "LaMP_2", "dev")
+        if actual.broken is not None:
             n_broken += 1
-            assert found.broken.startswith(str(path))
+            assert actual.broken.startswith(str(path))
         try:
             rows = json.loads(spoilt)
         except ValueError:
-            assert found.broken is not None
+            assert actual.broken is not None
             # Every record that stands whole before the damage was read.
             intact = sum(text.find(row) + len(row) <= at for row in whole)
-            assert found.n_read + found.n_refused >= intact
+            assert actual.n_read + actual.n_refused >= intact
         else:
             if isinstance(rows, list):
-                assert found.n_read + found.n_refused == len(rows)
+                assert actual.n_read + actual.n_refused == len(rows)
     assert n_broken > 1000
 
 
@@ -284,16 +284,16 @@ def test_the_check_counts_and_names(tmp_path: Path) -> None:
     rows = json.loads(path.read_text())
     rows.insert(1, {"id": "bad"})
     path.write_text(json.dumps(rows))
-    [found] = check_folder(tmp_path)
-    assert (found.n_read, found.n_refused, found.users, found.items, found.items_max) == (4, 1, 4, 3, 2)
-    assert (found.empty_profiles, found.setting, found.fine, found.broken) == (2, "user", False, None)
-    assert {kind: (d.count, d.examples[0].partition(":")[0]) for kind, d in found.defects.items()} == {
+    [actual] = check_folder(tmp_path)
+    assert (actual.n_read, actual.n_refused, actual.users, actual.items, actual.items_max) == (4, 1, 4, 3, 2)
+    assert (actual.empty_profiles, actual.setting, actual.fine, actual.broken) == (2, "user", False, None)
+    assert {kind: (d.count, d.examples[0].partition(":")[0]) for kind, d in actual.defects.items()} == {
         "gold stands in the user's own profile": (1, "1"),
         "malformed query": (1, "4"),
     }
-    text = "\n".join(describe(found))
+    text = "\n".join(describe(actual))
     assert f"{path}: record 1 (id 'bad'): lacks input, profile" in text
-    assert f"sha256 {found.sha256['dev_questions.json']}  dev_questions.json" in text
+    assert f"sha256 {actual.sha256['dev_questions.json']}  dev_questions.json" in text
     path.write_text(path.read_text()[:-30])
     assert "this record and what follows cannot be read" in str(check_files(tmp_path, "LaMP_4", "dev").broken)
     with pytest.raises(TagprError, match=r"no <task>/<split>_questions\.json there"):
@@ -304,9 +304,9 @@ def test_a_gold_without_a_question_is_refused_too(tmp_path: Path) -> None:
     write_lamp(tmp_path, "LaMP_4", "dev", [headline("1", "Gold", []), headline("2", "Gold", [])])
     path = questions_path(tmp_path, "LaMP_4", "dev")
     path.write_text(json.dumps(json.loads(path.read_text())[1:]))
-    found = check_files(tmp_path, "LaMP_4", "dev")
-    assert (found.n_read, found.n_refused) == (1, 1)
-    assert "gold of id '1' has no readable question" in found.refused[0]
+    actual = check_files(tmp_path, "LaMP_4", "dev")
+    assert (actual.n_read, actual.n_refused) == (1, 1)
+    assert "gold of id '1' has no readable question" in actual.refused[0]
 
 
 @pytest.mark.parametrize(
@@ -320,5 +320,5 @@ def test_a_gold_without_a_question_is_refused_too(tmp_path: Path) -> None:
     ],
 )
 def test_query_faults(task: str, text: str, fault: str | None) -> None:
-    found = query_fault(LampRecord("1", task, "dev", "1", text, ()))
-    assert found is None if fault is None else fault in str(found)
+    actual = query_fault(LampRecord("1", task, "dev", "1", text, ()))
+    assert actual is None if fault is None else fault in str(actual)

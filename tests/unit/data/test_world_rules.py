@@ -69,7 +69,7 @@ def test_the_same_question_has_other_golds_for_other_users():
     for record in world.records("train"):
         golds.setdefault((record.task, record.input), set()).add(str(record.gold))
     for task in ("LaMP_2", "LaMP_3"):
-        assert any(len(found) > 1 for (name, _), found in golds.items() if name == task)
+        assert any(len(actual) > 1 for (name, _), actual in golds.items() if name == task)
 
 
 def test_word_lists_are_consistent():
@@ -79,8 +79,8 @@ def test_word_lists_are_consistent():
     tags = {tag for themes in THEMES.values() for tags in themes.values() for tag in tags}
     assert tags == set(TASKS["LaMP_2"].labels)
     for themes in THEMES.values():  # a tag is of one reading everywhere, so an item shows the reading
-        for found in themes.values():
-            assert [READING_OF[tag] for tag in found] == ["light", "dark", "deep"]
+        for actual in themes.values():
+            assert [READING_OF[tag] for tag in actual] == ["light", "dark", "deep"]
     markers = [word for style in STYLES.values() for word in style if "{" not in word]
     assert len(set(markers)) == len(markers)
 
@@ -146,8 +146,8 @@ def test_the_likeliest_score_of_a_divisive_thing_is_not_the_best_answer_by_hand(
 
 def test_share_of_divisive_questions():
     world = make_world(replace(SMALL, train_users=400))
-    asked = [r.input.split()[-1] in DIVISIVE for r in world.records("train", task="LaMP_3")]
-    assert sum(asked) / len(asked) == pytest.approx(0.7, abs=0.05)
+    requested = [r.input.split()[-1] in DIVISIVE for r in world.records("train", task="LaMP_3")]
+    assert sum(requested) / len(requested) == pytest.approx(0.7, abs=0.05)
     assert not [
         i for r in world.records("train", task="LaMP_3") for i in r.profile if i.fields["text"].split()[-1] in DIVISIVE
     ]

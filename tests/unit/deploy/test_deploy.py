@@ -30,10 +30,10 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def test_needs_come_from_the_platform_block() -> None:
-    asked = need(recipe("platform.nodes=4", "platform.devices_per_node=8"))
+    requested = need(recipe("platform.nodes=4", "platform.devices_per_node=8"))
     # 8 devices x 3 CPUs = 24 on each of 4 nodes; 96 and 12 for the run in all
-    assert asked == Need(parts=(8, 8, 8, 8), cpus=108)
-    assert asked.devices == 32
+    assert requested == Need(parts=(8, 8, 8, 8), cpus=108)
+    assert requested.devices == 32
     assert node_cpus(recipe("platform.devices_per_node=8")) == 36
 
 

@@ -69,34 +69,34 @@ def test_a_predictions_file_of_another_system(tmp_path: Path, lamp: Path) -> Non
     preds = tmp_path / "other.json"
     outputs = [("3", "action"), (1, " comedy"), ("2", "<think>x</think>comedy")]
     preds.write_text(json.dumps({"task": "LaMP_2", "golds": [{"id": key, "output": text} for key, text in outputs]}))
-    found = evaluate(tmp_path, "--preds", preds, "--golds", golds(lamp))
-    accuracy, f1 = found["metrics"]
+    actual = evaluate(tmp_path, "--preds", preds, "--golds", golds(lamp))
+    accuracy, f1 = actual["metrics"]
     # An answer counts as it stands: upstream cuts no thought off.
     assert (accuracy["name"], accuracy["value"]) == ("accuracy", pytest.approx(2 / 3))
     assert f1["value"] == pytest.approx((2 / 3 + 1) / 15)  # comedy: tp 1, fn 1; action: 1; 13 labels: 0
     assert (accuracy["direction"], accuracy["n"], accuracy["n_unparsable"]) == ("higher is better", 3, 1)
-    assert found["users"] == "unknown: each question counts as a user"
-    assert found["task_versions"]["LaMP_2"].startswith("movie tags, 15 labels")
-    assert (found["split"], found["setting"], found["n_users"], found["strict_parse_rate"]) == (
+    assert actual["users"] == "unknown: each question counts as a user"
+    assert actual["task_versions"]["LaMP_2"].startswith("movie tags, 15 labels")
+    assert (actual["split"], actual["setting"], actual["n_users"], actual["strict_parse_rate"]) == (
         "dev",
         "unknown",
         3,
         None,
     )
-    assert found["files"]["LaMP_2"]["golds_sha256"] and found["files"]["LaMP_2"]["predictions_sha256"]
-    assert set(found["code"]) == {"commit", "uncommitted_changes"}
-    assert [found[key] for key in ("prompt_sha256", "schema_sha256", "decoding")] == [None] * 3
+    assert actual["files"]["LaMP_2"]["golds_sha256"] and actual["files"]["LaMP_2"]["predictions_sha256"]
+    assert set(actual["code"]) == {"commit", "uncommitted_changes"}
+    assert [actual[key] for key in ("prompt_sha256", "schema_sha256", "decoding")] == [None] * 3
     # The same texts as responses: what follows the thought counts, and parsing is reported.
-    found = evaluate(tmp_path, "--preds", preds, "--golds", golds(lamp), "--responses")
-    assert found["metrics"][0]["value"] == 1.0
-    assert found["strict_parse_rate"] == 0.0
-    assert found["schema_sha256"]
+    actual = evaluate(tmp_path, "--preds", preds, "--golds", golds(lamp), "--responses")
+    assert actual["metrics"][0]["value"] == 1.0
+    assert actual["strict_parse_rate"] == 0.0
+    assert actual["schema_sha256"]
 
 
 def test_questions_give_users_and_the_leak_filter(tmp_path: Path, lamp: Path) -> None:
     preds = tmp_path / "p.json"
     write_predictions(preds, "LaMP_4", {"1": "The Gold", "2": "Two Dogs"})
-    found = evaluate(
+    actual = evaluate(
         tmp_path,
         "--preds",
         preds,
@@ -105,9 +105,9 @@ def test_questions_give_users_and_the_leak_filter(tmp_path: Path, lamp: Path) ->
         "--questions",
         questions_path(lamp, "LaMP_4", "dev"),
     )
-    assert (found["n_users"], found["setting"], found["n_leaks"]) == (2, "user", 1)
-    assert [row["value"] for row in found["metrics"]] == [0.75, 0.75]
-    assert [(row["name"], row["value"], row["n"]) for row in found["metrics_without_leaks"]] == [
+    assert (actual["n_users"], actual["setting"], actual["n_leaks"]) == (2, "user", 1)
+    assert [row["value"] for row in actual["metrics"]] == [0.75, 0.75]
+    assert [(row["name"], row["value"], row["n"]) for row in actual["metrics_without_leaks"]] == [
         ("rouge-1", 0.5, 1),
         ("rouge-L", 0.5, 1),
     ]
@@ -117,10 +117,10 @@ def test_means_over_users_by_hand(tmp_path: Path, lamp: Path) -> None:
     # User a: 1 of 2 right, user b: 1 of 1.
     preds = tmp_path / "p.json"
     write_predictions(preds, "LaMP_2", {"1": "comedy", "2": "action", "3": "action"})
-    found = evaluate(
+    actual = evaluate(
         tmp_path, "--preds", preds, "--golds", golds(lamp), "--questions", questions_path(lamp, "LaMP_2", "dev")
     )
-    accuracy, f1 = found["metrics"]
+    accuracy, f1 = actual["metrics"]
     assert (accuracy["value"], accuracy["user_macro"]) == (pytest.approx(2 / 3), 0.75)
     assert f1["user_macro"] is None
 
@@ -143,9 +143,9 @@ def test_baselines_are_one_flag_away(tmp_path: Path, lamp: Path, capsys: pytest.
     values = {}
     for name in BASELINES:
         more = ("--constant", "action") if name == "constant" else ()
-        found = evaluate(tmp_path, "--baseline", name, *files, *more, "--write-preds", tmp_path / name)
-        values[name] = found["metrics"][0]["value"]
-        assert found["baseline"]["name"] == name
+        actual = evaluate(tmp_path, "--baseline", name, *files, *more, "--write-preds", tmp_path / name)
+        values[name] = actual["metrics"][0]["value"]
+        assert actual["baseline"]["name"] == name
         again = evaluate(tmp_path, "--preds", tmp_path / name / "LaMP_2.json", "--golds", golds(lamp))
         assert again["metrics"][0]["value"] == values[name]
     # majority: comedy, 2 of 3. nearest: film 1 -> comedy, film 2 -> action, no profile -> comedy.
@@ -157,8 +157,9 @@ def test_baselines_are_one_flag_away(tmp_path: Path, lamp: Path, capsys: pytest.
         in evaluate(tmp_path, "--baseline", "majority", *files)["baseline"]["learned_from"]
     )
     write_predictions(tmp_path / "train.json", "LaMP_2", {"8": "action"})
-    found = evaluate(tmp_path, "--baseline", "majority", *files, "--train-golds", tmp_path / "train.json")
-    assert (found["metrics"][0]["value"], found["baseline"]["learned_from"]) == (pytest.approx(1 / 3), "training golds")
+    actual = evaluate(tmp_path, "--baseline", "majority", *files, "--train-golds", tmp_path / "train.json")
+    assert actual["metrics"][0]["value"] == pytest.approx(1 / 3)
+    assert actual["baseline"]["learned_from"] == "training golds"
     capsys.readouterr()
     assert "needs profiles" in refused(capsys, "eval", "--baseline", "nearest", "--golds", golds(lamp))
     assert "needs its answer (--constant TEXT)" in refused(
@@ -207,8 +208,8 @@ def all_seven(folder: Path) -> tuple[Path, Path]:
 
 def test_the_zip_of_seven(tmp_path: Path) -> None:
     gold_zip, pred_zip = all_seven(tmp_path)
-    found = evaluate(tmp_path, "--preds", pred_zip, "--golds", gold_zip, "--write-zip", tmp_path / "again.zip")
-    assert {(row["task"], row["name"]): row["value"] for row in found["metrics"]} == {
+    actual = evaluate(tmp_path, "--preds", pred_zip, "--golds", gold_zip, "--write-zip", tmp_path / "again.zip")
+    assert {(row["task"], row["name"]): row["value"] for row in actual["metrics"]} == {
         ("LaMP_1", "accuracy"): 1.0, ("LaMP_1", "f1"): 0.5, ("LaMP_2", "accuracy"): 1.0, ("LaMP_2", "f1"): 1 / 15,
         ("LaMP_3", "MAE"): 0.0, ("LaMP_3", "RMSE"): 0.0,
         **{(f"LaMP_{n}", name): 1.0 for n in (4, 5, 6, 7) for name in ("rouge-1", "rouge-L")},
@@ -254,8 +255,8 @@ def test_zips_that_are_not_whole(tmp_path: Path, lamp: Path, monkeypatch: pytest
 def test_the_old_news_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "old.json"
     path.write_text('{"task": "LaMP_2", "golds": [{"id": "1", "output": "travel"}]}')
-    found = evaluate(tmp_path, "--preds", path, "--golds", path, "--task", "LaMP_2N")
-    assert found["metrics"][0]["task"] == "LaMP_2N" and found["metrics"][0]["value"] == 1.0
+    actual = evaluate(tmp_path, "--preds", path, "--golds", path, "--task", "LaMP_2N")
+    assert actual["metrics"][0]["task"] == "LaMP_2N" and actual["metrics"][0]["value"] == 1.0
     assert "expected LaMP_3" in refused(capsys, "eval", "--preds", path, "--golds", path, "--task", "LaMP_3")
 
 
@@ -264,8 +265,8 @@ def test_data_check_and_rank(tmp_path: Path, lamp: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert "LaMP_2 dev (user split): 3 questions read, 0 entries refused, 2 users" in said
     assert "defect: gold stands in the user's own profile: 1 (id 1)" in said
-    found = json.loads((tmp_path / "c.json").read_text())
-    assert [(row["task"], row["n_read"], row["setting"]) for row in found] == [
+    actual = json.loads((tmp_path / "c.json").read_text())
+    assert [(row["task"], row["n_read"], row["setting"]) for row in actual] == [
         ("LaMP_2", 3, "user"),
         ("LaMP_4", 2, "user"),
     ]

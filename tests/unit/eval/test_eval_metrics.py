@@ -44,11 +44,11 @@ def test_accuracy_and_f1_by_hand() -> None:
 def test_classification_is_over_all_labels_strips_and_minds_case() -> None:
     answers = [" comedy\n", "Comedy", "violence", "a comedy", ""]
     golds = ["comedy", "comedy", "violence", "comedy", "classic"]
-    found = run("LaMP_2", answers, golds)
+    actual = run("LaMP_2", answers, golds)
     # comedy: tp 1, fn 2 -> 2/4; violence: 1; the other 13 labels: 0.
-    assert found["accuracy"].value == pytest.approx(2 / 5)
-    assert found["f1"].value == pytest.approx((0.5 + 1) / 15)
-    assert (found["f1"].n, found["f1"].n_unparsable, found["f1"].higher_is_better) == (5, 3, True)
+    assert actual["accuracy"].value == pytest.approx(2 / 5)
+    assert actual["f1"].value == pytest.approx((0.5 + 1) / 15)
+    assert (actual["f1"].n, actual["f1"].n_unparsable, actual["f1"].higher_is_better) == (5, 3, True)
     assert run("LaMP_1", ["[1]", "[2]", "1"], ["[1]", "[1]", "[1]"])["f1"].value == pytest.approx(0.5 / 2)
 
 
@@ -86,21 +86,21 @@ def test_ratings(answer: str, gold: str, value: float) -> None:
 
 def test_mae_and_rmse_by_hand() -> None:
     # errors 0, 2, -1, and unparsable with gold 4 -> 1.0: -3. MAE 6/4, RMSE sqrt(14/4).
-    found = run("LaMP_3", ["5", "4", "2.0", "good"], ["5", "2", "3", "4"])
-    assert found["MAE"].value == pytest.approx(1.5)
-    assert found["RMSE"].value == pytest.approx(math.sqrt(3.5))
-    assert (found["MAE"].n_unparsable, found["MAE"].higher_is_better) == (1, False)
+    actual = run("LaMP_3", ["5", "4", "2.0", "good"], ["5", "2", "3", "4"])
+    assert actual["MAE"].value == pytest.approx(1.5)
+    assert actual["RMSE"].value == pytest.approx(math.sqrt(3.5))
+    assert (actual["MAE"].n_unparsable, actual["MAE"].higher_is_better) == (1, False)
     # With integer ratings RMSE >= sqrt(MAE); a smaller one would be MSE by another name.
-    assert found["RMSE"].value >= math.sqrt(found["MAE"].value)
+    assert actual["RMSE"].value >= math.sqrt(actual["MAE"].value)
 
 
 def test_rouge_by_hand() -> None:
     # "the cat sat" / "The cat lay down": 2 shared of 3 and 4 -> F 4/7 for both.
     # "cat the" / "the cat": ROUGE-1 1, longest common subsequence 1 of 2 and 2 -> 1/2. Empty answer: 0.
-    found = run("LaMP_4", ["the cat sat", "cat the", ""], ["The cat lay down", "the cat", "x"])
-    assert found["rouge-1"].value == pytest.approx((4 / 7 + 1 + 0) / 3)
-    assert found["rouge-L"].value == pytest.approx((4 / 7 + 1 / 2 + 0) / 3)
-    assert found["rouge-1"].n_unparsable == 1
+    actual = run("LaMP_4", ["the cat sat", "cat the", ""], ["The cat lay down", "the cat", "x"])
+    assert actual["rouge-1"].value == pytest.approx((4 / 7 + 1 + 0) / 3)
+    assert actual["rouge-L"].value == pytest.approx((4 / 7 + 1 / 2 + 0) / 3)
+    assert actual["rouge-1"].n_unparsable == 1
     assert run("LaMP_7", ["cats running"], ["cat run"])["rouge-1"].value == 0  # no stemmer
 
 
@@ -128,8 +128,8 @@ def test_intervals_draw_users_not_questions() -> None:
     golds = ["[1]"] * 200
     answers = ["[1]"] * 100 + ["[2]"] * 100
     users = ["a"] * 100 + ["b"] * 100
-    found = by_name(official_metrics("LaMP_1", answers, golds, users))["accuracy"]
-    assert (found.low, found.value, found.high) == (0.0, 0.5, 1.0)
+    actual = by_name(official_metrics("LaMP_1", answers, golds, users))["accuracy"]
+    assert (actual.low, actual.value, actual.high) == (0.0, 0.5, 1.0)
     alone = by_name(official_metrics("LaMP_1", answers, golds, ["a"] * 200))["accuracy"]
     assert (alone.low, alone.high) == (0.5, 0.5)
 
@@ -138,13 +138,13 @@ def test_interval_has_the_width_of_the_normal_approximation() -> None:
     # 400 users with one question each, half right: standard error sqrt(.25 / 400) = .025.
     answers = ["[1]", "[2]"] * 200
     users = [f"u{n}" for n in range(400)]
-    found = by_name(official_metrics("LaMP_1", answers, ["[1]"] * 400, users))["accuracy"]
-    assert found.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.01)
-    assert found.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.01)
+    actual = by_name(official_metrics("LaMP_1", answers, ["[1]"] * 400, users))["accuracy"]
+    assert actual.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.01)
+    assert actual.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.01)
     again = by_name(official_metrics("LaMP_1", answers, ["[1]"] * 400, users))["accuracy"]
-    assert again == found  # seeded
+    assert again == actual  # seeded
     other = by_name(official_metrics("LaMP_1", answers, ["[1]"] * 400, users, seed=1))["accuracy"]
-    assert (other.low, other.high) != (found.low, found.high)
+    assert (other.low, other.high) != (actual.low, actual.high)
 
 
 def test_means_over_users_and_tasks() -> None:

@@ -34,17 +34,17 @@ def test_a_folder_is_taken_as_it_is_and_another_path_is_an_error(tmp_path: Path)
 
 def test_a_hub_name_is_downloaded_without_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
-    asked: list[Any] = []
+    requested: list[Any] = []
 
     def download(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        if len(asked) > 1:
+        requested.append((name, allow_patterns))
+        if len(requested) > 1:
             raise ConnectionError("no route\nto host")
         return str(tmp_path)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert model_folder("Qwen/Qwen3-8B", "model.path") == tmp_path
-    name, patterns = asked[0]
+    name, patterns = requested[0]
     assert name == "Qwen/Qwen3-8B" and "*.safetensors" in patterns and not {"*.bin", "*.pt", "*"} & set(patterns)
     with pytest.raises(TagprError, match=r"stages\.prmu\.backbone=Qwen/Qwen3-8B: cannot be fetched .*no route\)"):
         model_folder("Qwen/Qwen3-8B", "stages.prmu.backbone")

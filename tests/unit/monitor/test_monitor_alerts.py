@@ -73,10 +73,10 @@ MASKED = {"prmu/masked_fraction": 0.5}
 class TestWatch:
     def steps(self, watch: AlertWatch, values: list[bool], first: int = 1) -> list[int]:
         """Steps at which `masked` is raised."""
-        found = []
+        actual = []
         for step, on in enumerate(values, first):
-            found += [alert.step for alert in watch.after(MASKED if on else {"prmu/masked_fraction": 0.0}, step)]
-        return found
+            actual += [alert.step for alert in watch.after(MASKED if on else {"prmu/masked_fraction": 0.0}, step)]
+        return actual
 
     def test_once_until_it_clears(self) -> None:
         assert self.steps(AlertWatch(TWO), [False, True, True, False, True, True]) == [2, 5]
@@ -102,12 +102,12 @@ class TestWatch:
         killed = min(killed, len(values))
         checkpoint = min(checkpoint, killed)
         whole = self.steps(AlertWatch(TWO), values)
-        told = self.steps(AlertWatch(TWO), values[:killed])
+        reported = self.steps(AlertWatch(TWO), values[:killed])
         rows = [
             {"step": step, "prmu/masked_fraction": 0.5 if on else 0.0} for step, on in enumerate(values[:checkpoint], 1)
         ]
-        again = AlertWatch(TWO, rows, [Alert(step, "masked", 0.5, 0.02, "") for step in told])
-        assert told + self.steps(again, values[checkpoint:], first=checkpoint + 1) == whole
+        again = AlertWatch(TWO, rows, [Alert(step, "masked", 0.5, 0.02, "") for step in reported])
+        assert reported + self.steps(again, values[checkpoint:], first=checkpoint + 1) == whole
 
 
 def test_the_file_survives_a_killed_writer(tmp_path: Path) -> None:

@@ -39,15 +39,15 @@ def test_components_that_do_not_vary_within_groups() -> None:
         row(0.7, task=0.5, scored="masked"),
         row(0.7, task=0.5, prmu=0.2),
     ]
-    found = component_metrics(rows, ["LaMP_2"] * 4 + ["LaMP_3"] * 2, ["a", "a", "b", "b", "c", "c"], NAMES)
-    assert found["reward/task/zero_variance"] == pytest.approx(2 / 3)  # b and c
-    assert found["reward/prmu/zero_variance"] == pytest.approx(2 / 3)  # a; in c one score is left, which cannot vary
-    assert found["reward/total/zero_variance"] == found["groups/zero_variance_fraction"] == pytest.approx(2 / 3)
-    assert found["reward/tag/zero_variance"] == 1.0
-    assert found["task/LaMP_2/responses"] == 4 and found["task/LaMP_2/mean"] == 0.5
-    assert found["task/LaMP_2/prmu"] == 0.5 and found["task/LaMP_2/total"] == 0.5
-    assert found["task/LaMP_3/prmu"] == 0.2 and found["task/LaMP_3/total"] == 0.7  # the masked one has neither
-    assert found["task/LaMP_3/malformed"] == 0.0
+    actual = component_metrics(rows, ["LaMP_2"] * 4 + ["LaMP_3"] * 2, ["a", "a", "b", "b", "c", "c"], NAMES)
+    assert actual["reward/task/zero_variance"] == pytest.approx(2 / 3)  # b and c
+    assert actual["reward/prmu/zero_variance"] == pytest.approx(2 / 3)  # a; in c one score is left, which cannot vary
+    assert actual["reward/total/zero_variance"] == actual["groups/zero_variance_fraction"] == pytest.approx(2 / 3)
+    assert actual["reward/tag/zero_variance"] == 1.0
+    assert actual["task/LaMP_2/responses"] == 4 and actual["task/LaMP_2/mean"] == 0.5
+    assert actual["task/LaMP_2/prmu"] == 0.5 and actual["task/LaMP_2/total"] == 0.5
+    assert actual["task/LaMP_3/prmu"] == 0.2 and actual["task/LaMP_3/total"] == 0.7  # the masked one has neither
+    assert actual["task/LaMP_3/malformed"] == 0.0
 
 
 def test_prmu_against_task_overall_and_within_groups() -> None:
@@ -59,10 +59,10 @@ def test_prmu_against_task_overall_and_within_groups() -> None:
         row(0, task=1.0, prmu=0.7),
         row(0, task=1.0, scored="masked"),
     ]
-    found = task_correlation(rows, ["a", "a", "b", "b", "b"])
+    actual = task_correlation(rows, ["a", "a", "b", "b", "b"])
     # deviations: task -.5 -.3 .3 .5, PRMU -.2 -.4 .4 .2 -> products .1+.12+.12+.1 = .44; squares .68 and .4
-    assert found["prmu/task_correlation"] == pytest.approx(0.44 / (0.68 * 0.4) ** 0.5)
-    assert found["prmu/task_correlation_within"] == pytest.approx(-1.0)
+    assert actual["prmu/task_correlation"] == pytest.approx(0.44 / (0.68 * 0.4) ** 0.5)
+    assert actual["prmu/task_correlation_within"] == pytest.approx(-1.0)
     off = [row(0, task=1.0, scored="off"), row(0, scored="off")]
     assert task_correlation(off, ["a", "a"]) == {}
     assert task_correlation([row(0, task=1.0, prmu=0.1), row(0, task=1.0, prmu=0.2)], ["a", "a"]) == {}
@@ -98,12 +98,12 @@ class TestTags:
         assert (full.coverage, full.sound) == (1.0, 0.75)  # "!!" has no word
         malformed = response_parts(read_response("<think><conclude>x</think> y", self.schema))
         assert malformed == ResponseParts(0.0, ()) and malformed.sound == 0.0
-        found = tag_metrics([full, late, malformed, malformed], self.schema.names)
-        assert found["tag/conclude/use"] == 0.5 and found["tag/infer_preference/use"] == 0.25
-        assert found["tag/conclude/valid"] == 0.5  # one wordless, one sound
-        assert found["tag/conclude/words"] == 3.0  # "!!" and five words
-        assert found["tag/examine_examples/valid"] == 0.5  # once after a tag that it must come before
-        assert found["tag/weigh_conflict/use"] == 0.0 and "tag/weigh_conflict/valid" not in found
+        actual = tag_metrics([full, late, malformed, malformed], self.schema.names)
+        assert actual["tag/conclude/use"] == 0.5 and actual["tag/infer_preference/use"] == 0.25
+        assert actual["tag/conclude/valid"] == 0.5  # one wordless, one sound
+        assert actual["tag/conclude/words"] == 3.0  # "!!" and five words
+        assert actual["tag/examine_examples/valid"] == 0.5  # once after a tag that it must come before
+        assert actual["tag/weigh_conflict/use"] == 0.0 and "tag/weigh_conflict/valid" not in actual
 
     @given(
         st.lists(
@@ -121,8 +121,8 @@ class TestTags:
 class TestPhases:
     def test_phases_and_the_driver_s_own_time_by_hand(self) -> None:
         timing = {"step": 20.0, "gen": 10.0, "adv": 0.5, "update_actor": 7.0, "update_weights": 1.0, "other": 3.0}
-        found = phase_metrics(timing, scoring_s=2.0)
-        assert found == pytest.approx(
+        actual = phase_metrics(timing, scoring_s=2.0)
+        assert actual == pytest.approx(
             {
                 "phase/generation_s": 8.0, "phase/generation_share": 0.4, "phase/reward_s": 2.0,
                 "phase/reward_share": 0.1, "phase/advantage_s": 0.5, "phase/advantage_share": 0.025,
@@ -138,17 +138,17 @@ class TestPhases:
         assert phase_metrics({}) == {} == phase_metrics({"gen": 1.0})
 
     def test_the_wait_for_scores_counts_only_while_the_trainer_waited(self) -> None:
-        asked = [ScoringTimes(4.0, 4.5, 5.0), ScoringTimes(6.0, 8.0, 9.0)]
-        assert scoring_wait(asked, [(0.0, 20.0)]) == 3.0  # from the last end of a rollout, 6, to the last score, 9
-        assert scoring_wait(asked, [(0.0, 7.0), (8.5, 20.0)]) == 1.5
-        assert scoring_wait(asked, [(10.0, 20.0)]) == 0.0 == scoring_wait([], [(0.0, 1.0)])
+        requested = [ScoringTimes(4.0, 4.5, 5.0), ScoringTimes(6.0, 8.0, 9.0)]
+        assert scoring_wait(requested, [(0.0, 20.0)]) == 3.0  # from the last end of a rollout, 6, to the last score, 9
+        assert scoring_wait(requested, [(0.0, 7.0), (8.5, 20.0)]) == 1.5
+        assert scoring_wait(requested, [(10.0, 20.0)]) == 0.0 == scoring_wait([], [(0.0, 1.0)])
 
     @given(st.dictionaries(st.sampled_from(["gen", "adv", "ref", "update_actor"]), st.floats(0, 5)), st.floats(0, 9))
     def test_phases_and_driver_make_the_whole_step(self, timing: dict[str, float], scoring: float) -> None:
-        found = phase_metrics({**timing, "step": 25.0}, scoring)
-        seconds = sum(value for key, value in found.items() if key.endswith("_s"))
+        actual = phase_metrics({**timing, "step": 25.0}, scoring)
+        seconds = sum(value for key, value in actual.items() if key.endswith("_s"))
         assert seconds == pytest.approx(25.0)
-        assert all(value >= 0 for value in found.values())
+        assert all(value >= 0 for value in actual.values())
 
 
 def line(group: str, sample: int, total: float, status: str = "OK") -> dict[str, Any]:
@@ -174,11 +174,11 @@ class TestSamples:
 
     def test_best_worst_malformed_and_random_none_twice(self) -> None:
         lines = [*self.lines, line("d", 0, -5.0, "NESTED"), line("d", 1, -4.0, "NESTED"), line("d", 2, -3.0, "NESTED")]
-        found = shown(lines, 2, 7)
-        assert [kind for kind, _ in found] == ["best"] * 2 + ["worst"] * 2 + ["malformed"] * 2 + ["random"] * 2
-        assert [(x["group"], x["sample"]) for _, x in found[:2]] == [("c", 3), ("c", 2)]
-        assert all(x["parse_status"] == "NESTED" for _, x in found[4:6])
-        assert len({id(x) for _, x in found}) == 8
+        actual = shown(lines, 2, 7)
+        assert [kind for kind, _ in actual] == ["best"] * 2 + ["worst"] * 2 + ["malformed"] * 2 + ["random"] * 2
+        assert [(x["group"], x["sample"]) for _, x in actual[:2]] == [("c", 3), ("c", 2)]
+        assert all(x["parse_status"] == "NESTED" for _, x in actual[4:6])
+        assert len({id(x) for _, x in actual}) == 8
         assert [kind for kind, _ in shown(self.lines[:1], 2, 7)] == ["best"]
 
     def test_a_table_row_says_what_each_component_added(self) -> None:

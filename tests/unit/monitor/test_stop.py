@@ -66,10 +66,10 @@ def test_budgets_by_hand(rule: StopBlock, step: int, reason: str) -> None:
 
 def test_the_last_step_of_all_is_no_early_end() -> None:
     rule = StopBlock(max_tokens=1)
-    found = rows([0.0] * 3, **{TOKENS: 5.0})
-    assert stop_after(found, rule, 3) is None
-    assert stop_after(found, rule, 4) is not None
-    assert stop_after([], rule, 4) is None and stop_after(found, None, 4) is None
+    actual = rows([0.0] * 3, **{TOKENS: 5.0})
+    assert stop_after(actual, rule, 3) is None
+    assert stop_after(actual, rule, 4) is not None
+    assert stop_after([], rule, 4) is None and stop_after(actual, None, 4) is None
 
 
 def test_a_metric_that_is_not_there_is_an_error_with_those_that_are() -> None:

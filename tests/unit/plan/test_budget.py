@@ -67,8 +67,8 @@ def test_shape_of_a_local_folder(tmp_path: Path) -> None:
         "intermediate_size": 16, "vocab_size": 10, "tie_word_embeddings": True,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    found = shape_of(tmp_path)
-    assert found is not None and found.parameters == SMALL.parameters
+    actual = shape_of(tmp_path)
+    assert actual is not None and actual.parameters == SMALL.parameters
     (tmp_path / "config.json").write_text(json.dumps({key: raw[key] for key in list(raw)[1:]}))
     with pytest.raises(TagprError, match="num_hidden_layers"):
         shape_of(tmp_path)
@@ -76,16 +76,16 @@ def test_shape_of_a_local_folder(tmp_path: Path) -> None:
 
 
 def test_memory_of_8b_on_eight_devices() -> None:
-    found = recipe("qwen3_8b")
+    actual = recipe("qwen3_8b")
     # fp32 weights, gradients, and two Adam states of 8,190,735,360 parameters over 8 devices
-    assert part(found, "guided", 0, "weights") == 4 * 8_190_735_360 / 8
-    assert part(found, "guided", 0, "gradients") == 4 * 8_190_735_360 / 8
-    assert part(found, "guided", 0, "optimizer") == 8 * 8_190_735_360 / 8
-    assert part(found, "guided", 0, "logits") == 8192 * 151_936 * 12
+    assert part(actual, "guided", 0, "weights") == 4 * 8_190_735_360 / 8
+    assert part(actual, "guided", 0, "gradients") == 4 * 8_190_735_360 / 8
+    assert part(actual, "guided", 0, "optimizer") == 8 * 8_190_735_360 / 8
+    assert part(actual, "guided", 0, "logits") == 8192 * 151_936 * 12
     # with recomputation: 36 block inputs of 4096 in bf16, and one block's inner states
-    assert part(found, "guided", 0, "activations") == 8192 * (36 * 4096 * 2 + block_activation(EIGHT, 2))
-    assert part(found, "guided", 1, "engine weights") == 2 * 8_190_735_360
-    assert part(found, "guided", 1, "engine KV cache") == pytest.approx(0.4 * 79.6 * GIB - 2 * 8_190_735_360 - 3 * GIB)
+    assert part(actual, "guided", 0, "activations") == 8192 * (36 * 4096 * 2 + block_activation(EIGHT, 2))
+    assert part(actual, "guided", 1, "engine weights") == 2 * 8_190_735_360
+    assert part(actual, "guided", 1, "engine KV cache") == pytest.approx(0.4 * 79.6 * GIB - 2 * 8_190_735_360 - 3 * GIB)
     # replicated between nodes: the same share per device on 32
     assert part(recipe("qwen3_8b_4nodes"), "guided", 0, "weights") == 4 * 8_190_735_360 / 8
 
@@ -105,8 +105,8 @@ def test_memory_of_zero(
     zero: str, weights: float | None, gradients: float, optimizer: float | None, host: float
 ) -> None:
     clear = ("training.offload_params=false", "training.offload_optimizer=false", "training.fsdp_size=null")
-    found = recipe("qwen3_8b", *clear, "stages.sft.strategy=deepspeed", f"stages.sft.deepspeed={zero}")
-    budget = stage_budget(found, "sft")
+    actual = recipe("qwen3_8b", *clear, "stages.sft.strategy=deepspeed", f"stages.sft.deepspeed={zero}")
+    budget = stage_budget(actual, "sft")
     assert budget is not None
     parts = {item.name: item.bytes for item in budget.phases[0].parts}
     expected = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
@@ -117,14 +117,14 @@ def test_memory_of_zero(
 
 
 def test_lora_trains_its_adapters_alone() -> None:
-    found = recipe("qwen3_8b_lora")
+    actual = recipe("qwen3_8b_lora")
     # q and o 2 x 8192, k and v 2 x 5120, three of 16384, rank 32, 36 blocks
     adapters = 36 * 32 * (2 * 8192 + 2 * 5120 + 3 * 16_384)
     assert adapters == 87_293_952 == EIGHT.lora_parameters(32, "all-linear")
     # fp32 adapters with gradients and two Adam states beside frozen fp32 weights
-    assert part(found, "sft", 0, "lora") == 16 * adapters
-    assert part(found, "sft", 0, "weights") == 4 * 8_190_735_360
-    budget = stage_budget(found, "sft")
+    assert part(actual, "sft", 0, "lora") == 16 * adapters
+    assert part(actual, "sft", 0, "weights") == 4 * 8_190_735_360
+    budget = stage_budget(actual, "sft")
     assert budget is not None and {"gradients", "optimizer"}.isdisjoint(item.name for item in budget.phases[0].parts)
 
 
@@ -147,8 +147,8 @@ def test_a_scorer_is_weights_states_and_cache_and_each_device_counts_its_own() -
 
 
 def test_offload_and_separate_leave_the_engine_alone() -> None:
-    found = recipe("qwen3_8b", "training.offload_params=true", "training.offload_optimizer=true")
-    budget = stage_budget(found, "guided")
+    actual = recipe("qwen3_8b", "training.offload_params=true", "training.offload_optimizer=true")
+    budget = stage_budget(actual, "guided")
     assert budget is not None
     names = {item.name for item in budget.phases[1].parts}
     assert names == {"engine weights", "engine KV cache", "engine work space", "prmu"}
@@ -166,9 +166,9 @@ def test_a_reference_is_in_host_memory() -> None:
 
 
 def test_micro_batches_in_tokens() -> None:
-    found = recipe("qwen3_8b", "training.max_tokens_per_device=null", "stages.guided.micro_batch_size=4")
-    assert micro_tokens(found, found.stages["guided"]) == 4 * (2048 + 768)  # type: ignore[arg-type]
-    assert micro_tokens(found, found.stages["sft"]) == 8192  # type: ignore[arg-type]
+    actual = recipe("qwen3_8b", "training.max_tokens_per_device=null", "stages.guided.micro_batch_size=4")
+    assert micro_tokens(actual, actual.stages["guided"]) == 4 * (2048 + 768)  # type: ignore[arg-type]
+    assert micro_tokens(actual, actual.stages["sft"]) == 8192  # type: ignore[arg-type]
 
 
 def test_flops_and_generation_by_hand() -> None:
@@ -192,12 +192,13 @@ def test_the_device_is_one_of_the_table() -> None:
 
 
 def test_what_does_not_fit_is_named_with_its_remedy_all_at_once() -> None:
-    found = recipe("qwen3_8b", "platform.devices_per_node=2", "stages.sft.batch_size=63")
-    told = "\n".join(planning.problems(found))
-    assert "stages.sft, train: " in told and "the largest part is optimizer with 30.5 GiB" in told  # 8 B x N / 2
-    assert "training.offload_optimizer=true" in told
-    assert "batch_size = 63 is not a multiple of devices = 2" in told
-    assert "stages.guided, generate" in told
+    actual = recipe("qwen3_8b", "platform.devices_per_node=2", "stages.sft.batch_size=63")
+    reported = "\n".join(planning.problems(actual))
+    assert "stages.sft, train: " in reported
+    assert "the largest part is optimizer with 30.5 GiB" in reported  # 8 B x N / 2
+    assert "training.offload_optimizer=true" in reported
+    assert "batch_size = 63 is not a multiple of devices = 2" in reported
+    assert "stages.guided, generate" in reported
     one = recipe("qwen3_8b", "platform.vllm_gpu_utilization=0.2")
     assert any("leave no room for one sequence of 2816 tokens" in problem for problem in planning.problems(one))
     logits = recipe("qwen3_0.6b", "training.max_tokens_per_device=65536")
@@ -205,10 +206,10 @@ def test_what_does_not_fit_is_named_with_its_remedy_all_at_once() -> None:
 
 
 def test_host_memory_is_compared_when_it_is_given() -> None:
-    found = recipe("qwen3_8b", "training.offload_params=true", "budget.host_memory_gib=16")
-    assert any("31 GiB of host memory" in problem for problem in planning.problems(found))
+    actual = recipe("qwen3_8b", "training.offload_params=true", "budget.host_memory_gib=16")
+    assert any("31 GiB of host memory" in problem for problem in planning.problems(actual))
 
 
 def test_the_embedding_must_fit_the_cpu_s_bucket() -> None:
-    found = recipe("../demo", "platform.weight_bucket_mb=1", "model.tiny.max_vocab=8192")
-    assert any("weight_bucket_mb=1 does not hold" in problem for problem in planning.problems(found))
+    actual = recipe("../demo", "platform.weight_bucket_mb=1", "model.tiny.max_vocab=8192")
+    assert any("weight_bucket_mb=1 does not hold" in problem for problem in planning.problems(actual))

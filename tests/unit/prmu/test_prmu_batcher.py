@@ -21,9 +21,9 @@ def test_an_exception_in_a_request_s_place_reaches_its_caller_alone_and_nothing_
 
     async def run() -> list[float | BaseException]:
         batcher: Batcher[int] = Batcher(score, lambda _: 1, max_wait_s=0.02)
-        found = await asyncio.gather(*[batcher.submit(n) for n in range(4)], return_exceptions=True)
+        actual = await asyncio.gather(*[batcher.submit(n) for n in range(4)], return_exceptions=True)
         assert (batcher.stats.failed, batcher.stats.batches) == (1, 1)
-        return found
+        return actual
 
     first, second, third, last = asyncio.run(run())
     assert (first, second, last) == (0.0, 1.0, 3.0)
@@ -34,10 +34,10 @@ def test_an_exception_in_a_request_s_place_reaches_its_caller_alone_and_nothing_
 def test_a_full_queue_refuses_and_takes_again_when_it_is_empty() -> None:
     async def run() -> None:
         batcher: Batcher[int] = Batcher(lambda some: [1.0] * len(some), lambda _: 1, max_wait_s=0.02, max_waiting=3)
-        found = await asyncio.gather(*[batcher.submit(n) for n in range(5)], return_exceptions=True)
-        assert found[:3] == [1.0, 1.0, 1.0]
-        assert all(isinstance(error, QueueFull) for error in found[3:])
-        assert str(found[3]) == "3 requests wait already (the limit is 3)"
+        actual = await asyncio.gather(*[batcher.submit(n) for n in range(5)], return_exceptions=True)
+        assert actual[:3] == [1.0, 1.0, 1.0]
+        assert all(isinstance(error, QueueFull) for error in actual[3:])
+        assert str(actual[3]) == "3 requests wait already (the limit is 3)"
         assert (batcher.stats.refused, batcher.stats.requests) == (2, 3)
         assert await batcher.submit(5) == 1.0
 

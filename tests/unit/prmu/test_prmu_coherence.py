@@ -23,11 +23,11 @@ def test_a_tokens_probability_is_among_its_own_text_and_equal_tokens_count_toget
     from tagpr_rl.prmu.model import Coherence
 
     before, words, ids, mask, _ = made()
-    found = Coherence(2).log_probabilities(before, words, ids, mask)[0]
+    actual = Coherence(2).log_probabilities(before, words, ids, mask)[0]
     # Logits of `a b a c`: state 1 expects axis 0: (1, 0, 1, 0); state 2 axis 1: (0, 1, 0, 2). The pad never counts.
-    assert found[1].item() == pytest.approx(math.log(2 * math.e / (2 * math.e + 2)))  # both a's
-    assert found[2].item() == pytest.approx(math.log(math.e**2 / (2 + math.e + math.e**2)))
-    assert found[0].item() == pytest.approx(math.log(1 / 4))  # state 0 expects nothing: b is one of four
+    assert actual[1].item() == pytest.approx(math.log(2 * math.e / (2 * math.e + 2)))  # both a's
+    assert actual[2].item() == pytest.approx(math.log(math.e**2 / (2 + math.e + math.e**2)))
+    assert actual[0].item() == pytest.approx(math.log(1 / 4))  # state 0 expects nothing: b is one of four
 
 
 def test_the_term_is_the_mean_over_the_responses_tokens_and_the_gate_weighs_them() -> None:

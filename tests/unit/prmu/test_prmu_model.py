@@ -238,14 +238,14 @@ def test_micro_batches_hold_every_row_once(lengths: list[int], most: int) -> Non
 @pytest.fixture(scope="module")
 def baselines(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
     """A saved and loaded PRMU for each way to look for the user."""
-    found = {}
+    actual = {}
     for user in USERS:
         folder = tmp_path_factory.mktemp(user)
         table = UserTable([] if user in (TEXT, NOTHING) else ["u0", "u1"])
         model, encoder = new_model(backbone, PrmuModelConfig(user=user), table)
         randomised(model).save_pretrained(folder, encoder.tokenizer)
-        found[user] = Scorer(folder)
-    return found
+        actual[user] = Scorer(folder)
+    return actual
 
 
 def test_baselines_read_what_they_may(baselines: dict[str, Scorer]) -> None:

@@ -77,9 +77,9 @@ def test_third_users_are_neither_of_the_two_and_are_asked_the_pair_s_question() 
 def test_calibration_by_hand() -> None:
     # log 3 is confidence 3/4; two of those three are right. 0 is confidence 1/2, half right: no error.
     # ece = 3/4 * |2/3 - 3/4| + 1/4 * 0 = 1/16
-    found = calibration([math.log(3), math.log(3), -math.log(3), 0.0])
-    assert found["ece"] == pytest.approx(1 / 16)
-    bins: Any = found["bins"]
+    actual = calibration([math.log(3), math.log(3), -math.log(3), 0.0])
+    assert actual["ece"] == pytest.approx(1 / 16)
+    bins: Any = actual["bins"]
     assert [(row["pairs"], row["accuracy"]) for row in bins] == [(1, 0.5), (3, pytest.approx(2 / 3))]
     assert calibration([1e9])["ece"] == pytest.approx(0.0)
 
@@ -125,8 +125,8 @@ def test_pairs_of_the_policy_s_own_responses() -> None:
     right, wrong, broken = response("comedy"), response("violence"), "comedy"
     texts = [(right, wrong, right), (right, right, broken), (broken, wrong, wrong), (right, right, " ")]
     made = pairs_of_samples([movie(user, "comedy") for user in "abcd"], texts, SCHEMA)
-    found = [(row.user_id, row.chosen, row.rejected, row.kind) for row in made]
-    assert found == [("a", right, wrong, "wrong"), ("b", right, broken, "wrong")]
+    actual = [(row.user_id, row.chosen, row.rejected, row.kind) for row in made]
+    assert actual == [("a", right, wrong, "wrong"), ("b", right, broken, "wrong")]
     other = response("comedy", "another thought")
     both = pairs_of_samples([movie("a", "comedy")], [(right, other, wrong, broken, response("action"))], SCHEMA)
     assert len({(row.chosen, row.rejected) for row in both}) == 2  # of 2 x 3
@@ -208,16 +208,16 @@ def test_shuffled_rows_lend_profiles_and_leave_prompts(tmp_path: Path) -> None:
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     out = pq.read_table(shuffled_rows(tmp_path / "rows.parquet", tmp_path / "out.parquet", seed=1)).to_pylist()
-    lent: dict[tuple[str, str], set[str]] = {}
+    swapped: dict[tuple[str, str], set[str]] = {}
     for before, after in zip(rows, out, strict=True):
         info, old = after["extra_info"], before["extra_info"]
         assert after["prompt"] == before["prompt"]
         assert (info["task"], info["gold"]) == (old["task"], old["gold"])
         assert info["user_id"] != old["user_id"]
         assert info["profile_texts"] == [f"{info['task']} of {info['user_id']}"]
-        lent.setdefault((info["task"], old["user_id"]), set()).add(info["user_id"])
-    assert all(len(others) == 1 for others in lent.values())  # always the same other user
-    assert {next(iter(others)) for (task, _), others in lent.items() if task == "LaMP_1"} == set("abcde")
+        swapped.setdefault((info["task"], old["user_id"]), set()).add(info["user_id"])
+    assert all(len(others) == 1 for others in swapped.values())  # always the same other user
+    assert {next(iter(others)) for (task, _), others in swapped.items() if task == "LaMP_1"} == set("abcde")
     with pytest.raises(TagprError, match="two users of LaMP_1"):
         circle([("LaMP_1", "a")], 0)
 

@@ -161,9 +161,9 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(backbone: Path, t
         checkpoints=Folder(tmp_path / "steps"),
     )  # fmt: skip
     assert [row["step"] for row in rest] == [5, 6, 7]
-    for mine, theirs in zip(rest, whole[4:], strict=True):
+    for mine, reference in zip(rest, whole[4:], strict=True):
         assert {k: v for k, v in mine.items() if k != "seconds"} == pytest.approx(
-            {k: v for k, v in theirs.items() if k != "seconds"}, abs=1e-6
+            {k: v for k, v in reference.items() if k != "seconds"}, abs=1e-6
         )
     logged = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert logged == [1, 2, 3, 4, 5, 6, 7]

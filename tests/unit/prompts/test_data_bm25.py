@@ -21,13 +21,13 @@ SPACES = [" ", "  ", "\n", "\t", "\x1c", "\u3000", "\x85", "\xa0", "\u2028"]
 
 def agree(texts: list[str], query: str) -> None:
     corpus = [text.split() for text in texts]
-    ours = Bm25Index(texts)
+    own = Bm25Index(texts)
     if not any(corpus):  # the library divides by zero
-        assert ours.scores(query).tolist() == [0.0] * len(texts)
+        assert own.scores(query).tolist() == [0.0] * len(texts)
         return
     library = BM25Okapi(corpus)
-    assert ours.scores(query).tolist() == library.get_scores(query.split()).tolist()
-    assert ours.top(query, len(texts)) == library.get_top_n(query.split(), list(range(len(texts))), n=len(texts))
+    assert own.scores(query).tolist() == library.get_scores(query.split()).tolist()
+    assert own.top(query, len(texts)) == library.get_top_n(query.split(), list(range(len(texts))), n=len(texts))
 
 
 @settings(max_examples=300)

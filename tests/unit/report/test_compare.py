@@ -63,13 +63,13 @@ def test_differences_are_paired_by_question(tmp_path: Path) -> None:
     # Two users, two tasks. a's last model: .811 in LaMP_2 and .833 in LaMP_3. b's: 1 and .25 of user 0 in LaMP_2.
     a = side(made(tmp_path, "a"), "a")
     b = side(made(tmp_path, "b", LaMP_2_0=1.0, LaMP_2_1=0.25), "b")
-    found = compare([a, b])
-    assert found.tasks == ("LaMP_2", "LaMP_3") and len(found.common) == 4
-    assert [(run, model) for run, model, *_ in found.scores] == [
+    actual = compare([a, b])
+    assert actual.tasks == ("LaMP_2", "LaMP_3") and len(actual.common) == 4
+    assert [(run, model) for run, model, *_ in actual.scores] == [
         (run, model) for run in "ab" for model in ("base", "sft", "explore")
     ]
-    assert found.scores[2][2:] == ([pytest.approx(0.811), pytest.approx(0.833)], pytest.approx(0.822))
-    mean, two, three = found.differences
+    assert actual.scores[2][2:] == ([pytest.approx(0.811), pytest.approx(0.833)], pytest.approx(0.822))
+    mean, two, three = actual.differences
     assert (two.first, two.value) == pytest.approx((0.811, 0.625)) and two.questions == 2
     assert two.difference == pytest.approx(-0.186)
     # Resampled users: both (-.186), user 0 twice (+.189) or user 1 twice (-.561).
@@ -79,8 +79,8 @@ def test_differences_are_paired_by_question(tmp_path: Path) -> None:
 
 
 def test_responses_to_one_question_stand_side_by_side(tmp_path: Path) -> None:
-    found = compare([side(made(tmp_path, name), name) for name in "ab"])
-    data = common_responses(found, default_schema())
+    actual = compare([side(made(tmp_path, name), name) for name in "ab"])
+    data = common_responses(actual, default_schema())
     assert len(data["groups"]) == 3 and data["shown"]["evaluated"] == [6, 6]
     assert [trace["n"] for trace in data["traces"][:2]] == ["a, explore", "b, explore"]
 

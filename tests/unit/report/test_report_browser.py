@@ -99,10 +99,10 @@ def page(chromium: Any, browser: Any, run: RunDir) -> Iterator[Any]:
 
 def text(page: Any, selector: str) -> list[str]:
     """Texts of the viewer's elements, in order."""
-    found: list[str] = page.evaluate(
+    actual: list[str] = page.evaluate(
         f"[...{VIEWER}.querySelectorAll({json.dumps(selector)})].map(e => e.textContent.trim())"
     )
-    return found
+    return actual
 
 
 def choose(page: Any, label: str, shown: str) -> str:
@@ -126,7 +126,7 @@ def test_hostile_text_is_shown_and_does_nothing(page: Any) -> None:
     assert page.evaluate(f"{VIEWER}.querySelectorAll('img, script, iframe').length") == 0
     shown = HOSTILE.replace("\u2028", "").strip()
     for selector in (".v-detail h3", ".v-detail pre", ".v-detail > p b", ".raw"):
-        assert any(shown in found for found in text(page, selector)), selector
+        assert any(shown in actual for actual in text(page, selector)), selector
     assert text(page, "[role=status]") == ["19 responses in 7 groups match."]
 
 

@@ -43,28 +43,28 @@ def lines(found: DataCard, title: str) -> str:
 
 
 def test_numbers_by_hand() -> None:
-    found = card()
-    assert found.cards == (
+    actual = card()
+    assert actual.cards == (
         ("5", "chains"), ("3", "users"), ("3", "preference pairs"), ("0.750", "Cohen's kappa of two labellings"),
     )  # fmt: skip
-    assert rows(found, "What was kept") == {
+    assert rows(actual, "What was kept") == {
         "kept": ("5", "71.4 %"), "rejected: WRONG_ANSWER": ("1", "14.3 %"), "rejected: NO_ANSWER": ("1", "14.3 %"),
     }  # fmt: skip
-    assert "7 chains were asked for, 5 kept. 1 of the kept ones have a wrong answer" in lines(found, "What was kept")
-    assert rows(found, "Tags")["understand_task"] == ("5", "25.0 %", "-")
-    assert rows(found, "Tags")["conclude"] == ("0", "0.0 %", "-")
+    assert "7 chains were asked for, 5 kept. 1 of the kept ones have a wrong answer" in lines(actual, "What was kept")
+    assert rows(actual, "Tags")["understand_task"] == ("5", "25.0 %", "-")
+    assert rows(actual, "Tags")["conclude"] == ("0", "0.0 %", "-")
     # LaMP_1: u1 twice, u2 once; LaMP_2: u2 and u3 once each. Share, users, median, most, pairs.
-    assert rows(found, "Tasks and users") == {
+    assert rows(actual, "Tasks and users") == {
         "LaMP-1": ("3", "60.0 %", "2", "1.5", "2", "1"), "LaMP-2": ("2", "40.0 %", "2", "1", "1", "2"),
     }  # fmt: skip
-    assert "2 cross_profile, 1 wrong" in lines(found, "Tasks and users")
+    assert "2 cross_profile, 1 wrong" in lines(actual, "Tasks and users")
     # "the question is about red cars" 6 + "the user wrote two red cars" 6 + 5 + 4 + answer 1
-    assert "median 22, from 22 to 22" in lines(found, "Lengths")
+    assert "median 22, from 22 to 22" in lines(actual, "Lengths")
 
 
 def test_models_prompts_and_kappas_come_from_the_stages_facts() -> None:
     assert rows(card(), "Sources")["teacher"] == ("scripted",)
-    found = card(
+    actual = card(
         {
             "teacher": {
                 "name": "big-model", "prompts": {"teacher": "ff00"}, "requests": 9, "cached": 0, "prompt_tokens": 1200,
@@ -76,15 +76,15 @@ def test_models_prompts_and_kappas_come_from_the_stages_facts() -> None:
             "asked": 10, "users": 3,
         }
     )  # fmt: skip
-    sources = rows(found, "Sources")
+    sources = rows(actual, "Sources")
     assert (sources["teacher"], sources["labeller"]) == (("big-model",), ("small-model",))
     assert sources["teacher, prompt `teacher` (SHA-256)"] == ("ff00",)
     assert sources["teacher, use"] == ("requests 9, prompt tokens 1,200, statuses OK 8, FAILED 1",)
-    assert rows(found, "Use of the profile") == {"tested": ("4",), "own_steps": ("0.75",)}
-    assert rows(found, "What was kept")["kept"] == ("5", "50.0 %")
-    assert "agree by construction" in lines(found, "Tags") and len(found.cards) == 3  # so kappa is no headline
+    assert rows(actual, "Use of the profile") == {"tested": ("4",), "own_steps": ("0.75",)}
+    assert rows(actual, "What was kept")["kept"] == ("5", "50.0 %")
+    assert "agree by construction" in lines(actual, "Tags") and len(actual.cards) == 3  # so kappa is no headline
     assert SCHEMA.sha256 in sources["tag schema"][0]
-    assert rows(found, "Tags")["infer_preference"][-1] == "0.500" and rows(found, "Tags")["conclude"][-1] == "-"
+    assert rows(actual, "Tags")["infer_preference"][-1] == "0.500" and rows(actual, "Tags")["conclude"][-1] == "-"
     assert "labelled once" in lines(card({"kappa": None}), "Tags")
 
 
@@ -127,10 +127,10 @@ def test_texts_of_the_data_are_never_markup() -> None:
 
 
 def test_markdown_cells_and_fences_cannot_be_broken_out_of() -> None:
-    found = card({"teacher": "a | b\n# <img src=x>"})
-    text = markdown(found)
+    actual = card({"teacher": "a | b\n# <img src=x>"})
+    text = markdown(actual)
     assert "| teacher | a \\| b \\# \\<img src=x\\> |" in text
-    broken = replace(found, examples=(replace(found.examples[0], response="```\n# not a heading\n````"),))
+    broken = replace(actual, examples=(replace(actual.examples[0], response="```\n# not a heading\n````"),))
     tail = markdown(broken).split("## Example chains")[1]
     assert "`````text\n```\n# not a heading\n````\n`````\n" in tail
 
@@ -167,14 +167,14 @@ def test_a_histogram_by_hand() -> None:
 
 @given(st.lists(st.integers(0, 5000), min_size=1), st.integers(1, 20))
 def test_a_histogram_counts_everything_once(values: list[int], most: int) -> None:
-    found = histogram(values, most)
-    assert sum(n for _, n in found) == len(values) and len(found) <= most
+    actual = histogram(values, most)
+    assert sum(n for _, n in actual) == len(values) and len(actual) <= most
 
 
 @pytest.mark.parametrize("count, name", [(999, "n<1K"), (1000, "1K<n<10K"), (10_000, "10K<n<100K")])
 def test_size_categories(count: int, name: str) -> None:
-    found = data_card(
+    actual = data_card(
         made.recipe(Path("runs")), "chains", made.FACTS, [made.CHAINS[0]] * count, [], SCHEMA, manifest=MANIFEST,
         environment={},
     )  # fmt: skip
-    assert found.front_matter["size_categories"] == [name]
+    assert actual.front_matter["size_categories"] == [name]

@@ -112,8 +112,8 @@ def check_everywhere(recipe: Recipe, folder: Path, name: str) -> None:
     rows, terms = rows_of(recipe), guided(recipe).terms
     assert [row[name] for row in rows] == BREVITY
     assert [row["total"] for row in rows] == pytest.approx(TOTALS)
-    found = component_metrics(rows, ["LaMP_2"] * 3, ["g"] * 3, component_names(terms))
-    assert found[f"reward/{name}/mean"] == found[f"task/LaMP_2/{name}"] == pytest.approx(-0.7)
+    actual = component_metrics(rows, ["LaMP_2"] * 3, ["g"] * 3, component_names(terms))
+    assert actual[f"reward/{name}/mean"] == actual[f"task/LaMP_2/{name}"] == pytest.approx(-0.7)
     check_sums(rows, TOTALS, terms, ["a", "b", "c"])
     lines = lines_of(recipe)
     table = dict(zip(columns(component_names(terms)), table_row("best", lines[0], terms), strict=True))
@@ -125,7 +125,7 @@ def check_everywhere(recipe: Recipe, folder: Path, name: str) -> None:
     directory.rollouts.mkdir(parents=True)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (directory.rollouts / "step_0001.jsonl").write_text(text, encoding="utf-8")
-    logged = {"step": 1, "reward/total/mean": 1.0, **found}
+    logged = {"step": 1, "reward/total/mean": 1.0, **actual}
     directory.metrics.write_text(json.dumps(logged) + "\n", encoding="utf-8")
     labels = {figure.name.label for group in curve_groups(run, recipe) for figure in group.figures}
     assert f"reward: {name}" in labels
@@ -174,16 +174,16 @@ def test_per_component_advantages_have_the_own_one(own: Path) -> None:
     recipe = reward({"fn": "my_rewards:brevity"}, advantage={"normalise": "per_component"})
     rows = rows_of(recipe)
     _, rules = stage_rules(recipe, guided(recipe))
-    found = [credit.advantage for credit in credit_batch(rows, ["g"] * 3, None, rules)]
+    actual = [credit.advantage for credit in credit_batch(rows, ["g"] * 3, None, rules)]
     # Each term by its own mean and deviation, weighted, summed; then by the deviation of the sums.
     terms = {1.0: [1.0, 0.0, 0.0], 0.3: [1.0, 1 / 3, 0.0], 0.05: BREVITY}  # repetition is 0 everywhere
     sums = [
         sum(w * (v[i] - statistics.fmean(v)) / statistics.stdev(v) for w, v in terms.items()) for i in range(3)
     ]  # fmt: skip
-    assert found == pytest.approx([value / statistics.stdev(sums) for value in sums], abs=1e-4)
+    assert actual == pytest.approx([value / statistics.stdev(sums) for value in sums], abs=1e-4)
     flipped = [{**row, "brevity": -row["brevity"]} for row in rows]
     others = [credit.advantage for credit in credit_batch(flipped, ["g"] * 3, None, rules)]
-    assert others[2] > found[2] and others[1] < found[1]
+    assert others[2] > actual[2] and others[1] < actual[1]
 
 
 def test_under_step_credit_the_own_component_stays_with_the_response(own: Path) -> None:

@@ -86,11 +86,11 @@ def test_tokens_of_a_step_cover_its_characters(trace: TaggedTrace, sizes: list[i
     blanks = [0 if piece.isspace() else len(piece) - len(piece.lstrip()) for piece in pieces]
     assert starts == [start + blank for start, blank in zip(truth, blanks, strict=True)]
     spans = step_spans(response, trace)
-    found = tokens_of(starts, spans)
-    for (first, end), (start, stop) in zip(found, spans, strict=True):
+    actual = tokens_of(starts, spans)
+    for (first, end), (start, stop) in zip(actual, spans, strict=True):
         assert [k for k in range(len(ids)) if start <= starts[k] < stop] == list(range(first, end))
     if sizes == [1] and response.isascii():
-        decoded = [tokenizer.decode(ids[first:end]) for first, end in found]
+        decoded = [tokenizer.decode(ids[first:end]) for first, end in actual]
         assert decoded == [response[start:stop] for start, stop in spans]
 
 
@@ -133,17 +133,17 @@ STEPS = "<examine_examples>a b c d</examine_examples> <examine_examples>a b c d<
 
 def test_parts_of_a_response_by_hand() -> None:
     """The second step repeats the first: a near-duplicate, and its 4-grams that lie in it alone have occurred."""
-    found = response_parts(f"<think>{STEPS}</think> yes", SCHEMA)
-    assert [step.sound for step in found.steps] == [True, False]
+    actual = response_parts(f"<think>{STEPS}</think> yes", SCHEMA)
+    assert [step.sound for step in actual.steps] == [True, False]
     required = dict(SCHEMA.required)
-    assert found.coverage == pytest.approx(1 / sum(required.values()))
+    assert actual.coverage == pytest.approx(1 / sum(required.values()))
     # 4-grams of a b c d | a b c d: abcd | bcda, cdab, dabc, abcd; the last of the four has occurred.
-    assert [step.repetition for step in found.steps] == [0.0, -0.25]
-    assert (found.steps[0].start, found.steps[0].end) == (7, 7 + len("<examine_examples>a b c d</examine_examples>"))
+    assert [step.repetition for step in actual.steps] == [0.0, -0.25]
+    assert (actual.steps[0].start, actual.steps[0].end) == (7, 7 + len("<examine_examples>a b c d</examine_examples>"))
     assert response_parts(f"<think>{STEPS}</think>", SCHEMA) == response_parts("", SCHEMA)  # no answer: malformed
     assert response_parts("", SCHEMA).steps == ()
-    assert [step.words for step in found.steps] == [4, 4] and found.sound == 0.5
-    assert ResponseParts.from_row(json.loads(json.dumps(found.as_row()))) == found
+    assert [step.words for step in actual.steps] == [4, 4] and actual.sound == 0.5
+    assert ResponseParts.from_row(json.loads(json.dumps(actual.as_row()))) == actual
 
 
 @given(traces())
@@ -173,9 +173,9 @@ def test_steps_penalties_weighted_by_their_grams_are_the_thoughts(steps: list[li
 
 
 def test_step_rewards_by_hand() -> None:
-    found = response_parts(f"<think>{STEPS}</think> yes", SCHEMA)
-    assert step_reward(found.steps[0], split_terms(short_form(alpha=0.2, gamma=0.1))) == 0.0
-    assert step_reward(found.steps[1], split_terms(short_form(alpha=0.3, gamma=0.1))) == pytest.approx(
+    actual = response_parts(f"<think>{STEPS}</think> yes", SCHEMA)
+    assert step_reward(actual.steps[0], split_terms(short_form(alpha=0.2, gamma=0.1))) == 0.0
+    assert step_reward(actual.steps[1], split_terms(short_form(alpha=0.3, gamma=0.1))) == pytest.approx(
         (0.3 * -1 + 0.1 * -0.25) / 0.4
     )
 
@@ -183,5 +183,5 @@ def test_step_rewards_by_hand() -> None:
 def test_spans_in_tokens() -> None:
     response = f"<think>{STEPS}</think> yes"
     ids = list(range(len(response)))
-    found = to_tokens(response_parts(response, SCHEMA), ids)  # one token a character
-    assert [response[step.start : step.end] for step in found.steps] == STEPS.replace("> <", ">\n<").split("\n")
+    actual = to_tokens(response_parts(response, SCHEMA), ids)  # one token a character
+    assert [response[step.start : step.end] for step in actual.steps] == STEPS.replace("> <", ">\n<").split("\n")

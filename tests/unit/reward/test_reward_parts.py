@@ -202,10 +202,10 @@ def test_advantages_agree_with_verl(norm_std: bool) -> None:
     token_level = torch.zeros(len(flat), 3, dtype=torch.float64)
     token_level[:, -1] = torch.tensor(flat, dtype=torch.float64)
     mask = torch.ones(len(flat), 3, dtype=torch.float64)
-    theirs, _ = core_algos.compute_grpo_outcome_advantage(
+    reference, _ = core_algos.compute_grpo_outcome_advantage(
         token_level, mask, index, epsilon=1e-6, norm_adv_by_std_in_grpo=norm_std
     )
-    ours = [value for group in groups for value in group_advantages(group, norm_std=norm_std)]
-    assert theirs[:-1, 0].tolist() == pytest.approx(ours[:-1], abs=1e-9)
-    assert ours[-1] == 0.0
-    assert theirs[-1, 0].item() == pytest.approx(0.75, abs=1e-5)
+    own = [value for group in groups for value in group_advantages(group, norm_std=norm_std)]
+    assert reference[:-1, 0].tolist() == pytest.approx(own[:-1], abs=1e-9)
+    assert own[-1] == 0.0
+    assert reference[-1, 0].item() == pytest.approx(0.75, abs=1e-5)

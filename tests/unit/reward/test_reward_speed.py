@@ -192,8 +192,8 @@ def test_rouge_equals_rouge_score() -> None:
         pair = [words(rng, rng.choice([0, 1, 3, 12, 40])) for _ in range(2)]
         if rng.random() < 0.3:
             pair[0] = pair[1].replace("the", "The!")
-        found = scorer.score(pair[1], pair[0])
-        assert rouge(pair[0], pair[1], max_tokens=None) == (found["rouge1"].fmeasure, found["rougeL"].fmeasure)
+        actual = scorer.score(pair[1], pair[0])
+        assert rouge(pair[0], pair[1], max_tokens=None) == (actual["rouge1"].fmeasure, actual["rougeL"].fmeasure)
 
 
 @settings(max_examples=300)

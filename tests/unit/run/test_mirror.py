@@ -160,9 +160,9 @@ def test_a_checkpoint_that_cannot_be_copied_is_an_error_naming_the_url(tmp_path:
 
 
 def test_a_login_in_a_url_and_two_urls_are_refused_and_out_may_be_one() -> None:
-    found = load_recipe(DEMO, ("out=s3://bucket/prefix",))
-    assert (found.out, found.mirror) == (Path("runs"), "s3://bucket/prefix")
-    assert recipe_from_dict(dump_recipe(found), source="x") == found
+    actual = load_recipe(DEMO, ("out=s3://bucket/prefix",))
+    assert (actual.out, actual.mirror) == (Path("runs"), "s3://bucket/prefix")
+    assert recipe_from_dict(dump_recipe(actual), source="x") == actual
     for overrides, said in (
         (("out=s3://key:secret@bucket/x",), "credentials belong in the environment"),
         (("out=s3://a/x", "mirror=s3://b/x"), "give one URL"),

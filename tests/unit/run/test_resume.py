@@ -163,6 +163,6 @@ def test_results_for_the_trackers_are_the_finished_stages_figures(run: RunDir) -
     from tagpr_rl.stages.common import results
 
     interrupted(run)
-    found = results(recipe(), run)
-    assert found["sft/m"] == 0.25 and found["sft/seconds"] == 1.5
-    assert not [key for key in found if key.startswith(("guided/", "explore/"))]
+    actual = results(recipe(), run)
+    assert actual["sft/m"] == 0.25 and actual["sft/seconds"] == 1.5
+    assert not [key for key in actual if key.startswith(("guided/", "explore/"))]

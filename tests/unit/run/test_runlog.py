@@ -29,8 +29,8 @@ def test_a_damaged_id_is_an_error_not_a_second_run(tmp_path: Path, text: str) ->
 
 def test_global_steps_are_added_up_over_the_training_stages() -> None:
     recipe = load_recipe(SMOKE)  # base 30, sft 120, prmu 20, guided 3, explore 4 (which stops after 2)
-    found = {name: step_offset(recipe, name) for name in recipe.stages}
-    assert found == {
+    actual = {name: step_offset(recipe, name) for name in recipe.stages}
+    assert actual == {
         "data": 0, "model": 0, "prompts": 0, "base": 0, "chains": 30, "sft": 30, "first": 150, "prmu": 150,
         "guided": 170, "explore": 173, "eval": 177,
     }  # fmt: skip

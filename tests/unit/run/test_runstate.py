@@ -85,14 +85,14 @@ def test_a_changed_value_is_named_and_everything_after_it_is_stale(
 ) -> None:
     finish_all(recipe(), run)
     changed = recipe(change)
-    found = runstate.run_status(changed, run)
-    assert found[first].status == "changed"
-    assert reason in found[first].reasons
+    actual = runstate.run_status(changed, run)
+    assert actual[first].status == "changed"
+    assert reason in actual[first].reasons
     stale = {first}
     for name in changed.stages:
         if stale & set(upstream(changed, name)):
             stale.add(name)
-    assert {name for name, status in found.items() if status.status == "changed"} >= stale
+    assert {name for name, status in actual.items() if status.status == "changed"} >= stale
     with pytest.raises(TagprError) as caught:
         runstate.require_unchanged(changed, run)
     message = str(caught.value)
@@ -102,8 +102,8 @@ def test_a_changed_value_is_named_and_everything_after_it_is_stale(
 
 def test_a_late_change_leaves_earlier_stages_done(run: RunDir) -> None:
     finish_all(recipe(), run)
-    found = states(recipe(lambda raw: raw["stages"]["explore"].update(steps=3)), run)
-    assert [name for name, state in found.items() if state == "changed"] == ["explore", "eval"]
+    actual = states(recipe(lambda raw: raw["stages"]["explore"].update(steps=3)), run)
+    assert [name for name, state in actual.items() if state == "changed"] == ["explore", "eval"]
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,9 @@ def test_a_stage_made_again_with_another_result_makes_the_later_ones_stale(run: 
     r = recipe()
     finish_all(r, run)
     finish(r, run, "guided", text="other weights")
-    found = runstate.run_status(r, run)
-    assert [name for name in found if found[name].status == "changed"] == ["explore", "eval"]
-    assert found["explore"].reasons == ("the content of stage guided changed",)
+    actual = runstate.run_status(r, run)
+    assert [name for name in actual if actual[name].status == "changed"] == ["explore", "eval"]
+    assert actual["explore"].reasons == ("the content of stage guided changed",)
 
 
 def test_a_stage_made_again_with_the_same_result_changes_nothing(run: RunDir) -> None:
@@ -140,10 +140,10 @@ def test_a_deleted_stage_is_todo_and_the_stages_that_read_it_are_stale(run: RunD
     r = recipe()
     finish_all(r, run)
     stage_dir(r, run, "prmu").manifest.unlink()
-    found = runstate.run_status(r, run)
-    assert found["prmu"].status == "todo"
-    assert found["guided"].reasons == ("stage prmu, which it reads, is to be made again",)
-    assert found["sft"].status == "done"
+    actual = runstate.run_status(r, run)
+    assert actual["prmu"].status == "todo"
+    assert actual["guided"].reasons == ("stage prmu, which it reads, is to be made again",)
+    assert actual["sft"].status == "done"
 
 
 def with_files(folder: Path) -> Recipe:

@@ -39,12 +39,12 @@ def write(folder: Path, **sweep: Any) -> Path:
 
 
 def plan(folder: Path, arms: dict[str, Any], **sweep: Any) -> SeedPlan:
-    found = load_sweep(write(folder, arms=arms, **sweep))
-    return plan_seed(found, found.seeds[0])
+    actual = load_sweep(write(folder, arms=arms, **sweep))
+    return plan_seed(actual, actual.seeds[0])
 
 
 def test_equal_stages_are_one_and_others_are_called_after_their_arm(tmp_path: Path) -> None:
-    found = plan(
+    actual = plan(
         tmp_path,
         {
             "full": {},
@@ -54,16 +54,16 @@ def test_equal_stages_are_one_and_others_are_called_after_their_arm(tmp_path: Pa
         },
         also=["sft"],
     )
-    names = list(found.recipe.stages)
+    names = list(actual.recipe.stages)
     assert names == [*SHARED, "guided_no_tags", "explore_no_tags", "explore_late", "eval"]
-    assert found.models == {
+    assert actual.models == {
         "full": "explore", "no_tags": "explore_no_tags", "no_exploratory": "guided", "late": "explore_late",
     }  # fmt: skip
-    raw = found.recipe.model_dump(mode="json")["stages"]
+    raw = actual.recipe.model_dump(mode="json")["stages"]
     assert raw["explore_no_tags"]["init"] == "guided_no_tags" and raw["explore_late"]["init"] == "guided"
     assert raw["guided_no_tags"]["prmu"] == "prmu" and raw["guided_no_tags"]["weights"]["alpha"] == 0
     assert raw["eval"]["models"] == ["sft", "explore", "explore_no_tags", "guided", "explore_late"]
-    assert {block["seed"] for block in raw.values()} == {3} and found.recipe.name == "s-seed3"
+    assert {block["seed"] for block in raw.values()} == {3} and actual.recipe.name == "s-seed3"
 
 
 def test_arms_that_come_to_the_same_share_their_model(tmp_path: Path) -> None:
@@ -74,30 +74,30 @@ def test_arms_that_come_to_the_same_share_their_model(tmp_path: Path) -> None:
         "no_prmu": {"stages.guided.weights.beta": 0},
         "none_shuffled": {"stages.guided.weights.beta": 0, "stages.guided.prmu_users": "shuffled"},
     }
-    found = plan(tmp_path, arms)
-    assert found.models["same"] == "explore" and found.models["none_shuffled"] == "explore_no_prmu"
-    assert found.recipe.stages["guided_no_prmu"].prmu is None  # type: ignore[union-attr]
+    actual = plan(tmp_path, arms)
+    assert actual.models["same"] == "explore" and actual.models["none_shuffled"] == "explore_no_prmu"
+    assert actual.recipe.stages["guided_no_prmu"].prmu is None  # type: ignore[union-attr]
 
 
 def test_what_no_arm_needs_is_left_out(tmp_path: Path) -> None:
-    found = plan(tmp_path, {"a": {"stages.guided.weights.beta": 0}, "b": {"stages.guided": {
+    actual = plan(tmp_path, {"a": {"stages.guided.weights.beta": 0}, "b": {"stages.guided": {
         "kind": "grpo", "init": "base", "weights": {"beta": 0}}}})  # fmt: skip
-    assert "prmu" not in found.recipe.stages
+    assert "prmu" not in actual.recipe.stages
 
 
 def test_a_grid_makes_an_arm_per_combination(tmp_path: Path) -> None:
     grid = {"stages.guided.weights.alpha": [0, 0.2], "stages.guided.weights.beta": [0.2, 0.5]}
-    found = plan(tmp_path, {"full": {}}, grid=grid)
-    assert list(found.models) == [
+    actual = plan(tmp_path, {"full": {}}, grid=grid)
+    assert list(actual.models) == [
         "full", "alpha_0_beta_0p2", "alpha_0_beta_0p5", "alpha_0p2_beta_0p2", "alpha_0p2_beta_0p5",
     ]  # fmt: skip
-    assert found.models["alpha_0p2_beta_0p2"] == "explore"  # the recipe's own weights
+    assert actual.models["alpha_0p2_beta_0p2"] == "explore"  # the recipe's own weights
 
 
 def test_an_arm_with_its_own_chains_reads_them(tmp_path: Path) -> None:
-    found = plan(tmp_path, {"full": {}, "wrong": {"stages.chains.error_rate": 0.5}})
-    assert set(upstream(found.recipe, "sft_wrong")) >= {"chains_wrong", "base"}
-    assert "chains" not in upstream(found.recipe, "sft_wrong")
+    actual = plan(tmp_path, {"full": {}, "wrong": {"stages.chains.error_rate": 0.5}})
+    assert set(upstream(actual.recipe, "sft_wrong")) >= {"chains_wrong", "base"}
+    assert "chains" not in upstream(actual.recipe, "sft_wrong")
 
 
 def test_an_arm_that_would_read_another_arm_s_chains_is_refused(tmp_path: Path) -> None:
@@ -130,14 +130,14 @@ def test_every_arm_finds_its_own_recipe_in_the_combined_one(drawn: list[dict[str
     """Down the chain of `init`, each stage is what the arm alone would have, and no stage stands there twice."""
     arms = {f"arm{i}": keys for i, keys in enumerate(drawn)}
     with tempfile.TemporaryDirectory() as folder:
-        found = plan(Path(folder), arms)
-    blocks = dump_recipe(found.recipe)["stages"]
+        actual = plan(Path(folder), arms)
+    blocks = dump_recipe(actual.recipe)["stages"]
     for arm, keys in arms.items():
         raw = copy.deepcopy(RAW)
         for key, value in {"stages.eval": None, **keys}.items():
             set_key(raw, key, value, where="here")
         alone = recipe_from_dict(raw, source=arm)
-        mine, own = found.models[arm], final_model(alone)
+        mine, own = actual.models[arm], final_model(alone)
         while blocks[mine]["kind"] != "model":
             block, wanted = dict(blocks[mine]), dump_recipe(alone)["stages"][own] | {"seed": 3}
             mine, own = block.pop("init"), wanted.pop("init")
@@ -177,12 +177,12 @@ def test_a_wrong_sweep_is_one_clear_error(
 def test_the_project_s_sweeps(path: Path) -> None:
     sweep = load_sweep(path)
     assert sweep.name == path.stem and sweep.seeds == (1, 2, 3)
-    found = plan_seed(sweep, 2)
-    kinds = [stage.kind for stage in found.recipe.stages.values()]
-    arms = len(set(found.models.values()))
+    actual = plan_seed(sweep, 2)
+    kinds = [stage.kind for stage in actual.recipe.stages.values()]
+    arms = len(set(actual.models.values()))
     assert kinds.count("grpo") == {"ablations": 2 * arms - 1, "weights": arms}[path.stem]
     assert kinds.count("sft") == 2 and kinds.count("prmu") == kinds.count("evaluate") == 1
-    steps = sum(stage.steps for stage in found.recipe.stages.values() if stage.kind == "grpo")
+    steps = sum(stage.steps for stage in actual.recipe.stages.values() if stage.kind == "grpo")
     assert steps == {"ablations": 24, "weights": 12}[path.stem] * arms
 
 
@@ -197,25 +197,27 @@ SCORES: dict[str, dict[int, dict[str, float]]] = {
 
 
 def test_arms_by_hand() -> None:
-    found = compare_arms(SCORES, USERS, TASKS)
-    assert found["full"]["per_seed"] == {
+    actual = compare_arms(SCORES, USERS, TASKS)
+    assert actual["full"]["per_seed"] == {
         "1": {"score": 0.75, "by_task": {"LaMP_1": 0.5, "LaMP_2": 1.0}},
         "2": {"score": 0.5, "by_task": {"LaMP_1": 1.0, "LaMP_2": 0.0}},
     }
-    assert found["full"]["score"][0] == (0.75 + 0.5) / 2
-    assert found["full"]["against_first"] == [0.0, 0.0, 0.0] and found["full"]["seed_sd"] == 0.0
+    assert actual["full"]["score"][0] == (0.75 + 0.5) / 2
+    assert actual["full"]["against_first"] == [0.0, 0.0, 0.0] and actual["full"]["seed_sd"] == 0.0
     # LaMP_1: (-.5 + 0) / 2; LaMP_2: -.5. Seeds: 0 - .75 and .5 - .5.
-    difference, low, high = found["none"]["against_first"]
+    difference, low, high = actual["none"]["against_first"]
     assert difference == (-0.25 - 0.5) / 2 and low <= difference <= high
-    assert found["none"]["seed_sd"] == pytest.approx(0.75 / 2**0.5)
+    assert actual["none"]["seed_sd"] == pytest.approx(0.75 / 2**0.5)
 
 
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.lists(st.floats(0, 1), min_size=3, max_size=3))
 def test_a_difference_is_the_difference_of_the_scores(one: list[float], other: list[float]) -> None:
     scores = {"x": {1: dict(zip("abc", one, strict=True))}, "y": {1: dict(zip("abc", other, strict=True))}}
-    found = compare_arms(scores, USERS, TASKS)
-    assert found["y"]["against_first"][0] == pytest.approx(found["y"]["score"][0] - found["x"]["score"][0], abs=1e-12)
-    assert found["y"]["seed_sd"] is None
+    actual = compare_arms(scores, USERS, TASKS)
+    assert actual["y"]["against_first"][0] == pytest.approx(
+        actual["y"]["score"][0] - actual["x"]["score"][0], abs=1e-12
+    )
+    assert actual["y"]["seed_sd"] is None
 
 
 def test_a_malformed_response_counts_as_nothing_in_the_strict_score() -> None:
@@ -268,8 +270,8 @@ def test_the_result_grows_seed_by_seed(tmp_path: Path, capsys: pytest.CaptureFix
     path = write(tmp_path, arms=arms, seeds=[1, 2])
     sweep = load_sweep(path)
     for seed in (1, 2):
-        found = plan_seed(sweep, seed)
-        finished(found, {found.models[arm]: SCORES[arm][seed] for arm in arms})
+        actual = plan_seed(sweep, seed)
+        finished(actual, {actual.models[arm]: SCORES[arm][seed] for arm in arms})
         assert main(["sweep", str(path), "--seeds", str(seed)]) == 0
         facts = json.loads((tmp_path / "out" / "s" / "sweep.json").read_text(encoding="utf-8"))
         assert facts["seeds"] == list(range(1, seed + 1))
@@ -292,8 +294,8 @@ def test_a_seed_that_is_not_the_sweep_s_is_refused(tmp_path: Path, capsys: pytes
 
 def test_overrides_hold_for_all_arms_and_out_is_the_sweep_s(tmp_path: Path) -> None:
     path = write(tmp_path, arms={"full": {}, "b": {"stages.guided.lr": 0.5}})
-    found = load_sweep(path, ("stages.guided.steps=4", f"out={tmp_path / 'else'}"))
-    made = plan_seed(found, 3).recipe
+    actual = load_sweep(path, ("stages.guided.steps=4", f"out={tmp_path / 'else'}"))
+    made = plan_seed(actual, 3).recipe
     assert made.out == tmp_path / "else" / "s"
     assert [made.stages[name].steps for name in ("guided", "guided_b")] == [4, 4]  # type: ignore[union-attr]
 

@@ -44,9 +44,9 @@ ROWS = [row("LaMP_1", 2), row("LaMP_2", 4), row("LaMP_1", 6), row("LaMP_1", 8), 
     ],
 )
 def test_which_rows_stay(block: dict[str, Any], kept: list[int], counts: dict[str, int]) -> None:
-    found: dict[str, int] = {}
-    assert keep(ROWS, range(6), FilterBlock(**block), found) == kept
-    assert found == counts
+    actual: dict[str, int] = {}
+    assert keep(ROWS, range(6), FilterBlock(**block), actual) == kept
+    assert actual == counts
 
 
 def test_mixed_keeps_questions_answered_neither_always_nor_never() -> None:
@@ -119,10 +119,10 @@ def test_a_wrong_filter_or_limit_is_refused(keys: dict[str, Any], part: str) -> 
 
 def test_what_is_carried_over_names_every_part() -> None:
     raw = {"kind": "grpo", "init": "sft", "weights": {"beta": 0}, "seed": 7, "kl_coef": 0.1, "lr": 1e-4}
-    found = carried(GrpoStage.model_validate(raw))
-    assert list(found) == ["weights", "optimizer", "schedule", "data order", "random state", "reference"]
-    assert found["weights"].startswith("from 'sft'") and found["reference"] == "the weights of 'sft', fixed"
-    assert "seed 7" in found["data order"] and found["optimizer"].startswith("afresh")
+    actual = carried(GrpoStage.model_validate(raw))
+    assert list(actual) == ["weights", "optimizer", "schedule", "data order", "random state", "reference"]
+    assert actual["weights"].startswith("from 'sft'") and actual["reference"] == "the weights of 'sft', fixed"
+    assert "seed 7" in actual["data order"] and actual["optimizer"].startswith("afresh")
 
 
 def test_limits_reach_verl() -> None:

@@ -71,8 +71,8 @@ def test_a_new_kind_is_validated_run_and_reused(count_kind: None, tmp_path: Path
     assert recipe_from_dict(dump_recipe(recipe), source="x") == recipe
     run, text = RunDir(tmp_path / "r"), io.StringIO()
     run_pipeline(recipe, run, console=Console(file=text, width=200))
-    found = read_manifest(stage_dir(recipe, run, "files"))
-    assert found is not None and found.kind == "count" and found.metrics == {"files": 16.0}  # 4 tasks x 2 splits x 2
+    actual = read_manifest(stage_dir(recipe, run, "files"))
+    assert actual is not None and actual.kind == "count" and actual.metrics == {"files": 16.0}  # 4 tasks x 2 splits x 2
     run_pipeline(recipe, run, console=Console(file=text, width=200))
     assert "files     done before" in text.getvalue()
     with pytest.raises(TagprError, match=r"stages\.files\.sufix: unknown key; did you mean 'suffix'\?"):

@@ -48,8 +48,8 @@ def edit(path: Path, change: Callable[[Any], Any]) -> None:
 
 def test_a_single_labelled_split_is_divided_by_user(tmp_path: Path, lamp: Path) -> None:
     assert data_stage(tmp_path, lamp) == 0
-    found = facts(tmp_path)
-    assert found["n_questions"] == 40  # 20 users, 8 questions each, a quarter of them LaMP_2
+    actual = facts(tmp_path)
+    assert actual["n_questions"] == 40  # 20 users, 8 questions each, a quarter of them LaMP_2
     written = tmp_path / "runs" / "demo" / "010_data" / "lamp"
     train, held_out = (load_folder(written, ["LaMP_2"], split) for split in ("train", "dev"))
     assert len(train) + len(held_out) == 40
@@ -59,9 +59,9 @@ def test_a_single_labelled_split_is_divided_by_user(tmp_path: Path, lamp: Path) 
 def test_the_world_has_its_bounds_and_the_sizes_asked_for(tmp_path: Path) -> None:
     sizes = ("data.world.train_users=10", "data.world.held_out_users=5", "data.world.time_users=4")
     assert data_stage(tmp_path, None, *sizes, "data.tasks=[LaMP_1,LaMP_3]") == 0
-    found = facts(tmp_path)
-    assert found["by_task"] == {task: {"train": 20, "held_out": 10} for task in ("LaMP_1", "LaMP_3")}
-    for bound in found["bounds"].values():
+    actual = facts(tmp_path)
+    assert actual["by_task"] == {task: {"train": 20, "held_out": 10} for task in ("LaMP_1", "LaMP_3")}
+    for bound in actual["bounds"].values():
         assert set(bound) == {"LaMP_1", "LaMP_3", "mean"}
         assert bound["mean"] == pytest.approx((bound["LaMP_1"] + bound["LaMP_3"]) / 2)
 

@@ -33,10 +33,10 @@ A, B, C = Step("examine_examples", "a"), Step("infer_preference", "b"), Step("co
 
 
 def test_every_alteration_of_a_thought_of_three_steps() -> None:
-    found = alterations([A, B, C], [B], seed="s")
-    (mixed,) = (item for item in found if item.alteration == "shuffle_steps")
-    found.remove(mixed)
-    assert [(item.alteration, item.steps, item.profile, item.tag) for item in found] == [
+    actual = alterations([A, B, C], [B], seed="s")
+    (mixed,) = (item for item in actual if item.alteration == "shuffle_steps")
+    actual.remove(mixed)
+    assert [(item.alteration, item.steps, item.profile, item.tag) for item in actual] == [
         ("unchanged", (A, B, C), "own", None),
         ("drop_all", (), "own", None),
         ("drop_step", (B, C), "own", "examine_examples"),
@@ -62,12 +62,12 @@ def test_one_step_or_equal_steps_cannot_be_shuffled_and_nobody_else_lends_no_tho
 
 @given(st.lists(st.sampled_from([A, B, C]), min_size=2, max_size=6), st.text(max_size=5))
 def test_a_shuffle_keeps_the_steps_and_is_the_same_every_time(steps: list[Step], seed: str) -> None:
-    found = shuffled(tuple(steps), seed)
-    assert found == shuffled(tuple(steps), seed)
-    if found is None:
+    actual = shuffled(tuple(steps), seed)
+    assert actual == shuffled(tuple(steps), seed)
+    if actual is None:
         assert len(set(steps)) == 1
     else:
-        assert found != tuple(steps) and sorted(map(str, found)) == sorted(map(str, steps))
+        assert actual != tuple(steps) and sorted(map(str, actual)) == sorted(map(str, steps))
 
 
 def test_thoughts_come_from_another_user_of_the_same_task() -> None:
@@ -94,7 +94,7 @@ def outcome(key: str, alteration: str, changed: bool, score: float, own: float, 
 
 
 def test_figures_by_hand() -> None:
-    found = aggregate(
+    actual = aggregate(
         [
             outcome("a", "unchanged", False, 1.0, 1.0),
             outcome("b", "unchanged", False, 0.0, 0.0),
@@ -106,7 +106,7 @@ def test_figures_by_hand() -> None:
             outcome("c", "drop_step", True, 0.5, 0.5, "conclude"),
         ]
     )
-    plain, dropped = found["alterations"]["unchanged"], found["alterations"]["drop_step"]
+    plain, dropped = actual["alterations"]["unchanged"], actual["alterations"]["drop_step"]
     assert plain["n"] == 3 and plain["changed"] == [0.0, 0.0, 0.0] and plain["score_change"] == [0.0, 0.0, 0.0]
     assert plain["score"][0] == 0.5  # LaMP_1 .5, LaMP_2 .5
     assert dropped["n"] == 3
@@ -114,16 +114,16 @@ def test_figures_by_hand() -> None:
     assert dropped["score"][0] == (0.75 + 0.5) / 2  # LaMP_1: a .5, b 1; LaMP_2: .5
     assert dropped["score_change"][0] == (0.25 + 0.0) / 2  # LaMP_1: a -.5, b +1; LaMP_2: 0
     assert dropped["changed"][1] <= dropped["changed"][0] <= dropped["changed"][2]
-    assert list(found["tags"]) == ["conclude", "infer_preference"]
-    conclude = found["tags"]["conclude"]
+    assert list(actual["tags"]) == ["conclude", "infer_preference"]
+    conclude = actual["tags"]["conclude"]
     assert conclude["n"] == 3 and conclude["changed"][0] == 1.0
     assert conclude["score_change"][0] == 0.0  # LaMP_1: -1 and +1; LaMP_2: 0
-    assert found["tags"]["infer_preference"]["n"] == 1
+    assert actual["tags"]["infer_preference"]["n"] == 1
 
 
 def test_the_table_shows_every_alteration_and_tag() -> None:
-    found = aggregate([outcome("a", "drop_step", True, 0.0, 1.0, "conclude")])
-    facts = {"run": "r", "stage": "s", "well_formed": 1, "questions": 2, "own_score": [1.0, 1.0, 1.0], **found}
+    actual = aggregate([outcome("a", "drop_step", True, 0.0, 1.0, "conclude")])
+    facts = {"run": "r", "stage": "s", "well_formed": 1, "questions": 2, "own_score": [1.0, 1.0, 1.0], **actual}
     console = Console(width=160, file=io.StringIO())
     console.print(study.faithful_table(facts))
     text = console.file.getvalue()  # type: ignore[attr-defined]

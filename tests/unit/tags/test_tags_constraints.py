@@ -89,8 +89,8 @@ def test_schema_without_required_tags() -> None:
     ],
 )
 def test_near_duplicates(first: str, second: str, duplicate: bool) -> None:
-    found = violations(chain(EX, IP, AP, texts=[first, second, "wholly other words"]), SCHEMA)
-    assert any("near-duplicate of step 0" in line for line in found) == duplicate
+    actual = violations(chain(EX, IP, AP, texts=[first, second, "wholly other words"]), SCHEMA)
+    assert any("near-duplicate of step 0" in line for line in actual) == duplicate
 
 
 def test_violations_name_step_and_reason() -> None:
