@@ -5,9 +5,9 @@ Run: python bench/trl.py --trl-python <interpreter with bench/requirements-trl.t
 Both sides: the same tiny model with random weights, the same prompts in the same order, the rubric without PRMU as
 reward, exactly as many new tokens as the size says, fp32, the same number of threads, AdamW, one update per step over
 the same micro-batches, old log-probabilities of the rollout (no second forward), no reference model, token-mean loss.
-They differ in: generation (ours vLLM in a process of its own; TRL transformers' `generate`, its default), processes
-(ours nine under Ray; TRL one), what is written (ours every response and every reward component; TRL a line of log),
-and how the end of text is kept away (ours is ignored, TRL's has probability 0).
+They differ in generation (this project: vLLM in a process of its own; TRL: transformers' `generate`, its default), in
+processes (nine under Ray; one), in what is written (every response and every reward component; a line of log), and in
+how the end of text is kept away (it is ignored; it has probability 0).
 """
 
 from __future__ import annotations

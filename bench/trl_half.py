@@ -62,7 +62,7 @@ def make_reward(weights: dict[str, float]) -> Any:
 
 
 def config(job: dict[str, Any]) -> GRPOConfig:
-    """The same step as ours: one optimizer update, on-policy, no reference model, token-mean loss, fp32."""
+    """The same step as this project's: one optimizer update, on-policy, no reference model, token-mean loss, fp32."""
     samples = job["prompts"] * job["group"]
     micro = min(job["micro_batch"], samples)
     return GRPOConfig(
