@@ -50,6 +50,8 @@ COMMANDS: dict[str, dict[str, str]] = {
 }
 """Panel of `tagpr --help` -> command -> what it does. The file cli/<command>.py holds it: `command`, a function, or
 `commands`, a typer.Typer of several."""
+FILES = {"resume": "run", "report": "compare", "export": "study"}
+"""Command -> the file that holds it beside its own command, as a function of the command's name."""
 
 ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("render",): ("cluster", "render"),
@@ -93,12 +95,12 @@ class CommandTable(TyperGroup):
 
 
 def load_command(name: str) -> Any:
-    """The command that tagpr_rl/cli/<name>.py holds, ready to parse its arguments."""
-    module = importlib.import_module(f"tagpr_rl.cli.{name}")
-    if hasattr(module, "commands"):
+    """The command of the table, ready to parse its arguments."""
+    module = importlib.import_module(f"tagpr_rl.cli.{FILES.get(name, name)}")
+    if name not in FILES and hasattr(module, "commands"):
         return get_command(module.commands)
     single = typer.Typer(add_completion=False)
-    single.command(name, cls=Command)(module.command)
+    single.command(name, cls=Command)(getattr(module, name) if name in FILES else module.command)
     return get_command(single)
 
 

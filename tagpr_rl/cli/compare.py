@@ -1,7 +1,8 @@
-"""`tagpr compare`: runs side by side."""
+"""`tagpr report` and `tagpr compare`: a run's page, runs side by side."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tagpr_rl.cli.arguments import say
+from tagpr_rl.cli.arguments import Overrides, RunName, say
+from tagpr_rl.report import build_report, summary_table
 from tagpr_rl.report.cards.sweep_page import FILE, sweep_page
 from tagpr_rl.report.page.comparison import Comparison, compare, read_side, write_page
 from tagpr_rl.report.page.names import task_label
@@ -54,6 +56,19 @@ def command(
         Console().print(table)
     page = out or roots[0].resolve().parent / f"compare_{'_'.join(root.resolve().name for root in roots)}.html"
     write_page(comparison, page)
+    say(page)
+
+
+def report(run: RunName, overrides: Overrides = None) -> None:
+    """Write report.html and report.json of RUN again from what is on disk, and print the results.
+
+    Works for unfinished runs too; the report says what is missing.
+
+    Example: tagpr report runs/demo
+    """
+    recipe, folder = open_run(run, overrides or ())
+    page = build_report(folder, recipe)
+    Console().print(summary_table(json.loads(folder.report_json.read_text(encoding="utf-8"))))
     say(page)
 
 

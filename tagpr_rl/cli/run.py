@@ -1,20 +1,21 @@
-"""`tagpr run`: make a recipe's stages."""
+"""`tagpr run` and `tagpr resume`: make a recipe's stages, or go on with those of a run."""
 
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tagpr_rl.cli.arguments import Overrides, RecipeName, Until, check_stage, full_install
+from tagpr_rl.cli.arguments import Overrides, RecipeName, RunName, Until, check_stage, full_install, say
 from tagpr_rl.plan.show import require_fit
 from tagpr_rl.run.branch import from_override, require_another_run
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.run.mirror import mirror_of
-from tagpr_rl.run.open import open_recipe, planned_run
-from tagpr_rl.run.resume import exclusive
-from tagpr_rl.run.state import require_unchanged
+from tagpr_rl.run.open import open_recipe, open_run, planned_run
+from tagpr_rl.run.resume import exclusive, resume_point
+from tagpr_rl.run.state import require_unchanged, run_status
 from tagpr_rl.types import TagprError
 
 
@@ -57,6 +58,28 @@ def command(
     require_unchanged(loaded, folder)
     folder.root.mkdir(parents=True, exist_ok=True)
     full_install("tagpr_rl.stages.pipeline").run_pipeline(loaded, folder, until=until)
+
+
+def resume(
+    run: RunName,
+    until: Until = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="With a URL: the local folder of runs.")] = None,
+) -> None:
+    """Go on with an interrupted RUN, between stages or in the middle of one, from its last checkpoint.
+
+    The run's own recipe is used, as it was started. A run at a URL is first copied to this machine.
+
+    Example: tagpr resume runs/demo
+    """
+    recipe, folder = open_run(run, out=out, say=say)
+    check_stage(until, recipe.stages)
+    point = resume_point(recipe, folder)
+    say(f"run {folder.root}: {point.describe()}")
+    if point.stage is None and recipe.mirror is None:
+        return
+    full_install("tagpr_rl.stages.pipeline").run_pipeline(recipe, folder, until=until)
+    left = [name for name, state in run_status(recipe, folder, until=until).items() if state.status != "done"]
+    assert not left, f"the pipeline ended with unfinished stages: {left}"
 
 
 def remove_run(run: RunDir) -> None:

@@ -1,4 +1,4 @@
-"""`tagpr study`: what a finished run is worth, measured on users that no training has seen; its view on W&B."""
+"""`tagpr study` measures a finished run on users that no training has seen; `tagpr export` writes its models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -100,6 +100,22 @@ def wandb_view(
 def _read(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+def export(
+    run: RunName,
+    stage: Annotated[str, typer.Option(metavar="STAGE", help="A model, sft or grpo stage.")],
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "float32",
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/export/STAGE-DTYPE.")] = None,
+) -> None:
+    """Write the model of a finished stage of RUN as a Hugging Face folder, with a model card.
+
+    Adapters are merged into the weights.
+
+    Example: tagpr export runs/demo --stage explore --dtype bfloat16
+    """
+    recipe, folder = open_run(run)
+    say(full_install("tagpr_rl.studies.export").export(recipe, folder, stage, dtype=dtype, out=out))
 
 
 def prmu_table(facts: Mapping[str, Any]) -> Table:

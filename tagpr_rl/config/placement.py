@@ -67,7 +67,7 @@ def placement_mistakes(
     longest: int,
 ) -> list[str]:
     """Combinations of settings that cannot work, each with its remedy. `longest` is the longest sequence in tokens."""
-    cpu, world = platform.device == "cpu", platform.nodes * platform.devices_per_node
+    cpu, world = platform.device == "cpu", platform.devices
     kernel, tokens = attention(platform, training), training.max_tokens_per_device
     checks = [
         (

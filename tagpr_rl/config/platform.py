@@ -31,6 +31,11 @@ class PlatformBlock(Closed):
     zmq_timeout_s: Count = 120
     """Seconds after which a weight transfer whose other end is silent fails."""
 
+    @property
+    def devices(self) -> int:
+        """Devices that train the policy, on all machines; a process each."""
+        return self.nodes * self.devices_per_node
+
 
 class TrainingBlock(Closed):
     """How a training process uses its device."""

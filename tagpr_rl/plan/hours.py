@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, stage_limits
-from tagpr_rl.plan.memory import PRMU_ITEM_TOKENS, PRMU_TOKENS, engine_devices, longest, prmu_shape
+from tagpr_rl.plan.memory import PRMU_ITEM_TOKENS, PRMU_TOKENS, compute_bytes, engine_devices, longest, prmu_shape
 from tagpr_rl.plan.shapes import Device, ModelShape
 
 MFU = 0.35
@@ -44,7 +44,7 @@ def train_time(recipe: Recipe, shape: ModelShape, tokens: float, device: Device 
     """Seconds to train the policy on `tokens`; () without a device."""
     if device is None:
         return ()
-    world = recipe.platform.nodes * recipe.platform.devices_per_node
+    world = recipe.platform.devices
     flops = train_flops(shape, tokens, longest(recipe), lora=recipe.lora is not None)
     rate = world * device.bf16_tflops * 1e12 * MFU
     rule = f"{flops:.2e} FLOPs / ({world} x {device.bf16_tflops:g} TFLOPS x MFU {MFU:g})"
@@ -72,7 +72,7 @@ def grpo_time(recipe: Recipe, stage: GrpoStage, shape: ModelShape, device: Devic
     generated = stage.steps * generation_seconds(
         shape, device, responses=responses, engines=engines, tensor=tensor, concurrent=fits,
         prompt=prompt, response=response,
-        width=2 if recipe.model.dtype == "bfloat16" else 4,
+        width=compute_bytes(recipe),
     )  # fmt: skip
     rule = (
         f"{responses} responses on {engines} engine(s), {fits} at a time, "
@@ -93,7 +93,7 @@ def grpo_time(recipe: Recipe, stage: GrpoStage, shape: ModelShape, device: Devic
         if recipe.placement.prmu == "dedicated":
             used = max(1, math.ceil(used * recipe.placement.prmu_devices))
         else:
-            used = min(used, recipe.platform.nodes * recipe.platform.devices_per_node)
+            used = min(used, recipe.platform.devices)
         text = f"{flops:.2e} FLOPs / ({used} x {device.fp32_tflops:g} TFLOPS fp32 x MFU {MFU:g})"
         times.append(("score", flops / (used * device.fp32_tflops * 1e12 * MFU), text))
     return tuple(times)

@@ -77,10 +77,15 @@ def prmu_shape(recipe: Recipe, name: str) -> ModelShape | None:
 
 def engine_devices(recipe: Recipe) -> int:
     """Devices that generate."""
-    own, platform = recipe.placement, recipe.platform
-    if own.rollout == "separate":
-        return own.rollout_nodes * own.rollout_devices_per_node
-    return platform.nodes * platform.devices_per_node
+    placement = recipe.placement
+    if placement.rollout == "separate":
+        return placement.rollout_nodes * placement.rollout_devices_per_node
+    return recipe.platform.devices
+
+
+def compute_bytes(recipe: Recipe) -> int:
+    """Bytes of a number in the dtype that the model computes with."""
+    return 2 if recipe.model.dtype == "bfloat16" else 4
 
 
 def longest(recipe: Recipe) -> int:
@@ -90,7 +95,7 @@ def longest(recipe: Recipe) -> int:
 
 def micro_tokens(recipe: Recipe, stage: SftStage | GrpoStage) -> int:
     """Tokens of one device's micro-batch, padding included."""
-    training, world = recipe.training, recipe.platform.nodes * recipe.platform.devices_per_node
+    training, world = recipe.training, recipe.platform.devices
     if training.max_tokens_per_device is not None:
         return training.max_tokens_per_device
     if isinstance(stage, GrpoStage):
@@ -102,7 +107,7 @@ def micro_tokens(recipe: Recipe, stage: SftStage | GrpoStage) -> int:
 
 def training_parts(recipe: Recipe, shape: ModelShape, tokens: int, stage: TrainingStage) -> tuple[Part, ...]:
     """Parts of one training process: weights, gradients and Adam states, then what a micro-batch needs."""
-    width = 2 if recipe.model.dtype == "bfloat16" else 4
+    width = compute_bytes(recipe)
     recompute = checkpointing(recipe.platform, recipe.training)
     per_layer = block_activation(shape, width)
     stored = shape.layers * shape.hidden * width + per_layer if recompute else shape.layers * per_layer
@@ -117,7 +122,7 @@ def training_parts(recipe: Recipe, shape: ModelShape, tokens: int, stage: Traini
 
 def _gathered(recipe: Recipe, shape: ModelShape) -> Part:
     """Unsharded weights in the compute dtype: the block at work, the prefetched one, embedding and output layer."""
-    width = 2 if recipe.model.dtype == "bfloat16" else 4
+    width = compute_bytes(recipe)
     gathered = width * (2 * shape.block + shape.embedding * (1 if shape.tied else 2))
     return Part("gathered", gathered, f"{width} B x (2 blocks + embeddings), unsharded")
 
@@ -125,7 +130,7 @@ def _gathered(recipe: Recipe, shape: ModelShape) -> Part:
 def fsdp_states(recipe: Recipe, shape: ModelShape) -> list[Part]:
     """FSDP2: fp32 weights, gradients and Adam states, all sharded."""
     lora = recipe.lora
-    shards = recipe.training.fsdp_size or recipe.platform.nodes * recipe.platform.devices_per_node
+    shards = recipe.training.fsdp_size or recipe.platform.devices
     total, share = shape.parameters, f"{shape.parameters:,} / {shards}"
     parts = [Part("weights", 4 * total / shards, f"4 B x {share}"), _gathered(recipe, shape)]
     if lora is None:
@@ -144,8 +149,8 @@ def zero_states(recipe: Recipe, shape: ModelShape, zero: DeepSpeedBlock) -> list
 
     Stage 1 shards the optimizer, 2 gradients as well, 3 weights as well. What is offloaded is left out.
     """
-    total, world = shape.parameters, recipe.platform.nodes * recipe.platform.devices_per_node
-    width = 2 if recipe.model.dtype == "bfloat16" else 4
+    total, world = shape.parameters, recipe.platform.devices
+    width = compute_bytes(recipe)
     of_weights, of_gradients = world if zero.zero_stage == 3 else 1, world if zero.zero_stage >= 2 else 1
     per_weight = zero_optimizer_bytes(recipe)
     parts = [Part("gradients", 4 * total / of_gradients, f"4 B x {total:,} / {of_gradients}")]
@@ -171,7 +176,7 @@ def block_activation(shape: ModelShape, width: int) -> int:
 def engine_parts(recipe: Recipe, shape: ModelShape, memory: float | None) -> tuple[list[Part], int, tuple[str, ...]]:
     """(vLLM's parts on one device with `memory` bytes, the sequences that fit at a time, problems)."""
     tensor, length = recipe.placement.tensor_parallel, longest(recipe)
-    width = 2 if recipe.model.dtype == "bfloat16" else 4
+    width = compute_bytes(recipe)
     weights = width * shape.parameters / tensor
     per_token = shape.kv_bytes(width) / min(tensor, shape.kv_heads)
     if recipe.platform.device == "cpu":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
@@ -39,26 +39,17 @@ class BatchPlan:
     """Upper bound of the tokens that rollouts generate in the whole stage."""
     trained_tokens: int = 0
     """Upper bound of the tokens (prompt and response) in the sequences trained on."""
-    problems: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
     """Counts that do not divide as the engine needs."""
-
-
-def devices(recipe: Recipe) -> int:
-    """Training processes in all: nodes times devices per node."""
-    return recipe.platform.nodes * recipe.platform.devices_per_node
 
 
 def batch_plan(recipe: Recipe, stage: StageBase) -> BatchPlan | None:
     """Batch arithmetic of a training stage; None for stages that do not train."""
     length = recipe.data.prompt.max_tokens + recipe.data.prompt.max_response_tokens
     if isinstance(stage, SftStage):
-        problems = _divides(stage.batch_size, devices(recipe), "batch_size", "devices")
-        return BatchPlan(
-            stage.steps,
-            stage.batch_size,
-            trained_tokens=stage.steps * stage.batch_size * length,
-            problems=problems,
-        )
+        problems = _divides(stage.batch_size, recipe.platform.devices, "batch_size", "devices")
+        trained = stage.steps * stage.batch_size * length
+        return BatchPlan(stage.steps, stage.batch_size, trained_tokens=trained, problems=problems)
     if isinstance(stage, PrmuStage):
         # A pair is two sequences.
         return BatchPlan(stage.steps, stage.batch_size, trained_tokens=2 * stage.steps * stage.batch_size * length)
@@ -67,10 +58,10 @@ def batch_plan(recipe: Recipe, stage: StageBase) -> BatchPlan | None:
         responses = stage.prompts_per_step * stage.group_size
         mini = responses // stage.mini_batches
         tokens, each = recipe.training.max_tokens_per_device, stage.micro_batch_size
-        count = -(-mini // (devices(recipe) * each))
+        count = -(-mini // (recipe.platform.devices * each))
         if tokens is not None:  # verl fills micro-batches by tokens; only the devices must divide
             each = 1
-            count = -(-mini * length // (devices(recipe) * tokens))
+            count = -(-mini * length // (recipe.platform.devices * tokens))
         return BatchPlan(
             updates=stage.steps * stage.mini_batches,
             samples_per_step=responses,
@@ -79,7 +70,7 @@ def batch_plan(recipe: Recipe, stage: StageBase) -> BatchPlan | None:
             generated_tokens=stage.steps * responses * stage_limits(recipe, stage)[1],
             trained_tokens=stage.steps * responses * length,
             problems=_divides(stage.prompts_per_step, stage.mini_batches, "prompts_per_step", "mini_batches")
-            + _divides(mini, devices(recipe) * each, "responses per update", "devices * micro_batch_size"),
+            + _divides(mini, recipe.platform.devices * each, "responses per update", "devices * micro_batch_size"),
         )
     return None
 
@@ -175,7 +166,7 @@ def stage_budgets(recipe: Recipe) -> dict[str, StageBudget]:
 def devices_text(recipe: Recipe) -> str:
     """The policy's devices, and those beside them."""
     platform, own = recipe.platform, recipe.placement
-    text = f"{platform.nodes} node(s) x {platform.devices_per_node} = {devices(recipe)} process(es)"
+    text = f"{platform.nodes} node(s) x {platform.devices_per_node} = {recipe.platform.devices} process(es)"
     if own.rollout == "separate":
         count = own.rollout_nodes * own.rollout_devices_per_node
         text += f"; rollout on {own.rollout_nodes} x {own.rollout_devices_per_node} = {count} more"

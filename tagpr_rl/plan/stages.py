@@ -11,6 +11,7 @@ from tagpr_rl.plan.memory import (
     GIB,
     RESERVE_GIB,
     Phase,
+    compute_bytes,
     device_of,
     engine_parts,
     longest,
@@ -109,7 +110,7 @@ def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device
         host += 4 * shape.parameters / recipe.platform.nodes  # verl keeps it in host memory (CPUOffloadPolicy)
     scorers = recipe.placement.prmu_serving.scorers
     if scorer is not None and recipe.placement.prmu == "shared":
-        per_device = -(-scorers // (recipe.platform.nodes * recipe.platform.devices_per_node))  # the fullest device
+        per_device = -(-scorers // recipe.platform.devices)  # the fullest device
         phases = [Phase(phase.name, (*phase.parts, *[scorer] * per_device)) for phase in phases]
     elif scorer is not None and recipe.placement.prmu == "dedicated":
         per_device = min(scorers, max(1, int(1 / recipe.placement.prmu_devices)))
@@ -124,7 +125,7 @@ def _offloaded(recipe: Recipe, shape: ModelShape, stage: TrainingStage) -> float
     """Host bytes of a node that offloaded states take."""
     training, nodes = recipe.training, recipe.platform.nodes
     if stage.strategy == "deepspeed":
-        zero, width = stage.zero(), 2 if recipe.model.dtype == "bfloat16" else 4
+        zero, width = stage.zero(), compute_bytes(recipe)
         per_weight = width * zero.offload_params + zero_optimizer_bytes(recipe) * zero.offload_optimizer
         return per_weight * shape.parameters / nodes
     trained = shape.parameters

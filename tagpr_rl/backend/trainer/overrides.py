@@ -32,7 +32,7 @@ class StagePaths:
 
 def world_size(recipe: Recipe) -> int:
     """Training processes: nodes x devices per node."""
-    return recipe.platform.nodes * recipe.platform.devices_per_node
+    return recipe.platform.devices
 
 
 def grpo_overrides(recipe: Recipe, name: str, paths: StagePaths) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_every_command_has_a_description_and_one_example(words: tuple[str, ...],
 
 def test_the_table_and_the_files_agree() -> None:
     files = {path.stem for path in (ROOT / "tagpr_rl" / "cli").iterdir()} - {"__init__", "app", "arguments"}
-    assert {name for rows in app.COMMANDS.values() for name in rows} == files - {"__pycache__"}
+    assert {app.FILES.get(name, name) for rows in app.COMMANDS.values() for name in rows} == files - {"__pycache__"}
 
 
 def test_a_new_command_is_a_file_and_a_row(
