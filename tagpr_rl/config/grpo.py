@@ -142,7 +142,7 @@ class GrpoStage(TrainingStage):
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's decay rates of the gradient's mean and of its square."""
     weight_decay: NonNegative = 0.01
-    """AdamW's weight decay."""
+    """AdamW's decoupled weight decay, per step and learning rate."""
     clip_low: Annotated[float, Field(gt=0.0)] = 0.2
     """A probability ratio below 1 - clip_low counts as that."""
     clip_high: Annotated[float, Field(gt=0.0)] = 0.2

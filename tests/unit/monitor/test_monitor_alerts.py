@@ -67,6 +67,19 @@ def test_shares() -> None:
     assert kinds([{"groups/zero_variance_fraction": 0.96}, *flat[:1]]) == []
 
 
+def test_limits_of_a_recipe_move_the_bounds() -> None:
+    loose = AlertLimits(
+        window=1, entropy_fraction=0.05, probability_gap=0.9, flat_groups=None, malformed=0.5, task_fall=0.2
+    )
+    row = {"actor/entropy": 0.1, "training/rollout_probs_diff_max": 0.6, "groups/zero_variance_fraction": 1.0}
+    row |= {"parse/OK": 0.6, "reward/prmu/mean": 0.6, "reward/task/mean": 0.7}
+    first = {"actor/entropy": 1.0, "parse/OK": 1.0, "reward/prmu/mean": 0.5, "reward/task/mean": 0.8}
+    assert sorted(kinds([first, row], AlertLimits(window=1))) == sorted(
+        ["prmu_up_task_down", "entropy_collapse", "malformed", "probability_gap", "flat_groups"]
+    )
+    assert kinds([first, row], loose) == []  # .1 is not below .05 * 1, .6 not above .9, .4 not above .5, a fall of .1
+
+
 MASKED = {"prmu/masked_fraction": 0.5}
 
 
