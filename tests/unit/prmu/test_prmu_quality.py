@@ -25,7 +25,8 @@ from tagpr_rl.prmu.serving.requests import ScoreRequest
 from tagpr_rl.prmu.training.preferences import USER_ONLY, check_pair, user_only_pairs
 from tagpr_rl.prmu.training.probes import copied, copying, padded, padding, slipped
 from tagpr_rl.prompts.dataset import evenly
-from tagpr_rl.prompts.rows import circle, pairs_of_samples, shuffled_rows
+from tagpr_rl.prompts.rows import circle, shuffled_rows
+from tagpr_rl.stages.prmu import pairs_of_samples
 from tagpr_rl.tags.grammar import final_answer, parse
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import LampRecord, ParseStatus, ProfileItem, TagprError

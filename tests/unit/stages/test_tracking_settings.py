@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tagpr_rl.stages.train import tracking_settings
 
 from tagpr_rl.config import load_recipe
 from tagpr_rl.run.layout import RunDir
+from tagpr_rl.stages.common import tracking_settings
 
 
 @pytest.mark.parametrize(
