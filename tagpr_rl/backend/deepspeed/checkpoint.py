@@ -89,7 +89,7 @@ class DeepSpeedCheckpointManager(BaseCheckpointManager):
         return folder / f"extra_state_world_size_{world_size}_rank_{self.rank if rank is None else rank}.pt"
 
     def _save_huggingface(self, folder: Path) -> None:
-        """Config and tokenizer, and the whole fp32 weights where `hf_model` is asked for."""
+        """Config and tokenizer, and the whole fp32 weights if `save_contents` has hf_model."""
         model = self.model.module
         state: dict[str, torch.Tensor] = {}
         if self.should_save_hf_model:
@@ -108,7 +108,7 @@ class DeepSpeedCheckpointManager(BaseCheckpointManager):
         """Restore weights, optimizer, LR schedule and random generators.
 
         TagprError, on every rank: not a checkpoint of this engine, another ZeRO stage or dtype, or another world
-        size where universal checkpoints are switched off.
+        size while universal checkpoints are switched off.
         """
         if local_path is None:
             return

@@ -44,7 +44,7 @@ def connect(address: str) -> JobSubmissionClient:
         raise TagprError(
             f"--address {address}: not the address of a Ray dashboard; it looks like http://127.0.0.1:8265"
         )
-    # The client itself would wait for minutes where packets are dropped.
+    # The client itself would wait for minutes if packets are dropped.
     try:
         urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError:

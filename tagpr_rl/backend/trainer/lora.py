@@ -28,32 +28,32 @@ def merge_export(folder: Path, scale: float) -> int:
     `scale` is alpha / rank. Works tensor by tensor in memory of one shard; the product is computed in fp32. A tied
     output layer is left out. Returns the number of merged layers; TagprError when an adapter has no pair or no layer.
     """
-    where = _locations(folder)
+    files = _locations(folder)
     pairs: dict[str, dict[str, str]] = {}
-    for name in where:
+    for name in files:
         match = _ADAPTER.search(name)
         if match:
             pairs.setdefault(name[: match.start()], {})[match.group(1)] = name
     whole = {"A", "B"}
-    odd = [name for name, pair in pairs.items() if set(pair) != whole or f"{name}.base_layer.weight" not in where]
+    odd = [name for name, pair in pairs.items() if set(pair) != whole or f"{name}.base_layer.weight" not in files]
     if odd or not pairs:
         raise TagprError(f"{folder}: {'no adapter' if not pairs else f'{odd[0]} lacks a part of its adapter'} to merge")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
     def merged() -> Iterator[tuple[str, torch.Tensor]]:
-        for name in sorted(where):
+        for name in sorted(files):
             if _ADAPTER.search(name):
                 continue
-            tensor, plain = _read(where, name), name.removeprefix(_PREFIX)
+            tensor, plain = _read(files, name), name.removeprefix(_PREFIX)
             if plain == "lm_head.weight" and config.get("tie_word_embeddings"):
                 continue
             layer = name.removesuffix(".base_layer.weight")
             if layer in pairs and layer != name:
-                down, up = (_read(where, pairs[layer][part]).float() for part in "AB")
+                down, up = (_read(files, pairs[layer][part]).float() for part in "AB")
                 tensor = (tensor.float() + scale * (up @ down)).to(tensor.dtype)
             yield plain.replace(".base_layer.", "."), tensor.contiguous()
 
-    old = set(where.values()) | {folder / "model.safetensors.index.json"}
+    old = set(files.values()) | {folder / "model.safetensors.index.json"}
     temporary = _write(folder, merged())
     for file in old:
         file.unlink(missing_ok=True)
@@ -70,8 +70,8 @@ def _locations(folder: Path) -> dict[str, Path]:
     return places
 
 
-def _read(where: dict[str, Path], name: str) -> torch.Tensor:
-    with safe_open(where[name], "pt") as handle:
+def _read(files: dict[str, Path], name: str) -> torch.Tensor:
+    with safe_open(files[name], "pt") as handle:
         tensor: torch.Tensor = handle.get_tensor(name)
         return tensor
 
