@@ -1,4 +1,4 @@
-"""Which chains to keep: the rules and the closed list of reasons to reject (METHOD: known idea, our thresholds)."""
+"""Which chains to keep: the rules and the closed list of reasons to reject."""
 
 from __future__ import annotations
 
@@ -118,9 +118,12 @@ def world_keep_rules(wrong_fraction: float = 0.0) -> KeepRules:
 def judge_answer(
     rules: KeepRules, record: LampRecord, answer: str, without_profile: str | Rejection | None
 ) -> Rejection | None:
-    """None when the answer is right: equal (classification), within tolerance (rating), clearly better than the
-    same teacher's answer without the profile (generation; `without_profile` None or "" = scores 0, a Rejection =
-    it was asked for and did not come)."""
+    """None if the answer is right, else the reason against it.
+
+    Right is: equal to the gold (classification), within tolerance (rating), clearly better than the same teacher's
+    answer without the profile (generation). `without_profile` is that answer; None or "" counts as a score of 0, a
+    Rejection says that the teacher gave none.
+    """
     if record.gold is None:
         return Rejection.NO_GOLD
     own = rules.tasks.get(record.task, rules.answers)

@@ -151,18 +151,18 @@ def _judge(
 ) -> tuple[list[_Fault | None], dict[int, str]]:
     """(each step's fault or None, step at fault -> the rest of the sentence that describes it).
 
-    Left to right; counts and order see useful steps, likeness all earlier ones. A step's words that no earlier step
-    has begin pairs of words that none has. Jaccard >= .8 leaves room for a quarter as many pairs of one's own as are
-    shared, and a step has at most words + 1 pairs: with more new words than a quarter of that it repeats nothing.
-    Most steps are of this kind, and nothing but their words need be looked at.
+    Steps are judged from left to right. Counts and order regard useful steps, likeness regards all earlier steps.
+    Likeness is computed for few steps only: a word that no earlier step has begins a word pair that none has, a
+    Jaccard index of .8 leaves room for a quarter as many unshared pairs as shared ones, and a step has at most
+    words + 1 pairs. So a step in which more than a quarter of these begin with a new word repeats no earlier step.
     """
     faults: list[_Fault | None] = []
-    why: dict[int, str] = {}
-    seen: dict[str, int] = {}
+    reasons: dict[int, str] = {}
+    counts: dict[str, int] = {}  # useful steps of each tag
     likeness: _Likeness | None = None
-    compared: list[int] = []  # the steps so far that have a word
+    worded: list[int] = []  # the steps so far that have a word
     plain = plain or plain_tokens([step.text for step in steps])
-    known: set[str] = set() if plain is None else set(plain[1])  # marks are no new words
+    vocabulary: set[str] = set() if plain is None else set(plain[1])  # marks count as old words
     tags = schema.by_name
     for index, step in enumerate(steps):
         tag = step.tag
@@ -174,34 +174,34 @@ def _judge(
             fault, reason = _Fault.SURPLUS, f"is over the limit of {MAX_STEPS} steps"
         else:
             if plain is not None and len(tokens := plain[0][index]) <= MAX_WORDS and len(step.text) <= MAX_CHARS:
-                words = tokens  # and marks, which are known
+                words = tokens  # with marks, which the vocabulary has
             else:
                 words = _words(step.text)
-            n_known = len(known)
-            known.update(words)
+            n_before = len(vocabulary)
+            vocabulary.update(words)
             twin = None
-            if 4 * (len(known) - n_known) <= len(words) + 1:  # few new words, or none at all
+            if 4 * (len(vocabulary) - n_before) <= len(words) + 1:  # few new words, or none at all
                 likeness = likeness or _Likeness(steps)
                 if not likeness.words(index):
                     faults.append(_Fault.WORDLESS)
-                    why[index] = "has no word"
+                    reasons[index] = "has no word"
                     continue
-                twin = likeness.twin(index, compared)
-            compared.append(index)
-            count = seen.get(tag, 0)
+                twin = likeness.twin(index, worded)
+            worded.append(index)
+            count = counts.get(tag, 0)
             if twin is not None:
                 fault, reason = _Fault.DUPLICATE, f"is a near-duplicate of step {twin}"
             elif count >= spec.max_count:
                 fault, reason = _Fault.SURPLUS, f"is over the tag's max_count of {spec.max_count}"
             else:
-                seen[tag] = count + 1
-                if not count and not seen.keys().isdisjoint(spec.before):
+                counts[tag] = count + 1
+                if not count and not counts.keys().isdisjoint(spec.before):
                     fault = _Fault.LATE
-                    reason = f"must come before <{next(name for name in spec.before if name in seen)}>"
+                    reason = f"must come before <{next(name for name in spec.before if name in counts)}>"
         faults.append(fault)
         if fault is not None:
-            why[index] = reason
-    return faults, why
+            reasons[index] = reason
+    return faults, reasons
 
 
 def _words(text: str) -> list[str]:

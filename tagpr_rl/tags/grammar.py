@@ -6,9 +6,9 @@
 
 *Markup* is anything of the shape `<name>` or `</name>` with an ASCII name, also with white space inside the
 brackets. All else is plain text: `a < 3`, `<3`, `<br/>`, `<|im_end|>`, look-alike brackets. Names are
-case-sensitive, so `<Think>` is unknown markup. A spaced spelling such as `< think >` is markup, so it can
-hide in no text, but it is not the tag: the parser calls it unknown. White space around tags, step text and
-answer does not matter.
+case-sensitive, so `<Think>` is unknown markup. A spaced spelling such as `< think >` is markup too, so no text can
+contain it, but it is not the tag: the parser calls it unknown. White space around tags, step text and answer does
+not matter.
 """
 
 from __future__ import annotations

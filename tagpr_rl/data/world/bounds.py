@@ -2,7 +2,7 @@
 
 For one question with answer distribution p, the ceiling is max over texts t of sum_y p(y) * reward(t, y), with
 LaMP's rewards: exact match, 1 - |t-y| / max(|1-y|, |5-y|), or the mean of ROUGE-1 and ROUGE-L F. The first two
-are maxima over a short list. For headlines the maximum over *all* texts is found in `best_headline`.
+are maxima over a short list. `best_headline` computes the maximum over *all* texts for headlines.
 """
 
 from __future__ import annotations

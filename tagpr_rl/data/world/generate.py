@@ -100,12 +100,12 @@ def _time_records(config: WorldConfig, rules: TaskRules, index: int, user_id: st
     day = [_FIRST_DAY + timedelta(days=_DAYS_BETWEEN * i + rng.randrange(_DAYS_BETWEEN)) for i in range(n)]
     items = tuple(ProfileItem(f"{user_id}{i:02d}", item, day[i].isoformat()) for i, item in enumerate(fields))
     records: dict[str, list[LampRecord]] = {"train": [], "dev": []}
-    for split, seen in (("train", PROFILE_MIN), ("dev", n)):
+    for split, size in (("train", PROFILE_MIN), ("dev", n)):
         for q in range(config.questions_per_user // len(WORLD_TASKS)):
-            question = rules.question(rng, taste, fields[:seen])
+            question = rules.question(rng, taste, fields[:size])
             question_id = f"{rules.task[-1]}{SPLITS.index(split)}{user_id}{q}"
             records[split].append(
-                LampRecord(question_id, rules.task, split, user_id, question.input, items[:seen], question.gold)
+                LampRecord(question_id, rules.task, split, user_id, question.input, items[:size], question.gold)
             )
     return records
 
