@@ -22,7 +22,7 @@ class TagprError(Exception):
 
 def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
     """`did you mean 'demo'?` with the known name nearest to `name`; `otherwise` if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else otherwise
 
 

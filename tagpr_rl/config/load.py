@@ -6,7 +6,6 @@ is one that says what to do instead (retired.py).
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -19,7 +18,7 @@ from tagpr_rl.config.endpoints import BY_BLOCK, BY_NAME
 from tagpr_rl.config.kinds import KINDS
 from tagpr_rl.config.recipe import Recipe
 from tagpr_rl.config.retired import remedy, without_retired
-from tagpr_rl.types import TagprError
+from tagpr_rl.types import TagprError, did_you_mean
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -115,8 +114,7 @@ def _read_extended(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any],
 def _remove_stage(raw: dict[str, Any], name: str, *, known: Collection[str], where: str) -> set[str]:
     """Take the stage out of `raw`; {name}. TagprError if no stage has that name: `null` would do nothing."""
     if name not in known:
-        near = difflib.get_close_matches(str(name), list(known), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"the stages are {', '.join(known) or 'none'}"
+        hint = did_you_mean(str(name), known, otherwise=f"the stages are {', '.join(known) or 'none'}")
         raise TagprError(f"{where}: stages.{name}=null removes a stage, and there is none called '{name}'; {hint}")
     del raw["stages"][name]
     return {name}
@@ -185,8 +183,7 @@ def _explain(item: Any) -> str:
             return f"{key}: this key no longer exists; {instead}"
         owner = _models_at(location)
         known = list(owner.model_fields) if owner else []
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+        hint = did_you_mean(str(location[-1]), known, otherwise=f"known keys: {', '.join(known)}")
         return f"{key}: unknown key; {hint}"
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] in ("value_error", "missing", "union_tag_not_found"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from tagpr_rl.config.base import Closed, NonNegative
 from tagpr_rl.reward.components import RESERVED, Term, needs_prmu, short_form, term_names
+from tagpr_rl.types import did_you_mean
 
 
 class RewardWeights(Closed):
@@ -44,8 +44,7 @@ class RewardTerm(Closed):
         if self.fn is not None and (name in term_names() or name in RESERVED):
             raise ValueError(f"'{name}' is a name of the built-in reward; give {self.fn} another `name`")
         if self.fn is None and name not in term_names():
-            near = difflib.get_close_matches(name, term_names(), n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(term_names())}"
+            hint = did_you_mean(name, term_names(), otherwise=f"known: {', '.join(term_names())}")
             raise ValueError(f"no reward component is called '{name}'; {hint} A component of your own has a `fn`")
         return self
 

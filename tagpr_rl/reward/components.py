@@ -8,7 +8,6 @@ stage's recipe. To add a built-in component, add an entry to COMPONENTS; a user'
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import inspect
 import math
@@ -21,7 +20,7 @@ from pathlib import Path
 from tagpr_rl.reward.repetition import repetition_penalty, steps_penalty
 from tagpr_rl.reward.response import Response, ResponseParts, StepPart
 from tagpr_rl.reward.task import task_reward
-from tagpr_rl.types import TagprError
+from tagpr_rl.types import TagprError, did_you_mean
 
 USER_RANGE = (-1.0, 1.0)
 """Values that a user's own component may return."""
@@ -237,8 +236,7 @@ def _user_component(name: str, fn: str, folder: Path) -> Component:
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        near = difflib.get_close_matches(function_name, functions, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"its functions are {', '.join(functions) or 'none'}"
+        hint = did_you_mean(function_name, functions, otherwise=f"its functions are {', '.join(functions) or 'none'}")
         raise TagprError(f"reward component '{name}': {module.__file__} has no function '{function_name}'; {hint}")
     lines = (inspect.getdoc(function) or "").splitlines()
     return Component(name, function, *USER_RANGE, lines[0] if lines else f"your {fn}", source=fn)
