@@ -1,4 +1,7 @@
-"""verl's vLLM server and replica with the run's settings applied (verl 0.9.1 vllm_async_server.py)."""
+"""verl's vLLM server and replica with the run's settings applied (verl 0.9.1 vllm_async_server.py).
+
+A file of its own, because importing verl's server loads vLLM's API server, which no other process needs.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tagpr_rl.report.charts.stacked import StackChart, stack_chart
 from tagpr_rl.report.page.collect import stage_dirs
 from tagpr_rl.report.page.names import PRMU, SFT, TRAINING, MetricName, reward_names, task_label
 from tagpr_rl.report.page.read import Row, number, read_rows
-from tagpr_rl.reward.components import COMPONENTS, Term
+from tagpr_rl.reward.components import COMPONENTS, Term, needs_prmu
 from tagpr_rl.run.layout import RunDir
 
 MOST_POINTS = 120
@@ -74,7 +74,7 @@ class Chain:
 
     def points(self, key: str) -> list[Point]:
         """(step, value) over all stages. A stage without PRMU logs 0 although there is no score; it gets no point."""
-        about_prmu = key.startswith(("prmu/", "reward/prmu/"))
+        about_prmu = key.startswith("prmu/") or (key.startswith("reward/") and needs_prmu(key.split("/")[1]))
         return [
             point
             for part in self.parts
