@@ -39,11 +39,6 @@ class StageDir:
         """One JSONL file per step: prompt, response, every reward component."""
         return self.root / "rollouts"
 
-    @property
-    def logs(self) -> Path:
-        """Output of the stage's processes."""
-        return self.root / "logs"
-
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
