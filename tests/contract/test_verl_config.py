@@ -157,7 +157,7 @@ def test_separate_keys_meet_what_verl_s_trainer_asserts() -> None:
     assert (cpu.backend, cpu.custom_backend_module) == ("tagpr_tcp", "tagpr_rl.backend.rollout.tcp_weights")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("qwen3*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*qwen3*.yaml")), ids=lambda path: path.stem)
 def test_verl_accepts_the_gpu_recipes(path: Path) -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
