@@ -168,7 +168,7 @@ def main() -> int:
         ratio = f"{own['cpu_ms'] / row['cpu_ms']:.2f}"
         print(
             f"{name:20} CPU {row['cpu_ms']:6.3f} ms, wall {row['wall_ms']:6.3f} ms (of it without a core "
-            f"{row['queued_ms']:.3f} ms) a request; CPU of the client / of this process: {ratio}"
+            f"{row['queued_ms']:.3f} ms) a request; CPU of this project's client / of this row: {ratio}"
         )
     print(
         f"cache: {cached['answers']:,} answers read in {cached['read_s']:.2f} s (written in {cached['write_s']:.2f} s)"

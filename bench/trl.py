@@ -43,7 +43,7 @@ PROMPTS = "shuffled.parquet"
 PARTS = ("gen", "old_log_prob", "adv", "update_actor", "update_weights")
 """verl's `timing_s/` parts of a step that are worth showing."""
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_TOP_PAD_": "67108864"}
-"""As in our processes (backend.cluster); TRL gets them too."""
+"""As in the project's processes (backend.session.ray_session); TRL gets them too."""
 
 
 @dataclass(frozen=True, slots=True)

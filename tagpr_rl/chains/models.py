@@ -97,7 +97,8 @@ def teacher_for(
     schema: TagSchema | None = None,
 ) -> Teacher:
     """The teacher that the recipe's chains stage names; `error_rate` overrides the stage's. Without `models` a
-    language model is asked nothing: the rules of `auto` stand in for it. `schema`: of a model that we trained."""
+    language model is asked nothing: the rules of `auto` stand in for it. `schema`: the tags of a teacher
+    that was trained on them."""
     stage = next((s for s in recipe.stages.values() if isinstance(s, ChainsStage)), ChainsStage())
     chosen = stage.teacher
     kind = chosen if isinstance(chosen, str) else chosen.kind

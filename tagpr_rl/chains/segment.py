@@ -116,8 +116,7 @@ def _joined(pieces: Sequence[str]) -> list[str]:
     """Join blank pieces and lone marks to a neighbour, so that every piece is a step.
 
     A blank piece joins the piece before it, or the first step at the beginning. A lone mark joins the piece after
-    it, or
-    the last step at the end.
+    it, or the last step at the end.
     """
     joined: list[str] = []
     waiting = ""

@@ -36,8 +36,7 @@ def near_duplicates(texts: Sequence[str], groups: Sequence[Hashable], rules: Sim
     """For each text, whether it is a near-duplicate of an earlier text of its group that is none itself.
 
     Prefix filtering (Bayardo, Ma and Srikant 2007) makes this exact and fast: if shingles are sorted by rarity, two
-    sets
-    can only reach the threshold t if they share one of their first n - ceil(t n) + 1 shingles.
+    sets can only reach the threshold t if they share one of their first n - ceil(t n) + 1 shingles.
     """
     sets = [shingles(text, rules.shingle) for text in texts]
     frequency: Counter[tuple[str, ...]] = Counter(shingle for one in sets for shingle in one)

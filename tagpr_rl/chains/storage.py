@@ -201,9 +201,7 @@ def _read_table(path: Path, columns: Sequence[str]) -> Any:
     except FileNotFoundError:
         raise _unusable(path, "is missing") from None
     except (pa.ArrowException, OSError) as error:
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # an error of the file system and not of the file's content
+        if isinstance(error, OSError) and error.errno is not None:  # the file system's, not the content's
             raise
         raise _unusable(path, f"is not a whole parquet file ({error})") from None
     _require_columns(path, table, columns)

@@ -53,7 +53,7 @@ def submit(
 ) -> None:
     """Run RECIPE on a Ray cluster: print the job's id, then its output until it ends.
 
-    Example: tagpr cluster submit lamp/qwen3_8b --address http://127.0.0.1:8265
+    Example: tagpr cluster submit lamp/qwen3_8b --address http://127.0.0.1:8265 cluster.storage=/mnt/runs
     """
     loaded = open_recipe(recipe, overrides or ())
     require_fit(loaded)

@@ -73,7 +73,7 @@ def _progress(recipe: Recipe, run: RunDir, name: str, state: str, scores: Mappin
     if manifest is None:
         return Progress(state)
     steps, last = training_steps(recipe.stages[name]), metrics.last(stage_dir(recipe, run, name).metrics)
-    step = f"{last['step']} of {steps}" if steps and last is not None else ""
+    step = str(last["step"]) if steps and last is not None else ""  # a stage may end before its last step
     score = f"{scores[name]:.3f}" if name in scores else ""
     return Progress(state, step, metrics.duration(manifest.seconds), score)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,9 +48,21 @@ def remedy(key: str) -> str | None:
     return None
 
 
+KEEP_SUCCESSORS = {
+    "profile_evidence": ("evidence", "require"),
+    "duplicate_scope": ("near_duplicates", "scope"),
+    "max_per_user": ("balance", "max_per_user"),
+    "max_task_share": ("balance", "max_task_share"),
+}
+"""Key of a chains stage's `keep` -> the block and key that held its value in earlier releases."""
+
+
 def without_retired(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The recorded recipe `raw`, as plain values, without the keys that RETIRED names."""
-    kept = dict(raw)
+    """The recorded recipe `raw`, as plain values, without the keys that RETIRED names.
+
+    A retired key that has a successor gives its value to it, so that an old run goes on with the same settings.
+    """
+    kept = _with_successors(raw)
     for row in RETIRED:
         kept = _without(kept, row.split("."))
     return kept
@@ -65,3 +78,32 @@ def _without(block: Mapping[str, Any], path: list[str]) -> dict[str, Any]:
         elif rest:
             kept[key] = _without(value, rest) if isinstance(value, Mapping) else value
     return kept
+
+
+def _with_successors(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `raw` in which today's keys have the values of the retired keys that they replace."""
+    new: dict[str, Any] = copy.deepcopy(dict(raw))
+    log = new.get("log")
+    if isinstance(log, dict) and "trackers" in log:
+        log.setdefault("tensorboard", "tensorboard" in log["trackers"])
+        if "wandb" not in log["trackers"]:
+            log["wandb"] = "disabled"
+    stages = new.get("stages")
+    for stage in stages.values() if isinstance(stages, dict) else ():
+        if not isinstance(stage, dict):
+            continue
+        if "norm_advantage_by_std" in stage:
+            advantage = stage.setdefault("advantage", {})
+            advantage.setdefault("normalise", "group_std" if stage["norm_advantage_by_std"] else "none")
+        if isinstance(keep := stage.get("keep"), dict):
+            _rename_keep(keep)
+    return new
+
+
+def _rename_keep(keep: dict[str, Any]) -> None:
+    """Add today's keys to a recorded `keep` block."""
+    for key, (block, old) in KEEP_SUCCESSORS.items():
+        if isinstance(values := keep.get(block), dict) and old in values:
+            keep.setdefault(key, values[old])
+    if keep.get("label_twice") is False:
+        keep["min_agreement"] = 0.0

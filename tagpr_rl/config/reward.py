@@ -44,7 +44,7 @@ class RewardTerm(Closed):
         if self.fn is not None and (name in term_names() or name in RESERVED):
             raise ValueError(f"'{name}' is a name of the built-in reward; give {self.fn} another `name`")
         if self.fn is None and name not in term_names():
-            hint = did_you_mean(name, term_names(), otherwise=f"known: {', '.join(term_names())}")
+            hint = did_you_mean(name, term_names(), otherwise=f"known: {', '.join(term_names())}.")
             raise ValueError(f"no reward component is called '{name}'; {hint} A component of your own has a `fn`")
         return self
 

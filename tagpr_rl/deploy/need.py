@@ -147,7 +147,9 @@ def submission_problems(recipe: Recipe, recipe_path: Path, *, in_place: bool = F
     lines = []
     if storage(recipe) is None and not in_place:
         lines.append("cluster.storage: not set; name the folder for runs that all nodes share, an absolute path")
-    if not recipe_path.resolve().is_relative_to(ROOT):
+    if not (ROOT / "launch.py").is_file():
+        lines.append(f"{ROOT}: no checkout of the repository, whose files the job gets; run tagpr from one")
+    elif not recipe_path.resolve().is_relative_to(ROOT):
         lines.append(f"{recipe_path}: not in this checkout, whose files the job gets; put it into recipes/")
     return lines
 

@@ -12,7 +12,7 @@ from tagpr_rl.types import TagprError
 
 GIB = 2**30
 MAX_SEQUENCES = 256
-"""Responses that one vLLM engine works on at a time (verl_config)."""
+"""Responses that one vLLM engine works on at a time (backend.trainer.overrides)."""
 RESERVE_GIB = 6.0
 """CUDA context, NCCL buffers and fragmentation (an assumption)."""
 ENGINE_EXTRA_GIB = 3.0

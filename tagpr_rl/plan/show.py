@@ -96,8 +96,9 @@ def problems(recipe: Recipe) -> list[str]:
         plan = batch_plan(recipe, stage)
         mistakes += [f"stages.{name}: {problem}" for problem in plan.problems] if plan else []
     try:
-        for budget in stage_budgets(recipe).values():
-            mistakes += budget.problems
+        for name in recipe.stages:
+            budget = stage_budget(recipe, name)
+            mistakes += budget.problems if budget else ()
     except TagprError as error:
         mistakes.append(str(error))
     return mistakes

@@ -38,10 +38,11 @@ class Splits:
     """The embedded world they come from; None = LaMP's files."""
 
 
-def make_splits(recipe: Recipe) -> Splits:
+def make_splits(recipe: Recipe, seed: int | None = None) -> Splits:
     """Draw the embedded world or read `data.lamp_dir`, divide by user, apply `data.limit`; writes nothing.
 
-    The data stage writes these very records. Raises TagprError for files that cannot be read or divided, and for a
+    The data stage writes these very records. `seed`: of the division by user; None = the seed of the recipe's first
+    data stage. Raises TagprError for files that cannot be read or divided, and for a
     task that the world does not have.
     """
     data = recipe.data
@@ -53,7 +54,9 @@ def make_splits(recipe: Recipe) -> Splits:
         train, held_out = ([*world.records(split, data.split)] for split in ("train", "dev"))
     else:
         assert data.lamp_dir is not None
-        seed = next((stage.seed for stage in recipe.stages.values() if isinstance(stage, DataStage)), DataStage().seed)
+        if seed is None:
+            stages = (stage for stage in recipe.stages.values() if isinstance(stage, DataStage))
+            seed = next(stages, DataStage()).seed
         train, held_out = split_folder(data.lamp_dir, data.tasks, data.held_out_fraction, seed)
     train, held_out = _by_task(train, data.tasks, TRAIN), _by_task(held_out, data.tasks, HELD_OUT)
     n_questions = len(train) + len(held_out)
@@ -170,7 +173,8 @@ class Dataset:
     ) -> Callable[[LampRecord], Prompt]:
         """record -> its prompt under the recipe's retrieval and limit.
 
-        `style` (reasoning or direct) is that of our own prompts; `data.prompt.style: official` takes LaMP's instead.
+        `style` (reasoning or direct) is that of the project's own prompts; with `data.prompt.style: official` the
+        prompts are LaMP's.
         `foreign`: see `retriever`.
         """
         retrieve, limit = self.retriever(foreign=foreign), self.recipe.data.prompt.max_tokens

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -44,6 +44,12 @@ class Retriever:
     """For `dense`."""
     rankings: Rankings | None = None
     """For `file`."""
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method) or self.k < 0:
+            raise TagprError(
+                f"retrieval: method {self.method!r}, k {self.k}; use one of {', '.join(get_args(Method))}, and k from 0"
+            )
 
     def __call__(self, record: LampRecord) -> tuple[ProfileItem, ...]:
         """At most `k` items of the record's profile, best first.

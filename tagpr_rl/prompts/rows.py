@@ -85,7 +85,7 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def shuffled_rows(source: Path, out: Path, seed: int) -> Path:
     """verl's prompt rows with another user's id and profile for PRMU (extra_info); the prompts stay. Returns `out`.
 
-    Users of a task stand in a random circle and each lends to the one before, so nobody keeps their own.
+    Users of a task stand in a random circle and each gets the profile of the next one, so nobody keeps their own.
     """
     import pyarrow.parquet as pq
 
@@ -94,11 +94,11 @@ def shuffled_rows(source: Path, out: Path, seed: int) -> Path:
     for row in rows:
         info = row["extra_info"]
         profiles.setdefault((info["task"], info["user_id"]), info["profile_texts"])
-    lender = circle(list(profiles), seed)
+    donor = circle(list(profiles), seed)
     for row in rows:
         info = row["extra_info"]
         task = info["task"]
-        other = lender[task, info["user_id"]]
+        other = donor[task, info["user_id"]]
         row["extra_info"] = {**info, "user_id": other, "profile_texts": profiles[task, other]}
     write_parquet(out, rows)
     return out
@@ -106,11 +106,11 @@ def shuffled_rows(source: Path, out: Path, seed: int) -> Path:
 
 def circle(users: Sequence[tuple[str, str]], seed: int) -> Mapping[tuple[str, str], str]:
     """(task, user) -> another user of the task. TagprError if a task has one user."""
-    lender: dict[tuple[str, str], str] = {}
+    donor: dict[tuple[str, str], str] = {}
     for task in dict.fromkeys(task for task, _ in users):
         ring = sorted(user for other, user in users if other == task)
         if len(ring) < 2:
             raise TagprError(f"prmu_users: shuffled needs two users of {task} or more, and there is one; use own")
         random.Random(f"{seed}/{task}").shuffle(ring)
-        lender |= {(task, user): ring[(i + 1) % len(ring)] for i, user in enumerate(ring)}
-    return lender
+        donor |= {(task, user): ring[(i + 1) % len(ring)] for i, user in enumerate(ring)}
+    return donor

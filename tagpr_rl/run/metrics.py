@@ -56,7 +56,8 @@ def last(path: Path) -> Row | None:
 def seconds_left(rows: list[Row], steps: int) -> float | None:
     """Seconds until the last step, at the mean pace of the rows since the stage was last started; None before two.
 
-    `time_s` counts from the start of the process, so it falls if a stage was resumed.
+    `time_s` counts from the start of the process. A resume is seen only if `time_s` falls; if it does not, the estimate
+    is too low until more rows exist.
     """
     first = len(rows) - 1
     while first > 0 and rows[first - 1]["time_s"] < rows[first]["time_s"]:

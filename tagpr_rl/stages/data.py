@@ -17,7 +17,7 @@ def run(context: StageContext) -> StageResult:
     """Write `lamp/` (official files; split dev = held-out users) and `data.json`."""
     recipe = context.recipe
     context.clean()
-    splits = make_splits(recipe)
+    splits = make_splits(recipe, recipe.stages[context.name].seed)
     train, held_out = splits.train, splits.held_out
     folder = context.dir.root / LAMP
     for task in recipe.data.tasks:

@@ -199,8 +199,8 @@ def keep(rows: Sequence[Row], kept: Sequence[int], block: FilterBlock, counts: d
     """Indices of `kept` that pass the filter's tasks, profile size, and share or number. `counts` gets the number of
     rows after each part.
 
-    `rows` are verl's prompt rows (data.rows.to_row). Share and number take evenly spaced rows, so that tasks and users
-    stay mixed.
+    `rows` are verl's prompt rows (prompts.rows.to_row). Share and number take evenly spaced rows, so that tasks and
+    users stay mixed.
     """
     indices = list(kept)
     if block.tasks is not None:

@@ -26,6 +26,7 @@ from tagpr_rl.run.branch import take_stages
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import make_manifest, read_manifest, write_manifest
 from tagpr_rl.run.mirror import Mirror, mirror_of
+from tagpr_rl.run.open import read_resolved
 from tagpr_rl.run.resume import exclusive
 from tagpr_rl.run.state import require_unchanged
 from tagpr_rl.run.trackers import tracker_id
@@ -58,6 +59,8 @@ def run_pipeline(
 
 
 def _run_all(recipe: Recipe, run: RunDir, until: str | None, only: Collection[str] | None, console: Console) -> None:
+    if recipe.from_run is None and run.resolved.is_file():  # the run's origin stays recorded
+        recipe = recipe.model_copy(update={"from_run": read_resolved(run).from_run})
     for line in take_stages(recipe, run):
         console.print(f"[dim]{escape(line)}[/dim]", highlight=False, soft_wrap=True)
     states = require_unchanged(recipe, run)

@@ -264,17 +264,30 @@ def _kind(value: Any) -> str:
 
 
 def _read(path: Path) -> Any:
-    """The plain values of a YAML or JSON file (YAML contains JSON); a key given twice in one mapping is an error."""
-    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
+    """The plain values of a YAML or JSON file; a key given twice in one mapping is an error."""
+    suffix = path.suffix.lower()
+    if suffix not in (".yaml", ".yml", ".json"):
         raise TagprError(f"{path}: a tag schema is a .yaml, .yml or .json file")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        text = path.read_text(encoding="utf-8")
+        if suffix == ".json":  # PyYAML reads no tabs, and it splits an escaped emoji into two lone surrogates
+            return json.loads(text, object_pairs_hook=_unique_pairs)
+        return yaml.load(text, Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise TagprError(f"{path}: no such tag schema file; check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise TagprError(f"{path}: cannot read the tag schema as UTF-8 text: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML raises ValueError for an impossible date
         raise TagprError(f"{path}: cannot parse the tag schema: {error}") from None
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in mapping:
+            raise ValueError(f"key {key!r} is given twice in one object")
+        mapping[key] = value
+    return mapping
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

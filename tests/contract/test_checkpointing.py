@@ -153,7 +153,7 @@ def test_shards_that_lie_on_another_machine_are_noticed(tmp_path: Path) -> None:
 
 
 def test_an_error_keeps_its_words_through_ray(tmp_path: Path) -> None:
-    """A worker's TagprError, through the task that waits for it, as `launch.py` gets it."""
+    """A worker's TagprError, through the task that waits for it, as `tagpr` gets it."""
     import ray
 
     from tagpr_rl.backend.session.ray_session import LOCAL_NODE_ADDRESS

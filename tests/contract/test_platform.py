@@ -63,4 +63,5 @@ def test_plugin_is_inert_where_the_cpu_was_not_asked_for(platform: str | None) -
     actual = resolve("cpu", platform)
     assert not actual["registered"] and not actual["patched"]
     assert "tagpr_rl.backend.platform_cpu.platform" not in actual["modules"]  # type: ignore[operator]
+    assert "tagpr_rl.backend.platform_cpu.workers" not in actual["modules"]  # type: ignore[operator]
     assert actual["error"] != ""

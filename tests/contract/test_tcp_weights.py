@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -52,3 +55,16 @@ def test_weights_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     for engine in everyone:
         engine.finalize()
         engine.finalize()
+
+
+def test_the_module_that_a_receiver_imports_brings_the_engine_and_the_run_s_sockets() -> None:
+    """verl's weight receiver imports `custom_backend_module` alone, then looks both of these up by name."""
+    code = (
+        "import tagpr_rl.backend.trainer.worker_hooks\n"
+        "from verl.checkpoint_engine.base import CheckpointEngineRegistry as engines\n"
+        "from verl.workers.rollout.base import get_rollout_class\n"
+        "print('tagpr_tcp' in engines._registry, get_rollout_class('vllm', 'async').__name__)"
+    )
+    environment = os.environ | {"VERL_PLATFORM": "cpu"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.splitlines()[-1:] == ["True TagprServerAdapter"], done.stderr[-2000:]

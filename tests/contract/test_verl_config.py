@@ -153,8 +153,9 @@ def test_separate_keys_meet_what_verl_s_trainer_asserts() -> None:
     assert separate.num_warmup_batches == 1.5
     assert rollout.checkpoint_engine.custom_backend_module == config.actor_rollout_ref.model.external_lib
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-    cpu = composed("guided", "placement.rollout=separate").actor_rollout_ref.rollout.checkpoint_engine
-    assert (cpu.backend, cpu.custom_backend_module) == ("tagpr_tcp", "tagpr_rl.backend.rollout.tcp_weights")
+    policy = composed("guided", "placement.rollout=separate").actor_rollout_ref
+    cpu = policy.rollout.checkpoint_engine
+    assert (cpu.backend, cpu.custom_backend_module) == ("tagpr_tcp", policy.model.external_lib)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*qwen3*.yaml")), ids=lambda path: path.stem)

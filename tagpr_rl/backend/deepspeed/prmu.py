@@ -1,4 +1,4 @@
-"""PRMU's training engine on ZeRO (prmu.sharding.PrmuEngine), in fp32 as with FSDP2."""
+"""PRMU's training engine on ZeRO (prmu.training.sharding.PrmuEngine), in fp32 as with FSDP2."""
 
 from __future__ import annotations
 

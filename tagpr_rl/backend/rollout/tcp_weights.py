@@ -1,7 +1,7 @@
 """verl checkpoint engine "tagpr_tcp": weights from the policy to rollout servers on other devices or nodes, over TCP.
 
-For the CPU platform: verl's own engines (nccl, nixl, ...) need accelerators. Named in
-`rollout.checkpoint_engine.custom_backend_module`; the interface is verl 0.9.1 checkpoint_engine/base.py.
+For the CPU platform: verl's own engines (nccl, nixl, ...) need accelerators. `trainer.worker_hooks`
+imports this module; the interface is verl 0.9.1 checkpoint_engine/base.py.
 Rank 0 of the policy sends; every rollout worker listens on its node's address in the Ray cluster. Tensors travel
 as raw bytes behind a JSON header that carries a token of the transfer, so no stranger's message is read as weights.
 """

@@ -190,7 +190,7 @@ class ScoreWorker:
 
 
 class RemoteScores:
-    """A prmu.evaluate.RawScore on a Ray actor; a context manager that frees the device."""
+    """A prmu.accuracy.RawScore on a Ray actor; a context manager that frees the device."""
 
     def __init__(self, path: Path, device: str, threads: int) -> None:
         self.actor = ScoreWorker.remote(str(path), device, threads)  # type: ignore[attr-defined]

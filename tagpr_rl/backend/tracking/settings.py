@@ -20,9 +20,9 @@ class TrackingSettings:
     """The run's name."""
     stage: str
     run_id: str = ""
-    """One W&B run per pipeline: runlog.tracker_id."""
+    """One W&B run per pipeline: run.trackers.tracker_id."""
     step_offset: int = 0
-    """Training steps of the stages before: runlog.step_offset."""
+    """Training steps of the stages before: run.trackers.step_offset."""
     tensorboard: bool = False
     alerts: dict[str, Any] | None = None
     """A GRPO stage's AlertLimits."""

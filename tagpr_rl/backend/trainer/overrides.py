@@ -166,7 +166,7 @@ def _separate_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         f"{rollout}.n_gpus_per_node": own.rollout_devices_per_node,
         f"{rollout}.checkpoint_engine.backend": "tagpr_tcp" if cpu else "nccl",
         # Also the only module that a standalone rollout's weight receiver imports (checkpoint_engine/base.py:336).
-        f"{rollout}.checkpoint_engine.custom_backend_module": "tagpr_rl.backend.rollout.tcp_weights" if cpu else HOOKS,
+        f"{rollout}.checkpoint_engine.custom_backend_module": HOOKS,
         "trainer.v1.separate_async.parameter_sync_step": stage.mini_batches,
         "trainer.v1.separate_async.num_warmup_batches": own.warmup_batches,
     }

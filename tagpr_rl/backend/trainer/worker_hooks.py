@@ -90,5 +90,6 @@ measure_gap()
 
 if platform_cpu.requested():
     from tagpr_rl.backend.platform_cpu import workers  # registers the CPU engine
+    from tagpr_rl.backend.rollout import tcp_weights  # noqa: F401  (registers the checkpoint engine "tagpr_tcp")
 
     workers.prepare()

@@ -32,7 +32,7 @@ from safetensors.numpy import load_file, save_file
 from tagpr_rl.files import replacing, write_json
 from tagpr_rl.types import TagprError
 
-FORMAT = "tagpr_rl.prmu.users.vectors/1"
+FORMAT = "tagpr_rl.prmu.users/1"
 INDEX = "index.json"
 DTYPES = {"float16": np.float16, "float32": np.float32}
 SALTS = 4

@@ -294,3 +294,14 @@ def test_a_removed_stage_may_be_given_anew_further_down(tmp_path: Path) -> None:
     file = tmp_path / "third.yaml"
     file.write_text("extends: top.yaml\nstages: {eval: {kind: evaluate, models: [sft]}}", encoding="utf-8")
     assert list(load_recipe(file).stages)[-1] == "eval"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 0}, {"user_dropout": 1.5}, {"centre": -1.0}, {"head_lr": 0.0}, {"eval_every": 0, "patience": 3}],
+)
+def test_settings_of_prmu_out_of_range_are_refused(change: dict[str, Any]) -> None:
+    raw = small()
+    raw["stages"]["prmu"] |= change
+    with pytest.raises(TagprError, match=r"stages\.prmu"):
+        recipe_from_dict(raw, source="x")

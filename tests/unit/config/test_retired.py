@@ -22,6 +22,38 @@ from tagpr_rl.run.resume import ATTEMPT, fact_changes, resume_point
 from tagpr_rl.types import TagprError
 
 
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ({"log": {"trackers": ["jsonl"]}}, {"log": {"tensorboard": False, "wandb": "disabled"}}),
+        (
+            {"log": {"trackers": ["wandb", "tensorboard"], "wandb": "online"}},
+            {"log": {"wandb": "online", "tensorboard": True}},
+        ),
+        ({"stages": {"g": {"norm_advantage_by_std": False}}}, {"stages": {"g": {"advantage": {"normalise": "none"}}}}),
+        (
+            {"stages": {"c": {"keep": {"evidence": {"require": "text", "shown": 2}, "label_twice": False}}}},
+            {"stages": {"c": {"keep": {"profile_evidence": "text", "min_agreement": 0.0}}}},
+        ),
+        (
+            {"stages": {"c": {"keep": {"near_duplicates": {"scope": "user"}, "balance": {"max_per_user": 3}}}}},
+            {"stages": {"c": {"keep": {"duplicate_scope": "user", "max_per_user": 3}}}},
+        ),
+    ],
+)
+def test_an_old_run_keeps_the_values_of_keys_that_have_a_successor(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """With the real table: what an earlier release recorded, and what it means today."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key in list(RETIRED):
+            patch.delitem(RETIRED, key)
+        for key, text in REAL_TABLE.items():
+            patch.setitem(RETIRED, key, text)
+        assert without_retired(old) == new
+
+
+REAL_TABLE = dict(RETIRED)
+
+
 @pytest.fixture(autouse=True)
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {

@@ -23,6 +23,11 @@ def table(folder: Path, ids: list[str] = IDS, **settings: object) -> ShardedUser
     return ShardedUsers(folder)
 
 
+def test_the_format_of_tables_on_disk_keeps_its_name() -> None:
+    """Tables of earlier releases have this name, and their rows exist nowhere else."""
+    assert users_table.FORMAT == "tagpr_rl.prmu.users/1"
+
+
 @pytest.mark.parametrize("shards", [1, 7, 64])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_every_user_has_the_own_row_and_nobody_else_has_one(tmp_path: Path, shards: int, dtype: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagpr_rl.data.tasks import TASKS
-from tagpr_rl.prompts.retrieve import Method, bm25_scores, rank
+from tagpr_rl.prompts.retrieve import Method, Retriever, bm25_scores, rank
 from tagpr_rl.types import LampRecord, ProfileItem, TagprError
 
 
@@ -101,3 +101,9 @@ def test_an_input_without_the_marker_is_an_error() -> None:
     )
     with pytest.raises(TagprError, match="LaMP_1 record '6': input has 2 quoted texts"):
         rank(cited, 1)
+
+
+@pytest.mark.parametrize("k, method", [(-1, "bm25"), (1, "BM25")])
+def test_a_retriever_with_a_wrong_method_or_number_is_refused(k: int, method: str) -> None:
+    with pytest.raises(TagprError, match=f"method '{method}', k {k}"):
+        Retriever(k, method)  # type: ignore[arg-type]

@@ -147,6 +147,7 @@ def test_bad_files(tmp_path: Path) -> None:
         "twice.json": '{"version": "1", "version": "2"}',
         "nested.yaml": "version: '1'\ntags:\n- {name: a, name: b, purpose: p}",
         "object.yaml": "!!python/object/apply:os.getcwd []",
+        "date.yaml": "version: 2024-02-30",
     }.items():
         path = tmp_path / name
         path.write_text(text, encoding="utf-8")

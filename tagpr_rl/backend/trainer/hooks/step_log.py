@@ -189,7 +189,7 @@ class StepLogger:
         return lines
 
     def _name_gap(self, metrics: dict[str, Any]) -> None:
-        """Log the gap that the update measured (`prob_gap`) under verl's name, unless verl measured it itself.
+        """Log the gap that the update measured (`worker_hooks.with_gap`) under verl's name, if verl did not measure it.
 
         It compares the rollout with the actor only if the old log-probabilities are the rollout's and the weights have
         not moved yet, that is with one update a step.
