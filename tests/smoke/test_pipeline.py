@@ -231,9 +231,8 @@ def test_a_rollout_line_holds_the_whole_breakdown(run: Path, name: str) -> None:
         for row in actual:
             part = {key: row[f"reward_{key}"] for key in ("task", "format", "tag", "prmu", "repetition")}
             weights = row["weights"]
-            added = (
-                weights["alpha"] * part["tag"] + weights["beta"] * part["prmu"] + weights["gamma"] * part["repetition"]
-            )
+            assert weights["task_format"] == 1.0 and set(weights) <= {"task_format", "tag", "prmu", "repetition"}
+            added = sum(weights.get(key, 0.0) * part[key] for key in ("tag", "prmu", "repetition"))
             assert row["reward_total"] == pytest.approx(part["task"] * part["format"] + added, abs=1e-6)
             tag = row["tag_parts"]
             assert (tag is None) == (row["parse_status"] != "OK")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -192,10 +191,8 @@ def test_the_same_for_official_files(demo: Recipe, tmp_path: Path, splits: tuple
     assert f"id={made.train[7].id!r}" in after and "1  load_lamp" in after and "of the finished run" in after
 
 
-@pytest.mark.skipif("TAGPR_LAMP_REAL" not in os.environ, reason="needs official LaMP files")
-def test_the_same_for_the_real_files(demo: Recipe, tmp_path: Path) -> None:
-    folder = os.environ["TAGPR_LAMP_REAL"]
-    recipe = recipe_with(demo, tmp_path, lamp_dir=folder, tasks=["LaMP_2", "LaMP_4"])
+def test_the_same_for_the_real_files(demo: Recipe, tmp_path: Path, lamp_real: Path) -> None:
+    recipe = recipe_with(demo, tmp_path, lamp_dir=str(lamp_real), tasks=["LaMP_2", "LaMP_4"])
     made, written = Dataset(recipe, default_schema()), Dataset(recipe, default_schema(), run_data_stage(recipe))
     assert made.train == written.train and made.held_out == written.held_out
 
