@@ -111,8 +111,9 @@ def test_report_of_an_unfinished_run_names_what_is_missing(tmp_path: Path, capsy
     assert "not run" in (tmp_path / "report.json").read_text()
 
 
-def test_walk_prints_nine_hops(capsys: pytest.CaptureFixture[str]) -> None:
-    assert go("walk", str(DEMO), "--record", "3") == 0
+def test_walk_prints_nine_hops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out_folder = f"out={tmp_path}"  # in a checkout that holds a run of the demo, the walk would read that run's data
+    assert go("walk", str(DEMO), "--record", "3", out_folder) == 0
     out = capsys.readouterr().out
     for hop in ("make_splits", "build_prompt", "to_row", "parse", "score", "group_advantages"):
         assert hop in out

@@ -73,8 +73,9 @@ def prompt_for(record: LampRecord) -> Prompt:
 
 
 @pytest.fixture(scope="module")
-def demo() -> Recipe:
-    return load_recipe(ROOT / "recipes" / "demo.yaml")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The demo without a run: in a checkout that holds one, the walk would read that run's data."""
+    return load_recipe(ROOT / "recipes" / "demo.yaml", (f"out={tmp_path_factory.mktemp('runs')}",))
 
 
 @pytest.fixture(scope="module")
