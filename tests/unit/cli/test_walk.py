@@ -117,7 +117,7 @@ def test_the_recipe_values_are_the_ones_printed(demo: Recipe) -> None:
         "lr 7e-05",
         "guided: total = 1 * task × format + 0.35 * tag + 0.2 * prmu",
         "explore: total = 1 * task × format + 0 * tag + 0 * prmu",
-        "runs/demo/090_guided/hf",
+        f"{demo.out}/demo/090_guided/hf",
     ):
         assert words in text
 
