@@ -8,7 +8,7 @@ parser status, and the task score with malformed responses counted as 0.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,6 +44,8 @@ class QuestionScore:
     parse_status: str
     unparsable: bool
     """Whether the answer is no answer to this task: an unknown label, no number, or empty."""
+    truncated: bool
+    """Whether the response was cut at the token limit or ends inside its thought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class EvalResult:
     """Share of responses that parse OK."""
     parse_counts: Mapping[str, int]
     """Every parser status -> number of responses."""
+    truncated: float
+    """Share of responses, [0, 1], that were cut at the token limit or end inside their thought."""
     n: int
     n_users: int
     n_unparsable: int
@@ -108,6 +112,7 @@ def evaluate(
     *,
     prefilled: bool = False,
     thoughts: bool = True,
+    cut: Collection[str] = (),
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> EvalResult:
@@ -117,13 +122,15 @@ def evaluate(
         responses: `question_key` -> the model's text. The plain id is enough if ids are unique over the records.
         prefilled: the chat template has already written `<think>` (see tags.grammar).
         thoughts: False = the texts are answers without thoughts, as in a predictions file, and are scored whole.
+        cut: `question_key` of the responses that the token limit cut.
 
     Raises:
         TagprError: a record has no gold, or a response is missing or belongs to no record.
     """
     texts = _match(records, responses)
     questions = tuple(
-        _score_question(record, text, schema, prefilled, thoughts) for record, text in zip(records, texts, strict=True)
+        _score_question(record, text, schema, prefilled, thoughts, question_key(record) in cut)
+        for record, text in zip(records, texts, strict=True)
     )
     users = [question.user_id for question in questions]
     tasks = [question.task for question in questions]
@@ -152,6 +159,7 @@ def evaluate(
         user_macro_score=user_macro_mean(scores, users),
         strict_rate=counts[ParseStatus.OK] / len(questions),
         parse_counts={status.value: counts[status.value] for status in ParseStatus},
+        truncated=sum(question.truncated for question in questions) / len(questions),
         n=len(questions),
         n_users=len(set(users)),
         n_unparsable=sum(question.unparsable for question in questions),
@@ -171,8 +179,11 @@ def _official(
     return official_metrics(task, answers, golds, users, seed=seed, resamples=resamples)
 
 
-def _score_question(record: LampRecord, text: str, schema: TagSchema, prefilled: bool, thoughts: bool) -> QuestionScore:
+def _score_question(
+    record: LampRecord, text: str, schema: TagSchema, prefilled: bool, thoughts: bool, cut: bool
+) -> QuestionScore:
     answer = final_answer(text) if thoughts else text.strip()
+    status = parse(text, schema, prefilled=prefilled).status
     return QuestionScore(
         key=question_key(record),
         id=record.id,
@@ -180,8 +191,9 @@ def _score_question(record: LampRecord, text: str, schema: TagSchema, prefilled:
         user_id=record.user_id,
         answer=answer,
         score=task_reward(record.task, answer, str(record.gold)),
-        parse_status=parse(text, schema, prefilled=prefilled).status.value,
+        parse_status=status.value,
         unparsable=is_unparsable(record.task, answer),
+        truncated=cut or status is ParseStatus.TRUNCATED,
     )
 
 

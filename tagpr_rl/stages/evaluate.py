@@ -92,13 +92,15 @@ def _answer_all(
             prompts = [make(record) for record in records]
             hashes[label] = prompts_sha256(prompts)
             engine.use(folders[model])
-            texts = engine(
+            generated = engine.responses(
                 [tokenizer.encode(tokenizer.render(prompt.messages)) for prompt in prompts],
                 temperature=stage.temperature,
                 seed=stage.seed,
             )
+            texts = [text for text, _ in generated]
             responses = {question_key(record): text for record, text in zip(records, texts, strict=True)}
-            results[label] = evaluate(records, responses, context.schema, prefilled=prefilled)
+            cut = {question_key(record) for record, (_, is_cut) in zip(records, generated, strict=True) if is_cut}
+            results[label] = evaluate(records, responses, context.schema, prefilled=prefilled, cut=cut)
             _write_responses(context.dir.root / "responses" / f"{label}.jsonl", records, prompts, texts, results[label])
             for task in dict.fromkeys(record.task for record in records):
                 path = context.dir.root / "predictions" / label / f"{task}.json"
@@ -107,9 +109,9 @@ def _answer_all(
 
 
 def comparisons(results: Mapping[str, EvalResult]) -> list[dict[str, Any]]:
-    """Paired differences b - a of each model and the one before it, and of the last and the first."""
+    """Paired differences b - a of each model and the one before it, and of the last and every one before it."""
     names = list(results)
-    pairs = list(pairwise(names)) + ([(names[0], names[-1])] if len(names) > 2 else [])
+    pairs = [*pairwise(names), *((name, names[-1]) for name in names[:-2])]
     rows = []
     for a, b in pairs:
         difference, low, high = paired_difference(
@@ -140,6 +142,7 @@ def _write_responses(
             "gold": record.gold,
             "score": question.score,
             "parse_status": question.parse_status,
+            "truncated": question.truncated,
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_text(path, "".join(lines))

@@ -42,15 +42,15 @@ class Generator:
         self.llm.reset_prefix_cache()
         self.folder = folder
 
-    def generate(self, prompts: list[list[int]], sampling: dict[str, Any]) -> list[str]:
-        """One response per prompt (token ids), decoded without special tokens, in order."""
+    def generate(self, prompts: list[list[int]], sampling: dict[str, Any]) -> list[tuple[str, bool]]:
+        """(response, whether the token limit cut it) per prompt (token ids), decoded without special tokens."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
         outputs = self.llm.generate(
             [TokensPrompt(prompt_token_ids=ids) for ids in prompts], SamplingParams(**sampling), use_tqdm=False
         )
-        return [output.outputs[0].text for output in outputs]
+        return [(output.outputs[0].text, output.outputs[0].finish_reason == "length") for output in outputs]
 
     def answer(self, prompts: list[list[int]], samplings: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
         """(text, completion tokens, finish reason) per prompt, each with its own settings, a JSON schema among them
@@ -119,6 +119,12 @@ class Engine:
 
     def __call__(self, prompts: Sequence[list[int]], *, temperature: float, seed: int | None = 0) -> list[str]:
         """Texts for prompts given as token ids; greedy when temperature is 0."""
+        return [text for text, _ in self.responses(prompts, temperature=temperature, seed=seed)]
+
+    def responses(
+        self, prompts: Sequence[list[int]], *, temperature: float, seed: int | None = 0
+    ) -> list[tuple[str, bool]]:
+        """As a call, with whether the token limit cut the text."""
         # vLLM's CPU build cannot seed a request ("CPU Generator does not use offset"): the engine's seed holds.
         seeded = temperature > 0 and self.recipe.platform.device != "cpu"
         sampling = {
@@ -127,8 +133,8 @@ class Engine:
             "seed": seed if seeded else None,
             "skip_special_tokens": True,
         }
-        texts: list[str] = ray.get(self.actor.generate.remote(list(prompts), sampling))
-        return texts
+        responses: list[tuple[str, bool]] = ray.get(self.actor.generate.remote(list(prompts), sampling))
+        return responses
 
 
 class LiveModel:

@@ -149,6 +149,7 @@ def model_entry(raw: Row) -> dict[str, Any]:
         "strict_mean": number(raw.get("strict_score")),
         "user_macro_mean": number(raw.get("user_macro_score")),
         "strict_rate": number(raw.get("strict_rate")),
+        "truncated": number(raw.get("truncated")),
         "parse_counts": raw.get("parse_counts") or {},
         "n": raw.get("n"),
         "n_users": raw.get("n_users"),

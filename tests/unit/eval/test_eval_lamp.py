@@ -71,6 +71,15 @@ def test_evaluation_by_hand() -> None:
     assert result.answers("LaMP_3") == {"4": "3"}
 
 
+def test_truncated_counts_cut_responses_and_unfinished_thoughts_once() -> None:
+    """Of four responses "3" ends inside its thought. The token limit cut "3", too, and the answer of "4"."""
+    assert evaluate(RECORDS, RESPONSES, SCHEMA).truncated == 1 / 4
+    result = evaluate(RECORDS, RESPONSES, SCHEMA, cut={"LaMP_2/3", "LaMP_3/4"})
+    assert result.truncated == 2 / 4
+    assert [question.truncated for question in result.questions] == [False, False, True, True]
+    assert result.questions[3].score == 0.5  # an answer that stands is scored
+
+
 def test_the_result_is_json_and_feeds_the_comparison() -> None:
     result = evaluate(RECORDS, RESPONSES, SCHEMA)
     data = json.loads(json.dumps(result.as_dict(), allow_nan=False))
