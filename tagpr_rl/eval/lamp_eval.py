@@ -128,15 +128,12 @@ def evaluate(
         TagprError: a record has no gold, or a response is missing or belongs to no record.
     """
     texts = _match(records, responses)
-    questions = tuple(
-        _score_question(record, text, schema, prefilled, thoughts, question_key(record) in cut)
-        for record, text in zip(records, texts, strict=True)
-    )
-    users = [question.user_id for question in questions]
-    tasks = [question.task for question in questions]
+    pairs = zip(records, texts, strict=True)
+    questions = tuple(_score_question(record, text, schema, prefilled, thoughts, cut) for record, text in pairs)
+    users, tasks = [q.user_id for q in questions], [q.task for q in questions]
     scores = [question.score for question in questions]
     strict = [q.score if q.parse_status == ParseStatus.OK else 0.0 for q in questions]
-    counts = Counter(question.parse_status for question in questions)
+    counts = Counter(q.parse_status for q in questions)
     score, low, high = task_mean(scores, tasks, users, seed=seed, resamples=resamples)
     leaky = [leaks_gold(record) for record in records]
     metrics: list[MetricResult] = []
@@ -180,7 +177,7 @@ def _official(
 
 
 def _score_question(
-    record: LampRecord, text: str, schema: TagSchema, prefilled: bool, thoughts: bool, cut: bool
+    record: LampRecord, text: str, schema: TagSchema, prefilled: bool, thoughts: bool, cut: Collection[str]
 ) -> QuestionScore:
     answer = final_answer(text) if thoughts else text.strip()
     status = parse(text, schema, prefilled=prefilled).status
@@ -193,7 +190,7 @@ def _score_question(
         score=task_reward(record.task, answer, str(record.gold)),
         parse_status=status.value,
         unparsable=is_unparsable(record.task, answer),
-        truncated=cut or status is ParseStatus.TRUNCATED,
+        truncated=question_key(record) in cut or status is ParseStatus.TRUNCATED,
     )
 
 
