@@ -134,6 +134,7 @@ def _default(field: FieldInfo) -> str:
 
 
 FAMILIES = {
+    "reward/<component>_format/mean": "a component times `format`, of a term with a gate",
     "reward/<component>/{mean,std,min,max,zero_variance}": "a reward component over the step; the share of groups in "
     "which it does not differ",
     "task/<task>/<component>": "its mean over the responses of one task",

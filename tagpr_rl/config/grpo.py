@@ -188,7 +188,7 @@ class GrpoStage(TrainingStage):
         """The terms of the reward, in the order in which they are added."""
         if self.reward is None:
             return (self.weights or RewardWeights()).terms()
-        return tuple(Term(term.key, term.weight, term.fn or "") for term in self.reward)
+        return tuple(term.term() for term in self.reward)
 
     @property
     def uses_prmu(self) -> bool:

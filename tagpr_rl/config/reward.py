@@ -7,7 +7,16 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from tagpr_rl.config.base import Closed, NonNegative
-from tagpr_rl.reward.components import RESERVED, Term, needs_prmu, short_form, term_names
+from tagpr_rl.reward.components import (
+    COMPONENTS,
+    GATED,
+    RESERVED,
+    Term,
+    make_term,
+    needs_prmu,
+    short_form,
+    term_names,
+)
 from tagpr_rl.types import did_you_mean
 
 
@@ -20,10 +29,12 @@ class RewardWeights(Closed):
     """Weight of `prmu`; 0 switches PRMU off in this stage."""
     gamma: NonNegative = 0.1
     """Weight of `repetition`, which is negative itself."""
+    gate: bool = False
+    """true = PRMU's term counts only for a well-formed response: beta * prmu * format."""
 
     def terms(self) -> tuple[Term, ...]:
         """The list that the short form stands for."""
-        return short_form(self.alpha, self.beta, self.gamma)
+        return short_form(self.alpha, self.beta, self.gamma, gate=self.gate)
 
 
 class RewardTerm(Closed):
@@ -37,6 +48,9 @@ class RewardTerm(Closed):
     a `tagpr_rl.reward.response.Response` and returns a number in [-1, 1]."""
     weight: NonNegative
     """The term's weight in the sum."""
+    gate: bool = False
+    """true = the term is multiplied by `format`, so that a malformed response has nothing of it (`task_format` is
+    `task` with a gate). Not for `repetition`, a penalty, which the gate would spare malformed responses."""
 
     @model_validator(mode="after")
     def _known(self) -> RewardTerm:
@@ -46,6 +60,8 @@ class RewardTerm(Closed):
         if self.fn is None and name not in term_names():
             hint = did_you_mean(name, term_names(), otherwise=f"known: {', '.join(term_names())}.")
             raise ValueError(f"no reward component is called '{name}'; {hint} A component of your own has a `fn`")
+        if self.gate and self.fn is None and name in COMPONENTS and COMPONENTS[name].high <= 0:
+            raise ValueError(f"{name} is a penalty, which gate: true would spare malformed responses; remove the gate")
         return self
 
     @property
@@ -53,10 +69,16 @@ class RewardTerm(Closed):
         """The component's name in rows, metrics and files."""
         return self.name or (self.fn or "").rpartition(":")[2]
 
+    def term(self) -> Term:
+        """The summand that the entry stands for."""
+        if self.fn is None and self.key.endswith(GATED):
+            return make_term(self.key.removesuffix(GATED), self.weight, gate=True)
+        return make_term(self.key, self.weight, self.fn or "", gate=self.gate)
+
 
 def list_mistake(terms: tuple[RewardTerm, ...]) -> str:
     """What is wrong with a whole `reward` list; "" if nothing is."""
-    names = [term.key for term in terms]
+    names = [term.term().name for term in terms]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         return f"reward names {', '.join(twice)} twice; give each component one term"
     if not any(term.weight for term in terms):

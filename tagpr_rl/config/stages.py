@@ -141,6 +141,10 @@ class PrmuStage(TrainingStage):
     slip_fraction: Fraction = 0.0
     """For this share of the pairs, one more pair: the chosen response against itself with the answer of the rejected
     one (every other time with its last step, too), which does not follow from the thought."""
+    malformed_fraction: Fraction = 0.0
+    """For this share of the pairs, one more pair: the chosen response against itself with a fault of form (cut,
+    unclosed, nested, text outside a step, unknown tag, no thought, no answer), so that PRMU scores malformed responses
+    low."""
     save_every: Count | None = None
     """Steps between checkpoints; null = none, so that an interrupted stage starts over."""
     keep_checkpoints: Count = 1

@@ -151,6 +151,12 @@ def tag_metrics(responses: Sequence[ResponseParts], names: Sequence[str]) -> dic
     return metrics
 
 
+def gated_means(rows: Sequence[Row], terms: Sequence[Term]) -> dict[str, float]:
+    """`reward/<term>/mean` of each term with a gate: a product, whose mean the components' means do not give."""
+    gated = [term for term in terms if term.gate]
+    return {f"reward/{term.name}/mean": sum(term.value(row) for row in rows) / len(rows) for term in gated}
+
+
 def check_sums(rows: Sequence[Row], rewards: Sequence[float], terms: Sequence[Term], names: Sequence[str]) -> None:
     """RewardMismatch if a response's total is not the weighted sum of its components, or not its trained reward.
 

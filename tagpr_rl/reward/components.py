@@ -1,9 +1,9 @@
 """The reward's components: name -> function, range, meaning. This is the only list; all other code loops over it.
 
 A *component* is a number of every response, a column `reward_<name>`. A *term* of the reward is a weight times a
-component, or times a product of components (`task_format` = task * format). The reward is the sum of the terms of the
-stage's recipe. To add a built-in component, add an entry to COMPONENTS; a user's own one is named in a recipe as
-`fn: module:function`.
+component. A term with a *gate* is also multiplied by `format` (`task_format` = task * format), so that a malformed
+response has nothing of it. The reward is the sum of the terms of the stage's recipe. To add a built-in component, add
+an entry to COMPONENTS; a user's own one is named in a recipe as `fn: module:function`.
 """
 
 from __future__ import annotations
@@ -107,29 +107,39 @@ COMPONENTS: dict[str, Component] = {
 }  # fmt: skip
 """Built-in components in the order of their columns. A malformed response has task = format = tag = 0, and the
 repetition of its raw text."""
-PRODUCTS: dict[str, tuple[str, ...]] = {"task_format": ("task", "format")}
-"""Terms that are products of components."""
+GATE = "format"
+"""The component by which a gate multiplies."""
+GATED = f"_{GATE}"
+"""The end of a gated term's name."""
 SHORT_FORM = {"alpha": "tag", "beta": "prmu", "gamma": "repetition"}
 """Keys of a recipe's `weights`, the short form of the list; there `task_format` has the weight 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One summand of the reward: a weight times a component or a product of components."""
+    """One summand of the reward: a weight times a component, and times `format` if it has a gate."""
 
     name: str
+    """The component's name, with the end GATED if the term has a gate."""
     weight: float
     fn: str = ""
     """A user's `module:function`; empty for a built-in component."""
+    gate: bool = False
+    """Whether a malformed response has nothing of the term."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ValueError(f"the weight of {self.name} must be finite and not negative, got {self.weight!r}")
 
     @property
+    def component(self) -> str:
+        """The name of the term's own component."""
+        return self.name.removesuffix(GATED) if self.gate else self.name
+
+    @property
     def factors(self) -> tuple[str, ...]:
         """Names of the components that are multiplied."""
-        return PRODUCTS.get(self.name, (self.name,))
+        return (self.component, GATE) if self.gate else (self.component,)
 
     @property
     def label(self) -> str:
@@ -145,10 +155,19 @@ class Term:
         return value
 
 
-def short_form(alpha: float = 0.2, beta: float = 0.2, gamma: float = 0.1) -> tuple[Term, ...]:
-    """The terms of `weights: {alpha, beta, gamma}`: task * format + alpha * tag + beta * prmu + gamma * repetition."""
+def make_term(component: str, weight: float, fn: str = "", *, gate: bool = False) -> Term:
+    """The term of a component."""
+    return Term(f"{component}{GATED}" if gate else component, weight, fn, gate)
+
+
+def short_form(alpha: float = 0.2, beta: float = 0.2, gamma: float = 0.1, *, gate: bool = False) -> tuple[Term, ...]:
+    """The terms of `weights: {alpha, beta, gamma}`: task * format + alpha * tag + beta * prmu + gamma * repetition.
+
+    `gate`: the third term is beta * prmu * format.
+    """
     weights = {"alpha": alpha, "beta": beta, "gamma": gamma}
-    return (Term("task_format", 1.0), *(Term(SHORT_FORM[key], weight) for key, weight in weights.items()))
+    terms = (make_term(name, weights[key], gate=gate and needs_prmu(name)) for key, name in SHORT_FORM.items())
+    return (make_term("task", 1.0, gate=True), *terms)
 
 
 def contributions(terms: Iterable[Term], row: Mapping[str, float]) -> dict[str, float]:
@@ -172,8 +191,8 @@ def component_names(terms: Iterable[Term]) -> tuple[str, ...]:
 
 
 def term_names() -> list[str]:
-    """What a recipe may name: products and built-in components."""
-    return [*PRODUCTS, *COMPONENTS]
+    """What a recipe may name: built-in components, and `task_format`."""
+    return [f"task{GATED}", *COMPONENTS]
 
 
 def needs_prmu(name: str) -> bool:
@@ -197,7 +216,7 @@ def load_components(terms: Iterable[Term], folder: Path | None = None) -> tuple[
     Raises:
         TagprError: a module or function that does not exist.
     """
-    own = {term.name: term.fn for term in terms if term.fn}
+    own = {term.component: term.fn for term in terms if term.fn}
     return tuple(
         _user_component(name, own[name], folder or Path.cwd()) if name in own else COMPONENTS[name]
         for name in component_names(terms)

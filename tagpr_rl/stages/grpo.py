@@ -54,7 +54,7 @@ def run(context: StageContext) -> StageResult:
         stopped = _stopped(context, stage)
     publish(context, last_checkpoint(context, stopped.step if stopped else stage.steps) / "actor" / "huggingface")
     last = metrics.last(context.dir.metrics) or {}
-    own = [term.name for term in stage.terms if term.fn]
+    own = [term.component for term in stage.terms if term.fn]
     keys = [f"reward/{name}/mean" for name in ("total", "task", "format", "tag", "prmu", *own)]
     figures = {key: float(last[key]) for key in keys if key in last}
     chosen = (context.dir.root / FILTER,) if questions is not None else ()

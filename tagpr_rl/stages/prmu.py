@@ -14,7 +14,7 @@ from tagpr_rl.config import PrmuStage, prompt_style
 from tagpr_rl.files import sha256_file, sha256_json, write_json, write_text
 from tagpr_rl.model.fetch import model_folder
 from tagpr_rl.prmu.training.preferences import read_pairs, write_pairs
-from tagpr_rl.prmu.training.probes import copied, padded, slipped
+from tagpr_rl.prmu.training.probes import copied, malformed, padded, slipped
 from tagpr_rl.prompts.dataset import Dataset, evenly
 from tagpr_rl.prompts.rows import profile_texts
 from tagpr_rl.prompts.tokens import ChatTokenizer
@@ -106,6 +106,10 @@ def training_pairs(context: StageContext, stage: PrmuStage, out: Path) -> int:
     made += [
         slipped(pair, *form, late=bool(i % 2))
         for i, pair in enumerate(_drawn(rows, stage.slip_fraction, f"slips/{stage.seed}"))
+    ]
+    made += [
+        malformed(pair, *form, i)
+        for i, pair in enumerate(_drawn(rows, stage.malformed_fraction, f"malformed/{stage.seed}"))
     ]
     rows += [pair for pair in made if pair is not None]
     if stage.policy_samples or made:

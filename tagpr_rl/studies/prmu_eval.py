@@ -15,7 +15,7 @@ from tagpr_rl.files import write_json, write_text
 from tagpr_rl.prmu.accuracy import RawScore, evaluate, mean, own, pair_wins, per_user_macro, shuffled, wins
 from tagpr_rl.prmu.quality import auc_within, best_of, calibration, correlation_within, third_users, truncated, votes
 from tagpr_rl.prmu.serving.requests import ScoreRequest
-from tagpr_rl.prmu.training.probes import copying, padding
+from tagpr_rl.prmu.training.probes import copying, padding, spoiling
 from tagpr_rl.prompts.rows import circle, profile_texts
 from tagpr_rl.report.cards.prmu_page import prmu_page
 from tagpr_rl.reward.task import task_reward
@@ -86,8 +86,8 @@ def measure(raw: RawScore, material: Material, context: StageContext, *, seed: i
         "cold_start": cold_start(raw, material, seed),
         "best_of_n": best_of_n(raw, material, seed),
         "probes": {
-            "padding": padding(raw, material.held_out, context.schema, context.recipe.model.thought_prefilled),
-            "copying": copying(raw, material.held_out, context.schema, context.recipe.model.thought_prefilled),
+            name: probe(raw, material.held_out, context.schema, context.recipe.model.thought_prefilled)
+            for name, probe in (("padding", padding), ("copying", copying), ("spoiling", spoiling))
         },
     }
     return facts

@@ -31,7 +31,9 @@ class TokenCredit:
 
 def terms_from(settings: Any) -> tuple[Term, ...]:
     """The terms of the stage's reward from verl's config (`reward.reward_kwargs`, see overrides.py)."""
-    return tuple(Term(str(term["name"]), float(term["weight"]), str(term["fn"])) for term in settings.terms)
+    return tuple(
+        Term(str(term["name"]), float(term["weight"]), str(term["fn"]), bool(term["gate"])) for term in settings.terms
+    )
 
 
 def rules_from(settings: Any) -> AdvantageRules:

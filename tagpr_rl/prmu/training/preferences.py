@@ -13,8 +13,8 @@ from tagpr_rl.files import replacing
 from tagpr_rl.types import PairRow, TagprError
 
 USER_ONLY = "user_only"
-COPIED, PADDED, SLIPPED = "copied", "padded", "slipped"
-KINDS = ("cross_profile", "no_profile", "wrong", "no_evidence", COPIED, PADDED, SLIPPED, USER_ONLY)
+COPIED, PADDED, SLIPPED, MALFORMED = "copied", "padded", "slipped", "malformed"
+KINDS = ("cross_profile", "no_profile", "wrong", "no_evidence", COPIED, PADDED, SLIPPED, MALFORMED, USER_ONLY)
 """What `rejected` is:
 
 cross_profile: a response written with another user's profile. no_profile: one written without a profile.
@@ -23,6 +23,7 @@ no_evidence: a response with the right answer whose thought does not use the pro
 copied: a thought that only copies the profile, before a wrong answer.
 padded: `chosen` with one step repeated.
 slipped: `chosen` with a wrong answer, or a wrong last step and answer, which do not follow from the thought.
+malformed: `chosen` with a fault of form, which the parser does not accept.
 user_only: as cross_profile, and the set holds the same pair with its responses swapped for the other user, so that
 only the user decides which one is right.
 """

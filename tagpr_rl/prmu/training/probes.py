@@ -1,23 +1,25 @@
-"""Pairs that probe what PRMU must not reward: a repeated step, a copied profile, an answer against its thought.
+"""Pairs that probe what PRMU must not reward: a repeated step, a copied profile, an answer against its thought, a fault
+of form.
 
-Training uses them as additional pairs (recipe keys probe_fraction and slip_fraction of a prmu stage). Evaluation
-measures the first two on users that training never shows. Imports no torch.
+Training uses them as additional pairs (recipe keys probe_fraction, slip_fraction and malformed_fraction of a prmu
+stage). Evaluation measures all but the slips on users that training never shows. Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 from tagpr_rl.eval.metrics import task_mean
 from tagpr_rl.prmu.accuracy import RawScore, mean, wins
 from tagpr_rl.prmu.serving.requests import request_for
-from tagpr_rl.prmu.training.preferences import COPIED, PADDED, SLIPPED
+from tagpr_rl.prmu.training.preferences import COPIED, MALFORMED, PADDED, SLIPPED
 from tagpr_rl.prompts.prompt import clean
 from tagpr_rl.tags.grammar import parse, render
-from tagpr_rl.tags.schema import TagSchema
-from tagpr_rl.types import PairRow, Step, TaggedTrace
+from tagpr_rl.tags.schema import THINK, TagSchema
+from tagpr_rl.types import PairRow, ParseStatus, Step, TaggedTrace
 
 COPIED_ITEMS = 4
 
@@ -60,6 +62,72 @@ def slipped(pair: PairRow, schema: TagSchema, prefilled: bool, *, late: bool) ->
     return None if text == pair.rejected else _against(pair, text, SLIPPED)
 
 
+Spoil = Callable[[str, TaggedTrace, Random], str]
+"""(a well-formed response, its trace, random numbers) -> a malformed version of it."""
+
+
+def _cut(text: str, trace: TaggedTrace, rng: Random) -> str:
+    """The token limit came inside a step."""
+    step = rng.choice(trace.steps)
+    start = text.index(f"<{step.tag}>{step.text}") + len(f"<{step.tag}>")
+    return text[: start + rng.randint(1, len(step.text))]
+
+
+def _unclosed_step(text: str, trace: TaggedTrace, rng: Random) -> str:
+    closing = f"</{rng.choice(trace.steps).tag}>"
+    return text.replace(closing, "", 1)
+
+
+def _unclosed_thought(text: str, trace: TaggedTrace, rng: Random) -> str:
+    return text.replace(f"</{THINK}>", "", 1)
+
+
+def _no_answer(text: str, trace: TaggedTrace, rng: Random) -> str:
+    return text[: text.index(f"</{THINK}>")] + f"</{THINK}>"
+
+
+def _no_thought(text: str, trace: TaggedTrace, rng: Random) -> str:
+    return trace.answer
+
+
+def _text_outside(text: str, trace: TaggedTrace, rng: Random) -> str:
+    """One step lost its tags."""
+    step = rng.choice(trace.steps)
+    return text.replace(f"<{step.tag}>{step.text}</{step.tag}>", step.text, 1)
+
+
+def _nested(text: str, trace: TaggedTrace, rng: Random) -> str:
+    """A second opening tag stands inside a step."""
+    step = rng.choice(trace.steps)
+    return text.replace(f"<{step.tag}>", f"<{step.tag}><{rng.choice(trace.steps).tag}>", 1)
+
+
+def _unknown_tag(text: str, trace: TaggedTrace, rng: Random) -> str:
+    """One step has a tag that no schema can have."""
+    step = rng.choice(trace.steps)
+    bad = THINK.capitalize()
+    return text.replace(f"<{step.tag}>{step.text}</{step.tag}>", f"<{bad}>{step.text}</{bad}>", 1)
+
+
+SPOILS: tuple[Spoil, ...] = (
+    _cut, _unclosed_step, _unclosed_thought, _no_answer, _no_thought, _text_outside, _nested, _unknown_tag,
+)  # fmt: skip
+
+
+def malformed(pair: PairRow, schema: TagSchema, prefilled: bool, number: int) -> PairRow | None:
+    """`chosen` against itself with a fault of form; None if `chosen` is not well formed.
+
+    `number` (a running number) chooses the kind of fault from SPOILS, each as often as the others.
+    """
+    trace = parse(pair.chosen, schema, prefilled=prefilled).trace
+    if trace is None:
+        return None
+    spoil = SPOILS[number % len(SPOILS)]
+    text = spoil(render(trace, schema=schema, prefilled=prefilled), trace, Random(f"{number}/{pair.record_id}"))
+    assert parse(text, schema, prefilled=prefilled).status is not ParseStatus.OK, (spoil, text)
+    return _against(pair, text, MALFORMED)
+
+
 def _against(pair: PairRow, rejected: str, kind: str) -> PairRow:
     return replace(pair, rejected=rejected, kind=kind, other_user_id="")
 
@@ -86,7 +154,19 @@ def copying(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefille
 
     "chosen_above": share of pairs in which the chosen response scores higher [mean, low, high].
     """
-    probes = [row for pair in pairs if (row := copied(pair, schema, prefilled)) is not None]
+    return _chosen_above(raw, [copied(pair, schema, prefilled) for pair in pairs])
+
+
+def spoiling(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool) -> dict[str, Any]:
+    """Each chosen response against itself with a fault of form.
+
+    "chosen_above": share of pairs in which the chosen response scores higher [mean, low, high].
+    """
+    return _chosen_above(raw, [malformed(pair, schema, prefilled, i) for i, pair in enumerate(pairs)])
+
+
+def _chosen_above(raw: RawScore, pairs: Sequence[PairRow | None]) -> dict[str, Any]:
+    probes = [pair for pair in pairs if pair is not None]
     if not probes:
         return {"pairs": 0}
     won = wins(

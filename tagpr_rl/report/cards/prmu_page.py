@@ -44,6 +44,10 @@ def prmu_summary(facts: Facts) -> list[tuple[str, str]]:
         ("correlation with the length, within a question", number(correlation["length"])),
         ("probe: a step said twice raises the score", spread(facts["probes"]["padding"].get("raised"))),
         ("probe: chosen above a copy of the profile", spread(facts["probes"]["copying"].get("chosen_above"))),
+        (
+            "probe: chosen above a malformed version of itself",
+            spread(facts["probes"].get("spoiling", {}).get("chosen_above")),
+        ),
     ]
 
 

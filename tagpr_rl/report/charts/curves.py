@@ -222,8 +222,7 @@ def grpo_group(chain: Chain, recipe: Recipe) -> CurveGroup:
 def composition(chain: Chain) -> Figure[StackChart] | None:
     """The mean total reward of each step as its weighted terms.
 
-    The term task x format is the total minus the other terms, because the mean of a product is not the product of
-    means.
+    The term task x format is the total minus the other terms: a run of an earlier release logged no mean of a product.
     """
     names = [term.name for term in chain.terms]
     points: list[tuple[float, dict[str, float]]] = []
@@ -244,14 +243,12 @@ def composition(chain: Chain) -> Figure[StackChart] | None:
 
 
 def _mean_terms(terms: Sequence[Term], row: Row, total: float) -> dict[str, float]:
-    """Term name -> its weighted mean in a step; a product gets what the others leave of the total."""
-    means = {
-        term.name: term.weight * (number(row.get(f"reward/{term.name}/mean")) or 0.0)
-        for term in terms
-        if len(term.factors) == 1
-    }
-    rest = round(total - sum(means.values()), 9)
-    return {term.name: means.get(term.name, rest) for term in terms}
+    """Term name -> its weighted mean in a step; the first term with a gate gets what the others leave of the total."""
+    means = {term.name: term.weight * (number(row.get(f"reward/{term.name}/mean")) or 0.0) for term in terms}
+    if gated := next((term.name for term in terms if term.gate), None):
+        others = sum(value for name, value in means.items() if name != gated)
+        means[gated] = round(total - others, 9)
+    return means
 
 
 def phases(chain: Chain) -> Figure[StackChart] | None:

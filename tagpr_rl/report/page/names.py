@@ -29,7 +29,7 @@ class MetricName:
 def reward_names(terms: Iterable[Term]) -> tuple[MetricName, ...]:
     """The total and every reward component of stages with these terms, with its key in rows and metrics."""
     terms = list(terms)
-    own = {term.name: f"a component of this run's own: {term.fn}" for term in terms if term.fn}
+    own = {term.component: f"a component of this run's own: {term.fn}" for term in terms if term.fn}
     meanings = {name: component.meaning for name, component in COMPONENTS.items()} | own
     total = MetricName(TOTAL, TOTAL, "what GRPO maximises: the weighted sum of the terms below", "up")
     return (total, *(MetricName(name, name, meanings[name], "up") for name in component_names(terms)))

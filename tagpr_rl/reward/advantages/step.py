@@ -18,7 +18,7 @@ SplitTerm = tuple[Term, StepCredit]
 
 def split_terms(terms: Iterable[Term]) -> list[SplitTerm]:
     """The terms that steps are paid for, each with its split."""
-    components = ((term, COMPONENTS.get(term.name)) for term in terms)
+    components = ((term, COMPONENTS.get(term.component)) for term in terms)
     return [(term, component.steps) for term, component in components if component is not None and component.steps]
 
 
@@ -43,7 +43,7 @@ def response_reward(row: Mapping[str, float], parts: ResponseParts, split: Seque
     reward = row[TOTAL]
     if parts.steps:
         for term, credit in split:
-            reward += term.weight * (credit.of_rest(parts) - row[term.name])
+            reward += term.weight * (credit.of_rest(parts) - row[term.component])
     return reward
 
 

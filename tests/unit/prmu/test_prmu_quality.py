@@ -6,11 +6,13 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prmu_toy import toy_pairs
 
+from tagpr_rl.config import PrmuStage
 from tagpr_rl.prmu.accuracy import own, pair_wins, shuffled
 from tagpr_rl.prmu.quality import (
     auc_within,
@@ -22,11 +24,11 @@ from tagpr_rl.prmu.quality import (
     votes,
 )
 from tagpr_rl.prmu.serving.requests import ScoreRequest
-from tagpr_rl.prmu.training.preferences import USER_ONLY, check_pair, user_only_pairs
-from tagpr_rl.prmu.training.probes import copied, copying, padded, padding, slipped
+from tagpr_rl.prmu.training.preferences import USER_ONLY, check_pair, read_pairs, user_only_pairs, write_pairs
+from tagpr_rl.prmu.training.probes import SPOILS, copied, copying, malformed, padded, padding, slipped, spoiling
 from tagpr_rl.prompts.dataset import evenly
 from tagpr_rl.prompts.rows import circle, shuffled_rows
-from tagpr_rl.stages.prmu import pairs_of_samples
+from tagpr_rl.stages.prmu import pairs_of_samples, training_pairs
 from tagpr_rl.tags.grammar import final_answer, parse
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import LampRecord, ParseStatus, ProfileItem, TagprError
@@ -168,6 +170,47 @@ def test_a_slip_by_hand() -> None:
     assert slipped(replace(pair, rejected=response("red", "hm")), SCHEMA, False, late=False) is None  # nothing is wrong
     assert slipped(replace(pair, rejected=late.rejected), SCHEMA, False, late=True) is None  # that pair is there
     assert slipped(replace(pair, rejected="no thought"), SCHEMA, False, late=False) is None
+
+
+@pytest.mark.parametrize("prefilled", [False, True])
+def test_a_malformed_pair_has_a_fault_of_every_form(prefilled: bool) -> None:
+    chosen = response("red", "likes red", "likes <3 blue", "so red").removeprefix("<think>\n" if prefilled else "")
+    pair = replace(toy_pairs(users=8)[0], chosen=chosen)
+    made = [malformed(pair, SCHEMA, prefilled, i) for i in range(5 * len(SPOILS))]
+    assert all(row is not None and (row.chosen, row.kind) == (chosen, "malformed") for row in made)
+    statuses = [parse(check_pair(row, "here").rejected, SCHEMA, prefilled=prefilled).status for row in made if row]
+    assert {"TRUNCATED", "TEXT_OUTSIDE", "NO_ANSWER", "NESTED", "UNKNOWN_TAG"} <= set(statuses)
+    assert ParseStatus.OK not in statuses and {"UNCLOSED", "NESTED"} & set(statuses[1 :: len(SPOILS)])
+    assert made == [malformed(pair, SCHEMA, prefilled, i) for i in range(len(made))]
+    assert malformed(replace(pair, chosen="no thought"), SCHEMA, prefilled, 0) is None
+
+
+def test_the_stage_adds_its_share_of_malformed_pairs(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    rows = [replace(row, chosen=response("red", "likes red"), rejected=response("blue")) for row in toy_pairs(users=8)]
+    write_pairs(tmp_path / "pairs.parquet", rows)
+    context: Any = SimpleNamespace(
+        nearest=lambda kind, reads: SimpleNamespace(root=tmp_path), schema=SCHEMA,
+        recipe=SimpleNamespace(model=SimpleNamespace(thought_prefilled=False)),
+    )  # fmt: skip
+    stage = PrmuStage(init="sft", steps=1, malformed_fraction=0.5)
+    assert training_pairs(context, stage, tmp_path / "all.parquet") == 1.5 * len(rows)
+    kinds = Counter(row.kind for row in read_pairs(tmp_path / "all.parquet"))
+    assert kinds["malformed"] == len(rows) / 2
+    plain = PrmuStage(init="sft", steps=1)
+    training_pairs(context, plain, tmp_path / "plain.parquet")
+    assert read_pairs(tmp_path / "plain.parquet") == rows
+
+
+def test_the_probe_of_malformed_responses_by_hand() -> None:
+    pair = replace(toy_pairs(users=8)[0], chosen=response("red", "likes red"))
+
+    def closed(requests: Any) -> list[float]:
+        return [float(parse(r.response, SCHEMA).status is ParseStatus.OK) for r in requests]
+
+    assert spoiling(closed, [pair] * len(SPOILS), SCHEMA, False) == {"pairs": 8, "chosen_above": [1.0, 1.0, 1.0]}
+    assert spoiling(lambda requests: [1.0] * len(requests), [pair], SCHEMA, False)["chosen_above"][0] == 0.5
+    assert spoiling(closed, [], SCHEMA, False) == {"pairs": 0}
 
 
 def test_probes_by_hand() -> None:

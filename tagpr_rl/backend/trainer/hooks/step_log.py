@@ -17,7 +17,7 @@ from tagpr_rl.backend.trainer.advantages import terms_from
 from tagpr_rl.files import write_text
 from tagpr_rl.monitor import samples
 from tagpr_rl.monitor.phases import phase_metrics, prmu_metrics, scoring_wait
-from tagpr_rl.monitor.step import check_sums, component_metrics, tag_metrics, task_correlation
+from tagpr_rl.monitor.step import check_sums, component_metrics, gated_means, tag_metrics, task_correlation
 from tagpr_rl.reward.components import TOTAL, component_names
 from tagpr_rl.tags.schema import default_schema, load_schema
 
@@ -104,6 +104,7 @@ class StepLogger:
         tasks = [response.info["task"] for response in data.responses]
         times = [response.scored.times for response in data.responses]
         metrics.update(component_metrics(rows, tasks, groups, self._components))
+        metrics.update(gated_means(rows, self._terms))
         metrics.update(tag_metrics([response.scored.parts for response in data.responses], self._schema.names))
         metrics.update(task_correlation(rows, groups))
         with_prmu = [own for own, row in zip(times, rows, strict=True) if row["prmu_status"] != "off"]
