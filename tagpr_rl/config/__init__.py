@@ -21,7 +21,15 @@ from tagpr_rl.config.log import Loggers
 from tagpr_rl.config.model import LoraBlock, ModelBlock, TinyBlock
 from tagpr_rl.config.placement import PlacementBlock
 from tagpr_rl.config.platform import BudgetBlock, PlatformBlock, TrainingBlock
-from tagpr_rl.config.recipe import Recipe, needed_for, prompt_style, stage_limits, training_steps, upstream
+from tagpr_rl.config.recipe import (
+    Recipe,
+    answers_directly,
+    needed_for,
+    prompt_style,
+    stage_limits,
+    training_steps,
+    upstream,
+)
 from tagpr_rl.config.reward import RewardWeights
 from tagpr_rl.config.rules import FilterBlock, StopBlock
 from tagpr_rl.config.stage import DeepSpeedBlock, StageBase, TrainingStage

@@ -83,7 +83,7 @@ KINDS: dict[str, Kind] = {
     "sft": Kind(
         SftStage,
         "tagpr_rl.stages.sft:run",
-        lambda stage: ("data", "chains") if stage.dataset == "chains" else ("data",),
+        lambda stage: ("data",) if stage.dataset == "direct" else ("data", "chains"),
         {"init": WEIGHTS},
         uses_ray=True,
     ),

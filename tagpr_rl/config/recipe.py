@@ -190,7 +190,11 @@ def prompt_style(recipe: Recipe, name: str) -> str:
     """
     if recipe.data.prompt.style == "official":
         return "official"
+    return "direct" if answers_directly(recipe, name) else "reasoning"
+
+
+def answers_directly(recipe: Recipe, name: str) -> bool:
+    """Whether the weights of stage `name` were last taught answers without a thought. GRPO teaches thoughts, whatever
+    it starts from: its prompts ask for them."""
     stage = recipe.stages[name]
-    if isinstance(stage, GrpoStage):
-        return prompt_style(recipe, stage.init)
-    return "direct" if isinstance(stage, SftStage) and stage.dataset == "direct" else "reasoning"
+    return isinstance(stage, SftStage) and stage.dataset != "chains"

@@ -83,6 +83,15 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def direct_messages(messages: Sequence[Mapping[str, str]], schema: TagSchema) -> Messages:
+    """The messages of a `reasoning` prompt as `direct` ones: another instruction, the same items and question.
+
+    `official` ones have neither instruction and come back unchanged.
+    """
+    asked = reasoning_instruction(schema)
+    return tuple({**turn, "content": turn["content"].replace(asked, DIRECT_INSTRUCTION, 1)} for turn in messages)
+
+
 def prompt_phrases(schema: TagSchema) -> tuple[str, ...]:
     """Every constant phrase that a prompt may contain, stripped, longest first, without repeats.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tagpr_rl.backend.trainer.overrides import sft_overrides, world_size
 from tagpr_rl.config import SftStage
+from tagpr_rl.prompts.prompt import direct_messages
 from tagpr_rl.prompts.rows import sft_rows, write_parquet
-from tagpr_rl.prompts.tokens import ChatTokenizer
+from tagpr_rl.prompts.tokens import ChatTokenizer, Messages
 from tagpr_rl.run import metrics
 from tagpr_rl.stages.common import (
     RESUMABLE,
@@ -22,7 +24,8 @@ from tagpr_rl.stages.common import (
     wait_for,
 )
 from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.types import TagprError
+from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.types import LampRecord, TagprError
 
 
 def run(context: StageContext) -> StageResult:
@@ -62,11 +65,25 @@ def _examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str, An
     recipe = context.recipe
     tokenizer = ChatTokenizer(context.earlier(stage.init, reads=("hf",)).hf)
     limit = recipe.data.prompt.max_response_tokens
-    if stage.dataset == "chains":
-        import pyarrow.parquet as pq
+    train = [record for record in context.dataset.train if record.gold is not None]
+    if stage.dataset == "direct":
+        make = context.dataset.prompt_maker("direct", tokenizer)
+        return sft_rows(tokenizer, [(make(record).messages, str(record.gold)) for record in train], limit)
+    import pyarrow.parquet as pq
 
-        chains = context.nearest("chains", reads=("chains.parquet",)).root / "chains.parquet"
-        rows = pq.read_table(chains, columns=["messages", "response"]).to_pylist()
-        return sft_rows(tokenizer, [(row["messages"], row["response"]) for row in rows], limit)
-    make = context.dataset.prompt_maker("direct", tokenizer)
-    return sft_rows(tokenizer, [(make(r).messages, r.gold) for r in context.dataset.train if r.gold is not None], limit)
+    path = context.nearest("chains", reads=("chains.parquet",)).root / "chains.parquet"
+    chains = pq.read_table(path, columns=["task", "record_id", "messages", "response"]).to_pylist()
+    if stage.dataset == "answers":
+        return sft_rows(tokenizer, answer_examples(chains, train, context.schema), limit)
+    return sft_rows(tokenizer, [(row["messages"], row["response"]) for row in chains], limit)
+
+
+def answer_examples(
+    chains: Sequence[Mapping[str, Any]], train: Sequence[LampRecord], schema: TagSchema
+) -> list[tuple[Messages, str]]:
+    """(direct prompt, gold) of each row of chains.parquet: the same questions and items, as often, without the thought.
+
+    The gold also stands in for a chain's wrong answer.
+    """
+    golds = {(record.task, record.id): str(record.gold) for record in train}
+    return [(direct_messages(row["messages"], schema), golds[row["task"], row["record_id"]]) for row in chains]

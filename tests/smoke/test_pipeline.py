@@ -184,7 +184,9 @@ def test_a_sweep_shares_what_is_made_and_compares_its_arms(run: Path, tmp_path: 
     sweep = tmp_path / "two.yaml"
     sweep.write_text(
         f"{{name: two, recipe: {ROOT / 'recipes' / 'smoke.yaml'}, out: {tmp_path}, seeds: [1], also: [sft], "
-        "questions: 48, arms: {full: {}, no_exploratory: {stages.explore: null}}}",
+        "questions: 48, arms: {full: {}, no_exploratory: {stages.explore: null}, "
+        "answers: {stages.sft.dataset: answers, stages.sft.steps: 20, stages.prmu: null, stages.guided: null, "
+        "stages.explore: null}}}",
         encoding="utf-8",
     )
     names = ("data", "model", "prompts", "base", "chains", "sft", "prmu", "guided", "explore")
@@ -196,10 +198,13 @@ def test_a_sweep_shares_what_is_made_and_compares_its_arms(run: Path, tmp_path: 
     facts = json.loads((tmp_path / "two" / "sweep.json").read_text(encoding="utf-8"))
     evaluated = json.loads((stage(run, "eval") / "eval.json").read_text(encoding="utf-8"))["models"]
     models = {"full": "explore", "no_exploratory": "guided"}
-    assert facts["questions"] == 48 and facts["seeds"] == [1] and list(facts["arms"]) == list(models)
-    requested = json.loads((tmp_path / "two" / "two-seed1" / "100_eval" / "eval.json").read_text(encoding="utf-8"))[
-        "models"
-    ]
+    assert facts["questions"] == 48 and facts["seeds"] == [1] and list(facts["arms"]) == [*models, "answers"]
+    made = tmp_path / "two" / "two-seed1"
+    requested = json.loads((stage(made, "eval") / "eval.json").read_text(encoding="utf-8"))["models"]
+    assert requested["sft_answers"]["parse_counts"]["NO_THOUGHT"] == 48  # asked for direct answers, and it gives them
+    trained = {name: json.loads((stage(made, name) / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+               for name in ("sft", "sft_answers", "chains")}  # fmt: skip
+    assert trained["sft_answers"]["examples"] == trained["sft"]["examples"] == trained["chains"]["kept"]
     for arm, model in models.items():
         keys = {question["key"] for question in requested[model]["questions"]}
         scores: dict[str, list[float]] = {}
@@ -208,7 +213,7 @@ def test_a_sweep_shares_what_is_made_and_compares_its_arms(run: Path, tmp_path: 
                 scores.setdefault(question["task"], []).append(question["score"])
         expected = sum(sum(own) / len(own) for own in scores.values()) / len(scores)
         assert facts["arms"][arm]["per_seed"]["1"]["score"] == pytest.approx(expected, abs=0.02)
-    assert launch("sweep", str(sweep)).stdout.count("10 of 10 stages done") == 1
+    assert launch("sweep", str(sweep)).stdout.count("11 of 11 stages done") == 1
 
 
 def test_altered_thoughts_change_answers_and_unaltered_ones_do_not(run: Path) -> None:

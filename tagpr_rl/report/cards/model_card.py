@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tagpr_rl.config import EvaluateStage, PrmuStage, Recipe
+from tagpr_rl.config import EvaluateStage, PrmuStage, Recipe, answers_directly
 from tagpr_rl.types import StageManifest
 
 _USERS = {
@@ -53,9 +53,9 @@ def model_card(
         f"It starts from {start}; data: {data}. {counts['parameters']:,} parameters in {dtype}"
         + (", rounded from the float32 weights that were trained." if dtype != "float32" else "."),
         "",
-        "Its answers have the form `<think>` tagged steps `</think>` answer."
-        if getattr(recipe.stages[name], "dataset", "chains") == "chains"
-        else "It answers directly, without a thought.",
+        "It answers directly, without a thought."
+        if answers_directly(recipe, name)
+        else "Its answers have the form `<think>` tagged steps `</think>` answer.",
         "",
         "## Lineage",
         "",

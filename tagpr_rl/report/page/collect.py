@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tagpr_rl.config import EvaluateStage, GrpoStage, Recipe, SftStage
+from tagpr_rl.config import EvaluateStage, GrpoStage, Recipe, answers_directly
 from tagpr_rl.eval.metrics import task_mean
 from tagpr_rl.report.page.names import STAGE_KINDS
 from tagpr_rl.report.page.read import Row, finite, number, read_object, read_rows
@@ -42,7 +42,7 @@ def collect(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         "prompts": side_file("prompts", "prompts.json"),
         "bounds": data.get("bounds"),
         **evaluation,
-        "direct_models": [n for n, s in recipe.stages.items() if isinstance(s, SftStage) and s.dataset == "direct"],
+        "direct_models": [name for name in recipe.stages if answers_directly(recipe, name)],
         "stages": [_stage(name, kinds[name], directory) for name, directory in stages.items()],
         "prmu": side_file("prmu", "prmu.json"),
         "chains": side_file("chains", "chains.json"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import EvaluateStage, Recipe, dump_recipe
+from tagpr_rl.config import EvaluateStage, Recipe, answers_directly, dump_recipe
 from tagpr_rl.eval.metrics import mean_over_tasks, paired_difference
 from tagpr_rl.files import write_text
 from tagpr_rl.report.charts.curves import MOST_POINTS, Figure, axis_range, chains_of, thinned_note
@@ -207,9 +207,9 @@ def common_responses(comparison: Comparison, schema: TagSchema) -> dict[str, Any
     for key in keys[: MOST_RESPONSES // len(sides)]:
         group = traces.group("same question", None, tables[0][key])
         for side, table in zip(sides, tables, strict=True):
-            direct = getattr(side.recipe.stages[side.model], "dataset", "") == "direct"
             traces.prefilled = side.recipe.model.thought_prefilled
-            traces.add(group, f"{side.label}, {side.model}", table[key], None, plain=direct)
+            plain = answers_directly(side.recipe, side.model)
+            traces.add(group, f"{side.label}, {side.model}", table[key], None, plain=plain)
     traces.shown = {"rollouts": [0, 0], "evaluated": [len(traces.traces), len(keys) * len(sides)]}
     # What the runs answered differently comes first.
     return {**traces.as_json(), "order": "spread"}

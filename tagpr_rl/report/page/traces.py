@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import EvaluateStage, GrpoStage, Recipe, SftStage
+from tagpr_rl.config import EvaluateStage, GrpoStage, Recipe, answers_directly
 from tagpr_rl.prompts.prompt import NO_PROFILE, PROFILE_HEADER, QUESTION_HEADER
 from tagpr_rl.report.page.collect import reward_terms, stage_dirs
 from tagpr_rl.report.page.embed import json_for_page
@@ -210,7 +210,7 @@ def _evaluated(run: RunDir, recipe: Recipe) -> Iterator[tuple[str, list[Row]]]:
 
 def _add_evaluated(traces: Traces, recipe: Recipe, responses: Mapping[str, Sequence[Row]], quota: int) -> None:
     """A question is a group; its responses are the models', in the order of the recipe."""
-    direct = {n for n, s in recipe.stages.items() if isinstance(s, SftStage) and s.dataset == "direct"}
+    direct = {name for name in recipe.stages if answers_directly(recipe, name)}
     by_model = {m: {question_key(row): row for row in rows} for m, rows in responses.items()}
     models = [name for name in recipe.stages if name in by_model]
     taken = 0

@@ -38,6 +38,13 @@ def test_gpu_recipes_want_real_data_and_a_named_device() -> None:
         assert [stage.weights.alpha > 0 for stage in stages] == [True, False]
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_the_arm_on_direct_answers_has_the_budget_of_the_one_on_chains(path: Path) -> None:
+    stages = load_recipe(path).stages
+    if "answers" in stages:
+        assert stages["answers"].model_dump() == {**stages["sft"].model_dump(), "dataset": "answers"}
+
+
 def test_plan_s_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(FOLDER / "lamp/qwen3_8b.yaml")
     assert main(["plan", path, f"out={tmp_path}", "--verl"]) == 0

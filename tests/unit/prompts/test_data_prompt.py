@@ -20,6 +20,7 @@ from tagpr_rl.prompts.prompt import (
     Style,
     build_prompt,
     clean,
+    direct_messages,
     prompt_phrases,
     prompt_stats,
     reasoning_instruction,
@@ -111,6 +112,15 @@ def test_our_prompt_line_by_line() -> None:
     ]
     assert (prompt.item_ids, prompt.items_dropped, prompt.question_cut) == (("i0", "i1"), 0, False)
     assert (prompt.record_id, prompt.task, prompt.user_id) == ("7", "LaMP_4", "u")
+
+
+def test_a_direct_prompt_made_of_a_reasoning_one_differs_in_the_instruction_alone() -> None:
+    record = record_of("LaMP_4")
+    assert direct_messages(make(record).messages, SCHEMA) == make(record, "direct").messages
+    bare = replace(record, profile=())
+    assert direct_messages(make(bare).messages, SCHEMA) == make(bare, "direct").messages
+    official = make(record, "official").messages
+    assert direct_messages(official, SCHEMA) == official
 
 
 def test_the_instruction_says_the_grammar_and_every_tag() -> None:
