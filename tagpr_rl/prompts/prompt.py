@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import re
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -216,6 +217,23 @@ def _item_line(task: str, item: ProfileItem, style: str) -> str:
     """One item by LaMP's template. The other styles put it on one line, so that it cannot imitate their headers."""
     line = TASKS[task].item_line(item.fields)
     return clean(line if style == "official" else _one_line(line))
+
+
+def profile_items(task: str, profile: str) -> list[str]:
+    """The items of a prompt's profile: its lines. One line is cut by the task's template, because the decoded text of
+    a word-level tokenizer has no line ends; a line that the template does not explain stays whole."""
+    lines = [line.strip() for line in profile.splitlines() if line.strip() and line.strip() != NO_PROFILE]
+    if len(lines) != 1 or task not in TASKS:
+        return lines
+    spec, rest = TASKS[task], lines[0]
+    pattern = ""
+    for literal, blank, _, _ in string.Formatter().parse(spec.item_template.strip()):
+        pattern += r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", literal)))
+        pattern += rf"\s*(?P<{blank}>.*?)\s*" if blank else ""
+    matches = list(re.finditer(pattern, rest))
+    if re.sub(pattern, "", rest).strip():
+        return lines
+    return [_one_line(spec.item_line(match.groupdict())) for match in matches]
 
 
 def _messages(task: str, lines: list[str], text: str, style: str, schema: TagSchema) -> Messages:

@@ -10,7 +10,7 @@ from made_runs import RAW
 
 from tagpr_rl.config import Recipe, recipe_from_dict
 from tagpr_rl.files import write_json
-from tagpr_rl.run.layout import RunDir
+from tagpr_rl.run.layout import RunDir, StageDir
 
 EVIL = "<script>alert(1)</script>"
 GOOD = (
@@ -93,24 +93,31 @@ def response(record: str, task: str, score: float, text: str, status: str = "OK"
     }
 
 
+def rollout(step: int, sample: int, text: str, total: float, advantage: float) -> dict[str, Any]:
+    return {
+        "step": step,
+        "record_id": "7",
+        "task": "LaMP_3",
+        "user_id": "u7",
+        "sample": sample,
+        "prompt": "p",
+        "gold": "4",
+        "response": text,
+        "advantage": advantage,
+        "reward_total": total,
+        "reward_task": 1.0,
+        "reward_format": 1.0,
+        "reward_tag": 1.0,
+        "reward_prmu": 0.625,
+        "reward_repetition": 0.0,
+        "reward_prmu_status": "scored",
+    }
+
+
 def make_run(root: Path, *, evaluated: bool = True) -> RunDir:
+    """A run of `make_recipe`: guided is done, explore unfinished, sft and prmu are not run."""
     run = RunDir(root / "tiny")
     folders = {name: run.stage(i, name) for i, name in enumerate(STAGES)}
-
-    def done(name: str, seconds: float, **metrics: float) -> None:
-        manifest = {
-            "stage": name,
-            "kind": STAGES[name]["kind"],
-            "started": "2026-01-01T00:00:00+00:00",
-            "seconds": seconds,
-            "inputs": {},
-            "config_sha256": "",
-            "outputs": {},
-            "metrics": metrics,
-            "notes": [f"note of {name}"],
-        }
-        write_json(folders[name].manifest, manifest)
-
     counts = {task: {"train": 31, "held_out": 17} for task in ("LaMP_2", "LaMP_3")}
     bounds = {
         "blind": {"LaMP_2": 0.333, "LaMP_3": 0.444, "mean": 0.3885},
@@ -120,78 +127,60 @@ def make_run(root: Path, *, evaluated: bool = True) -> RunDir:
         folders["data"].root / "data.json",
         {"source": "world", "n_questions": 96, "by_task": counts, "prompts": {}, "bounds": bounds},
     )
-    done("data", 1.5)
-    done("model", 2.5, parameters=176000.0)
-    jsonl(folders["base"].metrics, [{"step": i, "train/loss": 4.0 / i} for i in range(1, 11)])
-    done("base", 80.0)
+    rejected = {"kept": 29, "rejected": {"wrong_answer": 2}}
     write_json(
         folders["chains"].root / "chains.json",
-        {
-            "kept": 29,
-            "rejected": {"wrong_answer": 2},
-            "tags": {},
-            "steps_per_chain": {"4": 29},
-            "pairs": {},
-            "kappa": None,
-        },
+        {**rejected, "tags": {}, "steps_per_chain": {"4": 29}, "pairs": {}, "kappa": None},
     )
-    done("chains", 0.5)
-    jsonl(
-        folders["guided"].metrics,
-        [
-            {
-                "step": s,
-                "reward/total/mean": 1.0 + s / 100,
-                "reward/prmu/mean": 0.6,
-                "task/LaMP_2/mean": 0.5,
-                "response_length/mean": 40 + s,
-                "actor/pg_loss": float("nan"),
-            }
-            for s in (1, 2)
-        ],
-    )
+    make_training(folders)
+    if evaluated:
+        make_evaluation(folders["eval"])
+    seconds = {"data": 1.5, "model": 2.5, "base": 80.0, "chains": 0.5, "guided": 60.0}
+    for name, time in (seconds | ({"eval": 9.0} if evaluated else {})).items():
+        manifest = {
+            "stage": name,
+            "kind": STAGES[name]["kind"],
+            "started": "2026-01-01T00:00:00+00:00",
+            "seconds": time,
+            "inputs": {},
+            "config_sha256": "",
+            "outputs": {},
+            "metrics": {"parameters": 176000.0} if name == "model" else {},
+            "notes": [f"note of {name}"],
+        }
+        write_json(folders[name].manifest, manifest)
+    return run
+
+
+def make_training(folders: dict[str, StageDir]) -> None:
+    """Metrics of base, guided and explore, and guided's rollouts of three steps."""
+    jsonl(folders["base"].metrics, [{"step": i, "train/loss": 4.0 / i} for i in range(1, 11)])
+    guided = {"reward/prmu/mean": 0.6, "task/LaMP_2/mean": 0.5, "actor/pg_loss": float("nan")}
+    steps = [{**guided, "step": s, "reward/total/mean": 1.0 + s / 100, "response_length/mean": 40 + s} for s in (1, 2)]
+    steps[1]["reward/prmu/mean"] = 0.65
+    jsonl(folders["guided"].metrics, steps)
     jsonl(
         folders["explore"].metrics,
         [{"step": s, "reward/total/mean": 0.9, "reward/prmu/mean": 0.0} for s in (1, 2)],
     )
     for step in (1, 2, 3):
-        rows = [
-            {
-                "step": step,
-                "record_id": "7",
-                "task": "LaMP_3",
-                "user_id": "u7",
-                "sample": i,
-                "prompt": "p",
-                "gold": "4",
-                "response": text,
-                "advantage": adv,
-                "reward_total": total,
-                "reward_task": 1.0,
-                "reward_format": 1.0,
-                "reward_tag": 1.0,
-                "reward_prmu": 0.625,
-                "reward_repetition": 0.0,
-                "reward_prmu_status": "scored",
-            }
-            for i, (text, total, adv) in enumerate([(f"step{step} {EVIL}", 0.125, -0.71), (GOOD, 1.325, 0.71)])
-        ]
+        rows = [rollout(step, 0, f"step{step} {EVIL}", 0.125, -0.71), rollout(step, 1, GOOD, 1.325, 0.71)]
         jsonl(folders["guided"].rollouts / f"step_{step:04d}.jsonl", rows)
-    done("guided", 60.0)
-    if evaluated:
-        models = {"base": entry(0.41, 0.43), "sft": entry(0.61, 0.63), "explore": entry(0.811, 0.833)}
-        write_json(
-            folders["eval"].root / "eval.json",
-            {
-                "models": models,
-                "controls": {"shuffled": entry(0.31, 0.33)},
-                "baselines": {"majority": entry(0.2, 0.6)},
-                "comparisons": [{"a": "base", "b": "explore", "difference": 0.402, "low": 0.35, "high": 0.45}],
-            },
-        )
-        for model, scores in (("base", (0, 1, 0)), ("sft", (1, 1, 0)), ("explore", (1, 0, 0))):
-            rows = [response(str(i), "LaMP_2" if i < 2 else "LaMP_3", s, GOOD) for i, s in enumerate(scores)]
-            rows[2] |= {"response": f"no thought {EVIL}", "parse_status": "NO_THOUGHT"}
-            jsonl(folders["eval"].root / "responses" / f"{model}.jsonl", rows)
-        done("eval", 9.0)
-    return run
+
+
+def make_evaluation(folder: StageDir) -> None:
+    """eval.json and the responses of three models to three questions."""
+    models = {"base": entry(0.41, 0.43), "sft": entry(0.61, 0.63), "explore": entry(0.811, 0.833)}
+    write_json(
+        folder.root / "eval.json",
+        {
+            "models": models,
+            "controls": {"shuffled": entry(0.31, 0.33)},
+            "baselines": {"majority": entry(0.2, 0.6)},
+            "comparisons": [{"a": "base", "b": "explore", "difference": 0.402, "low": 0.35, "high": 0.45}],
+        },
+    )
+    for model, scores in (("base", (0, 1, 0)), ("sft", (1, 1, 0)), ("explore", (1, 0, 0))):
+        rows = [response(str(i), "LaMP_2" if i < 2 else "LaMP_3", s, GOOD) for i, s in enumerate(scores)]
+        rows[2] |= {"response": f"no thought {EVIL}", "parse_status": "NO_THOUGHT"}
+        jsonl(folder.root / "responses" / f"{model}.jsonl", rows)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tagpr_rl.config import Recipe
+from tagpr_rl.report.cards.sections import REASONS
 from tagpr_rl.report.charts.plots import BarChart, bar_chart, histogram
-from tagpr_rl.report.page.names import task_label
+from tagpr_rl.report.page.names import EVIDENCE, PAIR_KINDS, task_label, words
 from tagpr_rl.report.page.samples import prompt_text
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import StageManifest
@@ -169,7 +170,7 @@ def _reasons(facts: Mapping[str, Any]) -> Section:
     if wrong:
         lines.append(f"{wrong:,} of the kept ones have a wrong answer, on purpose (column `correct`).")
     rows = [("kept", f"{facts['kept']:,}", _percent(facts["kept"], total))]
-    rows += [(f"rejected: {key}", f"{n:,}", _percent(n, total)) for key, n in rejected.items()]
+    rows += [(f"rejected: {REASONS.get(key, words(key))}", f"{n:,}", _percent(n, total)) for key, n in rejected.items()]
     return Section("What was kept", tuple(lines), ("outcome", "chains", "share"), tuple(rows))
 
 
@@ -210,12 +211,11 @@ def _evidence(facts: Mapping[str, Any]) -> list[Section]:
     if not figures:
         return []
     line = (
-        "Right chains that were written with a history, tested for its use; shares of steps are means over chains. "
-        "`shown`: chains whose words show the use; `other_steps`: the same test with another user's history."
+        "Does a chain use its user's history? Each is compared with another user's. Shares of steps are means over "
+        "chains."
     )
-    return [
-        Section("Use of the profile", (line,), ("figure", "value"), tuple((k, _figures(v)) for k, v in figures.items()))
-    ]
+    rows = tuple((EVIDENCE.get(key, words(key)), _figures(value)) for key, value in figures.items())
+    return [Section("Use of the profile", (line,), ("figure", "value"), rows)]
 
 
 def _lengths(facts: Mapping[str, Any], chains: Sequence[Mapping[str, Any]]) -> Section:
@@ -251,7 +251,8 @@ def _balance(chains: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, A
             )
         )
     kinds = Counter(str(row["kind"]) for row in pairs)
-    line = "Preference pairs by kind: " + ", ".join(f"{n:,} {kind}" for kind, n in sorted(kinds.items())) + "."
+    named = [f"{n:,} {PAIR_KINDS.get(kind, words(kind))}" for kind, n in sorted(kinds.items())]
+    line = f"Preference pairs, a right response each: {'; '.join(named)}."
     head = ("task", "chains", "share", "users", "chains per user, median", "most", "pairs")
     return Section("Tasks and users", (line if pairs else "No preference pairs.",), head, tuple(rows))
 

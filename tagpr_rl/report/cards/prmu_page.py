@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tagpr_rl.report.charts.curves import Figure
-from tagpr_rl.report.charts.plots import ForestChart, LineChart, forest_chart, line_chart
+from tagpr_rl.report.charts.plots import ForestChart, LineChart, forest_chart, line_chart, short
 from tagpr_rl.report.page.embed import environment
-from tagpr_rl.report.page.names import MetricName, task_label
+from tagpr_rl.report.page.names import PAIR_KINDS, MetricName, task_label, words
 from tagpr_rl.report.page.read import read_json
 from tagpr_rl.run.layout import RunDir
 
@@ -51,6 +51,53 @@ def prmu_summary(facts: Facts) -> list[tuple[str, str]]:
     ]
 
 
+_SETS = ("seen", "unseen")
+_FIGURES: Mapping[str, str] = {
+    "accuracy": "all pairs",
+    "user_macro": "all pairs, mean over users",
+    "generic": "all pairs, scored for nobody",
+    "generic_cross_profile": "against a response to another user's profile, scored for nobody",
+    "shuffled": "against a response to another user's profile, scored for a third user",
+    **PAIR_KINDS,
+}
+"""Rows of the table of a PRMU's accuracies, by the key of prmu.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrmuView:
+    """prmu.json in words."""
+
+    counts: tuple[tuple[str, str], ...]
+    """(pairs, users) seen and unseen."""
+    accuracy: float | None
+    """On pairs of users that training never showed."""
+    rows: list[tuple[str, float | None, float | None]]
+    """(what is ordered, accuracy on seen users, on unseen users)."""
+    rest: list[tuple[str, str]]
+
+
+def prmu_view(facts: Facts | None) -> PrmuView | None:
+    """The training's own accuracies of a PRMU; None without prmu.json."""
+    if not facts:
+        return None
+
+    def value(group: str, key: str) -> float | None:
+        found = facts.get(f"{group}/{key}")
+        return float(found) if isinstance(found, int | float) else None
+
+    inside = [key.split("/", 1)[1] for key in facts if key.split("/")[0] in _SETS and "/" in key]
+    keys = [*(key for key in _FIGURES if key in inside), *(k for k in dict.fromkeys(inside) if k not in _FIGURES)]
+    rows = [
+        (_FIGURES.get(key, words(key)), value("seen", key), value("unseen", key))
+        for key in keys
+        if key not in ("pairs", "users")
+    ]
+    counts = tuple((f"{int(value(group, 'pairs') or 0):,}", f"{int(value(group, 'users') or 0):,}") for group in _SETS)
+    plain = {key: item for key, item in facts.items() if key.split("/")[0] not in _SETS}
+    rest = [(words(key), short(item)) for key, item in plain.items() if isinstance(item, int | float)]
+    return PrmuView(counts, value("unseen", "accuracy"), rows, rest)
+
+
 @dataclass(frozen=True, slots=True)
 class PrmuEval:
     """The evaluation of one PRMU, as the run's report shows it."""
@@ -86,7 +133,7 @@ def number(value: float | None) -> str:
 
 def prmu_page(facts: Facts) -> str:
     """One self-contained HTML page."""
-    training = [(key, f"{value:.3f}") for key, value in facts["training_users"].items()]
+    training = prmu_view(facts["training_users"]) or PrmuView((), None, [], [])
     return environment().get_template("prmu.html.j2").render(
         f=facts, summary=prmu_summary(facts), forests=prmu_forests(facts), figures=prmu_figures(facts),
         training=training, hues={},
@@ -119,13 +166,15 @@ def prmu_figures(facts: Facts) -> list[Figure[LineChart]]:
         points = [(row["confidence"], row["accuracy"]) for row in bins]
         chart = line_chart(
             [("right", "c0", points), ("ideal", "c1", [(0.5, 0.5), (1.0, 1.0)])],
-            x_range=(0.5, 1.0), y_range=(0.4, 1.0), width=330, height=180,
+            x_range=(0.5, 1.0), y_range=(0.4, 1.0), width=330, height=192, x_label="confidence",
         )  # fmt: skip
         meaning = "share of pairs ordered rightly against the confidence sigmoid(|difference|)"
         figures.append(Figure(MetricName("calibration", "calibration", meaning), chart))
     if facts["cold_start"]:
         points = [(float(row["items"]), row["accuracy"][0]) for row in facts["cold_start"]]
-        chart = line_chart([("accuracy", "c0", points)], y_range=(0.4, 1.0), width=330, height=180)
+        chart = line_chart(
+            [("accuracy", "c0", points)], y_range=(0.4, 1.0), width=330, height=192, x_label="items of the profile"
+        )  # fmt: skip
         meaning = "accuracy against the number of profile items shown to PRMU"
         figures.append(Figure(MetricName("cold_start", "cold start", meaning, "up"), chart))
     series = [
@@ -136,7 +185,7 @@ def prmu_figures(facts: Facts) -> list[Figure[LineChart]]:
         )
         for index, name in enumerate(_RANKINGS)
     ]
-    chart = line_chart(series, width=330, height=180)
+    chart = line_chart(series, width=330, height=192, x_label="n responses")
     meaning = f"task score of the response ranked first of n, {best['questions']} questions; oracle = the best there is"
     figures.append(Figure(MetricName("best_of_n", "best of n", meaning, "up"), chart))
     return figures

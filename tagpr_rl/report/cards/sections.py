@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tagpr_rl.report.charts.plots import ForestChart, forest_chart
+from tagpr_rl.report.page.names import PAIR_KINDS, words
 from tagpr_rl.report.page.read import Interval, Row, interval, number, read_object
 from tagpr_rl.run.layout import RunDir
+from tagpr_rl.tags.schema import TagSchema
 
 REASONS: Mapping[str, str] = {
     "NOT_ASKED": "the budget was spent before the teacher was asked",
@@ -54,7 +56,7 @@ def chains_view(report: Row) -> dict[str, Any] | None:
         "kappa": number(chains.get("kappa")),
         "deterministic": bool((chains.get("labeller") or {}).get("deterministic")),
         "steps": list((chains.get("steps_per_chain") or {}).items()),
-        "pairs": list((chains.get("pairs") or {}).items()),
+        "pairs": [(n, PAIR_KINDS.get(kind, words(kind))) for kind, n in (chains.get("pairs") or {}).items()],
         "sources": [{"role": role, **chains[role]} for role in ("teacher", "labeller") if chains.get(role)],
         "tags": [
             {
@@ -68,6 +70,23 @@ def chains_view(report: Row) -> dict[str, Any] | None:
         ],
         "evidence": chains.get("evidence") or None,
     }
+
+
+def untaught_tags(report: Row, schema: TagSchema) -> list[str]:
+    """Tags of the schema that no kept chain has; [] without chains."""
+    counts = (report["chains"] or {}).get("tags") or {}
+    return [name for name in schema.names if not counts.get(name)] if any(counts.values()) else []
+
+
+def prompt_table(prompts: Row) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """(splits, rows of (figure in words, one number per split)) of prompts.json."""
+    splits = {name: values for name, values in prompts.items() if isinstance(values, dict)}
+    keys = dict.fromkeys(key for values in splits.values() for key in values)
+    cell = {
+        name: {key: f"{n:,}" if isinstance(n, int) else str(n) for key, n in v.items()} for name, v in splits.items()
+    }
+    rows = [(words(key), [cell[name].get(key, "-") for name in splits]) for key in keys]
+    return [words(name) for name in splits], rows
 
 
 FOLDER = "faithful"

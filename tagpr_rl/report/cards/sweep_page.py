@@ -132,7 +132,7 @@ def _sensitivity(arms: Mapping[str, Row]) -> tuple[Sensitivity, ...]:
         if len(xs) < 3:
             continue
         line = [(x, statistics.fmean(y for at, y in points if at == x)) for x in xs]
-        chart = line_chart([("mean", "c0", line), ("arm", "dots", sorted(points))], width=330, height=180)
+        chart = line_chart([("mean", "c0", line), ("arm", "dots", sorted(points))], width=330, height=192, x_label=key)
         charts.append(Sensitivity(key, chart))
     return tuple(charts)
 

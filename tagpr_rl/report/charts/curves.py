@@ -10,7 +10,18 @@ from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.report.charts.plots import LineChart, Point, line_chart, thin
 from tagpr_rl.report.charts.stacked import StackChart, stack_chart
 from tagpr_rl.report.page.collect import stage_dirs
-from tagpr_rl.report.page.names import PRMU, SFT, TRAINING, MetricName, reward_names, task_label
+from tagpr_rl.report.page.names import (
+    LEARNING,
+    PRMU,
+    RESPONSES,
+    SFT,
+    TIMING,
+    MetricName,
+    metric_name,
+    reward_names,
+    task_label,
+    words,
+)
 from tagpr_rl.report.page.read import Row, number, read_rows
 from tagpr_rl.reward.components import COMPONENTS, Term, needs_prmu
 from tagpr_rl.run.layout import RunDir
@@ -18,6 +29,9 @@ from tagpr_rl.run.layout import RunDir
 MOST_POINTS = 120
 UNIT_KEYS = ("fraction", "share", "zero_variance")
 """Ends of keys whose values are shares: axis from 0 to 1."""
+WELL_FORMED = MetricName("parse/OK", "well-formed responses", "share that the parser accepts", "up")
+OPENED = ("Reward", "Responses")
+"""Panels of GRPO stages that are open from the start."""
 Chart = TypeVar("Chart", LineChart, StackChart)
 Series = tuple[str, str, list[Point]]
 """Label, css class, points."""
@@ -33,14 +47,24 @@ class Figure(Generic[Chart]):
 
 
 @dataclass(frozen=True, slots=True)
+class Panel:
+    """Charts of one kind."""
+
+    title: str
+    figures: tuple[Figure[LineChart], ...]
+    opened: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class CurveGroup:
     """The charts of one training stage, or of GRPO stages that continue each other."""
 
     title: str
-    stacks: tuple[Figure[StackChart], ...]
-    figures: tuple[Figure[LineChart], ...]
-    tags: tuple[Figure[LineChart], ...]
+    panels: tuple[Panel, ...]
+    constant: tuple[str, ...]
+    """What did not change and so has no chart, with its value."""
     unfinished: bool
+    stacks: tuple[Figure[StackChart], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +132,37 @@ def curve_groups(run: RunDir, recipe: Recipe) -> list[CurveGroup]:
             figures = [_figure(name, metric, rows) for metric in (SFT if kind == "sft" else PRMU)]
             supervised += [figure for figure in figures if figure is not None]
             halfway = halfway or not directory.manifest.is_file()
-    groups = [CurveGroup("Supervised stages", (), tuple(supervised), (), halfway)]
+    groups = [curve_group("Supervised stages", [Panel("", tuple(supervised))], halfway)]
     groups += [grpo_group(chain, recipe) for chain in chains_of(run, recipe)]
-    return [group for group in groups if group.figures or group.stacks]
+    return [group for group in groups if group.panels or group.stacks or group.constant]
+
+
+def curve_group(
+    title: str, panels: Sequence[Panel], unfinished: bool, stacks: Sequence[Figure[StackChart] | None] = ()
+) -> CurveGroup:
+    """The group without charts of what is constant, which is named instead."""
+    split = [(panel, *without_constant(panel.figures)) for panel in panels]
+    return CurveGroup(
+        title,
+        tuple(replace(panel, figures=varying) for panel, varying, _ in split if varying),
+        tuple(text for *_, texts in split for text in texts),
+        unfinished,
+        tuple(stack for stack in stacks if stack is not None),
+    )
+
+
+def without_constant(
+    figures: Sequence[Figure[LineChart]],
+) -> tuple[tuple[Figure[LineChart], ...], tuple[str, ...]]:
+    """(figures in which something changes, `label value` of each of the others, lines with other names named)."""
+    texts = []
+    for figure in figures:
+        label, lines = figure.name.label, figure.chart.lines
+        if figure.chart.constant:
+            alone = len(lines) == 1 and label.endswith(lines[0].label)
+            values = lines[0].last if alone else ", ".join(f"{line.label} {line.last}" for line in lines)
+            texts.append(f"{label} {values}" if alone else f"{label}: {values}")
+    return tuple(figure for figure in figures if not figure.chart.constant), tuple(texts)
 
 
 def chains_of(run: RunDir, recipe: Recipe) -> list[Chain]:
@@ -170,53 +222,54 @@ def thinned_note(k: int) -> str:
 def grpo_group(chain: Chain, recipe: Recipe) -> CurveGroup:
     """All charts of a chain of GRPO stages."""
     components = reward_names(chain.terms)
-    figures = [
-        chain.figure(
-            MetricName(f"reward/{name.key}/mean", f"reward: {name.label}", name.meaning, name.direction),
-            [(name.label, "c0", chain.points(f"reward/{name.key}/mean"))],
-            axis_range(f"reward/{name.key}/mean"),
-        )
-        for name in components
-    ]
+
+    def curve(metric: MetricName) -> Figure[LineChart] | None:
+        return chain.figure(metric, [(metric.label, "c0", chain.points(metric.key))], axis_range(metric.key))
+
+    def by_component(what: str, names: Sequence[MetricName]) -> list[Series]:
+        return [(n.label, f"c{i % 8}", chain.points(f"reward/{n.key}/{what}")) for i, n in enumerate(names)]
+
     by_task = [(task_label(t), f"c{i % 8}", chain.points(f"task/{t}/mean")) for i, t in enumerate(recipe.data.tasks)]
-
-    def by_component(what: str) -> list[Series]:
-        return [(n.label, f"c{i % 8}", chain.points(f"reward/{n.key}/{what}")) for i, n in enumerate(components)]
-
-    figures += [
+    rewards = [
+        *(curve(metric) for metric in reward_curves(components)),
         chain.figure(MetricName("task", "task reward by task", "mean over the step's prompts", "up"), by_task, (0, 1)),
         chain.figure(
-            MetricName("parse/OK", "well-formed responses", "share that the parser accepts", "up"),
-            [("OK", "c0", chain.points("parse/OK"))],
-            (0.0, 1.0),
-        ),
-        chain.figure(
             MetricName("std", "spread of the components", "standard deviation over the step's responses"),
-            by_component("std"),
+            by_component("std", components),
         ),
         chain.figure(
             MetricName(
                 "zero_variance", "groups without a difference",
-                "share of groups whose responses all got the same value of the component: it teaches nothing there",
+                "share of groups whose responses all got the same value of the component: it teaches nothing there "
+                "(for the total see silent groups)",
                 "down",
             ),
-            by_component("zero_variance"),
+            by_component("zero_variance", components[1:]),
             (0.0, 1.0),
         ),
     ]  # fmt: skip
-    algorithm = [MetricName(key, key.removeprefix("algo/"), "logged by the algorithm") for key in chain.keys("algo/")]
-    figures += [
-        chain.figure(metric, [(metric.label, "c0", chain.points(metric.key))], axis_range(metric.key))
-        for metric in (*TRAINING, *algorithm)
-    ]
-    title = " → ".join(part.name for part in chain.parts)
-    return CurveGroup(
-        title,
-        tuple(s for s in (composition(chain), phases(chain)) if s is not None),
-        tuple(f for f in figures if f is not None),
-        tag_figures(chain),
+    known = {metric.key for metric in LEARNING}
+    learning = [*LEARNING, *(metric_name(key) for key in chain.keys("algo/") if key not in known)]
+    panels = {
+        "Reward": rewards,
+        "Responses": [curve(metric) for metric in (WELL_FORMED, *RESPONSES)],
+        "Learning": [curve(metric) for metric in learning],
+        "Time": [curve(metric) for metric in TIMING],
+    }
+    return curve_group(
+        " → ".join(part.name for part in chain.parts),
+        [
+            Panel(title, tuple(f for f in figures if f is not None), title in OPENED)
+            for title, figures in panels.items()
+        ],
         any(part.unfinished for part in chain.parts),
+        (composition(chain), phases(chain)),
     )
+
+
+def reward_curves(components: Sequence[MetricName]) -> list[MetricName]:
+    """The mean of each component over a step, as curves are named."""
+    return [MetricName(f"reward/{n.key}/mean", f"reward: {n.label}", n.meaning, n.direction) for n in components]
 
 
 def composition(chain: Chain) -> Figure[StackChart] | None:
@@ -254,7 +307,7 @@ def _mean_terms(terms: Sequence[Term], row: Row, total: float) -> dict[str, floa
 def phases(chain: Chain) -> Figure[StackChart] | None:
     """Shares of a step's time by phase, as logged."""
     names = chain.keys("phase/", "_share")
-    columns = [(key.removeprefix("phase/").removesuffix("_share"), dict(chain.points(key))) for key in names]
+    columns = [(words(key.removeprefix("phase/").removesuffix("_share")), dict(chain.points(key))) for key in names]
     steps = sorted({x for _, column in columns for x in column})
     if not steps:
         return None
@@ -264,21 +317,3 @@ def phases(chain: Chain) -> Figure[StackChart] | None:
     chart = stack_chart(xs, series, x_range=(1.0, chain.steps), boundaries=chain.boundaries)
     meaning = "share of a step's wall clock by phase; what the line, their sum, lacks to 1 is time of the driver alone"
     return Figure(MetricName("phases", "where a step's time goes", meaning), chart, thinned_note(k))
-
-
-def tag_figures(chain: Chain) -> tuple[Figure[LineChart], ...]:
-    """Use and validity of each tag over the steps, as logged; none if the stage did not log them."""
-    names = [key.removeprefix("tag/").removesuffix("/use") for key in chain.keys("tag/", "/use")]
-    figures = [
-        chain.figure(
-            MetricName(f"tag/{name}", name, ""),
-            [("use", "c0", chain.points(f"tag/{name}/use")), ("valid", "c1", chain.points(f"tag/{name}/valid"))],
-            (0.0, 1.0),
-        )
-        for name in names
-    ]
-    words = [
-        (name, f"c{i % 8}", points) for i, name in enumerate(names) if (points := chain.points(f"tag/{name}/words"))
-    ]
-    figures.append(chain.figure(MetricName("tag/words", "words per step", "mean words of a step with the tag"), words))
-    return tuple(f for f in figures if f is not None)

@@ -49,6 +49,9 @@ class LineChart:
     """Vertical lines: where a stage begins, with its name."""
     y_range: Point
     """Values at `bottom` and `top`."""
+    x_label: str = "step"
+    constant: bool = False
+    """Whether no series changes, so that a sentence says as much as the picture."""
 
     def y_at(self, value: float) -> float:
         """A value's height in SVG units."""
@@ -99,16 +102,17 @@ def line_chart(
     series: Sequence[tuple[str, str, Sequence[Point]]],
     *,
     width: int = 280,
-    height: int = 132,
+    height: int = 144,
     x_range: Point | None = None,
     y_range: Point | None = None,
     boundaries: Sequence[tuple[float, str]] = (),
+    x_label: str = "step",
 ) -> LineChart:
     """Lay out `series` of (label, css class, points). A given range fixes its axis; otherwise the axis fits the data.
 
     `boundaries` are (x, label) pairs: the first x of a stage after the first.
     """
-    left, top, right, bottom = 40.0, 12.0, width - 8.0, height - 20.0
+    left, top, right, bottom = 40.0, 12.0, width - 8.0, height - 32.0
     xs = [x for _, _, points in series for x, _ in points]
     ys = [y for _, _, points in series for _, y in points]
     x_low, x_high = x_range if x_range else ((min(xs), max(xs)) if xs else (0.0, 1.0))
@@ -123,7 +127,8 @@ def line_chart(
     def sx(x: float) -> float:
         return round(left + (right - left) * ((x - x_low) / (x_high - x_low) if x_high > x_low else 0.5), 1)
 
-    empty = LineChart(width, height, left, right, top, bottom, (), (), (), (), (y_low, y_high))
+    constant = all(len({y for _, y in points}) < 2 for _, _, points in series)
+    empty = LineChart(width, height, left, right, top, bottom, (), (), (), (), (y_low, y_high), x_label, constant)
     lines = tuple(
         Line(
             label,
@@ -175,7 +180,7 @@ def forest_chart(
     rows: Sequence[tuple[str, str, float | None, float | None, float | None]],
     ceilings: Sequence[tuple[str, float]],
     *,
-    width: int = 340,
+    width: int = 330,
     row_height: int = 20,
     label_width: float = 84.0,
     axis: tuple[float, float] = (0.0, 1.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class Layer:
     css: str
     hatch: str
     points: str
-    last: str
+    mean: str
+    """Mean over the positions, written out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class StackChart:
 
     frame: LineChart
     layers: tuple[Layer, ...]
+    mean: str
+    """Mean of the sum over the positions, written out."""
 
 
 def stacked(series: Sequence[tuple[str, Sequence[float]]]) -> list[tuple[list[float], list[float]]]:
@@ -57,8 +61,8 @@ def stack_chart(
     xs: Sequence[float],
     series: Sequence[tuple[str, Sequence[float]]],
     *,
-    width: int = 560,
-    height: int = 190,
+    width: int = 330,
+    height: int = 202,
     x_range: Point | None = None,
     boundaries: Sequence[tuple[float, str]] = (),
 ) -> StackChart:
@@ -91,5 +95,5 @@ def stack_chart(
         top = [f"{x},{min(frame.y_at(y), frame.bottom)}" for x, y in zip(sx, high, strict=True)]
         back = [f"{x},{min(frame.y_at(y), frame.bottom)}" for x, y in zip(sx, low, strict=True)][::-1]
         hatch = HATCHES[place % len(HATCHES)]
-        layers.append(Layer(label, f"c{place % 8}", hatch, " ".join([*top, *back]), short(values[-1])))
-    return StackChart(frame, tuple(layers))
+        layers.append(Layer(label, f"c{place % 8}", hatch, " ".join([*top, *back]), short(statistics.fmean(values))))
+    return StackChart(frame, tuple(layers), short(statistics.fmean(total)))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tagpr_rl.report.charts.curves import Chain, CurveGroup, Figure
+from tagpr_rl.report.charts.curves import Chain, Figure, without_constant
 from tagpr_rl.report.charts.plots import LineChart, Point
 from tagpr_rl.report.page.names import MetricName
 
@@ -17,25 +17,45 @@ class TagCurves:
     """Charts of the tags, with a sentence on their source."""
 
     figures: tuple[Figure[LineChart], ...]
+    constant: tuple[str, ...]
+    """What did not change and so has no chart, with its value."""
     note: str
 
 
-def tag_curves(groups: Sequence[CurveGroup], chains: Sequence[Chain], traces: Mapping[str, Any]) -> TagCurves:
+def tag_curves(chains: Sequence[Chain], traces: Mapping[str, Any]) -> TagCurves:
     """What training logged; if it logged nothing, the use of each tag in `traces` (`traces.viewer_data`)."""
-    logged = tuple(figure for group in groups for figure in group.tags)
+    logged = [figure for chain in chains for figure in tag_figures(chain)]
     if logged:
-        return TagCurves(
-            logged,
+        note = (
             "Use: share of a step's responses that hold the tag. Valid: share of its steps that the tag's constraints "
-            "accept. As logged while training.",
+            "accept. As logged while training."
         )
-    figures = tuple(figure for chain in chains for figure in counted(chain, traces))
+        return TagCurves(*without_constant(logged), note)
+    figures = [figure for chain in chains for figure in counted(chain, traces)]
     rollouts = sum("r" in trace for trace in traces["traces"])
-    return TagCurves(
-        figures,
+    note = (
         f"Share of responses that hold the tag, counted in the {rollouts:,} rollouts below: these stages logged no tag "
-        "figures. A response that does not parse holds none.",
+        "figures. A response that does not parse holds none."
     )
+    return TagCurves(*without_constant(figures), note)
+
+
+def tag_figures(chain: Chain) -> list[Figure[LineChart]]:
+    """Use and validity of each tag over the steps, as logged; none if the stage did not log them."""
+    names = [key.removeprefix("tag/").removesuffix("/use") for key in chain.keys("tag/", "/use")]
+    figures = [
+        chain.figure(
+            MetricName(f"tag/{name}", name, ""),
+            [("use", "c0", chain.points(f"tag/{name}/use")), ("valid", "c1", chain.points(f"tag/{name}/valid"))],
+            (0.0, 1.0),
+        )
+        for name in names
+    ]
+    words = [
+        (name, f"c{i % 8}", points) for i, name in enumerate(names) if (points := chain.points(f"tag/{name}/words"))
+    ]
+    figures.append(chain.figure(MetricName("tag/words", "words per step", "mean words of a step with the tag"), words))
+    return [figure for figure in figures if figure is not None]
 
 
 def counted(chain: Chain, traces: Mapping[str, Any]) -> list[Figure[LineChart]]:

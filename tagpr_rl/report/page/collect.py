@@ -7,6 +7,7 @@ from typing import Any
 
 from tagpr_rl.config import EvaluateStage, GrpoStage, Recipe, answers_directly
 from tagpr_rl.eval.metrics import task_mean
+from tagpr_rl.report.page.headline import difference, gains, roles
 from tagpr_rl.report.page.names import STAGE_KINDS
 from tagpr_rl.report.page.read import Row, finite, number, read_object, read_rows
 from tagpr_rl.report.page.samples import choose_samples
@@ -113,6 +114,7 @@ def _stage(name: str, kind: str, directory: StageDir) -> dict[str, Any]:
 def _evaluation(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     """The results of the evaluate stages. A later stage's entry replaces an earlier one of the same name."""
     merged: dict[str, Any] = {"models": {}, "controls": {}, "control_model": None, "baselines": {}, "comparisons": []}
+    raw: dict[str, Row] = {}
     responses: dict[str, list[Row]] = {}
     for name, _, directory in stage_dirs(run, recipe):
         stage = recipe.stages[name]
@@ -123,14 +125,25 @@ def _evaluation(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             continue
         for part in ("models", "controls", "baselines"):
             merged[part] |= {key: model_entry(value) for key, value in (content.get(part) or {}).items()}
+        raw |= content.get("models") or {}
         merged["comparisons"] += [{**entry, "stage": name} for entry in content.get("comparisons") or []]
         if content.get("controls"):
-            merged["control_model"] = content.get("control_model", stage.models[-1])
+            own = merged["control_model"] = content.get("control_model", stage.models[-1])
+            for key, control in content["controls"].items():
+                merged["controls"][key]["lost"] = difference(raw[own], control) if own in raw else None
         for model in stage.models:
             rows = read_rows(directory.root / "responses" / f"{model}.jsonl")
             if rows:
                 responses[model] = rows
-    merged["samples"], merged["sample_counts"] = choose_samples(responses)
+    who = roles(recipe, merged["models"])
+    merged["headline"] = {**who, "gains": gains(who, raw)}
+    listed = {(entry["a"], entry["b"]) for entry in merged["comparisons"]}
+    new = [gain for gain in merged["headline"]["gains"] if (gain["a"], gain["b"]) not in listed]
+    merged["comparisons"] += [
+        {key: gain[key] for key in ("a", "b", "difference", "low", "high")} | {"stage": None} for gain in new
+    ]
+    pair = (who["start"] or who["base"] or who["final"], who["final"])
+    merged["samples"], merged["sample_counts"] = choose_samples(responses, pair)
     return merged
 
 

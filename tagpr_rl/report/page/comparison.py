@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tagpr_rl.config import EvaluateStage, Recipe, answers_directly, dump_recipe
 from tagpr_rl.eval.metrics import mean_over_tasks, paired_difference
 from tagpr_rl.files import write_text
-from tagpr_rl.report.charts.curves import MOST_POINTS, Figure, axis_range, chains_of, thinned_note
+from tagpr_rl.report.charts.curves import (
+    MOST_POINTS,
+    WELL_FORMED,
+    Chain,
+    Figure,
+    axis_range,
+    chains_of,
+    reward_curves,
+    thinned_note,
+    without_constant,
+)
 from tagpr_rl.report.charts.plots import LineChart, line_chart, thin
 from tagpr_rl.report.page.collect import reward_terms, stage_dirs
 from tagpr_rl.report.page.embed import environment, json_for_page, script, script_source
-from tagpr_rl.report.page.names import TRAINING, MetricName, reward_names
+from tagpr_rl.report.page.names import LEARNING, RESPONSES, TIMING, reward_names
 from tagpr_rl.report.page.read import Row, read_object, read_rows
 from tagpr_rl.report.page.samples import blind, question_key
 from tagpr_rl.report.page.trace import tag_hues
@@ -179,13 +192,10 @@ def overlaid_curves(sides: Sequence[Side]) -> list[Figure[LineChart]]:
     """GRPO curves of all runs in one chart per metric; each run's stages follow each other on the axis of steps."""
     chains = [chains_of(side.run, side.recipe) for side in sides]
     steps = max((chain.steps for own in chains for chain in own[-1:]), default=0.0)
-    metrics = [
-        MetricName(f"reward/{part.key}/mean", f"reward: {part.label}", part.meaning, part.direction)
-        for part in reward_names(term for side in sides for term in reward_terms(side.recipe))
-    ]
-    metrics.append(MetricName("parse/OK", "well-formed responses", "share that the parser accepts", "up"))
+    rewards = reward_curves(reward_names(term for side in sides for term in reward_terms(side.recipe)))
+    boundaries = _boundaries(sides, [own[-1] for own in chains if own])
     figures = []
-    for metric in (*metrics, *TRAINING):
+    for metric in (*rewards, WELL_FORMED, *RESPONSES, *LEARNING, *TIMING):
         series, width = [], 1
         for index, (side, own) in enumerate(zip(sides, chains, strict=True)):
             points, k = thin(own[-1].points(metric.key) if own else [], MOST_POINTS)
@@ -193,9 +203,41 @@ def overlaid_curves(sides: Sequence[Side]) -> list[Figure[LineChart]]:
                 series.append((side.label, f"c{index % 8}", points))
                 width = max(width, k)
         if series:
-            chart = line_chart(series, x_range=(1.0, steps), y_range=axis_range(metric.key))
+            chart = line_chart(
+                series, x_range=(1.0, steps), y_range=axis_range(metric.key), boundaries=boundaries
+            )  # fmt: skip
             figures.append(Figure(metric, chart, thinned_note(width)))
     return figures
+
+
+def _boundaries(sides: Sequence[Side], chains: Sequence[Chain]) -> list[tuple[float, str]]:
+    """Where stages begin: the runs' common boundaries once, else each run's own with the run's name."""
+    own = [chain.boundaries for chain in chains]
+    if own and all(boundaries == own[0] for boundaries in own):
+        return own[0]
+    return [(x, f"{side.label}: {name}") for side, table in zip(sides, own, strict=False) for x, name in table if x > 1]
+
+
+def downloads(comparison: Comparison) -> list[tuple[str, str]]:
+    """(file name, CSV text) of the tables that the page offers: the differences, and each question's scores."""
+    sides = comparison.sides
+    differences = [
+        [d.other, d.task or "mean of tasks", d.questions, d.first, d.value, d.difference, d.low, d.high]
+        for d in comparison.differences
+    ]
+    head = ["run", "task", "questions", sides[0].label, "score", "difference", "low", "high"]
+    questions = []
+    for key in comparison.common:
+        rows = [side.questions[side.model][key] for side in sides]
+        questions.append([rows[0]["task"], rows[0]["user_id"], key, *(row["score"] for row in rows)])
+    by_question = ["task", "user", "question", *(f"{side.label}, {side.model}" for side in sides)]
+    return [("differences.csv", _csv([head, *differences])), ("questions.csv", _csv([by_question, *questions]))]
+
+
+def _csv(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def common_responses(comparison: Comparison, schema: TagSchema) -> dict[str, Any]:
@@ -211,8 +253,7 @@ def common_responses(comparison: Comparison, schema: TagSchema) -> dict[str, Any
             plain = answers_directly(side.recipe, side.model)
             traces.add(group, f"{side.label}, {side.model}", table[key], None, plain=plain)
     traces.shown = {"rollouts": [0, 0], "evaluated": [len(traces.traces), len(keys) * len(sides)]}
-    # What the runs answered differently comes first.
-    return {**traces.as_json(), "order": "spread"}
+    return traces.as_json()
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
@@ -220,6 +261,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
     recipe = comparison.sides[0].recipe
     schema = load_schema(recipe.schema_file) if recipe.schema_file else default_schema()
     data = common_responses(comparison, schema)
+    figures, constant = without_constant(overlaid_curves(comparison.sides))
     source = script()
     text = (
         environment()
@@ -227,7 +269,9 @@ def write_page(comparison: Comparison, path: Path) -> None:
         .render(
             c=comparison,
             hues=tag_hues(schema),
-            figures=overlaid_curves(comparison.sides),
+            figures=figures,
+            constant=constant,
+            downloads=[(name, quote(text)) for name, text in downloads(comparison)],
             shown=data["shown"],
             traces=json_for_page(data) if data["traces"] else None,
             script=source,

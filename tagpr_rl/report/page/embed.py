@@ -45,6 +45,9 @@ def environment() -> Environment:
     )
     made.filters["task_label"] = task_label
     made.filters["thousands"] = lambda n: f"{n:,}"
+    made.filters["numeric"] = lambda head: f"#{head}"
+    made.filters["task_column"] = lambda task: f"#{task_label(task)}"
+    made.filters["seed_column"] = lambda seed: f"#seed {seed}"
     made.globals["shapes"] = TAG_SHAPES
     return made
 

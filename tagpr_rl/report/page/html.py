@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.files import write_json, write_text
-from tagpr_rl.report.cards.prmu_page import prmu_evals
-from tagpr_rl.report.cards.sections import chains_view, faithful_tests
+from tagpr_rl.report.cards.prmu_page import prmu_evals, prmu_view
+from tagpr_rl.report.cards.sections import chains_view, faithful_tests, prompt_table, untaught_tags
 from tagpr_rl.report.cards.sweep_page import sweeps_near
 from tagpr_rl.report.charts.curves import chains_of, curve_groups
 from tagpr_rl.report.charts.plots import short
 from tagpr_rl.report.charts.tag_curves import tag_curves
 from tagpr_rl.report.page.collect import collect, reward_terms
 from tagpr_rl.report.page.embed import environment, json_for_page, script, script_source
-from tagpr_rl.report.page.names import BOUNDS, CONTROLS, PARSE_STATUS, STAGE_KINDS, metric_name, reward_names
+from tagpr_rl.report.page.headline import ancestry, definitions, formula, headline_cards
+from tagpr_rl.report.page.names import CONTROLS, PARSE_STATUS, STAGE_KINDS, TAG_PARTS, metric_name, reward_names
 from tagpr_rl.report.page.read import Row
-from tagpr_rl.report.page.samples import REASONS
+from tagpr_rl.report.page.samples import MALFORMED, REASONS
 from tagpr_rl.report.page.trace import tag_hues, trace_view
 from tagpr_rl.report.page.traces import viewer_data
 from tagpr_rl.report.page.views import forests, score_rows, seconds_text
-from tagpr_rl.reward.components import Term
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 
 SECTIONS = (
+    ("headline", "What was learned"),
     ("alerts", "Alerts"),
+    ("names", "Names"),
     ("results", "Results"),
+    ("limits", "Not measured"),
     ("ablations", "Ablations"),
     ("pipeline", "Pipeline"),
     ("chains", "Chains"),
@@ -40,6 +44,10 @@ SECTIONS = (
     ("samples", "Samples"),
     ("traces", "Traces"),
 )
+
+
+SAMPLES_OPEN = 2
+"""Samples of each reason that are open from the start; only of questions whose score changed."""
 
 
 def build_report(run: RunDir, recipe: Recipe) -> Path:
@@ -58,10 +66,7 @@ def build_report(run: RunDir, recipe: Recipe) -> Path:
 def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
     """The page as text. `report` is `collect`'s; curves and rollouts are read from the run's folder."""
     schema = load_schema(recipe.schema_file) if recipe.schema_file else default_schema()
-    notes = {**BOUNDS, **CONTROLS, **dict.fromkeys(report["direct_models"], "answers without a thought")}
-    curves = curve_groups(run, recipe)
     data = viewer_data(run, recipe, schema)
-    tags = tag_curves(curves, chains_of(run, recipe), data)
     sweeps = sweeps_near(run)
     faithful = faithful_tests(run)
     source = script()
@@ -73,24 +78,30 @@ def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
             tasks=report["tasks"],
             device=recipe.platform.device,
             sections=_sections(report, sweeps, faithful),
-            cards=_cards(report),
-            score_rows=score_rows(report, notes),
+            cards=headline_cards(report),
+            seconds=_all_seconds(report),
+            ancestry=ancestry(recipe, report["headline"]["final"]) if report["headline"]["final"] else [],
+            definitions=definitions(report, recipe),
+            score_rows=score_rows(report),
+            cut_off=any(entry["truncated"] is not None for entry in report["models"].values()),
             forests=forests(report),
             controls=_controls(report),
             official=_official(report),
             parse_table=_parse_table(report),
             stages=_stages(report),
-            formulas=_formulas(recipe),
+            formulas=[(name, formula(s.terms)) for name, s in recipe.stages.items() if isinstance(s, GrpoStage)],
+            tag_parts=TAG_PARTS,
             components=reward_names(reward_terms(recipe)),
-            curves=curves,
-            tag_curves=tags,
+            curves=curve_groups(run, recipe),
+            tag_curves=tag_curves(chains_of(run, recipe), data),
+            untaught=untaught_tags(report, schema),
             sweeps=sweeps,
             faithful=faithful,
             alerts=_alerts(report),
             prmu_evals=prmu_evals(run),
-            prompt_rows=flat_rows(report["prompts"] or {}),
+            prompt_table=prompt_table(report["prompts"] or {}),
             chains=chains_view(report),
-            prmu_rows=flat_rows(report["prmu"] or {}),
+            prmu=prmu_view(report["prmu"]),
             schema=schema,
             hues=tag_hues(schema),
             tag_index={name: index for index, name in enumerate(schema.names)},
@@ -106,7 +117,12 @@ def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
 
 def _sections(report: Row, sweeps: Sequence[Any], faithful: Sequence[Any]) -> list[tuple[str, str]]:
     """The sections that the page has."""
-    absent = {"alerts": not report["alerts"], "ablations": not sweeps, "faithful": not faithful}
+    absent = {
+        "headline": report["headline"]["final"] is None,
+        "alerts": not report["alerts"],
+        "ablations": not sweeps,
+        "faithful": not faithful,
+    }
     return [(key, title) for key, title in SECTIONS if not absent.get(key)]
 
 
@@ -118,36 +134,15 @@ def _alerts(report: Row) -> list[dict[str, Any]]:
     ]
 
 
-def _cards(report: Row) -> list[dict[str, str]]:
-    """Headline numbers, as far as they exist."""
-    cards = []
-    models = list(report["models"].items())
-    for name, entry in dict.fromkeys((item[0], item[1]["mean"]) for item in (*models[:1], *models[-1:])):
-        if entry is not None:
-            cards.append({"value": f"{entry:.3f}", "label": f"mean score, {name}"})
-    for name, entry in report["controls"].items():
-        if entry["mean"] is not None:
-            cards.append({"value": f"{entry['mean']:.3f}", "label": f"{report['control_model']}, {name} profile"})
-    for key, values in (report["bounds"] or {}).items():
-        if values.get("mean") is not None:
-            cards.append({"value": f"{values['mean']:.3f}", "label": f"{key} ceiling"})
+def _all_seconds(report: Row) -> str:
+    """The time of the finished stages, in words; "" if none has finished."""
     seconds = [stage["seconds"] for stage in report["stages"] if stage["seconds"] is not None]
-    if seconds:
-        cards.append({"value": seconds_text(sum(seconds)), "label": f"{len(seconds)} finished stages"})
-    return cards
+    return f"{seconds_text(sum(seconds))} in {len(seconds)} finished stages" if seconds else ""
 
 
 def _controls(report: Row) -> list[dict[str, Any]]:
-    """Controls with the score lost against the own profile; no loss if they had other questions."""
-    own = report["models"].get(report["control_model"]) or {"mean": None, "n": None}
-    rows = []
-    for name, entry in report["controls"].items():
-        same = own["n"] == entry["n"] and own["mean"] is not None and entry["mean"] is not None
-        lost = own["mean"] - entry["mean"] if same else None
-        rows.append(
-            {"name": name, "mean": entry["mean"], "n": entry["n"], "lost": lost, "meaning": CONTROLS.get(name, "")}
-        )
-    return rows
+    """Controls with the difference to the own profile on the questions that both answered."""
+    return [{**entry, "name": name, "meaning": CONTROLS.get(name, "")} for name, entry in report["controls"].items()]
 
 
 def _official(report: Row) -> dict[str, Any] | None:
@@ -185,26 +180,20 @@ def _stages(report: Row) -> list[dict[str, Any]]:
             "meaning": STAGE_KINDS.get(stage["kind"], ""),
             "time": seconds_text(stage["seconds"]),
             "share": round(100 * stage["seconds"] / longest, 1) if stage["seconds"] and longest else 0,
-            "metrics": [(k, short(v)) for k, v in stage["metrics"].items() if v is not None][:8],
+            "metrics": [(metric_name(k).label, short(v)) for k, v in stage["metrics"].items() if v is not None][:8],
         }
         for stage in report["stages"]
     ]
 
 
-def _formulas(recipe: Recipe) -> list[dict[str, str]]:
-    """The reward of each GRPO stage as text; terms without weight are left out."""
-
-    def text(terms: Sequence[Term]) -> str:
-        shown = [f"{'' if term.weight == 1 else f'{term.weight:g} × '}{term.label}" for term in terms if term.weight]
-        return f"total = {' + '.join(shown)}"
-
-    stages = {name: stage for name, stage in recipe.stages.items() if isinstance(stage, GrpoStage)}
-    return [{"stage": name, "text": text(stage.terms)} for name, stage in stages.items()]
-
-
 def _samples(report: Row, schema: TagSchema, recipe: Recipe) -> list[dict[str, Any]]:
     """Samples with each response cut into pieces by the one parser."""
     prefilled = recipe.model.thought_prefilled
+    seen: Counter[str] = Counter(("still wrong", "still right", MALFORMED) * SAMPLES_OPEN)
+    rows = []
+    for sample in report["samples"]:
+        seen[sample["reason"]] += 1
+        rows.append({**sample, "open": seen[sample["reason"]] <= SAMPLES_OPEN})
     return [
         {
             **sample,
@@ -218,19 +207,5 @@ def _samples(report: Row, schema: TagSchema, recipe: Recipe) -> list[dict[str, A
                 for model, entry in sample["responses"].items()
             ],
         }
-        for sample in report["samples"]
+        for sample in rows
     ]
-
-
-def flat_rows(value: Row, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested JSON as ("a.b", text) rows; lists of plain values on one line."""
-    rows: list[tuple[str, str]] = []
-    for key, item in value.items():
-        name = f"{prefix}{key}"
-        if isinstance(item, dict):
-            rows += flat_rows(item, f"{name}.")
-        elif isinstance(item, float):
-            rows.append((name, short(item)))
-        else:
-            rows.append((name, ", ".join(map(str, item)) if isinstance(item, list) else str(item)))
-    return rows

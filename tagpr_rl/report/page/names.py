@@ -35,12 +35,8 @@ def reward_names(terms: Iterable[Term]) -> tuple[MetricName, ...]:
     return (total, *(MetricName(name, name, meanings[name], "up") for name in component_names(terms)))
 
 
-TRAINING: tuple[MetricName, ...] = (
+RESPONSES: tuple[MetricName, ...] = (
     MetricName("response_length/mean", "response length", "tokens per response, mean of the step"),
-    MetricName("actor/entropy", "entropy", "mean entropy of the policy's next-token distribution, in nats"),
-    MetricName("actor/pg_loss", "policy loss", "the clipped policy-gradient loss; near 0 on-policy"),
-    MetricName("actor/grad_norm", "gradient norm", "before clipping"),
-    MetricName("actor/ppo_kl", "KL to the sampler", "mean log-ratio between sampling and updated policy"),
     MetricName(
         "groups/zero_variance_fraction",
         "silent groups",
@@ -59,6 +55,20 @@ TRAINING: tuple[MetricName, ...] = (
         "correlation of the PRMU score with the task reward over the step's responses",
         "up",
     ),
+)
+
+LEARNING: tuple[MetricName, ...] = (
+    MetricName("actor/entropy", "entropy", "mean entropy of the policy's next-token distribution, in nats"),
+    MetricName("actor/pg_loss", "policy loss", "the clipped policy-gradient loss; near 0 on-policy"),
+    MetricName("actor/grad_norm", "gradient norm", "before clipping"),
+    MetricName("actor/ppo_kl", "KL to the sampler", "mean log-ratio between sampling and updated policy"),
+    MetricName("algo/advantage_abs", "size of the advantages", "mean absolute advantage of the responses used"),
+    MetricName(
+        "algo/step_advantage_abs", "size of the steps' advantages", "mean absolute advantage of a thought's steps"
+    ),
+    MetricName("algo/dropped_groups_total", "groups dropped", "number of silent groups left out of the step", "down"),
+    MetricName("algo/dropped_groups_fraction", "share of groups dropped", "silent groups left out of the step", "down"),
+    MetricName("algo/left_out_fraction", "responses left out", "share that took no part in the update", "down"),
     MetricName(
         "training/rollout_probs_diff_max",
         "sampler and trainer apart",
@@ -66,14 +76,17 @@ TRAINING: tuple[MetricName, ...] = (
         "down",
     ),
     MetricName("staleness/mean", "staleness", "updates between sampling a response and learning from it", "down"),
+)
+
+TIMING: tuple[MetricName, ...] = (
+    MetricName("timing_s/step", "seconds per step", "wall clock of one whole step", "down"),
+    MetricName("timing_s/gen", "seconds generating", "wall clock of sampling within one step", "down"),
     MetricName(
         "driver/share",
         "driver-only time",
         "share of a step outside generation, log-probabilities, update, weight sync and scoring",
         "down",
     ),
-    MetricName("timing_s/step", "seconds per step", "wall clock of one whole step", "down"),
-    MetricName("timing_s/gen", "seconds generating", "wall clock of sampling within one step", "down"),
 )
 
 SFT: tuple[MetricName, ...] = (MetricName("train/loss", "SFT loss", "cross-entropy per target token, in nats", "down"),)
@@ -107,13 +120,66 @@ PARSE_STATUS: Mapping[str, str] = {
 }
 
 CONTROLS: Mapping[str, str] = {
-    "shuffled": "every question with another user's profile: what is left is not personal",
-    "empty": "every question without a profile",
+    "shuffled": "the model reads another user's profile: what it still gets right is not personal",
+    "empty": "the model reads no profile",
+}
+
+SFT_DATA: Mapping[str, str] = {
+    "direct": "answers alone",
+    "answers": "the answers alone to the chains' questions",
+    "chains": "tagged chains (imitation)",
+}
+
+BASELINES: Mapping[str, str] = {
+    "majority": "no model: the most frequent answer of the training users",
+    "random": "no model: a random label, or the answer to a random training question",
+    "nearest": "no model: the user's own label or title of the most similar item of the profile",
 }
 
 BOUNDS: Mapping[str, str] = {
-    "blind": "best expected score without the profile, given the world's rules",
-    "oracle": "best expected score with the whole profile, given the world's rules",
+    "blind": "ceiling: the best expected score without the profile, given the world's rules",
+    "oracle": "ceiling: the best expected score with the whole profile, given the world's rules",
+}
+
+TERMS: Mapping[str, str] = {
+    "profile": "the items of a user's history that stand in the prompt",
+    "held-out user": "a user of whom no model saw anything in training",
+    "task score": "in [0, 1]: exact match (LaMP-1, 2, 2N), closeness of the rating (LaMP-3), mean of ROUGE-1 and "
+    "ROUGE-L F (LaMP-4 to 7). The answer is what follows the thought, whether or not the thought parses",
+    "interval": "in brackets: 95 % bootstrap over users",
+    "well formed": "share of responses that the parser accepts: a thought of tagged steps, then an answer",
+    "cut off": "share of responses that the token limit cut, or that end inside their thought",
+    "PRMU": "the personalization reward model: it scores how well a response fits this user",
+}
+"""Words of the page that it explains before it uses them."""
+
+PAIR_KINDS: Mapping[str, str] = {
+    "cross_profile": "against a response to another user's profile",
+    "no_profile": "against a response written without a profile",
+    "wrong": "against a wrong answer",
+    "no_evidence": "against a right answer whose thought does not use the profile",
+    "copied": "against a copy of the profile with a wrong answer",
+    "padded": "against the same response with a step said twice",
+    "slipped": "against an answer that does not follow from the thought",
+    "malformed": "against the same response with a fault of form",
+    "user_only": "pairs that differ only in the user",
+}
+"""What the rejected response of a preference pair is."""
+
+EVIDENCE: Mapping[str, str] = {
+    "tested": "right chains with a profile that were tested",
+    "shown": "of them, chains with more words of the own profile alone than of the other user's alone",
+    "own_steps": "share of steps with words of the own profile",
+    "other_steps": "share of steps with words of the other user's profile",
+    "specific_steps": "share of steps with words that the own profile alone has",
+    "answers_compared": "questions that the teacher answered again with the other user's profile",
+    "answers_changed": "share of them with another answer",
+}
+"""Figures of the chains' test for use of the profile: with the user's own history, beside another user's."""
+
+TAG_PARTS: Mapping[str, str] = {
+    "coverage": "part of the tag score: share of the required steps that are there and useful",
+    "sound": "part of the tag score: share of the steps without a fault (empty, repeated, out of order or too many)",
 }
 
 STAGE_KINDS: Mapping[str, str] = {
@@ -127,12 +193,18 @@ STAGE_KINDS: Mapping[str, str] = {
     "evaluate": "held-out users, official metrics",
 }
 
-_BY_KEY = {name.key: name for name in (*TRAINING, *SFT, *PRMU, *OFFICIAL)}
+_BY_KEY = {name.key: name for name in (*RESPONSES, *LEARNING, *TIMING, *SFT, *PRMU, *OFFICIAL)}
 
 
 def metric_name(key: str) -> MetricName:
-    """The entry of `key` (official metric names in any case); an unknown key is shown as it is."""
-    return _BY_KEY.get(key) or _BY_KEY.get(key.lower()) or MetricName(key, key, "")
+    """The entry of `key` (official metric names in any case); an unknown key is shown in words."""
+    return _BY_KEY.get(key) or _BY_KEY.get(key.lower()) or MetricName(key, words(key), "")
+
+
+def words(key: str) -> str:
+    """A key of a file for people: `unseen/user_macro` -> `unseen: user macro`, `LaMP_2` -> `LaMP-2`."""
+    parts = [part if part.startswith("LaMP_") else part.replace("_", " ") for part in key.split("/")]
+    return ": ".join(map(task_label, parts))
 
 
 def task_label(task: str) -> str:

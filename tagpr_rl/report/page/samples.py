@@ -10,53 +10,60 @@ from tagpr_rl.report.page.read import Row, number
 
 PER_REASON = 4
 REASONS: Mapping[str, str] = {
-    "improved": "wrong with the first model, better with the last",
-    "worse": "better with the first model than with the last",
-    "still wrong": "below full score with both, no better with the last",
-    "malformed": "the last model's response does not parse",
-    "example": "so that every task is shown",
+    "improved": "a higher score with the second model",
+    "worse": "a lower score with the second model",
+    "still wrong": "the same score with both, below 1",
+    "still right": "full score with both",
 }
+"""What became of a question from the first model of the pair to the second. Every question has one reason."""
+MALFORMED = "malformed"
+"""The second model's response does not parse; beside the question's reason."""
+SHOWN = ("improved", "worse", "still wrong")
+"""Reasons whose questions are shown, `PER_REASON` of each."""
 
 
 def choose_samples(
-    responses: Mapping[str, Sequence[Row]], *, per_reason: int = PER_REASON
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """(samples, counts): questions that every model answered, some for each of `REASONS`.
+    responses: Mapping[str, Sequence[Row]], pair: tuple[str | None, str | None], *, per_reason: int = PER_REASON
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(samples, counts): questions that every model answered, some for each reason of `SHOWN` and one malformed.
 
-    `responses` maps models, first to last, to their rows. Within a reason, tasks take turns and a hash of
-    the record's id decides, so the choice is deterministic and blind to the text. Questions are keyed by
-    task and record id, since ids are unique only within a task. `counts` holds how many questions each reason
-    fits ("example" excepted) and "questions", the number compared.
+    `responses` maps models, first to last, to their rows; `pair` names the two that are compared. Within a reason,
+    tasks take turns, the widest difference of the scores comes first, and a hash of the record's id decides among
+    equals: the choice is deterministic and blind to the text. A task without a sample gets one. `counts` has
+    "questions", the number for each reason (they add up to it), `MALFORMED`, and "pair".
     """
-    models = [name for name, rows in responses.items() if rows]
-    by_model = {model: {question_key(row): row for row in responses[model]} for model in models}
+    by_model = {model: {question_key(row): row for row in rows} for model, rows in responses.items() if rows}
+    models = list(by_model)
     if not models:
         return [], {}
-    keys = [key for key in by_model[models[0]] if all(key in by_model[model] for model in models)]
-    keys.sort(key=blind)
-    first, last = by_model[models[0]], by_model[models[-1]]
-    fits: dict[str, list[tuple[str, str]]] = {reason: [] for reason in REASONS if reason != "example"}
-    for key in keys:
-        before, after = number(first[key].get("score")), number(last[key].get("score"))
-        if before is not None and after is not None:
-            if after > before:
-                fits["improved"].append(key)
-            elif after < before:
-                fits["worse"].append(key)
-            elif after < 1.0:
-                fits["still wrong"].append(key)
-        if last[key].get("parse_status", "OK") != "OK":
-            fits["malformed"].append(key)
+    first, last = (
+        by_model[name if name in by_model else other] for name, other in zip(pair, (models[0], models[-1]), strict=True)
+    )
+    keys = sorted((key for key in by_model[models[0]] if all(key in rows for rows in by_model.values())), key=blind)
+    change = {key: (number(last[key].get("score")) or 0.0) - (number(first[key].get("score")) or 0.0) for key in keys}
+    reason_of = {key: _reason(change[key], number(last[key].get("score")) or 0.0) for key in keys}
+    broken = [key for key in keys if last[key].get("parse_status", "OK") != "OK"]
+    keys.sort(key=lambda key: -abs(change[key]))  # stable: among equals the hash decides
     chosen: dict[tuple[str, str], str] = {}
-    for reason, fitting in fits.items():
-        fresh = [key for key in fitting if key not in chosen]
-        for key in _take_turns(fresh)[: 1 if reason == "malformed" else per_reason]:
-            chosen[key] = reason
+    for reason in SHOWN:
+        fitting = [key for key in keys if reason_of[key] == reason]
+        chosen |= dict.fromkeys(_take_turns(fitting)[:per_reason], reason)
+    chosen |= dict.fromkeys([key for key in broken if key not in chosen][:1], MALFORMED)
     for task in sorted({task for task, _ in keys}):
         if not any(key[0] == task for key in chosen):
-            chosen[next(key for key in keys if key[0] == task)] = "example"
-    counts = {"questions": len(keys), **{reason: len(fitting) for reason, fitting in fits.items()}}
-    return [_sample(key, reason, by_model) for key, reason in chosen.items()], counts
+            key = next(key for key in keys if key[0] == task)
+            chosen[key] = reason_of[key]
+    reasons = list(reason_of.values())
+    counts = {"questions": len(keys), **{reason: reasons.count(reason) for reason in REASONS}, MALFORMED: len(broken)}
+    names = [next(name for name, rows in by_model.items() if rows is table) for table in (first, last)]
+    return [_sample(key, reason, by_model) for key, reason in chosen.items()], {**counts, "pair": names}
+
+
+def _reason(change: float, score: float) -> str:
+    """One of REASONS."""
+    if change:
+        return "improved" if change > 0 else "worse"
+    return "still right" if score >= 1.0 else "still wrong"
 
 
 def question_key(row: Row) -> tuple[str, str]:

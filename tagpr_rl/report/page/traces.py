@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config import EvaluateStage, GrpoStage, Recipe, answers_directly
-from tagpr_rl.prompts.prompt import NO_PROFILE, PROFILE_HEADER, QUESTION_HEADER
+from tagpr_rl.prompts.prompt import NO_PROFILE, PROFILE_HEADER, QUESTION_HEADER, profile_items
 from tagpr_rl.report.page.collect import reward_terms, stage_dirs
 from tagpr_rl.report.page.embed import json_for_page
 from tagpr_rl.report.page.read import Row, number, read_rows
@@ -63,7 +63,8 @@ class Traces:
         key = (str(row.get("task", "")), str(row.get("record_id", "")))
         if key not in self._records:
             head, profile, question = split_prompt(prompt_text(row.get("prompt")))
-            self.prompts.append([self.heads.setdefault(head, len(self.heads)), profile, question])
+            items = profile_items(key[0], profile)
+            self.prompts.append([self.heads.setdefault(head, len(self.heads)), items, question])
             self._records[key] = len(self.records)
             self.records.append([*key, str(row.get("user_id", "")), str(row.get("gold", ""))])
         self.groups.append([self.stages.setdefault(stage, len(self.stages)), step, self._records[key]])

@@ -20,7 +20,6 @@ class ScoreRow:
     name: str
     css: str
     """"model", "control", "baseline" or "ceiling"."""
-    note: str
     scores: tuple[float | None, ...]
     """In the order of the report's tasks."""
     mean: float | None
@@ -28,9 +27,10 @@ class ScoreRow:
     high: float | None
     strict_rate: float | None
     """None also for models that answer without a thought."""
+    truncated: float | None
 
 
-def score_rows(report: Row, notes: dict[str, str]) -> list[ScoreRow]:
+def score_rows(report: Row) -> list[ScoreRow]:
     """Rows of the summary table: blind ceiling, baselines, models, controls, oracle ceiling."""
     tasks = report["tasks"]
     bounds = report["bounds"] or {}
@@ -40,23 +40,20 @@ def score_rows(report: Row, notes: dict[str, str]) -> list[ScoreRow]:
             return []
         values = bounds[key]
         scores = tuple(number(values.get(task)) for task in tasks)
-        return [
-            ScoreRow(
-                f"{key} ceiling", "ceiling", notes.get(key, ""), scores, number(values.get("mean")), None, None, None
-            )
-        ]
+        mean = number(values.get("mean"))
+        return [ScoreRow(f"{key} ceiling", "ceiling", scores, mean, None, None, None, None)]
 
     def rows(part: str, css: str, label: str = "{}") -> list[ScoreRow]:
         return [
             ScoreRow(
                 label.format(name),
                 css,
-                notes.get(name, ""),
                 tuple(entry["scores"].get(t) for t in tasks),
                 entry["mean"],
                 entry["low"],
                 entry["high"],
                 None if css == "baseline" or name in report["direct_models"] else entry["strict_rate"],
+                None if css == "baseline" else entry["truncated"],
             )
             for name, entry in report[part].items()
         ]
@@ -116,7 +113,7 @@ def summary_table(report: Row) -> Table:
         table.add_column(task_label(task), justify="right")
     for name in ("mean", "95 % interval", "well formed"):
         table.add_column(name, justify="right")
-    for row in score_rows(report, {}):
+    for row in score_rows(report):
         interval = "" if row.low is None or row.high is None else f"[{row.low:.3f}, {row.high:.3f}]"
         cells = [row.name, *map(_cell, row.scores), _cell(row.mean), interval, _cell(row.strict_rate)]
         # Text, not str: a name with brackets must not be read as rich markup.

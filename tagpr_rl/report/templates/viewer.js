@@ -1,7 +1,8 @@
 // The trace viewer: filters, a list of groups (the responses to one prompt), and one group in full.
-// Its data (report/page/traces.py): records [task, id, user, gold]; prompts [instruction, profile, question], one for each
-// record; groups [stage, step, record]; traces {g: group, n: name, s: status, p: pieces, r: total and components, w: weights,
-// a: advantage, c: steps' advantages, score}; terms [label, places in r] go with w; stages, tags and heads are referred to by index.
+// Its data (report/page/traces.py): records [task, id, user, gold]; prompts [instruction, items of the profile,
+// question], one for each record; groups [stage, step, record]; traces {g: group, n: name, s: status, p: pieces,
+// r: total and components, w: weights, a: advantage, c: steps' advantages, score}; terms [label, places in r] go with w;
+// stages, tags and heads are referred to by index.
 
 const PAGE = 30;
 
@@ -44,8 +45,8 @@ class Viewer {
       least: field("reward from", "number", later, { step: "any" }),
       most: field("reward to", "number", later, { step: "any" }),
       groups: chooser("group", [["", "all"], ["differ", "rewards differ"], ["equal", "rewards equal"]], again),
-      order: chooser("order", [["", "as recorded"], ["spread", "widest spread first"], ["low", "lowest best first"]],
-        again, data.order || ""),
+      order: chooser("order", [["spread", "widest difference first"], ["", "as recorded"], ["low", "lowest best first"]],
+        again, "spread"),
       text: field("text", "search", later, { placeholder: "in responses and questions" }),
     };
     const shown = this.controls;
@@ -112,7 +113,6 @@ class Viewer {
     });
     if (order === "spread") this.found.sort((a, b) => b.high - b.low - (a.high - a.low));
     if (order === "low") this.found.sort((a, b) => a.high - b.high);
-    const plural = (n, word) => n.toLocaleString("en") + " " + word + (n === 1 ? "" : "s");
     fill(this.count, plural(responses, "response") + " in " + plural(this.found.length, "group") + " match.");
     this.page = 0;
     this.select(this.found.length ? 0 : null);
@@ -177,8 +177,10 @@ class Viewer {
       el("h3", {}, this.title(group) + " · " + taskLabel(task) + " · " + id),
       el("p", { class: "small" }, "user " + user + " · gold answer ", el("b", {}, gold)),
       this.data.heads[head] ? el("details", {}, el("summary", {}, "instruction"), el("pre", {}, this.data.heads[head])) : null,
-      profile ? el("details", { open: true }, el("summary", {}, "profile"), el("pre", {}, profile)) : null,
-      el("details", { open: true }, el("summary", {}, profile ? "question" : "prompt"), el("pre", {}, question)),
+      profile.length ? el("details", { open: true }, el("summary", {}, "profile: " + plural(profile.length, "item")),
+        el("ol", { class: "v-profile" }, profile.map((item) => el("li", {}, item))))
+        : this.data.heads[head] ? el("p", {}, "The user's history is empty.") : null,
+      el("details", { open: true }, el("summary", {}, this.data.heads[head] ? "question" : "prompt"), el("pre", {}, question)),
       this.comparison(group),
       el("div", { class: "v-cards" }, group.traces.map((trace) => renderCard(trace, this.tags, this.data.terms, !this.matching.has(trace)))));
   }
@@ -209,6 +211,11 @@ class Viewer {
       el("p", { class: "small dim" }, el("del", {}, "struck through"), ": in the first alone. ", el("ins", {}, "underlined"),
         ": in the second alone."), out);
   }
+}
+
+/** `1 item`, `2 items`. */
+function plural(n, word) {
+  return n.toLocaleString("en") + " " + word + (n === 1 ? "" : "s");
 }
 
 /** What a response is filtered and listed by: its total reward, or the score of an evaluated response. */

@@ -20,7 +20,7 @@ def test_parts_stack_up_from_zero_and_down_from_zero() -> None:
 
 
 def test_a_stack_is_drawn_to_scale() -> None:
-    chart = stack_chart([1.0, 2.0], [("a", [1.0, 1.0]), ("none", [0.0, 0.0]), ("b", [1.0, 3.0])], height=152)
+    chart = stack_chart([1.0, 2.0], [("a", [1.0, 1.0]), ("none", [0.0, 0.0]), ("b", [1.0, 3.0])], height=164)
     frame = chart.frame  # plotting area from 12 to 132: 120 units for 0 to 4
     assert frame.y_range == (0.0, 4.0) and frame.y_at(1.0) == 102.0
     assert [layer.label for layer in chart.layers] == ["a", "b"]  # what is 0 everywhere is left out
@@ -46,8 +46,8 @@ def test_the_total_is_taken_apart_by_the_stages_weights(tmp_path: Path) -> None:
     figure = composition(chain)
     assert figure is not None
     # guided: 1 = .9 + .1 + .05 - .05; explore: .75 = .8 - .05
-    last = {layer.label: float(layer.last) for layer in figure.chart.layers}
-    assert last == {"task × format": 0.8, "tag": 0, "prmu": 0, "repetition": -0.05}
+    mean = {layer.label: float(layer.mean) for layer in figure.chart.layers}
+    assert mean == {"task × format": 0.85, "tag": 0.05, "prmu": 0.025, "repetition": -0.05}
     low, high = (figure.chart.frame.y_at(y) for y in (0.0, 0.9))
     points = [float(p.split(",")[1]) for p in figure.chart.layers[0].points.split()]
     assert points[0] == high and points[-1] == low
@@ -56,29 +56,33 @@ def test_the_total_is_taken_apart_by_the_stages_weights(tmp_path: Path) -> None:
 
 def test_phases_are_shares_of_a_step(tmp_path: Path) -> None:
     run = make_run(tmp_path, evaluated=False)
-    rows = [{"step": s, "phase/generation_share": 0.6, "phase/update_actor_share": 0.3} for s in (1, 2)]
+    rows = [{"step": s, "phase/generation_share": 0.8 - s / 5, "phase/update_actor_share": 0.3} for s in (1, 2)]
     jsonl(run.stage(7, "guided").metrics, rows)
     (chain,) = chains_of(run, make_recipe())
     figure = phases(chain)
     assert figure is not None
-    assert [(layer.label, layer.last) for layer in figure.chart.layers] == [
-        ("generation", "0.6"),
-        ("update_actor", "0.3"),
+    assert [(layer.label, layer.mean) for layer in figure.chart.layers] == [
+        ("generation", "0.5"),  # the mean of .6 and .4, not the last step's
+        ("update actor", "0.3"),
     ]
-    assert figure.chart.frame.lines[0].last == "0.9"
+    assert figure.chart.mean == "0.8"
 
 
 def test_logged_tag_figures_go_before_counted_ones(tmp_path: Path) -> None:
     run, recipe = make_run(tmp_path, evaluated=False), make_recipe()
     data = viewer_data(run, recipe, default_schema())
-    counts = tag_curves(curve_groups(run, recipe), chains_of(run, recipe), data)
+    counts = tag_curves(chains_of(run, recipe), data)
     assert "counted in the 6 rollouts below" in counts.note
-    by_tag = {figure.name.label: figure.chart.lines[0].last for figure in counts.figures}
-    assert by_tag["examine_examples"] == "0.5" and by_tag["conclude"] == "0"  # one of two responses parses
-    rows = [{"step": 1, "tag/conclude/use": 0.25, "tag/conclude/valid": 0.5, "tag/conclude/words": 12}]
+    assert counts.figures == ()  # every step is alike: one of two responses parses
+    assert {"examine_examples: use 0.5", "conclude: use 0"} < set(counts.constant)
+    rows = [
+        {"step": step, "tag/conclude/use": step / 8, "tag/conclude/valid": 0.5, "tag/conclude/words": 12}
+        for step in (1, 2)
+    ]
     jsonl(run.stage(7, "guided").metrics, rows)
-    logged = tag_curves(curve_groups(run, recipe), chains_of(run, recipe), data)
-    assert [figure.name.label for figure in logged.figures] == ["conclude", "words per step"]
+    logged = tag_curves(chains_of(run, recipe), data)
+    assert [figure.name.label for figure in logged.figures] == ["conclude"]
+    assert logged.constant == ("words per step: conclude 12",)
     assert [(line.label, line.last) for line in logged.figures[0].chart.lines] == [("use", "0.25"), ("valid", "0.5")]
     assert "As logged while training" in logged.note
 
@@ -97,8 +101,14 @@ def test_use_is_counted_step_by_step(tmp_path: Path) -> None:
 
 def test_components_have_a_chart_of_groups_without_a_difference(tmp_path: Path) -> None:
     run = make_run(tmp_path, evaluated=False)
-    rows = [{"step": s, "reward/total/zero_variance": 0.25, "reward/task/zero_variance": 0.5} for s in (1, 2)]
+    rows = [
+        {"step": s, "reward/total/zero_variance": 0.25, "reward/task/zero_variance": s / 4, "actor/ppo_kl": 0.0}
+        for s in (1, 2)
+    ]
     jsonl(run.stage(7, "guided").metrics, rows)
-    figures = {f.name.label: f for group in curve_groups(run, make_recipe()) for f in group.figures}
+    jsonl(run.stage(8, "explore").metrics, [])
+    (group,) = curve_groups(run, make_recipe())[1:]
+    figures = {f.name.label: f for panel in group.panels for f in panel.figures}
     lines = figures["groups without a difference"].chart.lines
-    assert [(line.label, line.last) for line in lines] == [("total", "0.25"), ("task", "0.5")]
+    assert [(line.label, line.last) for line in lines] == [("task", "0.5")]  # the total is `silent groups`
+    assert group.constant == ("KL to the sampler 0",) and len(figures) == 1

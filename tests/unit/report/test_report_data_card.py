@@ -48,7 +48,8 @@ def test_numbers_by_hand() -> None:
         ("5", "chains"), ("3", "users"), ("3", "preference pairs"), ("0.750", "Cohen's kappa of two labellings"),
     )  # fmt: skip
     assert rows(actual, "What was kept") == {
-        "kept": ("5", "71.4 %"), "rejected: WRONG_ANSWER": ("1", "14.3 %"), "rejected: NO_ANSWER": ("1", "14.3 %"),
+        "kept": ("5", "71.4 %"), "rejected: the answer is wrong": ("1", "14.3 %"),
+        "rejected: no thought, or no answer line": ("1", "14.3 %"),
     }  # fmt: skip
     assert "7 chains were asked for, 5 kept. 1 of the kept ones have a wrong answer" in lines(actual, "What was kept")
     assert rows(actual, "Tags")["understand_task"] == ("5", "25.0 %", "-")
@@ -57,7 +58,9 @@ def test_numbers_by_hand() -> None:
     assert rows(actual, "Tasks and users") == {
         "LaMP-1": ("3", "60.0 %", "2", "1.5", "2", "1"), "LaMP-2": ("2", "40.0 %", "2", "1", "1", "2"),
     }  # fmt: skip
-    assert "2 cross_profile, 1 wrong" in lines(actual, "Tasks and users")
+    assert "2 against a response to another user's profile; 1 against a wrong answer" in lines(
+        actual, "Tasks and users"
+    )
     # "the question is about red cars" 6 + "the user wrote two red cars" 6 + 5 + 4 + answer 1
     assert "median 22, from 22 to 22" in lines(actual, "Lengths")
 
@@ -80,7 +83,10 @@ def test_models_prompts_and_kappas_come_from_the_stages_facts() -> None:
     assert (sources["teacher"], sources["labeller"]) == (("big-model",), ("small-model",))
     assert sources["teacher, prompt `teacher` (SHA-256)"] == ("ff00",)
     assert sources["teacher, use"] == ("requests 9, prompt tokens 1,200, statuses OK 8, FAILED 1",)
-    assert rows(actual, "Use of the profile") == {"tested": ("4",), "own_steps": ("0.75",)}
+    assert rows(actual, "Use of the profile") == {
+        "right chains with a profile that were tested": ("4",),
+        "share of steps with words of the own profile": ("0.75",),
+    }
     assert rows(actual, "What was kept")["kept"] == ("5", "50.0 %")
     assert "agree by construction" in lines(actual, "Tags") and len(actual.cards) == 3  # so kappa is no headline
     assert SCHEMA.sha256 in sources["tag schema"][0]
@@ -123,7 +129,7 @@ def test_texts_of_the_data_are_never_markup() -> None:
     assert not {"script", "link", "img", "iframe"} & reader.seen
     assert "&lt;/script&gt;&lt;b&gt;x&lt;/b&gt;" in html and "<b>x</b>" not in html
     assert 'class="step t3"' in html  # infer_preference is the fourth tag
-    assert not re.search(r"(src|href)=", html)
+    assert re.findall(r"(?:src|href)=(\S+)", html) == ['"#main">Skip']
 
 
 def test_markdown_cells_and_fences_cannot_be_broken_out_of() -> None:

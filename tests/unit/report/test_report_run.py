@@ -15,6 +15,7 @@ from tagpr_rl.chains.keep import Rejection
 from tagpr_rl.files import write_json
 from tagpr_rl.report import build_report, collect, summary_table
 from tagpr_rl.report.cards.sections import REASONS
+from tagpr_rl.report.page.samples import REASONS as SAMPLE_REASONS
 from tagpr_rl.run.layout import RunDir
 
 
@@ -60,7 +61,7 @@ run = pytest.fixture(lambda tmp_path: make_run(tmp_path), name="run")
 
 
 def test_scores_land_in_the_table_between_their_ceilings(run: RunDir) -> None:
-    rows = {row[0]: row[1:6] for row in page_of(run).tables["scores"]}
+    rows = {row[0]: [*row[3:5], *row[1:3], *row[5:]] for row in page_of(run).tables["scores"]}
     assert list(rows) == [
         "model",
         "blind ceiling",
@@ -86,10 +87,10 @@ def test_other_numbers_land_in_the_page(run: RunDir) -> None:
     stages = {row[0]: row for row in page.tables["stages"]}
     assert stages["base"][2:4] == ["done", "1 min 20 s"]
     assert stages["explore"][2] == "unfinished" and stages["sft"][2] == "not run"
-    assert "29 kept; rejected: 2 wrong_answer." in page.text
+    assert page.tables["chain_reasons"][1][:2] == ["wrong_answer", "2"]
     assert "total = task × format + 0.2 × tag + 0.2 × prmu + 0.1 × repetition" in page.text
     assert "total = task × format + 0.1 × repetition" in page.text
-    assert page.tables["controls"][1][:4] == ["shuffled", "4", "0.320", "0.502"]  # lost: 0.822 - 0.320
+    assert page.tables["controls"][1][:4] == ["shuffled", "4", "0.320", "-0.502"]  # 0.320 - 0.822
 
 
 def test_the_chains_section_shows_reasons_kappa_coverage_and_evidence(run: RunDir) -> None:
@@ -124,8 +125,9 @@ def test_the_chains_section_shows_reasons_kappa_coverage_and_evidence(run: RunDi
     }
     write_json(run.stage(4, "chains").root / "chains.json", facts)
     page = page_of(run)
-    assert "29 of 40 asked kept; rejected: 8 WRONG_ANSWER, 3 NOT_ASKED." in page.text
-    assert "Cohen's kappa of two labellings: 0.731 (the labeller follows rules" in page.text
+    assert "29 of 40 asked kept." in page.text
+    assert "a Cohen's kappa of 0.731 (1 is full agreement): the labeller follows rules" in page.text
+    assert "5 against a response to another user's profile" in page.text
     assert page.tables["chain_reasons"][2][:2] == ["NOT_ASKED", "3"]
     assert [[row[0], row[1], row[2], row[4]] for row in page.tables["chain_tags"][1:]] == [
         ["examine_examples", "30", "87.5 %", "0.618"],
@@ -140,12 +142,16 @@ def test_every_reason_has_a_meaning() -> None:
     assert list(REASONS) == [reason.value for reason in Rejection]
 
 
-def test_a_control_on_other_questions_has_no_loss(run: RunDir) -> None:
+def test_a_control_is_compared_on_common_questions(run: RunDir) -> None:
     path = run.stage(9, "eval").root / "eval.json"
     content = json.loads(path.read_text())
-    content["controls"]["shuffled"]["n"] = 3
+    own = content["controls"]["shuffled"]["questions"]
+    content["controls"]["shuffled"]["questions"] = own[:1]  # .31 in LaMP_2, where the model has .811
     path.write_text(json.dumps(content))
-    assert page_of(run).tables["controls"][1][:4] == ["shuffled", "3", "0.320", "-"]
+    assert page_of(run).tables["controls"][1][3] == "-0.501"
+    content["controls"]["shuffled"]["questions"] = [own[0] | {"key": "LaMP_2/else"}]
+    path.write_text(json.dumps(content))
+    assert page_of(run).tables["controls"][1][3] == "-"
 
 
 def test_json_holds_what_the_stages_wrote(run: RunDir) -> None:
@@ -174,14 +180,19 @@ def test_json_holds_what_the_stages_wrote(run: RunDir) -> None:
 def test_samples_are_chosen_by_outcome(run: RunDir) -> None:
     report = collect(run, make_recipe())
     reasons = {s["record_id"]: s["reason"] for s in report["samples"]}
-    assert reasons == {"0": "improved", "1": "worse", "2": "still wrong"}
-    assert report["sample_counts"] == {
+    # From sft, where RL started, to explore: 1 -> 1, 1 -> 0, 0 -> 0; the last does not parse.
+    assert reasons == {"1": "worse", "2": "still wrong"}
+    counts = report["sample_counts"]
+    assert counts == {
         "questions": 3,
-        "improved": 1,
+        "improved": 0,
         "worse": 1,
         "still wrong": 1,
+        "still right": 1,
         "malformed": 1,
+        "pair": ["sft", "explore"],
     }
+    assert counts["questions"] == sum(counts[reason] for reason in SAMPLE_REASONS)
     assert list(report["samples"][0]["responses"]) == ["base", "sft", "explore"]
 
 
@@ -202,10 +213,10 @@ def test_alerts_are_shown_where_there_are_some(run: RunDir) -> None:
 
 def test_a_stage_without_prmu_has_no_prmu_curve(run: RunDir) -> None:
     text = build_report(run, make_recipe()).read_text()
-    at = text.index('aria-label="reward: prmu over steps"')
+    at = text.index('aria-label="reward: prmu against step"')
     points = text[at : text.index("</svg>", at)].split('points="')[1].split('"')[0].split()
     assert len(points) == 2  # guided's two steps, not explore's false zeros
-    at = text.index('aria-label="reward: total over steps"')
+    at = text.index('aria-label="reward: total against step"')
     assert len(text[at : text.index("</svg>", at)].split('points="')[1].split('"')[0].split()) == 4
 
 
