@@ -6,6 +6,8 @@ import itertools
 import re
 from collections.abc import Sequence
 
+from tagpr_rl.tags.thoughts import split_thought
+
 MIN_STEPS, MAX_STEPS = 3, 15
 
 _ANSWER = re.compile(r"^[ \t>*#]*(?:final[ \t]+)?answer[ \t*]*:[ \t*]*", re.IGNORECASE | re.MULTILINE)
@@ -28,12 +30,16 @@ _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|vs|cf|al|Mr|Mrs|Ms|Dr|No|Fig)\.\Z")
 def split_answer(text: str) -> tuple[str, str] | None:
     """(thought, answer) of a teacher's text, neither of them blank; None if the text has another form.
 
-    The answer follows the last `Answer:` that begins a line; without one it follows a native `</think>`. The thought
-    is the text before `Answer:`. If there is a native `<think>` block and the text after it has fewer than MIN_STEPS
-    lines before `Answer:`, the block is the thought. Emphasis marks around the answer are dropped.
+    The answer follows the last `Answer:` that begins a line; without one it follows a native `</think>`. A native
+    thought that is still open at the end has no answer. The thought is the text before `Answer:`. If there is a
+    native `<think>` block and the text after it has fewer than MIN_STEPS lines before `Answer:`, the block is the
+    thought. Emphasis marks around the answer are dropped.
     """
-    head, closed, tail = text.rpartition("</think>")
-    body = tail if closed else text
+    parts = split_thought(text)
+    if parts is None:  # the thought was cut: an "Answer:" in it is no answer
+        return None
+    head, body = parts
+    closed = len(body) < len(text)
     marks = list(_ANSWER.finditer(body))
     if marks:
         before, answer = body[: marks[-1].start()], body[marks[-1].end() :]

@@ -18,6 +18,7 @@ from tagpr_rl.eval.predictions import Answers, read_answers, require_same_questi
 from tagpr_rl.eval.provenance import describe, metric_row
 from tagpr_rl.files import write_json
 from tagpr_rl.tags.schema import default_schema, load_schema
+from tagpr_rl.tags.thoughts import begin_inside, split_thought
 from tagpr_rl.types import LampRecord, TagprError
 
 Files = list[Path]
@@ -72,7 +73,13 @@ def command(
         )
     tags = load_schema(schema) if schema is not None else default_schema()
     questions_of_all, texts = _pairs(gold_answers, predicted, records, split)
-    result = evaluate(questions_of_all, texts, tags, thoughts=responses, seed=seed)
+    inside = responses and begin_inside(list(texts.values()))
+    if inside:
+        say("thoughts: most texts close a <think> that they do not open, so the chat template opened it")
+    thoughts = sum(split_thought(text) != ("", text) for text in texts.values())
+    if thoughts and not responses:
+        say(f"thoughts: {thoughts} of {len(texts)} texts hold one, scored as part of the answer; see --responses")
+    result = evaluate(questions_of_all, texts, tags, prefilled=inside, thoughts=responses, seed=seed)
     facts = _result_file(gold_answers, predicted, records, result, split, tags.sha256 if responses else None)
     if training:
         facts["baseline"] = {"name": baseline, "learned_from": training}

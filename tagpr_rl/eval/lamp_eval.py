@@ -1,8 +1,8 @@
 """Evaluates responses: official metrics, mean task score and parser statuses, in total and per question.
 
-There are two views. *Lenient*: the answer is the text after the last `</think>`, or the whole text. Official metrics
-and task scores use it, so that a model without the grammar is not punished. *Strict*: the shares of responses by
-parser status, and the task score with malformed responses counted as 0.
+There are two views. *Lenient*: the answer is the text after the thought, the whole text without one, and empty while
+the thought is open. Official metrics and task scores use it, so that a model without the grammar is not punished.
+*Strict*: the shares of responses by parser status, and the task score with malformed responses counted as 0.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _official(
 def _score_question(
     record: LampRecord, text: str, schema: TagSchema, prefilled: bool, thoughts: bool, cut: Collection[str]
 ) -> QuestionScore:
-    answer = final_answer(text) if thoughts else text.strip()
+    answer = final_answer(text, prefilled=prefilled) if thoughts else text.strip()
     status = parse(text, schema, prefilled=prefilled).status
     return QuestionScore(
         key=question_key(record),

@@ -78,8 +78,11 @@ def best_of(task_scores: Sequence[float], ranking: Sequence[float], n: int) -> f
 
 
 def votes(answers: Sequence[str]) -> list[float]:
-    """For each response the number of responses with the same answer: the ranking of self-consistency."""
-    counts = Counter(answers)
+    """For each response the number of responses with the same answer: the ranking of self-consistency.
+
+    An empty answer, for example of an unfinished thought, has no vote.
+    """
+    counts = Counter(answer for answer in answers if answer)
     return [float(counts[answer]) for answer in answers]
 
 

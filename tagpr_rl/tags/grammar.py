@@ -17,6 +17,7 @@ import re
 from enum import Enum
 
 from tagpr_rl.tags.schema import NAME_PATTERN, THINK, TagSchema
+from tagpr_rl.tags.thoughts import split_thought
 from tagpr_rl.types import Parsed, ParseStatus, Step, TaggedTrace
 
 # Possessive quantifiers: a failed match never backtracks, and none crosses the next "<", so a scan is linear.
@@ -291,10 +292,12 @@ def neutralise(text: str) -> str:
     return _MARKUP.sub(lambda match: "\u2039" + match[0][1:], text)
 
 
-def final_answer(response: str) -> str:
-    """Text after the last `</think>`, or all of it if there is none, stripped.
+def final_answer(response: str, *, prefilled: bool = False) -> str:
+    """The text after the thought, stripped; all of it without a thought; "" while a thought is open.
 
-    Lenient, for the official metrics only (a response is scored there whatever its format). Never a
-    reward: rewards use `parse`.
+    A response whose thought was cut has no answer, as a server's reasoning parser has it. Lenient, for the official
+    metrics only (a response is scored there whatever its format). Never a reward: rewards use `parse`.
+    `prefilled` as in `thoughts.split_thought`.
     """
-    return response.rpartition(f"</{THINK}>")[2].strip()
+    parts = split_thought(response, prefilled=prefilled)
+    return parts[1].strip() if parts is not None else ""

@@ -67,7 +67,7 @@ def test_evaluation_by_hand() -> None:
         ("LaMP_3", "MAE"): 2.0,
         ("LaMP_3", "RMSE"): 2.0,
     }
-    assert result.questions[2].answer == "<think><conclude>it is action"
+    assert result.questions[2].answer == ""  # the thought never ended
     assert result.answers("LaMP_3") == {"4": "3"}
 
 

@@ -95,6 +95,7 @@ def test_best_of_by_hand() -> None:
     assert best_of(scores, ranking, 4) == 0.0
     assert best_of(scores, scores, 4) == 1.0
     assert votes(["a", "b", "a"]) == [2.0, 1.0, 2.0]
+    assert votes(["", "b", ""]) == [0.0, 1.0, 0.0]  # unfinished thoughts do not vote
 
 
 def test_correlations_within_questions_by_hand() -> None:

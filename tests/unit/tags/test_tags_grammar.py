@@ -197,7 +197,7 @@ def test_final_answer_is_lenient() -> None:
     assert final_answer(OK_TEXT) == "4"
     assert final_answer(" 4\n") == "4"
     assert final_answer("a</think>b</think> c ") == "c"
-    assert final_answer("<think>cut") == "<think>cut"
+    assert final_answer("<think>cut") == ""
     assert final_answer("x</think>") == ""
 
 

@@ -1,0 +1,78 @@
+"""Where a response's thought ends, also in the notations of other models: the one place that says what the answer is.
+
+A thought may stand in `<think>`, `<thinking>`, `<thought>`, `<thoughts>` or `<reasoning>` (any case), `[THINK]`
+(Magistral), `◁think▷` (Kimi), `<seed:think>`, `<|START_THINKING|>` (Command), `<|begin_of_thought|>` (Sky-T1), or in
+the analysis channel of the Harmony format, with or without its special tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from tagpr_rl.tags.schema import THINK
+
+_MARKERS = re.compile(
+    r"<\s*+(?P<a>/?+)\s*+(?P<b>think|thinking|thoughts?|reasoning|seed:think)\s*+>"
+    r"|\[(?P<c>/?+)(?P<d>THINK)\]"
+    r"|◁(?P<e>/?+)(?P<f>think)▷"
+    r"|<\|(?:START|begin)_(?:of_)?(?P<g>THINKING|thought)\|>"
+    r"|<\|(?P<h>END|end)_(?:of_)?(?P<i>THINKING|thought)\|>",
+    re.IGNORECASE,
+)
+_CHANNEL = re.compile(r"<\|channel\|>\s*+(\w++)[^<]*+<\|message\|>")
+_HARMONY_END = re.compile(r"<\|(?:end|return|start|call)\|>")
+_BARE_ANALYSIS = re.compile(r"\s*(?:assistant)?analysis(?=[A-Z\"'(\[*0-9])")
+"""The Harmony format without its special tokens: the channel's name and the text stand together."""
+_BARE_FINAL = "assistantfinal"
+
+
+def split_thought(text: str, *, prefilled: bool = False) -> tuple[str, str] | None:
+    """(thought, text after it), unstripped; ("", text) without a thought; None if a thought is open at the end.
+
+    Of several thoughts the last counts. `<think>` and `</think>` are the only markers that count if there is one.
+
+    Args:
+        text: a model's whole reply, or its continuation of a prompt.
+        prefilled: the prompt has opened `<think>` already, so that the text begins inside the thought.
+    """
+    if (channels := _channels(text)) is not None:
+        return channels if channels[1].strip() else None
+    opened = [THINK] if prefilled else []
+    marks = [(_name(match), match) for match in _MARKERS.finditer(text)]
+    if prefilled or any(name == THINK for name, _ in marks):
+        marks = [(name, match) for name, match in marks if name == THINK]  # the others are the thought's own text
+    start = end = 0
+    for name, match in marks:
+        if not any(match[key] for key in "aceh"):
+            opened += [name] * (name not in opened)
+            continue
+        if name in opened:
+            del opened[opened.index(name) :]  # what was opened inside it ends with it
+        start, end = match.span()
+    return None if opened else (text[:start], text[end:])
+
+
+def _name(match: re.Match[str]) -> str:
+    name = next(match[key] for key in "bdfgi" if match[key]).lower()
+    return name if match["b"] else f"{name} "  # `[THINK]` is another marker than `<think>`
+
+
+def begin_inside(texts: Sequence[str]) -> bool:
+    """Whether a model's texts show that its template opened `<think>`: most close a thought that they did not open."""
+    closing = sum(f"</{THINK}>" in text and f"<{THINK}>" not in text for text in texts)
+    return 2 * closing > len(texts)
+
+
+def _channels(text: str) -> tuple[str, str] | None:
+    """(text before, text of) the last final channel of a Harmony reply, with "" for none; None for another reply."""
+    marks = list(_CHANNEL.finditer(text))
+    if marks:
+        final = [mark for mark in marks if mark[1].lower() == "final"]
+        if not final:
+            return text, ""
+        return text[: final[-1].start()], _HARMONY_END.split(text[final[-1].end() :])[0]
+    if _BARE_ANALYSIS.match(text):
+        before, _, after = text.rpartition(_BARE_FINAL)
+        return (before, after) if before else (text, "")
+    return None
