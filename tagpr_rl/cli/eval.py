@@ -73,12 +73,7 @@ def command(
         )
     tags = load_schema(schema) if schema is not None else default_schema()
     questions_of_all, texts = _pairs(gold_answers, predicted, records, split)
-    inside = responses and begin_inside(list(texts.values()))
-    if inside:
-        say("thoughts: most texts close a <think> that they do not open, so the chat template opened it")
-    thoughts = sum(split_thought(text) != ("", text) for text in texts.values())
-    if thoughts and not responses:
-        say(f"thoughts: {thoughts} of {len(texts)} texts hold one, scored as part of the answer; see --responses")
+    inside = _thoughts(list(texts.values()), responses)
     result = evaluate(questions_of_all, texts, tags, prefilled=inside, thoughts=responses, seed=seed)
     facts = _result_file(gold_answers, predicted, records, result, split, tags.sha256 if responses else None)
     if training:
@@ -91,6 +86,18 @@ def command(
             write_predictions(write_preds / f"{name}.json", name, answers.outputs)
     if write_archive is not None:
         write_zip(write_archive, predicted.values())
+
+
+def _thoughts(texts: Sequence[str], responses: bool) -> bool:
+    """Whether the texts begin inside a thought that their chat template opened. Says so, and warns of thoughts that
+    would be scored as answers."""
+    held = sum(split_thought(text) != ("", text) for text in texts)
+    if held and not responses:
+        say(f"thoughts: {held} of {len(texts)} texts hold one, scored as part of the answer; see --responses")
+    inside = responses and begin_inside(texts)
+    if inside:
+        say("thoughts: most texts close a <think> that they do not open, so the chat template opened it")
+    return inside
 
 
 def _read_all(paths: Sequence[Path], task: str | None) -> dict[str, Answers]:
