@@ -67,14 +67,12 @@ def command(
         learned = _read_all(train_golds or (), task)
         predicted, training = _baseline(baseline, constant, learned, gold_answers, records, split=split, seed=seed)
     if set(predicted) != set(gold_answers):
-        raise TagprError(
-            f"eval: golds of {', '.join(gold_answers)}, predictions of {', '.join(predicted)}; "
-            "name files of the same tasks"
-        )
-    tags = load_schema(schema) if schema is not None else default_schema()
-    questions_of_all, texts = _pairs(gold_answers, predicted, records, split)
-    inside = _thoughts(list(texts.values()), responses)
-    result = evaluate(questions_of_all, texts, tags, prefilled=inside, thoughts=responses, seed=seed)
+        tasks = f"golds of {', '.join(gold_answers)}, predictions of {', '.join(predicted)}"
+        raise TagprError(f"eval: {tasks}; name files of the same tasks")
+    tags = default_schema() if schema is None else load_schema(schema)
+    asked, texts = _pairs(gold_answers, predicted, records, split)
+    inside = _begin_inside(list(texts.values()), responses)
+    result = evaluate(asked, texts, tags, prefilled=inside, thoughts=responses, seed=seed)
     facts = _result_file(gold_answers, predicted, records, result, split, tags.sha256 if responses else None)
     if training:
         facts["baseline"] = {"name": baseline, "learned_from": training}
@@ -88,7 +86,7 @@ def command(
         write_zip(write_archive, predicted.values())
 
 
-def _thoughts(texts: Sequence[str], responses: bool) -> bool:
+def _begin_inside(texts: Sequence[str], responses: bool) -> bool:
     """Whether the texts begin inside a thought that their chat template opened. Says so, and warns of thoughts that
     would be scored as answers."""
     held = sum(split_thought(text) != ("", text) for text in texts)
