@@ -20,6 +20,22 @@ def shipped(name: str) -> Path:
     return next((path for path in (package / name, package.parent / name) if path.is_dir()), package.parent / name)
 
 
+def user_path(text: str) -> Path:
+    """The path that a user wrote: a leading `~` is the home folder. ValueError for what is surely another mistake.
+
+    Refused: nothing, spaces around it, control characters, `$` (variables belong to the shell) and backslashes.
+    """
+    if not text or text != text.strip():
+        raise ValueError(f"{text!r} is no path: it is empty or has spaces around it")
+    if wrong := re.search(r"[\x00-\x1f\x7f$\\]", text):
+        hint = "variables are not replaced here" if wrong[0] == "$" else "folders are separated by /"
+        raise ValueError(f"{text!r} is no path: it has the character {wrong[0]!r} ({hint})")
+    full = os.path.expanduser(text)
+    if text.startswith("~") and full == text:
+        raise ValueError(f"{text!r} is no path: nobody of that name has a home folder here")
+    return Path(full)
+
+
 def is_hub_name(path: Path | str) -> bool:
     """Whether `path` has the form of a name on the Hugging Face hub, `owner/name`."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(path)) is not None

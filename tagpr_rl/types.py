@@ -6,6 +6,7 @@ Nothing here imports another module of the package, nor torch, ray, vllm or verl
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,7 +23,10 @@ class TagprError(Exception):
 
 def did_you_mean(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
     """`did you mean 'demo'?` with the known name nearest to `name`; `otherwise` if none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    names = list(known)
+    words = re.split(r"[\W_]+", name.lower())
+    short = ("".join(word[:1] for word in words), *words)  # learning_rate is lr, num_steps is steps
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or [own for own in names if own in short]
     return f"did you mean '{near[0]}'?" if near else otherwise
 
 

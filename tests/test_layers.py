@@ -21,10 +21,11 @@ PACKAGE = ROOT / "tagpr_rl"
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "files": set(),
-    "config": {"types", "reward"},
-    "tags": {"types"},
+    "documents": {"types"},
+    "config": {"types", "files", "documents", "reward"},
+    "tags": {"types", "documents"},
     "data": {"types", "files"},
-    "run": {"types", "files", "config", "reward"},
+    "run": {"types", "files", "documents", "config", "reward"},
     "reward": {"types", "tags"},
     "model": {"types", "files"},
     "monitor": {"types", "config", "reward"},
@@ -59,8 +60,8 @@ MAY_IMPORT_IN_BACKEND: dict[str, set[str]] = {
     "rollout": {"session", "scoring", "platform_cpu"},
     "trainer": {"scoring", "tracking", "rollout", "platform_cpu"},
 }
-AT_ROOT = {"__init__", "__main__", "types", "files"}
-"""Files that may stand at the package's root: types and files; the two others are Python's own names."""
+AT_ROOT = {"__init__", "__main__", "types", "files", "documents"}
+"""Files that may stand at the package's root: types, files and documents; the two others are Python's own names."""
 
 # Outside package -> packages that may import it.
 ONLY_IN: dict[str, set[str]] = {

@@ -12,7 +12,6 @@ from tagpr_rl.config.load import (
     load_recipe,
     parse_override,
     read_raw,
-    read_yaml,
     recipe_from_dict,
     recorded_recipe,
     set_key,

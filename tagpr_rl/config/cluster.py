@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from tagpr_rl.config.base import Closed, Count, NonNegative
+from tagpr_rl.config.base import Closed, Count, NonNegative, Once, worded
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-DnsName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+Word = Annotated[str, worded(r"[A-Za-z0-9][A-Za-z0-9._-]*", "one word of letters, digits, `.`, `_` and `-`")]
+DnsName = Annotated[str, worded(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", "a name of small letters, digits and `-`")]
 
 
 class KubernetesBlock(Closed):
@@ -36,9 +36,9 @@ class SlurmBlock(Closed):
 class ClusterBlock(Closed):
     """Machines for `tagpr cluster render` and `tagpr cluster submit`. A run on one machine reads nothing of it."""
 
-    image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]*$")] | None = None
+    image: Annotated[str, worded(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*", "a container image's name")] | None = None
     """Container image; null = `tagpr_rl:<device>`, which the rendered Dockerfile builds."""
-    node_type: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")] | None = None
+    node_type: Annotated[str, worded(r"[A-Za-z0-9][A-Za-z0-9._/-]*", "the name of a type of node")] | None = None
     """Instance type (cloud, Kubernetes node label) or constraint (Slurm)."""
     accelerator: Word | None = None
     """Name of the GPU for Slurm's gres and SkyPilot, for example H200."""
@@ -54,11 +54,11 @@ class ClusterBlock(Closed):
     """Hours after which a job is ended."""
     retries: Annotated[int, Field(ge=0)] = 3
     """How often an interrupted job starts again; it goes on where the run stopped."""
-    storage: Annotated[str, Field(pattern=r"^/[^\s]*$")] | None = None
+    storage: Annotated[str, worded(r"/[^\s$\\]*", "an absolute path without spaces")] | None = None
     """Folder for runs: an absolute path, the same shared folder on every node. null = the folder `out` (Slurm only)."""
     setup: tuple[str, ...] = ()
     """Shell commands on every node before the run: load modules, mount the shared folder. Not for pods."""
-    env: tuple[str, ...] = ()
+    env: Annotated[tuple[str, ...], Once] = ()
     """NAMES of environment variables to pass on, never values: WANDB_API_KEY, HF_TOKEN."""
     wait_s: NonNegative = 60.0
     """How long a run on an existing cluster waits for nodes and free devices before it says what is missing."""

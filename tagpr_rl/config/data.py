@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tagpr_rl.config.base import Closed, Count
+from tagpr_rl.config.base import Closed, Count, Once, Seed, UserPath
 
 Users = Annotated[int, Field(ge=1, le=90_000)]
 TaskName = Literal["LaMP_1", "LaMP_2", "LaMP_2N", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7"]
@@ -39,14 +38,14 @@ class RetrievalBlock(Closed):
     ties: Literal["official", "position"] = "official"
     """Order of items with equal scores: as the official code's sort leaves them (fixed on one machine only), or their
     order in the profile (the same on every machine)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draw of `method: random`."""
-    path: Path | None = None
+    path: UserPath | None = None
     """With `method: file`: official rankings, {question id: [item ids]}; for several tasks a folder of
     `<task>.json`."""
-    encoder: Path | None = None
+    encoder: UserPath | None = None
     """With `method: dense`: folder of a Hugging Face encoder."""
-    cache: Path | None = None
+    cache: UserPath | None = None
     """With `method: dense`: folder that keeps computed embeddings; null = `<out>/embeddings`."""
     batch_size: Count = 64
     """With `method: dense`: texts in one pass of the encoder."""
@@ -76,9 +75,9 @@ class PromptBlock(Closed):
 class DataBlock(Closed):
     """Where questions come from and how they become prompts."""
 
-    lamp_dir: Path | None = None
+    lamp_dir: UserPath | None = None
     """Folder of official files, `<lamp_dir>/LaMP_2/dev_questions.json`; null = the embedded world."""
-    tasks: tuple[TaskName, ...] = Field(default=("LaMP_1", "LaMP_2", "LaMP_3", "LaMP_4"), min_length=1)
+    tasks: Annotated[tuple[TaskName, ...], Once] = Field(default=("LaMP_1", "LaMP_2", "LaMP_3", "LaMP_4"), min_length=1)
     """The LaMP tasks, in the order of the training data. The embedded world has the first four."""
     split: Literal["user", "time"] = "user"
     """LaMP's setting: user = other users are held out; time = later questions of the same users are."""

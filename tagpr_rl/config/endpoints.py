@@ -7,8 +7,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from tagpr_rl.config.base import Closed, Count, NonNegative, Positive
+from tagpr_rl.config.base import Closed, Count, NonNegative, PathText, Positive, worded
 
+VariableName = Annotated[
+    str, worded(r"[A-Za-z_][A-Za-z0-9_]*", "a variable's name (and a key itself never stands here)", secret=True)
+]
 BY_NAME, BY_BLOCK = "<name>", "<block>"
 """Tags of the two ways to name a teacher; load.py leaves them out of its messages."""
 
@@ -59,11 +62,13 @@ class EndpointBlock(Closed):
     kind: Literal["scripted", "heuristic", "auto", "openai", "vllm"]
     """scripted and heuristic = rules without a model; auto = one of the two by the data; openai = an endpoint over
     HTTP; vllm = an engine in this run."""
-    base_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    base_url: Annotated[str, worded(r"https?://[^\s$\\]+", "a web address such as http://localhost:8000/v1")] | None = (
+        None
+    )
     """openai: the address, mostly ending in /v1. Without a login or a query: keys belong in the environment."""
-    model: str | None = None
+    model: PathText | None = None
     """openai: the name that the endpoint knows. vllm: a Hugging Face folder or hub name."""
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    api_key_env: VariableName | None = None
     """openai: the environment variable that holds the key; null = the endpoint wants none."""
     trained: bool = False
     """true = the teacher is a model that an earlier run trained: it gets the record's own prompt, and its tags are

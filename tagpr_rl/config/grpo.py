@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative
+from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative, PathText
 from tagpr_rl.config.reward import RewardTerm, RewardWeights, list_mistake, prmu_terms
 from tagpr_rl.config.rules import AlertLimits, FilterBlock, StepLog, StopBlock
 from tagpr_rl.config.stage import StageBase, TrainingStage
@@ -179,7 +179,7 @@ class GrpoStage(TrainingStage):
     save_tokens: bool = False
     """Write every response's token ids and log-probabilities beside its text (rollouts/step_*.parquet), about 7 bytes a
     token. `rollouts_from` needs them."""
-    rollouts_from: str | None = None
+    rollouts_from: PathText | None = None
     """Train on saved responses and generate none: an earlier grpo stage of the recipe, or a rollouts folder, made with
     save_tokens."""
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from tagpr_rl.config.endpoints import BY_BLOCK, BY_NAME
-from tagpr_rl.config.kinds import KINDS
+from tagpr_rl.config.explain import explain
 from tagpr_rl.config.recipe import Recipe
-from tagpr_rl.config.retired import remedy, without_retired
+from tagpr_rl.config.retired import without_retired
+from tagpr_rl.documents import parse_yaml, read_mapping
+from tagpr_rl.files import user_path
 from tagpr_rl.types import TagprError, did_you_mean
 
 
@@ -44,10 +44,12 @@ def recipe_from_dict(raw: dict[str, Any], *, source: str, removed: Collection[st
 
     `removed`: stages that `null` took out, so that the error for one that is still needed says so.
     """
+    if strange := sorted({"seeds", "arms", "grid", "recipe"} & raw.keys()):
+        raise TagprError(f"{source} is a sweep, not a recipe (it has {', '.join(strange)}); use `tagpr sweep {source}`")
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        mistakes = [_explain(item) for item in error.errors()]
+        mistakes = explain(error, Recipe, raw["stages"] if isinstance(raw.get("stages"), dict) else ())
         for name in removed:
             missing = re.compile(rf"no earlier stage is called '{name}'(; did you mean '\w+'\?)?")
             why = f"it needs stage '{name}', which stages.{name}=null removes; name another stage or keep it"
@@ -65,49 +67,27 @@ def dump_recipe(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")
 
 
-def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
-    """A YAML file that holds a mapping, as plain values; `what` names it in errors (TagprError)."""
-    if not path.is_file():
-        raise TagprError(f"{what} {path}: no such file; recipes live in recipes/")
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TagprError(f"{what} {path} is not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise TagprError(f"{what} {path} must be a mapping of keys, not {type(raw).__name__}")
-    return raw
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that reads 3e-4 as a float (YAML 1.1 wants 3.0e-4) and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.YAMLError(f"key given twice: {sorted(map(str, twice))}{node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def _read_extended(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], set[str]]:
     path = path.resolve() if chain else path
     if path.resolve() in chain:
         raise TagprError(f"recipe {path} extends itself: {' -> '.join(map(str, (*chain, path)))}")
-    raw = read_yaml(path)
+    raw = read_mapping(path, "recipe")
     parent = raw.pop("extends", None)
+    if parent is not None and not isinstance(parent, str):
+        raise TagprError(f"recipe {path}: extends: a file's path is expected (got {parent!r})")
     base: dict[str, Any] = {}
     removed: set[str] = set()
     if parent is not None:
-        base, removed = _read_extended((path.parent / str(parent)).resolve(), (*chain, path.resolve()))
+        try:
+            above = path.parent / user_path(parent)
+        except ValueError as error:
+            raise TagprError(f"recipe {path}: extends: {error}") from None
+        base, removed = _read_extended(above.resolve(), (*chain, path.resolve()))
     merged = _merge(base, raw)
-    own = raw.get("stages")
+    own, above_own = raw.get("stages"), base.get("stages")
     for name in [name for name, block in own.items() if block is None] if isinstance(own, dict) else []:
-        removed |= _remove_stage(merged, name, known=base.get("stages") or {}, where=f"recipe {path}")
+        known = above_own if isinstance(above_own, dict) else {}
+        removed |= _remove_stage(merged, name, known=known, where=f"recipe {path}")
     return merged, removed
 
 
@@ -132,12 +112,13 @@ def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 def parse_override(override: str) -> tuple[str, Any]:
     """(key, value) of `a.b.c=value`; the value is YAML (so `[LaMP_2,LaMP_4]`, `3e-4`, `null` work)."""
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise TagprError(f"override '{override}' is not of the form key=value, for example data.limit=100")
-    try:
-        return key.strip(), yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise TagprError(f"override '{override}': the value is not valid YAML: {error}") from None
+    if not equals or not re.fullmatch(r"[\w.-]+", key):
+        raise TagprError(
+            f"override '{override}' is not of the form key=value (no spaces around =), for example data.limit=100"
+        )
+    if not text.strip():
+        raise TagprError(f"override '{override}' has no value; write {key}=null if none is meant")
+    return key, parse_yaml(text, f"override '{override}'")
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any, *, where: str) -> set[str]:
@@ -145,47 +126,13 @@ def set_key(raw: dict[str, Any], key: str, value: Any, *, where: str) -> set[str
     *parents, last = key.split(".")
     block = raw
     for part in parents:
-        below = block.setdefault(part, {})
+        if block.get(part) is None:
+            block[part] = {}
+        below = block[part]
         if not isinstance(below, dict):
             raise TagprError(f"{where}: '{part}' is a value, not a block of keys")
         block = below
     if parents == ["stages"] and value is None:
-        return _remove_stage(raw, last, known=list(block), where=where)
+        return _remove_stage(raw, last, known=block, where=where)
     block[last] = value
     return set()
-
-
-def _models_at(location: tuple[Any, ...]) -> type[BaseModel] | None:
-    """The config class that holds the last key of a pydantic error location."""
-    current: Any = Recipe
-    for part in location[:-1]:
-        if part in KINDS and current is not Recipe:
-            current = KINDS[part].config
-        elif isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
-            current = current.model_fields[part].annotation
-            if get_origin(current) is dict:
-                current = object
-            choices = [get_args(a)[0] if get_origin(a) is Annotated else a for a in get_args(current)]
-            blocks = [a for a in choices if isinstance(a, type) and issubclass(a, BaseModel)]
-            current = blocks[0] if len(blocks) == 1 else current  # `Block | None`
-    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
-
-
-def _explain(item: Any) -> str:
-    """One pydantic error as one line: key, value, what is wrong, remedy."""
-    location = tuple(item["loc"])
-    # The discriminator value stands in the location after the stage's name: hide it.
-    shown = [str(p) for i, p in enumerate(location) if not (i == 2 and location[0] == "stages")]
-    shown = [part for part in shown if part not in (BY_NAME, BY_BLOCK)]  # nor which of two forms a value has
-    key = ".".join(shown) or "recipe"
-    if item["type"] == "extra_forbidden":
-        if (instead := remedy(key)) is not None:
-            return f"{key}: this key no longer exists; {instead}"
-        owner = _models_at(location)
-        known = list(owner.model_fields) if owner else []
-        hint = did_you_mean(str(location[-1]), known, otherwise=f"known keys: {', '.join(known)}")
-        return f"{key}: unknown key; {hint}"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    if item["type"] in ("value_error", "missing", "union_tag_not_found"):
-        return "\n  ".join(f"{key}: {line}" if key != "recipe" else line for line in message.splitlines())
-    return f"{key}: {message} (got {item.get('input')!r})"

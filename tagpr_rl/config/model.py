@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tagpr_rl.config.base import Closed, Count
+from tagpr_rl.config.base import Closed, Count, Once, Seed, UserPath
 
 VLLM_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Adapter ranks that vLLM serves; verl rounds up to the next one (vllm/config/lora.py MaxLoRARanks)."""
@@ -24,14 +23,14 @@ class TinyBlock(Closed):
     """Width of a block's feed-forward layer."""
     max_vocab: Count = 4096
     """Largest number of tokens in the vocabulary."""
-    seed: int = 1
+    seed: Seed = 1
     """Seed of the random weights."""
 
 
 class ModelBlock(Closed):
     """The policy that the run starts from."""
 
-    path: Path | None = None
+    path: UserPath | None = None
     """A Hugging Face folder with model and tokenizer, or a hub name (Qwen/Qwen3-8B); null = build the tiny one."""
     tiny: TinyBlock = TinyBlock()
     """Sizes of the model that is built if there is no path."""
@@ -48,7 +47,7 @@ class LoraBlock(Closed):
     """Rank of the adapters' two matrices."""
     alpha: Count = 32
     """The adapters' product is multiplied by alpha / rank."""
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Once] = "all-linear"
     """Names of linear layers, for example [q_proj, v_proj]. The output layer is never among `all-linear`."""
     merge: bool = False
     """Send merged bfloat16 weights to the rollout instead of the adapter: faster tokens, slower transfer, and

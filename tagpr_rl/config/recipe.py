@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from tagpr_rl.config.base import Closed
+from tagpr_rl.config.base import Closed, PathText, RunName, UserPath, worded
 from tagpr_rl.config.cluster import ClusterBlock
 from tagpr_rl.config.data import DataBlock
 from tagpr_rl.config.grpo import GrpoStage, rollout_mistakes
@@ -26,7 +26,7 @@ from tagpr_rl.types import did_you_mean
 class FromRun(Closed):
     """Another run whose finished stages a new run starts from; the option `--from RUN[:STAGE]` sets it."""
 
-    run: str
+    run: PathText
     """The other run: its folder or its URL."""
     until: str | None = None
     """Take every stage up to this one, and stop if one of them differs; null = take every stage that is equal."""
@@ -35,17 +35,17 @@ class FromRun(Closed):
 class Recipe(Closed):
     """A whole run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: RunName
     """Name of the run, which is also its folder's name below `out`."""
-    out: Path = Path("runs")
+    out: UserPath = Path("runs")
     """Folder of the runs. A URL (`s3://bucket/prefix`) means: work in `runs/` and set `mirror` to the URL."""
-    mirror: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.:-]*://")] | None = None
+    mirror: Annotated[str, worded(r"[a-z][a-z0-9+.:-]*://[^\s$\\]+", "a URL such as s3://bucket/runs")] | None = None
     """Any URL of fsspec; finished stages and step checkpoints are copied to `<mirror>/<name>`."""
     from_run: FromRun | None = None
     """Start from another run's finished stages; null = make every stage."""
     data: DataBlock = DataBlock()
     """The questions, how they are split, and how they become prompts."""
-    schema_file: Path | None = None
+    schema_file: UserPath | None = None
     """File of the tag schema (YAML or JSON); null = the built-in nine tags."""
     model: ModelBlock = ModelBlock()
     """The policy's weights: a folder, a hub name, or a tiny model made for the run."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from tagpr_rl.config.base import Closed, NonNegative
+from tagpr_rl.config.base import Closed, NonNegative, worded
 from tagpr_rl.reward.components import (
     COMPONENTS,
     GATED,
@@ -40,10 +40,10 @@ class RewardWeights(Closed):
 class RewardTerm(Closed):
     """One summand of the reward: a built-in component by name, or a user's own function."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
+    name: Annotated[str, worded(r"[a-z][a-z0-9_]*", "a name of small letters, digits and `_`")] | None = None
     """A built-in component, or `task_format` (task * format). With `fn` the name of the user's component; null = the
     function's name."""
-    fn: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    fn: Annotated[str, worded(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", "of the form module:function")] | None = None
     """`module:function` of a user's component, from the working directory or an installed package. The function gets
     a `tagpr_rl.reward.response.Response` and returns a number in [-1, 1]."""
     weight: NonNegative

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative, Positive
+from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative, Once, Positive
 
 
 class MixedBlock(Closed):
@@ -19,7 +19,7 @@ class MixedBlock(Closed):
 class FilterBlock(Closed):
     """Which training questions a stage sees, in this order: tasks, profile size, share or number, mixed."""
 
-    tasks: tuple[str, ...] | None = Field(default=None, min_length=1)
+    tasks: Annotated[tuple[str, ...], Once] | None = Field(default=None, min_length=1)
     """LaMP tasks of the stage; null = all of the recipe's."""
     min_items: Annotated[int, Field(ge=0)] | None = None
     """Users with fewer items in their whole profile are left out."""
@@ -102,5 +102,5 @@ class AlertLimits(Closed):
     """probability_gap: a token's probability in the rollout and in the actor differ by more than this."""
     flat_groups: Fraction | None = 1.0
     """flat_groups: at least this share of the last window's groups has equal rewards, so nothing is learned."""
-    abort_on: tuple[AlertKind, ...] = ()
+    abort_on: Annotated[tuple[AlertKind, ...], Once] = ()
     """Alerts that stop the stage. `resume` goes on past one that was raised."""

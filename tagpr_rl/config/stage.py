@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from tagpr_rl.config.base import Closed, Count
+from tagpr_rl.config.base import Closed, Count, Seed
 
 
 class StageBase(Closed):
@@ -14,14 +14,14 @@ class StageBase(Closed):
 
     kind: str
     """What the stage does: a row of the table in config/kinds.py."""
-    seed: int = 1
+    seed: Seed = 1
     """Seed of every random choice that the stage makes."""
 
 
 class DeepSpeedBlock(Closed):
     """ZeRO settings of a stage with `strategy: deepspeed`."""
 
-    zero_stage: Literal[1, 2, 3] = 2
+    zero_stage: Annotated[int, Field(ge=1, le=3)] = 2
     """1 shards optimizer states over the devices, 2 gradients as well, 3 weights as well."""
     offload_optimizer: bool = False
     """Keep optimizer states, and make updates, in host memory."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tagpr_rl.config.base import Count, Fraction, NonNegative
+from tagpr_rl.config.base import Count, Fraction, NonNegative, Once, PathText, UserPath
 from tagpr_rl.config.endpoints import LabellerChoice, TeacherChoice
 from tagpr_rl.config.keep import KeepBlock
 from tagpr_rl.config.stage import StageBase, TrainingStage
@@ -40,7 +39,7 @@ class ChainsStage(StageBase):
     heuristic for LaMP files."""
     labeller: LabellerChoice = "scripted"
     """Who tags the steps: scripted = by cue words; or the block of a language model of kind openai or vllm."""
-    answers: Path | None = None
+    answers: UserPath | None = None
     """File of the answers that models gave, shared by runs; null = `<out>/answers.sqlite`."""
     samples: Count = 1
     """Chains that the teacher writes for each question."""
@@ -94,7 +93,7 @@ class PrmuStage(TrainingStage):
     """Trains the personalization reward model with user embeddings."""
 
     kind: Literal["prmu"] = "prmu"
-    backbone: str | None = None
+    backbone: PathText | None = None
     """Folder or hub name of a model to train in place of `init`'s weights. Any tokenizer fits: PRMU reads text."""
     user: Literal["attention", "identity", "text", "generic"] = "attention"
     """Where PRMU gets the user from. attention = from the profile, by attention. The baselines: identity = a table of
@@ -164,9 +163,9 @@ class EvaluateStage(StageBase):
     """Official metrics on held-out users, for several stages' weights, with controls."""
 
     kind: Literal["evaluate"] = "evaluate"
-    models: tuple[str, ...] = Field(min_length=1)
+    models: Annotated[tuple[str, ...], Once] = Field(min_length=1)
     """Stages whose weights answer the held-out questions."""
-    controls: tuple[Literal["shuffled", "empty"], ...] = ("shuffled", "empty")
+    controls: Annotated[tuple[Literal["shuffled", "empty"], ...], Once] = ("shuffled", "empty")
     """Controls on the last of `models`: shuffled = profiles are swapped between users; empty = no profile at all."""
     questions: Count | None = None
     """Most held-out questions, evenly spread; null = all of them."""

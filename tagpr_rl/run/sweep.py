@@ -24,27 +24,28 @@ from tagpr_rl.config import (
     needed_for,
     parse_override,
     read_raw,
-    read_yaml,
     recipe_from_dict,
     set_key,
     upstream,
 )
-from tagpr_rl.config.base import Closed, Count
+from tagpr_rl.config.base import Closed, Count, Once, RunName, Seed, UserPath, worded
+from tagpr_rl.config.explain import explain
+from tagpr_rl.documents import read_mapping
 from tagpr_rl.files import sha256_json
 from tagpr_rl.types import TagprError
 
 EVAL = "eval"
 Overrides = dict[str, Any]
-ArmName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+ArmName = Annotated[str, worded(r"[a-z][a-z0-9_]*", "a name of small letters, digits and `_`")]
 
 
 class Sweep(Closed):
     """A sweep file. `recipe` is relative to the file; `out` holds a folder of the sweep's name."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    recipe: Path
-    out: Path = Path("runs/sweeps")
-    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
+    name: RunName
+    recipe: UserPath
+    out: UserPath = Path("runs/sweeps")
+    seeds: Annotated[tuple[Seed, ...], Once] = Field(default=(1, 2, 3), min_length=1)
     """Each sets the seed of every stage and of a tiny model's first weights. The data stay the same."""
     overrides: Overrides = Field(default_factory=dict)
     """Keys of the recipe, for all arms."""
@@ -54,15 +55,13 @@ class Sweep(Closed):
     """At most this many held-out questions (None = all); the same for all arms."""
     arms: dict[ArmName, Overrides] = Field(default_factory=dict)
     """Arm -> keys below `stages.`; null removes a stage. The first arm is what the others are compared with."""
-    grid: dict[str, tuple[float | int | str | bool, ...]] = Field(default_factory=dict)
+    grid: dict[str, Annotated[tuple[float | int | str | bool, ...], Once]] = Field(default_factory=dict)
     """Key -> values: one more arm per combination."""
-    also: tuple[str, ...] = ()
+    also: Annotated[tuple[str, ...], Once] = ()
     """Stages of the first arm whose weights are evaluated as well, for example [sft]."""
 
     @model_validator(mode="after")
     def _arms_named(self) -> Sweep:
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds {list(self.seeds)}: one stands twice")
         arms = self.all_arms()
         if len(arms) < 2:
             raise ValueError("a sweep compares two arms or more; give `arms` or a `grid`")
@@ -108,19 +107,19 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     `overrides` (key=value) are keys of the recipe, for all arms; `name`, `out`, `questions` and `metric` are the
     sweep's own.
     """
-    raw = read_yaml(path, "sweep")
+    raw = read_mapping(path, "sweep")
+    if "stages" in raw:
+        raise TagprError(f"{path} is a recipe, not a sweep (it has stages); use `tagpr run {path}`")
     for key, value in map(parse_override, overrides):
         if key in ("name", "out", "questions", "metric"):
             raw[key] = value
         else:
-            raw["overrides"] = {**(raw.get("overrides") or {}), key: value}
+            own = raw.get("overrides")
+            raw["overrides"] = {**(own if isinstance(own, dict) else {}), key: value}
     try:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'sweep'}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        ]
+        lines = explain(error, Sweep)
         raise TagprError(f"sweep {path} has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)) from None
     return sweep.model_copy(update={"recipe": path.parent / sweep.recipe})
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tagpr_rl.documents import read_document
 from tagpr_rl.types import TagprError, did_you_mean
 
 NAME_PATTERN = "[A-Za-z_][A-Za-z0-9_-]*"
@@ -153,7 +152,9 @@ def load_schema(path: Path) -> TagSchema:
     Raises:
         TagprError: the file cannot be read or parsed, or holds mistakes; all mistakes are listed at once.
     """
-    return schema_from_mapping(_read(path), where=str(path))
+    if path.suffix.lower() not in (".yaml", ".yml", ".json"):
+        raise TagprError(f"{path}: a tag schema is a .yaml, .yml or .json file")
+    return schema_from_mapping(read_document(path, "tag schema"), where=str(path))
 
 
 def schema_from_mapping(value: Any, *, where: str) -> TagSchema:
@@ -261,43 +262,3 @@ def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
     return f"{type(value).__name__} {str(value)[:60]!r}"
-
-
-def _read(path: Path) -> Any:
-    """The plain values of a YAML or JSON file; a key given twice in one mapping is an error."""
-    suffix = path.suffix.lower()
-    if suffix not in (".yaml", ".yml", ".json"):
-        raise TagprError(f"{path}: a tag schema is a .yaml, .yml or .json file")
-    try:
-        text = path.read_text(encoding="utf-8")
-        if suffix == ".json":  # PyYAML reads no tabs, and it splits an escaped emoji into two lone surrogates
-            return json.loads(text, object_pairs_hook=_unique_pairs)
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except FileNotFoundError:
-        raise TagprError(f"{path}: no such tag schema file; check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TagprError(f"{path}: cannot read the tag schema as UTF-8 text: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # PyYAML raises ValueError for an impossible date
-        raise TagprError(f"{path}: cannot parse the tag schema: {error}") from None
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in mapping:
-            raise ValueError(f"key {key!r} is given twice in one object")
-        mapping[key] = value
-    return mapping
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a repeated key, which PyYAML would let overwrite the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    "while reading a mapping", node.start_mark, f"key {key!r} is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)

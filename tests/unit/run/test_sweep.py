@@ -156,7 +156,7 @@ def test_every_arm_finds_its_own_recipe_in_the_combined_one(drawn: list[dict[str
         ({"arms": {"a": {}}}, "compares two arms or more"),
         ({"arms": {"a": {}, "b": {"data.limit": 3}}}, "not in data.limit"),
         ({"arms": {"a": {}, "B-2": {}}}, "arms.B-2"),
-        ({"arms": {"a": {}, "b": {}}, "seeds": [1, 1]}, "one stands twice"),
+        ({"arms": {"a": {}, "b": {}}, "seeds": [1, 1]}, "seeds: 1 stands twice"),
         ({"arms": {"a": {}, "b": {}}, "seed": [1]}, "seed: "),
         ({"arms": {"a": {}, "b": {"stages.guidde.lr": 1}}}, "(arm 'b'): stages.guidde.lr names no stage"),
         ({"arms": {"a": {}, "b": {"stages.eval.questions": 1}}}, "evaluations are the sweep's own"),
