@@ -9,9 +9,12 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+CACHED_FROM_BYTES = 64 * 2**20
+"""Size from which a file's hash is kept (content_sha256)."""
 
 
 def shipped(name: str) -> Path:
@@ -34,6 +37,22 @@ def user_path(text: str) -> Path:
     if text.startswith("~") and full == text:
         raise ValueError(f"{text!r} is no path: nobody of that name has a home folder here")
     return Path(full)
+
+
+def target_mistake(path: Path, *, folder: bool) -> str:
+    """Why no file (or no folder) can be written at `path`; "" if one can: a temporary file is made there."""
+    try:
+        if path.exists() and path.is_dir() != folder:
+            return f"{path} is a {'file' if folder else 'folder'}, and a {'folder' if folder else 'file'} is written"
+        if path.exists() and not folder and not path.is_file():
+            return f"{path} is no ordinary file"
+        above = path if path.is_dir() else path.parent
+        while not above.exists():
+            above = above.parent
+        with tempfile.TemporaryFile(dir=above):
+            return ""
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror}"
 
 
 def is_hub_name(path: Path | str) -> bool:
@@ -94,6 +113,26 @@ def sha256_file(path: Path) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def content_sha256(path: Path) -> str:
+    """`sha256_file` of a file that may have many gigabytes: it is read once on this machine, then known.
+
+    The hash is kept in the user's cache folder under the file's place, inode, size and time stamps (of content and of
+    inode, which no program can set back), so a file that was replaced or written in place is read again.
+    """
+    stat = path.stat()
+    if stat.st_size < CACHED_FROM_BYTES:
+        return sha256_file(path)
+    mark = [str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    entry = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tagpr_rl/sha256" / sha256_json(mark)
+    with suppress(OSError):
+        if re.fullmatch("[0-9a-f]{64}", known := entry.read_text(encoding="ascii")):
+            return known
+    digest = sha256_file(path)
+    with suppress(OSError):  # without a cache the file is read each time
+        write_text(entry, digest)
+    return digest
 
 
 def sha256_json(value: Any) -> str:

@@ -6,8 +6,8 @@ import at their top whatever they need.
 
 from __future__ import annotations
 
-import errno
 import importlib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -62,17 +62,6 @@ ALIASES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("wandb-view",): ("study", "wandb-view"),
 }
 """Names of the release before -> today's. They work, and no help lists them."""
-
-_FOLDER = "choose another folder with out=<folder>"
-_FILE_ERRORS = {
-    errno.ENOSPC: f"no space is left; free some or {_FOLDER}",
-    errno.EDQUOT: f"the disk quota is used up; free some or {_FOLDER}",
-    errno.EACCES: "no permission; choose a folder you may write with out=<folder>",
-    errno.EPERM: "no permission; choose a folder you may write with out=<folder>",
-    errno.ENOTDIR: f"a part of the path is a file, not a folder; {_FOLDER}",
-    errno.EEXIST: f"a file stands where a folder is needed; {_FOLDER}",
-    errno.EROFS: f"the file system is read-only; {_FOLDER}",
-}
 
 
 class CommandTable(TyperGroup):
@@ -140,12 +129,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TagprError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # a full disk is met while writing: no file name
-        if error.errno not in _FILE_ERRORS or (error.filename is None and not full):
+    except BrokenPipeError:  # `tagpr plan demo | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        from tagpr_rl.cli.disk import disk_error
+
+        message = disk_error(error, sys.argv[1:] if argv is None else argv)
+        if message is None:
             raise
-        name = error.filename or "the run's folder"
-        print(f"error: cannot use {name}: {_FILE_ERRORS[error.errno]}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 2
     if code == 130:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)

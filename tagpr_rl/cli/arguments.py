@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from tagpr_rl.files import target_mistake, user_path
 from tagpr_rl.types import TagprError, did_you_mean
 
 
@@ -42,6 +43,40 @@ Overrides = Annotated[
 ]
 Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
 StageName = Annotated[str | None, typer.Option("--stage", metavar="STAGE", help="Which of the run's stages.")]
+
+
+def _path(value: Path | None) -> Path | None:
+    try:
+        return value if value is None else user_path(str(value))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def in_path(value: Any) -> Any:
+    """Callback of an option that is read: `~` is the home folder; of several paths none may stand twice."""
+    if not isinstance(value, list):
+        return _path(value)
+    paths = [_path(path) for path in value]
+    if twice := [path for position, path in enumerate(paths) if path in paths[:position]]:
+        raise typer.BadParameter(f"{twice[0]} stands twice")
+    return paths
+
+
+def out_file(value: Path | None) -> Path | None:
+    """Callback of an option that names a file to write: whether it can be written is seen before any work."""
+    return _target(value, folder=False)
+
+
+def out_folder(value: Path | None) -> Path | None:
+    """Callback of an option that names a folder to write into."""
+    return _target(value, folder=True)
+
+
+def _target(value: Path | None, *, folder: bool) -> Path | None:
+    path = _path(value)
+    if path is not None and (mistake := target_mistake(path, folder=folder)):
+        raise typer.BadParameter(mistake)
+    return path
 
 
 class Command(TyperCommand):

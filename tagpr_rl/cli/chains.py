@@ -19,7 +19,7 @@ from tagpr_rl.chains.labellers.discover import Discovery, SampleChain, as_dict, 
 from tagpr_rl.chains.labellers.propose import schema_yaml
 from tagpr_rl.chains.segment import MIN_STEPS, segment, split_answer
 from tagpr_rl.chains.storage import REJECTED, StoredChains, publishing, read_rejected, read_stored, write_dataset
-from tagpr_rl.cli.arguments import Overrides, RecipeName, RunName, StageName, full_install, say
+from tagpr_rl.cli.arguments import Overrides, RecipeName, RunName, StageName, full_install, out_folder, say
 from tagpr_rl.config import ChainsStage, Recipe, needed_for
 from tagpr_rl.files import write_json, write_text
 from tagpr_rl.report.cards import card_pages, data_card
@@ -91,7 +91,9 @@ def inspect(
 def card(
     run: RunName,
     stage: StageName = None,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/export/STAGE-dataset.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/export/STAGE-dataset.", callback=out_folder)
+    ] = None,
 ) -> None:
     """Write a run's chains as a Hugging Face data set with its data card.
 
@@ -109,7 +111,9 @@ def discover_command(
         int | None,
         typer.Option(min=1, metavar="N", help="Number of tags; default: as the steps separate best."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/export/STAGE-tags.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/export/STAGE-tags.", callback=out_folder)
+    ] = None,
 ) -> None:
     """Propose a tag schema from freely labelled chains of a run.
 

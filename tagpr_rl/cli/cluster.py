@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tagpr_rl.cli.arguments import Overrides, RecipeName, full_install, say
+from tagpr_rl.cli.arguments import Overrides, RecipeName, full_install, out_folder, say
 from tagpr_rl.plan.show import require_fit
 from tagpr_rl.run.open import open_recipe, recipe_path
 
@@ -25,7 +25,8 @@ def render(
     target: Annotated[Literal["docker", "kuberay", "skypilot", "slurm"], typer.Option()],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the files there instead of printing them.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the files there instead of printing them.", callback=out_folder),
     ] = None,
 ) -> None:
     """Make the files that run RECIPE on a cluster, from its platform and cluster blocks.

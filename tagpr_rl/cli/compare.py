@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tagpr_rl.cli.arguments import Overrides, RunName, say
+from tagpr_rl.cli.arguments import Overrides, RunName, out_file, say
 from tagpr_rl.report import build_report, summary_table
 from tagpr_rl.report.cards.sweep_page import FILE, sweep_page
 from tagpr_rl.report.page.comparison import Comparison, compare, read_side, write_page
@@ -31,7 +31,9 @@ def command(
     model: Annotated[
         str | None, typer.Option(help="Compare this model; default: each run's last evaluated one.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default: beside the first run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page; default: beside the first run.", callback=out_file)
+    ] = None,
 ) -> None:
     """Compare runs on the questions that all of them answered, in the terminal and as a page.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tagpr_rl.cli.arguments import Command, full_install, say
+from tagpr_rl.cli.arguments import Command, full_install, in_path, out_file, out_folder, say
 from tagpr_rl.data.check import check_folder
 from tagpr_rl.data.check import describe as describe_check
 from tagpr_rl.data.download import BASE, PUBLISHED, addresses, fetch
@@ -31,7 +31,7 @@ def _check_splits(splits: list[str] | None) -> list[str] | None:
     return splits
 
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Holds <task>/<split>_questions.json.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Holds <task>/<split>_questions.json.", callback=in_path)]
 Tasks = Annotated[list[str] | None, typer.Option("--tasks", metavar="TASK", help="Default: all there are.")]
 Splits = Annotated[
     list[str] | None, typer.Option("--splits", metavar="SPLIT", help="Of train, dev, test.", callback=_check_splits)
@@ -43,7 +43,9 @@ def check(
     folder: Folder,
     tasks: Tasks = None,
     splits: Splits = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the findings there, too.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the findings there, too.", callback=out_file)
+    ] = None,
 ) -> None:
     """Count records, hash files and list every defect of the official files in a folder.
 
@@ -89,13 +91,17 @@ def download(
 @commands.command(cls=Command)
 def rank(
     folder: Folder,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets <task>.json.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Gets <task>.json.", callback=out_folder)],
     tasks: Tasks = None,
     splits: Splits = None,
     method: Annotated[Literal["bm25", "dense", "recency", "random"], typer.Option()] = "bm25",
     ties: Annotated[Ties, typer.Option(help="Order of items with equal scores.")] = "official",
-    encoder: Annotated[Path | None, typer.Option(metavar="FOLDER", help="dense: a Hugging Face encoder.")] = None,
-    cache: Annotated[Path | None, typer.Option(metavar="FOLDER", help="dense: computed embeddings.")] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="dense: a Hugging Face encoder.", callback=in_path)
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="dense: computed embeddings.", callback=out_folder)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of --method random.")] = 0,
 ) -> None:
     """Rank every user's items for every question, and write upstream's rankings files: {question id: [item ids]}.

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from tagpr_rl.cli.arguments import say
+from tagpr_rl.cli.arguments import in_path, out_file, out_folder, say
 from tagpr_rl.data.lamp import stream_lamp, write_predictions
 from tagpr_rl.data.tasks import task_name
 from tagpr_rl.eval.controls import baseline_answers
@@ -25,14 +25,15 @@ Files = list[Path]
 Baseline = Literal["constant", "majority", "random", "nearest"]
 
 
+def _read(text: str, metavar: str = "FILE...") -> Any:
+    return typer.Option(metavar=metavar, help=text, callback=in_path)
+
+
 def command(
-    golds: Annotated[Files, typer.Option(metavar="FILE...", help="Outputs: .json files or one .zip.")],
-    preds: Annotated[
-        Files | None, typer.Option(metavar="FILE...", help="Predictions: .json files or one .zip.")
-    ] = None,
+    golds: Annotated[Files, _read("Outputs: .json files or one .zip.")],
+    preds: Annotated[Files | None, _read("Predictions: .json files or one .zip.")] = None,
     questions: Annotated[
-        Files | None,
-        typer.Option(metavar="FILE...", help="Users for intervals, profiles for the leak filter and baselines."),
+        Files | None, _read("Users for intervals, profiles for the leak filter and baselines.")
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="What a file that calls itself LaMP_2 means: LaMP_2 or LaMP_2N.")
@@ -41,16 +42,19 @@ def command(
     responses: Annotated[
         bool, typer.Option("--responses", help="Predictions hold thoughts; score what follows them.")
     ] = False,
-    schema: Annotated[Path | None, typer.Option(metavar="FILE", help="With --responses: the tag schema.")] = None,
+    schema: Annotated[Path | None, _read("With --responses: the tag schema.", "FILE")] = None,
     baseline: Annotated[Baseline | None, typer.Option(help="Score a baseline instead of --preds.")] = None,
     constant: Annotated[str | None, typer.Option(metavar="TEXT", help="The constant baseline's answer.")] = None,
-    train_golds: Annotated[Files | None, typer.Option(metavar="FILE...", help="What baselines learn from.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.")] = None,
+    train_golds: Annotated[Files | None, _read("What baselines learn from.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.", callback=out_file)
+    ] = None,
     write_preds: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write predictions files, <task>.json.")
+        Path | None, typer.Option(metavar="DIR", help="Write predictions files, <task>.json.", callback=out_folder)
     ] = None,
     write_archive: Annotated[
-        Path | None, typer.Option("--write-zip", metavar="FILE", help="Write the official zip of seven files.")
+        Path | None,
+        typer.Option("--write-zip", metavar="FILE", help="Write the official zip of seven files.", callback=out_file),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of bootstrap intervals and the random baseline.")] = 0,
 ) -> None:

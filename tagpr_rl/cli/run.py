@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tagpr_rl.cli.arguments import Overrides, RecipeName, RunName, Until, check_stage, full_install, say
+from tagpr_rl.cli.arguments import Overrides, RecipeName, RunName, Until, check_stage, full_install, out_folder, say
 from tagpr_rl.plan.show import require_fit
 from tagpr_rl.run.branch import from_override, require_another_run
 from tagpr_rl.run.layout import RunDir
@@ -63,7 +63,9 @@ def command(
 def resume(
     run: RunName,
     until: Until = None,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="With a URL: the local folder of runs.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="With a URL: the local folder of runs.", callback=out_folder)
+    ] = None,
 ) -> None:
     """Go on with an interrupted RUN, between stages or in the middle of one, from its last checkpoint.
 

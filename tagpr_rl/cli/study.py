@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tagpr_rl.cli.arguments import RunName, StageName, full_install, say
+from tagpr_rl.cli.arguments import RunName, StageName, full_install, out_folder, say
 from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.files import write_json
 from tagpr_rl.monitor.view import Section, StageFacts, as_json, sections
@@ -106,7 +106,9 @@ def export(
     run: RunName,
     stage: Annotated[str, typer.Option(metavar="STAGE", help="A model, sft or grpo stage.")],
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "float32",
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/export/STAGE-DTYPE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/export/STAGE-DTYPE.", callback=out_folder)
+    ] = None,
 ) -> None:
     """Write the model of a finished stage of RUN as a Hugging Face folder, with a model card.
 

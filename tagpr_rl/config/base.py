@@ -72,8 +72,10 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 UserPath = Annotated[Path, BeforeValidator(path_of)]
-PathText = Annotated[str, AfterValidator(lambda text: str(user_path(text)))]
-"""A folder or another name (a hub's, a stage's)."""
+PathText = Annotated[
+    str, AfterValidator(lambda text: text if user_path(text) and "://" in text else str(user_path(text)))
+]
+"""A folder, a URL, or another name (a hub's, a stage's)."""
 RunName = Annotated[
     str,
     worded(r"[A-Za-z0-9][A-Za-z0-9._-]*", "a name: letters, digits, `.`, `_` and `-`, none of the last three first"),

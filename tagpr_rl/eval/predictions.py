@@ -62,9 +62,11 @@ def require_same_questions(preds: Answers, golds: Answers) -> None:
     missing = [key for key in golds.outputs if key not in preds.outputs]
     extra = [key for key in preds.outputs if key not in golds.outputs]
     if missing or extra:
-        parts = [f"{len(missing)} of {len(golds.outputs)} questions have no prediction, first {missing[0]!r}"] * bool(
-            missing
-        ) + [f"{len(extra)} predictions belong to no gold, first {extra[0]!r}"] * bool(extra)
+        parts = []
+        if missing:
+            parts.append(f"{len(missing)} of {len(golds.outputs)} questions have no prediction, first {missing[0]!r}")
+        if extra:
+            parts.append(f"{len(extra)} predictions belong to no gold, first {extra[0]!r}")
         raise TagprError(
             f"{preds.path} and {golds.path}: {'; '.join(parts)}; predictions must answer the golds' questions, all of "
             "them and no other"

@@ -18,15 +18,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import GrpoStage, Recipe, dump_recipe, upstream
+from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, dump_recipe, upstream
 from tagpr_rl.config.kinds import KINDS, WEIGHTS
-from tagpr_rl.files import is_hub_name, sha256_file, sha256_json, write_json
+from tagpr_rl.files import content_sha256, is_hub_name, sha256_file, sha256_json, write_json
 from tagpr_rl.reward.components import source_file
 from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
 from tagpr_rl.types import StageManifest, TagprError
 
-HASH_WHOLE_BELOW = 64 * 2**20
-"""Bytes. A larger file of the user's (model weights) is identified by its size, not its content."""
 ABSENT = "absent"
 """In the place of a hash: the stage or file is not there."""
 
@@ -93,7 +91,10 @@ def stage_inputs(recipe: Recipe, run: RunDir, name: str) -> dict[str, str]:
         inputs |= _model_files(recipe.model.path)
     if kind != "data":
         inputs |= _retrieval_files(recipe)
-    if isinstance(stage := recipe.stages[name], GrpoStage) and stage.rollouts_from is not None:
+    stage = recipe.stages[name]
+    if isinstance(stage, PrmuStage) and stage.backbone is not None:
+        inputs |= _model_files(Path(stage.backbone), "backbone")
+    if isinstance(stage, GrpoStage) and stage.rollouts_from is not None:
         source = stage.rollouts_from
         folder = stage_dir(recipe, run, source).rollouts if source in recipe.stages else Path(source)
         files = [folder / f"step_{step:04d}.parquet" for step in range(1, stage.steps + 1)]
@@ -230,16 +231,13 @@ def _retrieval_files(recipe: Recipe) -> dict[str, str]:
     return {f"rankings/{file.name}": _file_identity(file) for file in files}
 
 
-def _model_files(folder: Path) -> dict[str, str]:
+def _model_files(folder: Path, what: str = "model") -> dict[str, str]:
     """The files of a Hugging Face folder (top level: it has no others that matter), or the hub's name."""
     if not folder.is_dir() and is_hub_name(folder):
-        return {"model": f"hub {folder}"}
+        return {what: f"hub {folder}"}
     files = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
-    return {f"model/{file.name}": _file_identity(file) for file in files} or {"model": ABSENT}
+    return {f"{what}/{file.name}": _file_identity(file) for file in files} or {what: ABSENT}
 
 
 def _file_identity(path: Path) -> str:
-    if not path.is_file():
-        return ABSENT
-    size = path.stat().st_size
-    return sha256_file(path) if size < HASH_WHOLE_BELOW else f"{size} bytes"
+    return content_sha256(path) if path.is_file() else ABSENT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,14 +33,19 @@ def shipped_recipes() -> dict[str, Path]:
 
 def recipe_path(recipe: str | Path) -> Path:
     """The file that RECIPE means: a path, or the name of a shipped recipe. Raises TagprError for neither."""
-    if Path(recipe).is_file():
-        return Path(recipe)
+    path = Path(os.path.expanduser(recipe))
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise TagprError(f"recipe {recipe} is a folder; name a YAML file in it")
     shipped = shipped_recipes()
     name = str(recipe)
     if name in shipped:
         return shipped[name]
     hint = did_you_mean(name, shipped, otherwise=f"shipped recipes: {', '.join(shipped) or 'none'}")
-    raise TagprError(f"recipe {recipe}: no such file, and no shipped recipe has that name; {hint}")
+    raise TagprError(
+        f"recipe {recipe}: no such file, and no shipped recipe has that name; {hint} (looked from {Path.cwd()})"
+    )
 
 
 def open_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -67,7 +73,7 @@ def open_run(
     recipe's `out`); `say` gets one line for each copied thing. Raises TagprError for anything that is no run, and for
     overrides of a run whose recipe is fixed.
     """
-    target = str(run)
+    target = os.path.expanduser(str(run))
     if out is not None and not is_url(target):
         raise TagprError(f"--out {out} belongs to a URL; {target} is used where it is")
     if is_url(target):

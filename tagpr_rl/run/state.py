@@ -96,7 +96,7 @@ def differences(
         if key.startswith("stage ") and other in earlier and earlier[other].status != "done":
             what = "is to be made again" if earlier[other].status == "todo" else "has changed"
             reasons.append(f"{key}, which it reads, {what}")
-        elif old == new:
+        elif old == new or (old or "").endswith(" bytes"):  # an earlier release knew large files by their size
             continue
         elif new == ABSENT:
             reasons.append(f"{key} is missing; it was read when the stage was made")

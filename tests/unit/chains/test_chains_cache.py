@@ -206,7 +206,7 @@ def test_teachers_by_name_and_by_block(teacher: Any) -> None:
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("teacher", "scriptet", "stages.chains.teacher: Input should be 'scripted'"),
+        ("teacher", "scriptet", "stages.chains.teacher: one of scripted"),
         ("teacher", {**OPENAI, "modle": 1}, "stages.chains.teacher.modle: unknown key; did you mean 'model'?"),
         ("teacher", {**OPENAI, "retries": {"tims": 1}}, "teacher.retries.tims: unknown key; did you mean 'times'?"),
         ("teacher", {"kind": "openai", "model": "m"}, "kind: openai needs base_url"),
@@ -216,7 +216,7 @@ def test_teachers_by_name_and_by_block(teacher: Any) -> None:
         ("teacher", {**OPENAI, "base_url": "host/v1"}, "stages.chains.teacher.base_url"),
         ("teacher", {**OPENAI, "budget": {"money": 1}}, "budget.money needs `prices`"),
         ("labeller", {"kind": "heuristic"}, "labeller.kind is heuristic"),
-        ("labeller", "auto", "stages.chains.labeller: Input should be 'scripted'"),
+        ("labeller", "auto", "stages.chains.labeller: one of scripted"),
     ],
 )
 def test_mistakes_in_a_block(key: str, value: Any, message: str) -> None:

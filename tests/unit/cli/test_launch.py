@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import sqlite3
 import sys
 import types
 from pathlib import Path
@@ -136,6 +137,15 @@ def test_an_output_folder_below_a_file_is_explained(
         (OSError(errno.ENOSPC, "No space left on device"), 2, "no space is left"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 2, "cannot use /x/y: no permission"),
         (OSError(errno.EROFS, "Read-only", "/x"), 2, "read-only"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/proc/x"), 2, "cannot use /proc/x: it does not exist"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/x"), 2, "it is a folder, and a file is needed"),
+        (OSError(errno.ELOOP, "Loop", "/x"), 2, "in a circle"),
+        (OSError(errno.EMFILE, "Too many open files"), 2, "ulimit -n"),
+        (OSError(errno.EIO, "Input/output error"), 2, "the disk or the network"),
+        (OSError(errno.ENODEV, "No such device", "/dev/x"), 2, "cannot use /dev/x: No such device"),
+        (OSError("Write error: No space left on device"), 2, "no space is left"),
+        (sqlite3.OperationalError("database or disk is full"), 2, "no space is left"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), 2, "no space is left"),
         (TagprError("record 7 has no gold"), 2, "error: record 7 has no gold"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
