@@ -285,7 +285,7 @@ def tags_part() -> str:
     rows = []
     for tag in default_schema().tags:
         before = ", ".join(f"`{name}`" for name in tag.before)
-        rows.append(f"| `{tag.name}` | {cell(tag.purpose)} | {tag.min_count} to {tag.max_count} | {before} |")
+        rows.append(f"| `{tag.name}` | {cell(tag.purpose)} | {tag.occurrences} | {before} |")
     return "\n".join(["| tag | a step with this tag | occurrences | comes before |", "|---|---|---|---|", *rows])
 
 

@@ -309,10 +309,9 @@ def _print_discovery(discovery: Discovery, console: Console) -> None:
     table = Table("tag", "steps", "share", "chains", "rules", "labels")
     for tag in discovery.tags:
         spec = discovery.schema.by_name[tag.name]
-        rules = f"{'required, ' if spec.required else ''}at most {spec.max_count}"
         labels = ", ".join(f"{label} ({count})" for label, count in list(tag.labels.items())[:3])
         share, chains = f"{100 * tag.share:.1f} %", f"{100 * tag.chain_share:.1f} %"
-        table.add_row(*(Text(cell) for cell in (tag.name, str(tag.steps), share, chains, rules, labels)))
+        table.add_row(*(Text(cell) for cell in (tag.name, str(tag.steps), share, chains, spec.occurrences, labels)))
     console.print(table)
     left = ", ".join(f"{n} {reason}" for reason, n in discovery.unassigned.items() if n) or "none"
     console.print(

@@ -16,6 +16,7 @@ from typing import Literal
 
 from tagpr_rl.data.tasks import TASKS, literals
 from tagpr_rl.prompts.official import Tokens, official_text
+from tagpr_rl.tags.constraints import MAX_STEPS
 from tagpr_rl.tags.grammar import neutralise
 from tagpr_rl.tags.schema import TagSchema, TagSpec
 from tagpr_rl.types import LampRecord, ProfileItem, Prompt, TagprError
@@ -50,34 +51,30 @@ def clean(text: str) -> str:
 
 
 def reasoning_instruction(schema: TagSchema) -> str:
-    """The instruction of the `reasoning` style: the response grammar and every tag with its purpose.
+    """The instruction of the `reasoning` style: the response grammar, every tag with its purpose, and every rule of
+    `tags.constraints`. A thought keeps what it says if and only if `violations` finds nothing.
 
     One constant string without line breaks per schema, so that a word-level tokenizer can hold it as one
     token.
     """
-    tags = "; ".join(f"<{tag.name}> {_one_line(tag.purpose).rstrip('.')} ({_limits(tag)})" for tag in schema.tags)
-    if _listed_in_order(schema):
-        tags += ". Keep the tags you use in this order"
-    else:
-        tags += "".join(f". {tag.name} comes before {', '.join(tag.before)}" for tag in schema.tags if tag.before)
+    tags = "; ".join(f"<{tag.name}> {_one_line(tag.purpose).rstrip('.')} ({_rules(tag)})" for tag in schema.tags)
+    if any(tag.before for tag in schema.tags):
+        tags += (
+            ". Before means that the tag's first step comes before the first step of each of those tags that is used"
+        )
+    if sum(tag.max_count for tag in schema.tags) > MAX_STEPS:
+        tags += f". A thought has at most {MAX_STEPS} steps"
     return (
         "Answer the question at the end as this one user would want it answered. Below is the user's "
         "history: infer the user's preferences from it. First think between <think> and </think>. The "
         "thought is a sequence of steps, each written as <tag>text</tag> with one of the tags below; steps "
-        "are not nested, not empty, and nothing stands between them. After </think> write the answer only. "
-        f"The tags: {tags}."
+        "are not nested, each has words and does not (nearly) repeat an earlier one, and nothing stands between "
+        f"them. After </think> write the answer only. The tags: {tags}."
     )
 
 
-def _limits(tag: TagSpec) -> str:
-    least = f"at least {tag.min_count}" if tag.min_count > 0 else "optional"
-    return f"{least}, at most {tag.max_count}"
-
-
-def _listed_in_order(schema: TagSchema) -> bool:
-    """Whether using the tags in the schema's own order meets every must-come-before."""
-    place = {name: index for index, name in enumerate(schema.names)}
-    return all(place[tag.name] < place[later] for tag in schema.tags for later in tag.before)
+def _rules(tag: TagSpec) -> str:
+    return tag.occurrences + (f"; before {', '.join(tag.before)}" if tag.before else "")
 
 
 def _one_line(text: str) -> str:

@@ -41,6 +41,14 @@ class TagSpec:
     before: tuple[str, ...] = ()
     """Tags before whose first occurrence this tag's first occurrence must come, if both occur."""
 
+    @property
+    def occurrences(self) -> str:
+        """How often the tag may occur, in words: `1 to 3 times`, `at most once`."""
+        most = "once" if self.max_count == 1 else f"{self.max_count} times"
+        if self.min_count == 0:
+            return f"at most {most}"
+        return most if self.min_count == self.max_count else f"{self.min_count} to {most}"
+
 
 @dataclass(frozen=True)
 class TagSchema:

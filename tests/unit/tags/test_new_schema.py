@@ -66,8 +66,8 @@ def test_the_rubric_scores_by_the_new_schema(schema: TagSchema, steps: str, tag:
 def test_prompts_name_the_new_tags(recipe: Recipe, schema: TagSchema) -> None:
     dataset = Dataset(recipe, schema)
     text = dataset.prompt_maker("reasoning", WordTokens())(dataset.train[0]).messages[0]["content"]
-    assert "<recall> Quote an item of the history (at least 1, at most 1)" in text
-    assert "<doubt> Name what speaks against it (optional, at most 2)" in text
+    assert "<recall> Quote an item of the history (once; before decide)" in text
+    assert "<doubt> Name what speaks against it (at most 2 times)" in text
     assert "examine_examples" not in text
 
 
