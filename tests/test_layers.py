@@ -35,6 +35,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "prmu": {"types", "files", "run", "tags", "prompts", "eval"},
     "report": {"types", "files", "config", "run", "tags", "prompts", "reward", "eval"},
     "plan": {"types", "config", "run"},
+    "preflight": {
+        *("types", "files", "config", "run", "tags", "data", "prompts", "reward", "plan", "deploy"),
+    },
     "deploy": {"types", "files", "config", "plan"},
     "backend": {"types", "files", "config", "run", "tags", "prompts", "reward", "monitor", "chains", "prmu", "deploy"},
     "stages": {
@@ -47,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         *("types", "files", "config", "run", "tags", "data", "prompts", "reward", "model", "monitor", "eval"),
-        *("chains", "report", "plan", "deploy", "stages", "studies", "backend"),
+        *("chains", "report", "plan", "preflight", "deploy", "stages", "studies", "backend"),
     },
 }
 # The same inside backend: a session below, trainers above.

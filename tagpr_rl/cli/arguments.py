@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,6 +99,11 @@ class Command(TyperCommand):
 def say(line: object) -> None:
     """Print one line as it is: no markup, no colours, no wrapping."""
     print(line, flush=True)
+
+
+def warn(line: object) -> None:
+    """Print one line as it is to the error stream."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def check_stage(name: str | None, known: Any, option: str = "--until") -> None:

@@ -19,9 +19,10 @@ from tagpr_rl.chains.labellers.discover import Discovery, SampleChain, as_dict, 
 from tagpr_rl.chains.labellers.propose import schema_yaml
 from tagpr_rl.chains.segment import MIN_STEPS, segment, split_answer
 from tagpr_rl.chains.storage import REJECTED, StoredChains, publishing, read_rejected, read_stored, write_dataset
-from tagpr_rl.cli.arguments import Overrides, RecipeName, RunName, StageName, full_install, out_folder, say
+from tagpr_rl.cli.arguments import Overrides, RecipeName, RunName, StageName, full_install, out_folder, say, warn
 from tagpr_rl.config import ChainsStage, Recipe, needed_for
 from tagpr_rl.files import write_json, write_text
+from tagpr_rl.preflight.examine import planned, require_ready
 from tagpr_rl.report.cards import card_pages, data_card
 from tagpr_rl.report.page.trace import coloured_response
 from tagpr_rl.run.layout import StageDir, stage_dir
@@ -64,6 +65,7 @@ def make(recipe: RecipeName, overrides: Overrides = None, stage: StageName = Non
     loaded, folder = planned_run(open_recipe(recipe, overrides or ()))
     only = needed_for(loaded, chains_stage(loaded, stage))
     require_unchanged(loaded, folder)
+    require_ready(planned(loaded, folder, only=only), warn)
     folder.root.mkdir(parents=True, exist_ok=True)
     full_install("tagpr_rl.stages.pipeline").run_pipeline(loaded, folder, only=only)
 

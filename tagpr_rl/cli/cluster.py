@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from tagpr_rl.cli.arguments import Overrides, RecipeName, full_install, out_folder, say
-from tagpr_rl.plan.show import require_fit
-from tagpr_rl.run.open import open_recipe, recipe_path
+from tagpr_rl.cli.arguments import Overrides, RecipeName, full_install, out_folder, say, warn
+from tagpr_rl.preflight.examine import planned, require_ready
+from tagpr_rl.run.open import open_recipe, planned_run, recipe_path
 
 commands = typer.Typer(add_completion=False, no_args_is_help=True, help="Run a recipe on a cluster.")
 
@@ -57,7 +57,7 @@ def submit(
     Example: tagpr cluster submit lamp/qwen3_8b --address http://127.0.0.1:8265 cluster.storage=/mnt/runs
     """
     loaded = open_recipe(recipe, overrides or ())
-    require_fit(loaded)
+    require_ready(planned(*planned_run(loaded)), warn, here=False)
     succeeded = full_install("tagpr_rl.backend.session.jobs").submit_and_follow(
         loaded, recipe_path(recipe), overrides or [], address, pass_env=pass_env, following=not no_follow
     )

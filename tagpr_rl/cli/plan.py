@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tagpr_rl.cli.arguments import Overrides, RecipeName
+from tagpr_rl.cli.arguments import Overrides, RecipeName, say
 from tagpr_rl.config import GrpoStage, Recipe, SftStage
 from tagpr_rl.config.recipe import nearest
-from tagpr_rl.plan.show import print_plan
+from tagpr_rl.plan.show import print_plan, verdict
+from tagpr_rl.preflight.examine import planned, require_ready
+from tagpr_rl.preflight.machine import runs_here
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.open import open_recipe, planned_run
 
@@ -30,6 +32,9 @@ def command(
     """
     loaded, folder = planned_run(open_recipe(recipe, overrides or ()))
     print_plan(loaded, folder, Console(), verl_overrides if verl else None)
+    plan = planned(loaded, folder)
+    require_ready(plan, say, here=runs_here(plan))
+    say(verdict(loaded))
 
 
 def verl_overrides(recipe: Recipe, run: RunDir, name: str) -> Sequence[str]:

@@ -8,8 +8,18 @@ from typing import Annotated
 
 import typer
 
-from tagpr_rl.cli.arguments import Overrides, RecipeName, RunName, Until, check_stage, full_install, out_folder, say
-from tagpr_rl.plan.show import require_fit
+from tagpr_rl.cli.arguments import (
+    Overrides,
+    RecipeName,
+    RunName,
+    Until,
+    check_stage,
+    full_install,
+    out_folder,
+    say,
+    warn,
+)
+from tagpr_rl.preflight.examine import planned, require_ready
 from tagpr_rl.run.branch import from_override, require_another_run
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.run.mirror import mirror_of
@@ -49,8 +59,8 @@ def command(
         return
     loaded, folder = planned_run(open_recipe(recipe, overrides))
     check_stage(until, loaded.stages)
-    require_fit(loaded)
     require_another_run(loaded, folder)
+    require_ready(planned(loaded, folder, until, fresh=fresh), warn)
     if fresh:
         remove_run(folder)
         if (mirror := mirror_of(loaded)) is not None:
@@ -79,6 +89,7 @@ def resume(
     say(f"run {folder.root}: {point.describe()}")
     if point.stage is None and recipe.mirror is None:
         return
+    require_ready(planned(recipe, folder, until), warn)
     full_install("tagpr_rl.stages.pipeline").run_pipeline(recipe, folder, until=until)
     left = [name for name, state in run_status(recipe, folder, until=until).items() if state.status != "done"]
     assert not left, f"the pipeline ended with unfinished stages: {left}"

@@ -12,9 +12,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tagpr_rl.cli.arguments import Overrides, full_install, say
+from tagpr_rl.cli.arguments import Overrides, full_install, say, warn
 from tagpr_rl.eval.arms import compare_arms, question_scores
 from tagpr_rl.files import write_json, write_text
+from tagpr_rl.preflight.examine import planned, require_ready
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import read_manifest
 from tagpr_rl.run.open import recipe_path
@@ -49,6 +50,11 @@ def command(
     runs = {seed: RunDir(plan.recipe.out / plan.recipe.name) for seed, plan in plans.items()}
     for seed in chosen:  # what would stop the last seed is said before the first one starts
         require_unchanged(plans[seed].recipe, runs[seed])
+    told: dict[str, None] = {}  # most warnings are those of every seed
+    for seed in chosen:
+        require_ready(planned(plans[seed].recipe, runs[seed]), lambda line: told.setdefault(line))
+    for line in told:
+        warn(line)
     if dry_run:
         for seed in chosen:
             _show_plan(plans[seed], runs[seed], console)

@@ -68,6 +68,8 @@ def worded(pattern: str, words: str, *, secret: bool = False) -> AfterValidator:
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+Machines = Annotated[int, Field(ge=1, le=4096)]
+"""Nodes, devices of a node, or actors: each one is looked at when a run is planned."""
 NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

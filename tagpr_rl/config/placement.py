@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tagpr_rl.config.base import Closed, Count
+from tagpr_rl.config.base import Closed, Count, Machines
 from tagpr_rl.config.grpo import GrpoStage
 from tagpr_rl.config.model import VLLM_LORA_RANKS, LoraBlock
 from tagpr_rl.config.platform import PlatformBlock, TrainingBlock, attention
@@ -17,7 +17,7 @@ from tagpr_rl.config.stage import StageBase, TrainingStage
 class PrmuServing(Closed):
     """The actors that score responses with PRMU while a GRPO stage trains."""
 
-    scorers: Count = 1
+    scorers: Machines = 1
     """Number of actors, each with the whole model. A user's responses go to the same actor while it is well."""
     batch_tokens: Count | None = None
     """Padded tokens of a forward pass, profile included; null = 2,048 on the CPU, whose caches hold no more, and
@@ -37,11 +37,11 @@ class PlacementBlock(Closed):
     """colocated: vLLM on the policy's devices, in turns (verl's hybrid engine, synchronous trainer).
     separate: vLLM on devices of its own while the policy trains (verl's separate_async trainer; the responses of a
     step then come from weights that are up to `warmup_batches` steps older)."""
-    rollout_nodes: Count = 1
+    rollout_nodes: Machines = 1
     """Machines with rollout devices (separate only)."""
-    rollout_devices_per_node: Count = 1
+    rollout_devices_per_node: Machines = 1
     """Rollout devices of each of these machines (separate only)."""
-    tensor_parallel: Count = 1
+    tensor_parallel: Machines = 1
     """Devices of one vLLM engine, in rollouts and in evaluation."""
     warmup_batches: Annotated[float, Field(gt=0.0)] = 1.0
     """Batches that are generated ahead (separate only); 1 = one step off-policy."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tagpr_rl.config.base import Closed, Count, Fraction
+from tagpr_rl.config.base import Closed, Count, Fraction, Machines
 
 
 class PlatformBlock(Closed):
@@ -14,9 +14,9 @@ class PlatformBlock(Closed):
 
     device: Literal["cpu", "cuda"] = "cpu"
     """What the models run on."""
-    nodes: Count = 1
+    nodes: Machines = 1
     """Machines that train the policy."""
-    devices_per_node: Count = 1
+    devices_per_node: Machines = 1
     """Devices of each machine that train the policy; on the CPU a device is one worker process."""
     threads: Count = 2
     """CPU threads of each worker process."""

@@ -49,6 +49,11 @@ class ModelShape:
         return self.vocab * self.hidden
 
     @property
+    def largest(self) -> int:
+        """Parameters of the largest tensor."""
+        return max(self.embedding, *(a * b for a, b in self.linear_shapes.values()))
+
+    @property
     def parameters(self) -> int:
         """All parameters; a tied output layer counts once."""
         return self.layers * self.block + self.hidden + self.embedding * (1 if self.tied else 2)

@@ -104,20 +104,10 @@ def problems(recipe: Recipe) -> list[str]:
     return mistakes
 
 
-def require_fit(recipe: Recipe) -> None:
-    """Raise TagprError with everything that keeps the recipe from running on its devices."""
-    if mistakes := problems(recipe):
-        raise TagprError(
-            "the recipe does not fit its devices:\n  "
-            + "\n  ".join(mistakes)
-            + "\n`tagpr plan` shows the arithmetic; budget.device=null leaves memory unchecked"
-        )
-
-
 def print_plan(recipe: Recipe, run: RunDir, console: Console, overrides: Overrides | None = None) -> None:
     """Print stages and their state, devices, batch arithmetic, memory and hours; with `overrides` also verl's keys.
 
-    The last line is the verdict. Raises TagprError, after printing, with all that `problems` lists.
+    What is wrong with it is said by preflight, and in one line by `verdict`.
     """
     console.print(f"run {run.root}", highlight=False, soft_wrap=True)
     console.print(stages_table(recipe, run))
@@ -138,9 +128,6 @@ def print_plan(recipe: Recipe, run: RunDir, console: Console, overrides: Overrid
         if overrides is not None and (lines := overrides(recipe, run, name)):
             console.print(f"\nverl overrides of stage '{name}':", highlight=False)
             console.print("\n".join(f"  {line}" for line in lines), markup=False, highlight=False, soft_wrap=True)
-    if mistakes := problems(recipe):
-        raise TagprError(f"the plan has {len(mistakes)} problem(s), so it does not fit:\n  " + "\n  ".join(mistakes))
-    console.print(verdict(recipe), highlight=False, markup=False, soft_wrap=True)
 
 
 def verdict(recipe: Recipe) -> str:

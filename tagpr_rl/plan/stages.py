@@ -85,11 +85,11 @@ def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device
     memory = device.memory_gib * GIB if device else None
     parts = training_parts(recipe, shape, micro_tokens(recipe, stage), stage)
     engine, fits, wrong = engine_parts(recipe, shape, memory)
-    bucket, largest = recipe.platform.weight_bucket_mb, 4 * shape.embedding
+    bucket, largest = recipe.platform.weight_bucket_mb, 4 * shape.largest
     if recipe.platform.device == "cpu" and largest > bucket << 20:
         wrong = (
             *wrong,
-            f"platform.weight_bucket_mb={bucket} does not hold the embedding of {largest >> 20} MiB; raise it",
+            f"platform.weight_bucket_mb={bucket} does not hold the largest tensor of {largest >> 20} MiB; raise it",
         )
     training = recipe.training
     phases = [Phase("train", parts)]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tagpr_rl.config import FilterBlock
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.files import replacing
 from tagpr_rl.prompts.tokens import ChatTokenizer, Messages
@@ -114,3 +115,28 @@ def circle(users: Sequence[tuple[str, str]], seed: int) -> Mapping[tuple[str, st
         random.Random(f"{seed}/{task}").shuffle(ring)
         donor |= {(task, user): ring[(i + 1) % len(ring)] for i, user in enumerate(ring)}
     return donor
+
+
+def select(
+    rows: Sequence[Mapping[str, Any]], kept: Sequence[int], block: FilterBlock, counts: dict[str, int]
+) -> list[int]:
+    """Indices of `kept` that pass the filter's tasks, profile size, and share or number. `counts` gets the number of
+    rows after each part.
+
+    `rows` are verl's prompt rows (`to_row`). Share and number take evenly spaced rows, so that tasks and
+    users stay mixed.
+    """
+    indices = list(kept)
+    if block.tasks is not None:
+        indices = [i for i in indices if rows[i]["extra_info"]["task"] in block.tasks]
+        counts["tasks"] = len(indices)
+    if block.min_items is not None or block.max_items is not None:
+        least, most = block.min_items or 0, block.max_items if block.max_items is not None else float("inf")
+        indices = [i for i in indices if least <= len(rows[i]["extra_info"]["profile_texts"]) <= most]
+        counts["profile_items"] = len(indices)
+    wanted = block.questions if block.share is None else round(block.share * len(indices))
+    if wanted is not None:
+        if wanted < len(indices):
+            indices = [indices[i * len(indices) // wanted] for i in range(wanted)]
+        counts["questions"] = len(indices)
+    return indices

@@ -89,3 +89,8 @@ class RunDir:
 def stage_dir(recipe: Recipe, run: RunDir, name: str) -> StageDir:
     """Folder of the stage called `name`; its number is its place in the recipe."""
     return run.stage(list(recipe.stages).index(name), name)
+
+
+def tokens_file(rollouts: Path, step: int) -> Path:
+    """The file of a step's token ids and log-probabilities in a stage's `rollouts`."""
+    return rollouts / f"step_{step:04d}.parquet"

@@ -158,7 +158,7 @@ def read_manifest(folder: StageDir) -> StageManifest | None:
     path = folder.manifest
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise _damaged(folder, f"it is not valid JSON ({error})") from None

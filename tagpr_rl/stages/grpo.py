@@ -10,11 +10,11 @@ from typing import Any
 
 from tagpr_rl.backend.rollout.saved import saved_rows
 from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
-from tagpr_rl.config import FilterBlock, GrpoStage, PlacementBlock
+from tagpr_rl.config import GrpoStage, PlacementBlock
 from tagpr_rl.config.placement import scorer_tokens
 from tagpr_rl.files import write_json
 from tagpr_rl.monitor.stop import Stop, stop_after
-from tagpr_rl.prompts.rows import shuffled_rows, write_parquet
+from tagpr_rl.prompts.rows import select, shuffled_rows, write_parquet
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.run import metrics
@@ -188,34 +188,11 @@ def _choose(
         counts["prompt_tokens"] = len(kept)
     if stage.filter is None:
         return kept, counts
-    kept = keep(rows, kept, stage.filter, counts)
+    kept = select(rows, kept, stage.filter, counts)
     if stage.filter.mixed is not None and kept:
         kept = _mixed(context, stage, rows, kept, stage.filter.mixed.samples)
         counts["mixed"] = len(kept)
     return kept, counts
-
-
-def keep(rows: Sequence[Row], kept: Sequence[int], block: FilterBlock, counts: dict[str, int]) -> list[int]:
-    """Indices of `kept` that pass the filter's tasks, profile size, and share or number. `counts` gets the number of
-    rows after each part.
-
-    `rows` are verl's prompt rows (prompts.rows.to_row). Share and number take evenly spaced rows, so that tasks and
-    users stay mixed.
-    """
-    indices = list(kept)
-    if block.tasks is not None:
-        indices = [i for i in indices if rows[i]["extra_info"]["task"] in block.tasks]
-        counts["tasks"] = len(indices)
-    if block.min_items is not None or block.max_items is not None:
-        least, most = block.min_items or 0, block.max_items if block.max_items is not None else float("inf")
-        indices = [i for i in indices if least <= len(rows[i]["extra_info"]["profile_texts"]) <= most]
-        counts["profile_items"] = len(indices)
-    wanted = block.questions if block.share is None else round(block.share * len(indices))
-    if wanted is not None:
-        if wanted < len(indices):
-            indices = [indices[i * len(indices) // wanted] for i in range(wanted)]
-        counts["questions"] = len(indices)
-    return indices
 
 
 def differ(scores: Sequence[float]) -> bool:

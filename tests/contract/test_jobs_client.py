@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tagpr_rl.backend.session.ray_session import CONNECT_SECONDS, automatic_address, require_reachable
+from tagpr_rl.backend.session.ray_session import automatic_address
 from tagpr_rl.cli import main
+from tagpr_rl.deploy.address import CONNECT_SECONDS, require_reachable
 from tagpr_rl.types import TagprError
 
 pytestmark = pytest.mark.stack

@@ -17,10 +17,11 @@ from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.utils.profiler import simple_timer
 from verl.workers.rollout.llm_server import LLMServerClient
 
-from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens, step_file
+from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens
 from tagpr_rl.backend.scoring.response_scorer import ResponseScorer, ScoredResponse
 from tagpr_rl.reward.response import ResponseParts, to_tokens
 from tagpr_rl.reward.spans import starts_by_encoding, token_starts
+from tagpr_rl.run.layout import tokens_file
 
 _Worker: Any = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
@@ -78,7 +79,7 @@ class SavedRolloutLoop(AgentLoopBase):
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         """The saved response with this session's number in its group."""
         info = kwargs["extra_info"]
-        path = step_file(Path(self.config.reward.reward_kwargs.saved_rollouts), int(info[SAVED_STEP]))
+        path = tokens_file(Path(self.config.reward.reward_kwargs.saved_rollouts), int(info[SAVED_STEP]))
         row = read_tokens(path)[info["task"], info["record_id"], int(kwargs["session_id"])]
         version = int(kwargs["global_steps"]) - 1  # of the weights, as if they had written it
         return AgentLoopOutput(

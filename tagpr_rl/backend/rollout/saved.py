@@ -13,16 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.files import replacing
+from tagpr_rl.run.layout import tokens_file
 from tagpr_rl.types import TagprError
 
 SAVED_STEP = "saved_step"
 """Key of a training row's extra_info: the step whose responses it asks for."""
 _KEY = ("task", "record_id", "sample")
-
-
-def step_file(folder: Path, step: int) -> Path:
-    """The file of a step's tokens."""
-    return folder / f"step_{step:04d}.parquet"
 
 
 def write_tokens(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -81,7 +77,7 @@ def saved_rows(
     known = {(row["extra_info"]["task"], row["extra_info"]["record_id"]): row for row in prompts}
     selected = []
     for step in range(1, steps + 1):
-        path = step_file(folder, step)
+        path = tokens_file(folder, step)
         saved = read_tokens(path)
         records = list(dict.fromkeys((task, record) for task, record, _ in saved))
         if len(records) != prompts_per_step or len(saved) != prompts_per_step * group_size:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import sys
 import time
 import uuid
@@ -14,13 +13,12 @@ from typing import Any
 
 from tagpr_rl.backend.session.worker_settings import WorkerSettings, to_environment
 from tagpr_rl.config import Recipe
+from tagpr_rl.deploy.address import require_reachable
 from tagpr_rl.deploy.need import Need, NodeSize, need, shortages
 from tagpr_rl.types import TagprError
 
 LOCAL_NODE_ADDRESS = "127.0.0.2"
 """Ray rewrites 127.0.0.1 to the host's address and would listen on it; this loopback address sticks."""
-CONNECT_SECONDS = 5.0
-"""A cluster's head that does not answer within this is unreachable."""
 NODE_WAIT_S = 15.0
 """How long a node of an existing cluster may take to join it after the cluster answers."""
 OBJECT_STORE_BYTES = 400 << 20
@@ -143,20 +141,6 @@ def automatic_address() -> str:
             "in RAY_ADDRESS, or leave platform.ray_address out for a private cluster"
         )
     return str(address)
-
-
-def require_reachable(address: str) -> None:
-    """TagprError if nothing accepts connections at `[ray://]host:port`."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if not colon or not host or not port.isdigit():
-        raise TagprError(f"platform.ray_address={address}: not an address; write auto, or the head's host:port")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise TagprError(
-            f"platform.ray_address={address}: nothing answers there ({error}); is the cluster up (`ray status` on its "
-            "head), and is this the port of `ray start --head`?"
-        ) from None
 
 
 def _node_is_here(address: str) -> bool:

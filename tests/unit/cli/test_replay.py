@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from made_runs import recipe as made_recipe
 
-from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens, saved_rows, step_file, write_tokens
+from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens, saved_rows, write_tokens
 from tagpr_rl.cli import main
 from tagpr_rl.cli.replay import stage_rules
 from tagpr_rl.config import Recipe, dump_recipe
 from tagpr_rl.files import write_json
 from tagpr_rl.reward.replay import Recomputed, compare, read_lines, recompute
 from tagpr_rl.reward.rubric import Rubric
-from tagpr_rl.run.layout import RunDir, stage_dir
+from tagpr_rl.run.layout import RunDir, stage_dir, tokens_file
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import TagprError
 
@@ -176,7 +176,7 @@ def token_row(record: str, sample: int) -> dict[str, Any]:
 
 def test_saved_tokens_come_back(tmp_path: Path) -> None:
     rows = [token_row(record, sample) for sample in (1, 0) for record in ("8", "7")]
-    path = step_file(tmp_path, 3)
+    path = tokens_file(tmp_path, 3)
     assert path.name == "step_0003.parquet"
     write_tokens(path, rows)
     actual = read_tokens(path)
@@ -189,7 +189,7 @@ def prompt_row(record: str) -> dict[str, Any]:
 
 def test_training_rows_stand_in_the_order_of_the_saved_steps(tmp_path: Path) -> None:
     for number, records in ((1, ("9", "7")), (2, ("7", "8"))):
-        write_tokens(step_file(tmp_path, number), [token_row(r, s) for r in records for s in (0, 1)])
+        write_tokens(tokens_file(tmp_path, number), [token_row(r, s) for r in records for s in (0, 1)])
     prompts = [prompt_row(record) for record in ("7", "8", "9")]
     sizes: dict[str, Any] = {"steps": 2, "prompts_per_step": 2, "group_size": 2}
     actual = saved_rows(prompts, tmp_path, **sizes)
@@ -203,7 +203,7 @@ def test_training_rows_stand_in_the_order_of_the_saved_steps(tmp_path: Path) -> 
             saved_rows(prompts, tmp_path, **{**sizes, **change})
     with pytest.raises(TagprError, match="record 9 of LaMP_2"):
         saved_rows(prompts[:2], tmp_path, **sizes)
-    step_file(tmp_path, 1).write_bytes(b"no parquet")
+    tokens_file(tmp_path, 1).write_bytes(b"no parquet")
     read_tokens.cache_clear()
     with pytest.raises(TagprError, match="no file of saved tokens"):
         saved_rows(prompts, tmp_path, **sizes)
@@ -247,5 +247,5 @@ def test_saved_rollouts_are_inputs_of_the_stage(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "r")
     assert "guided" in upstream(made, "explore")
     assert stage_inputs(made, run, "explore")["rollouts_from/step_0001.parquet"] == "absent"
-    write_tokens(step_file(stage_dir(made, run, "guided").rollouts, 1), [token_row("7", 0)])
+    write_tokens(tokens_file(stage_dir(made, run, "guided").rollouts, 1), [token_row("7", 0)])
     assert len(stage_inputs(made, run, "explore")["rollouts_from/step_0001.parquet"]) == 64

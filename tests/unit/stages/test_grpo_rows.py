@@ -11,10 +11,10 @@ from made_runs import finish, recipe
 from rich.console import Console
 
 from tagpr_rl.config import FilterBlock, GrpoStage, recipe_from_dict
-from tagpr_rl.prompts.rows import write_parquet
+from tagpr_rl.prompts.rows import select, write_parquet
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.stages.context import StageContext
-from tagpr_rl.stages.grpo import carried, differ, keep, pick, score_response, training_rows
+from tagpr_rl.stages.grpo import carried, differ, pick, score_response, training_rows
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import TagprError
 
@@ -45,7 +45,7 @@ ROWS = [row("LaMP_1", 2), row("LaMP_2", 4), row("LaMP_1", 6), row("LaMP_1", 8), 
 )
 def test_which_rows_stay(block: dict[str, Any], kept: list[int], counts: dict[str, int]) -> None:
     actual: dict[str, int] = {}
-    assert keep(ROWS, range(6), FilterBlock(**block), actual) == kept
+    assert select(ROWS, range(6), FilterBlock(**block), actual) == kept
     assert actual == counts
 
 

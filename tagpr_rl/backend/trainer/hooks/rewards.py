@@ -16,12 +16,13 @@ import torch
 import transfer_queue as tq
 from verl.utils import tensordict_utils as tu
 
-from tagpr_rl.backend.rollout.saved import step_file, write_tokens
+from tagpr_rl.backend.rollout.saved import write_tokens
 from tagpr_rl.backend.scoring.response_scorer import ScoredResponse
 from tagpr_rl.backend.trainer import advantages
 from tagpr_rl.backend.trainer.hooks.step_log import StepLogger, StepResponse
 from tagpr_rl.reward.response import ResponseParts
 from tagpr_rl.reward.update import Credit, credit_batch, credit_metrics, responses_to_mask
+from tagpr_rl.run.layout import tokens_file
 from tagpr_rl.types import TagprError
 
 
@@ -162,7 +163,7 @@ class RewardHooks:
             for i, key in enumerate(batch.keys)
             if not batch.tags[i].get("is_padding", False)
         ]
-        write_tokens(step_file(folder, self.global_steps), rows)
+        write_tokens(tokens_file(folder, self.global_steps), rows)
 
     def _step_logger(self) -> StepLogger:
         if self._logs is None:

@@ -1,0 +1,234 @@
+"""This machine against the recipe: devices, packages, folders to write, disk and memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tagpr_rl.config import ChainsStage, EvaluateStage, GrpoStage, PrmuStage, SftStage, TrainingStage
+from tagpr_rl.config.kinds import KINDS
+from tagpr_rl.config.platform import attention
+from tagpr_rl.deploy.need import need, node_devices
+from tagpr_rl.plan.memory import GIB, policy_shape, prmu_shape
+from tagpr_rl.preflight.finding import Finding, PlannedRun
+from tagpr_rl.types import TagprError
+
+
+def device_count(environment: Mapping[str, str]) -> int:
+    """NVIDIA devices that a process of this machine may use; without asking a driver or torch."""
+    there = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return there
+    chosen = []
+    for part in (part.strip() for part in visible.split(",")):
+        if not part or part.startswith("-"):
+            break  # CUDA ignores what follows
+        chosen.append(part)
+    return min(there, len(chosen))
+
+
+def runs_here(plan: PlannedRun) -> bool:
+    """Whether the run that is planned on this machine is likely to start on it: no Ray cluster, and its devices."""
+    platform = plan.recipe.platform
+    if platform.ray_address is not None:
+        return False
+    return platform.device == "cpu" or device_count(plan.environment) > 0
+
+
+def devices(plan: PlannedRun) -> Iterator[Finding]:
+    """Devices of policy, rollout and PRMU against this machine and against the nodes of the `cluster` block."""
+    recipe, placement = plan.recipe, plan.recipe.placement
+    run, size = need(recipe), node_devices(recipe)
+    if recipe.cluster.devices_per_node is not None and run.parts[0] > size:
+        yield Finding(
+            "cluster.devices_per_node",
+            size,
+            f"{run.parts[0]:g} devices must lie on one node",
+            "raise it, or use more nodes",
+        )
+    dedicated = placement.prmu == "dedicated"
+    if dedicated and not any(stage.uses_prmu for _, stage in plan.stages(GrpoStage)) and plan.todo:
+        yield Finding(
+            "placement.prmu", "dedicated", "no stage scores with PRMU, so its devices stay idle", "use shared", True
+        )
+    if not _uses_ray(plan) or recipe.platform.ray_address is not None:
+        return
+    if recipe.platform.device == "cpu":
+        cores = os.cpu_count() or 1
+        if recipe.platform.threads > 4 * cores:
+            yield Finding(
+                "platform.threads", recipe.platform.threads, f"this machine has {cores} cores", f"use {cores}", True
+            )
+        if run.devices > 8 * cores:
+            yield Finding(
+                "platform.devices_per_node",
+                recipe.platform.devices_per_node,
+                f"{run.devices:g} processes (policy, rollout, PRMU) for the {cores} cores of this machine",
+                "use fewer",
+                on_machine=True,
+            )
+        return
+    there = device_count(plan.environment)
+    if there == 0:
+        yield Finding(
+            "platform.device",
+            "cuda",
+            "this machine has no CUDA device, or CUDA_VISIBLE_DEVICES hides it",
+            "run it on one that has, or use a recipe with platform.device=cpu",
+            on_machine=True,
+        )
+    elif run.devices > there:
+        parts = [f"policy {recipe.platform.devices}"]
+        if placement.rollout == "separate":
+            parts.append(f"rollout {placement.rollout_nodes * placement.rollout_devices_per_node}")
+        if dedicated:
+            parts.append(f"PRMU {placement.prmu_devices * placement.prmu_serving.scorers:g}")
+        yield Finding(
+            "platform",
+            None,
+            f"{run.devices:g} devices are asked ({', '.join(parts)}), and this machine has {there}",
+            "ask for fewer, or name a cluster with platform.ray_address",
+            on_machine=True,
+        )
+
+
+def _uses_ray(plan: PlannedRun) -> bool:
+    return any(KINDS[plan.recipe.stages[name].kind].uses_ray for name in plan.todo)
+
+
+def packages(plan: PlannedRun) -> Iterator[Finding]:
+    """Packages that the recipe's settings need and that are not installed here."""
+    recipe = plan.recipe
+    trains = any(True for _ in plan.stages(TrainingStage))
+    rolls = any(isinstance(recipe.stages[name], GrpoStage | EvaluateStage) for name in plan.todo)
+    strategies = {stage.strategy for _, stage in plan.stages(TrainingStage)}
+    cuda = recipe.platform.device == "cuda"
+    policy = any(isinstance(recipe.stages[name], SftStage | GrpoStage) for name in plan.todo)
+    wanted = {
+        "torch": (trains or rolls, "every stage that trains"),
+        "ray": (trains or rolls, "every stage that trains"),
+        "verl": (policy, "sft and grpo stages"),
+        "vllm": (rolls, "rollouts and evaluation"),
+        "deepspeed": ("deepspeed" in strategies, "strategy=deepspeed"),
+        "peft": (recipe.lora is not None and policy, "lora"),
+        "flash_attn": (
+            policy and attention(recipe.platform, recipe.training) == "flash_attention_2",
+            "training.attention=flash_attention_2 (sdpa needs none)",
+        ),
+        "cupy": (cuda and recipe.placement.rollout == "separate", "placement.rollout=separate (verl's nccl engine)"),
+        "wandb": (recipe.log.wandb != "disabled", f"log.wandb={recipe.log.wandb} (disabled needs none)"),
+        "tensorboard": (recipe.log.tensorboard, "log.tensorboard=true"),
+    }
+    for name, (needed, what) in wanted.items():
+        if needed and importlib.util.find_spec(name) is None:
+            yield Finding(
+                "", None, f"the package {name} is not installed, and {what} needs it", "install it", on_machine=True
+            )
+
+
+def folders(plan: PlannedRun) -> Iterator[Finding]:
+    """Folders that the run writes to."""
+    recipe = plan.recipe
+    wanted = {"out": plan.folder.root}
+    if recipe.data.retrieval.cache is not None:
+        wanted["data.retrieval.cache"] = recipe.data.retrieval.cache
+    for name, stage in plan.stages(ChainsStage):
+        if stage.answers is not None:
+            wanted[f"stages.{name}.answers"] = stage.answers.parent
+    if recipe.mirror is not None and recipe.mirror.startswith("file://"):
+        wanted["mirror"] = Path(recipe.mirror.removeprefix("file://"))
+    for key, folder in wanted.items():
+        if wrong := unwritable(folder):
+            yield Finding(key, folder, wrong, "choose another folder", on_machine=True)
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path itself or its nearest parent that exists."""
+    path = path.absolute()
+    while not (path.exists() or path.is_symlink()) and path != path.parent:
+        path = path.parent
+    return path
+
+
+def unwritable(folder: Path) -> str:
+    """Why files cannot be written below the folder, which need not exist; "" if they can. Leaves nothing there."""
+    try:
+        there = nearest_folder(folder)
+        if not there.is_dir():
+            return f"{there} is a file or a broken link, not a folder"
+        with tempfile.TemporaryFile(dir=there):
+            return ""
+    except OSError as error:
+        return f"cannot be written ({error.strerror})"
+
+
+def disk_bytes(plan: PlannedRun) -> int:
+    """Most bytes of checkpoints and published weights at one time, of stages whose model is known.
+
+    A checkpoint has fp32 weights and two Adam moments, and an export of the weights (12 + 4 bytes a weight). With LoRA
+    the moments are the adapters' and do not count. One more than `keep_checkpoints` lies there while it is written.
+    PRMU's checkpoints go with the stage.
+    """
+    kept_bytes, written = 0, 0
+    try:
+        shape = policy_shape(plan.recipe)
+        for name, stage in plan.stages(TrainingStage):
+            own = prmu_shape(plan.recipe, name) if isinstance(stage, PrmuStage) else shape
+            if own is None:
+                continue
+            saves = -(-stage.steps // stage.save_every) if stage.save_every else int(not isinstance(stage, PrmuStage))
+            each = own.parameters * (12 if isinstance(stage, PrmuStage) else 16 if plan.recipe.lora is None else 8)
+            kept = min(stage.keep_checkpoints, saves)
+            kept_bytes += 4 * own.parameters + (0 if isinstance(stage, PrmuStage) else kept * each)
+            written = max(written, each * (min(kept + 1, saves) - (0 if isinstance(stage, PrmuStage) else kept)))
+    except TagprError:  # the model's own check names it
+        return 0
+    return kept_bytes + written
+
+
+def disk(plan: PlannedRun) -> Iterator[Finding]:
+    """Checkpoints and weights against the free space of `out`."""
+    needed = disk_bytes(plan)
+    try:
+        free = shutil.disk_usage(nearest_folder(plan.folder.root)).free
+    except OSError:
+        return  # `folders` says so
+    if needed > free:
+        yield Finding(
+            "out",
+            plan.folder.root,
+            f"checkpoints and weights take up to {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free",
+            "free some, choose another folder, or lower keep_checkpoints",
+            on_machine=True,
+        )
+
+
+def memory(plan: PlannedRun) -> Iterator[Finding]:
+    """A CPU run's scorers and caches against this machine's memory."""
+    recipe, serving = plan.recipe, plan.recipe.placement.prmu_serving
+    if recipe.platform.ray_address is not None or not any(stage.uses_prmu for _, stage in plan.stages(GrpoStage)):
+        return
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    caches = serving.scorers * serving.cache_mb * (1 << 20)
+    if recipe.placement.prmu == "cpu" and math.isfinite(caches) and caches > total:
+        yield Finding(
+            "placement.prmu_serving.cache_mb",
+            f"{serving.cache_mb:g}",
+            f"{serving.scorers} scorers may fill {caches / GIB:.0f} GiB, and this machine has {total / GIB:.0f}",
+            "lower it",
+            on_machine=True,
+        )
+    if recipe.platform.device == "cpu" and recipe.platform.vllm_memory_mb << 20 > total:
+        yield Finding(
+            "platform.vllm_memory_mb",
+            recipe.platform.vllm_memory_mb,
+            f"this machine has {total / GIB:.0f} GiB",
+            "lower it",
+            on_machine=True,
+        )

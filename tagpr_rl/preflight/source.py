@@ -1,0 +1,267 @@
+"""The recipe's data: schema, questions, rankings, and whether they make a whole step. Large files are sampled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tagpr_rl.config import ChainsStage, DataStage, EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage
+from tagpr_rl.data.lamp import outputs_path, questions_path, splits_present, stream_lamp
+from tagpr_rl.preflight.finding import Finding, PlannedRun
+from tagpr_rl.prompts.dataset import Dataset
+from tagpr_rl.prompts.prompt import prompt_phrases
+from tagpr_rl.prompts.rankings import rankings_path, read_rankings
+from tagpr_rl.prompts.rows import select
+from tagpr_rl.prompts.tokens import ChatTokenizer, WordTokens
+from tagpr_rl.reward.components import load_components
+from tagpr_rl.run.layout import stage_dir
+from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
+from tagpr_rl.types import LampRecord, TagprError
+
+WHOLE_BYTES = 150 << 20
+"""Question files of this size together are read as the run reads them; of larger ones the beginning is."""
+SAMPLE = 200
+"""Records of a larger file that are read."""
+WORLD_USERS, WORLD_QUESTIONS = 4000, 40
+"""A larger world is drawn at this size."""
+MOST_WORLD_QUESTIONS = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The recipe's questions, or the first of them."""
+
+    train: Sequence[LampRecord]
+    held_out: Sequence[LampRecord]
+    whole: bool
+    """All of them; otherwise counts mean nothing."""
+
+
+def schema_of(recipe: Recipe) -> TagSchema:
+    """The recipe's tag schema. TagprError if its file is missing or wrong."""
+    return load_schema(recipe.schema_file) if recipe.schema_file is not None else default_schema()
+
+
+def schema(plan: PlannedRun) -> Iterator[Finding]:
+    """The schema's file."""
+    try:
+        schema_of(plan.recipe)
+    except TagprError as error:
+        yield Finding("schema_file", None, str(error))
+
+
+def own_rewards(plan: PlannedRun) -> Iterator[Finding]:
+    """The user's own reward functions, which are imported."""
+    for name, stage in plan.stages(GrpoStage):
+        try:
+            load_components(stage.terms)
+        except TagprError as error:
+            yield Finding(f"stages.{name}.reward", None, str(error))
+
+
+def questions(plan: PlannedRun) -> Iterator[Finding]:
+    """The data itself, then whether each stage finds a whole step in it, then whether prompts can be built."""
+    recipe = plan.recipe
+    world = recipe.data.world
+    size = (world.train_users + world.held_out_users + world.time_users) * world.questions_per_user
+    if recipe.data.lamp_dir is None and size > MOST_WORLD_QUESTIONS:
+        yield Finding(
+            "data.world.questions_per_user",
+            world.questions_per_user,
+            f"the world would have {size:,} questions, which no memory holds",
+            "use fewer users or questions",
+        )
+        return
+    try:
+        found = read_questions(plan)
+    except TagprError as error:
+        key = "data.lamp_dir" if recipe.data.lamp_dir is not None else "data"
+        yield Finding(key, None, str(error), on_machine=recipe.data.lamp_dir is not None)
+        return
+    yield from _golds(recipe, found)
+    yield from _teacher(plan)
+    if found.whole:
+        yield from _whole_steps(plan, found)
+    yield from _prompts(plan, found)
+
+
+def read_questions(plan: PlannedRun) -> Questions:
+    """The questions as the data stage makes them, whole if that takes seconds. Raises TagprError as the stage does."""
+    recipe, data = plan.recipe, plan.recipe.data
+    name = next((name for name, stage in recipe.stages.items() if isinstance(stage, DataStage)), None)
+    folder = stage_dir(recipe, plan.folder, name).root if name is not None and name not in plan.todo else None
+    if folder is None and data.lamp_dir is None:
+        users = min(data.world.train_users, WORLD_USERS), min(data.world.questions_per_user, WORLD_QUESTIONS)
+        small = data.world.model_copy(
+            update={
+                "train_users": users[0],
+                "held_out_users": min(data.world.held_out_users, WORLD_USERS),
+                "time_users": min(data.world.time_users, WORLD_USERS),
+                "questions_per_user": users[1],
+            }
+        )
+        dataset = Dataset(
+            recipe.model_copy(update={"data": data.model_copy(update={"world": small})}), default_schema()
+        )
+        return Questions(dataset.train, dataset.held_out, small == data.world)
+    source = folder / "lamp" if folder is not None else data.lamp_dir
+    assert source is not None
+    if not source.is_dir():
+        raise TagprError(f"{source}: no such folder; give the folder that holds LaMP_1, LaMP_2, ...")
+    pairs = [(task, split) for task in data.tasks for split in splits_present(source, task)]
+    size = sum(questions_path(source, task, split).stat().st_size for task, split in pairs)
+    if size <= WHOLE_BYTES:
+        dataset = Dataset(recipe, default_schema(), folder)
+        return Questions(dataset.train, dataset.held_out, True)
+    missing = [task for task in data.tasks if task not in {task for task, _ in pairs}]
+    if missing:
+        raise TagprError(f"{source}: no questions of {', '.join(missing)}; download them, or leave the task out")
+    return _first_records(source, pairs)
+
+
+def _first_records(folder: Path, pairs: Sequence[tuple[str, str]]) -> Questions:
+    """The first records of each file. A gold without a question is not looked for: most questions are not read."""
+    sides: dict[str, list[LampRecord]] = {"train": [], "dev": [], "test": []}
+    for task, split in pairs:
+        outputs = outputs_path(folder, task, split)
+        stream = stream_lamp(
+            questions_path(folder, task, split), outputs if outputs.is_file() else None, split, task=task
+        )
+        sides[split] += islice(stream, SAMPLE)
+    return Questions(sides["train"] or sides["dev"], sides["dev"] or sides["train"], False)
+
+
+def _golds(recipe: Recipe, found: Questions) -> Iterator[Finding]:
+    """Tasks whose questions have no answers to train on or to compare with."""
+    for side, records in (("training", found.train), ("held-out", found.held_out)):
+        without = Counter(record.task for record in records if record.gold is None)
+        for task, count in without.items():
+            yield Finding(
+                "data.lamp_dir",
+                recipe.data.lamp_dir,
+                f"{count} {side} questions of {task} have no gold",
+                f"put the task's *_outputs.json beside its questions, or leave {task} out of data.tasks",
+                on_machine=True,
+            )
+
+
+def _teacher(plan: PlannedRun) -> Iterator[Finding]:
+    """The rule-based teacher of the embedded world cannot read other questions."""
+    for name, stage in plan.stages(ChainsStage):
+        kind = stage.teacher if isinstance(stage.teacher, str) else stage.teacher.kind
+        if kind == "scripted" and plan.recipe.data.lamp_dir is not None:
+            yield Finding(
+                f"stages.{name}.teacher",
+                "scripted",
+                "it knows the rules of the embedded world, not LaMP's questions",
+                "use heuristic, or a language model",
+                on_machine=False,
+            )
+
+
+def _whole_steps(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
+    """Stages whose questions do not fill a step."""
+    train, recipe = len(found.train), plan.recipe
+    for name, grpo in plan.stages(GrpoStage):
+        left, why = train, f"there are {train} training questions"
+        if grpo.filter is not None:
+            rows = [{"extra_info": {"task": r.task, "profile_texts": r.profile}} for r in found.train]
+            counts: dict[str, int] = {"all": train}
+            left = len(select(rows, range(train), grpo.filter, counts))
+            why = f"its filter leaves {left} questions ({', '.join(f'{key} {n}' for key, n in counts.items())})"
+        if left < grpo.prompts_per_step and grpo.rollouts_from is None:
+            yield Finding(
+                f"stages.{name}.prompts_per_step", grpo.prompts_per_step, why, "lower it, or widen the filter"
+            )
+    most = {name: train * (stage.samples + 1) for name, stage in _all(recipe, ChainsStage)}
+    for name, sft in plan.stages(SftStage):
+        examples = train if sft.dataset == "direct" else max(most.values(), default=train)
+        if examples < sft.batch_size:
+            yield Finding(
+                f"stages.{name}.batch_size",
+                sft.batch_size,
+                f"there are at most {examples} training examples",
+                "lower it",
+            )
+    for name, prmu in plan.stages(PrmuStage):
+        pairs = min((stage.max_pairs for _, stage in _all(recipe, ChainsStage)), default=prmu.batch_size)
+        if pairs < prmu.batch_size:
+            yield Finding(
+                f"stages.{name}.batch_size",
+                prmu.batch_size,
+                f"the chains stage makes at most {pairs} pairs (max_pairs)",
+                "lower it, or raise max_pairs",
+            )
+    tasks = {record.task for record in found.held_out}
+    for name, evaluate in plan.stages(EvaluateStage):
+        if evaluate.questions is not None and evaluate.questions < len(tasks):
+            yield Finding(
+                f"stages.{name}.questions",
+                evaluate.questions,
+                f"fewer than the {len(tasks)} tasks: some are not evaluated",
+                "raise it",
+                True,
+            )
+
+
+def _all(recipe: Recipe, kind: type[Any]) -> list[tuple[str, Any]]:
+    return [(name, stage) for name, stage in recipe.stages.items() if isinstance(stage, kind)]
+
+
+def _prompts(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
+    """Whether a prompt of each task fits its limit, with the rankings and the tokenizer that the run will use."""
+    recipe = plan.recipe
+    try:
+        own = schema_of(recipe)
+    except TagprError:
+        return  # its own check names it
+    if recipe.data.retrieval.encoder is not None:  # computing embeddings takes minutes: the order does not matter here
+        block = recipe.data.retrieval.model_copy(update={"method": "none", "encoder": None})
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"retrieval": block})})
+    folder = recipe.model.path
+    word = folder is None or not (folder / "tokenizer_config.json").is_file()
+    try:
+        tokens = WordTokens(prompt_phrases(own)) if folder is None or word else ChatTokenizer(folder)
+    except Exception:  # noqa: BLE001 - a tokenizer raises anything; the model's own check says what is wrong with the tokenizer
+        return
+    records = [record for side in (found.train, found.held_out) for record in _first_of_tasks(side)]
+    try:
+        make = Dataset(recipe, own).prompt_maker("reasoning", tokens)
+        for record in records:
+            make(record)
+    except TagprError as error:
+        yield Finding("data.prompt.max_tokens" if "limit" in str(error) else "data.retrieval", None, str(error))
+    except Exception as error:  # noqa: BLE001 - a chat template raises anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        yield Finding(
+            "model.path", folder, f"its tokenizer fails on a prompt: {reason}", "use a model with a chat template"
+        )
+
+
+def _first_of_tasks(records: Sequence[LampRecord], each: int = 20) -> list[LampRecord]:
+    counts: Counter[str] = Counter()
+    chosen = []
+    for record in records:
+        counts[record.task] += 1
+        if counts[record.task] <= each:
+            chosen.append(record)
+    return chosen
+
+
+def rankings(plan: PlannedRun) -> Iterator[Finding]:
+    """The files of official rankings."""
+    block, tasks = plan.recipe.data.retrieval, plan.recipe.data.tasks
+    if block.path is None:
+        return
+    files = [rankings_path(block.path, task) for task in tasks] if block.path.is_dir() else [block.path]
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    if size > WHOLE_BYTES:
+        return
+    try:
+        read_rankings(block.path, tasks)
+    except TagprError as error:
+        yield Finding("data.retrieval.path", None, str(error), on_machine=True)
