@@ -145,7 +145,7 @@ def folders(plan: PlannedRun) -> Iterator[Finding]:
         wanted["mirror"] = Path(recipe.mirror.removeprefix("file://"))
     for key, folder in wanted.items():
         if wrong := unwritable(folder):
-            yield Finding(key, folder, wrong, "choose another folder", on_machine=True)
+            yield Finding(key, folder, wrong, f"choose another folder with {key}=<folder>", on_machine=True)
 
 
 def nearest_folder(path: Path) -> Path:

@@ -42,11 +42,11 @@ def go(*arguments: str) -> int:
 
 
 def test_run_hands_recipe_folder_and_until_on(tmp_path: Path, pipeline: list[dict[str, Any]]) -> None:
-    assert go("run", str(DEMO), "name=a", "--until", "sft", f"out={tmp_path}", "data.limit=3") == 0
+    assert go("run", str(DEMO), "name=a", "--until", "sft", f"out={tmp_path}", "data.limit=30") == 0
     (call,) = pipeline
     assert call["run"].root == tmp_path / "a"
     assert call["until"] == "sft"
-    assert call["recipe"].data.limit == 3
+    assert call["recipe"].data.limit == 30
 
 
 def test_an_unknown_until_is_refused(tmp_path: Path, pipeline: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
