@@ -61,6 +61,13 @@ _FIGURES: Mapping[str, str] = {
     **PAIR_KINDS,
 }
 """Rows of the table of a PRMU's accuracies, by the key of prmu.json."""
+_OTHERS: Mapping[str, str] = {
+    "score_mean": "mean raw score",
+    "score_std": "standard deviation of the raw scores",
+    "train_seconds": "seconds of training",
+    "train/pairs": "pairs trained on",
+    "train/dropped": "pairs left out",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +95,13 @@ def prmu_view(facts: Facts | None) -> PrmuView | None:
     inside = [key.split("/", 1)[1] for key in facts if key.split("/")[0] in _SETS and "/" in key]
     keys = [*(key for key in _FIGURES if key in inside), *(k for k in dict.fromkeys(inside) if k not in _FIGURES)]
     rows = [
-        (_FIGURES.get(key, words(key)), value("seen", key), value("unseen", key))
+        (_FIGURES.get(key, f"all pairs of {words(key)}"), value("seen", key), value("unseen", key))
         for key in keys
         if key not in ("pairs", "users")
     ]
     counts = tuple((f"{int(value(group, 'pairs') or 0):,}", f"{int(value(group, 'users') or 0):,}") for group in _SETS)
     plain = {key: item for key, item in facts.items() if key.split("/")[0] not in _SETS}
-    rest = [(words(key), short(item)) for key, item in plain.items() if isinstance(item, int | float)]
+    rest = [(_OTHERS.get(key, words(key)), short(item)) for key, item in plain.items() if isinstance(item, int | float)]
     return PrmuView(counts, value("unseen", "accuracy"), rows, rest)
 
 

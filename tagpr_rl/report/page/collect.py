@@ -7,7 +7,7 @@ from typing import Any
 
 from tagpr_rl.config import EvaluateStage, GrpoStage, Recipe, answers_directly
 from tagpr_rl.eval.metrics import task_mean
-from tagpr_rl.report.page.headline import difference, gains, roles
+from tagpr_rl.report.page.headline import difference, gains, rank, roles
 from tagpr_rl.report.page.names import STAGE_KINDS
 from tagpr_rl.report.page.read import Row, finite, number, read_object, read_rows
 from tagpr_rl.report.page.samples import choose_samples
@@ -136,7 +136,7 @@ def _evaluation(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             if rows:
                 responses[model] = rows
     who = roles(recipe, merged["models"])
-    merged["headline"] = {**who, "gains": gains(who, raw)}
+    merged["headline"] = {**who, "rank": rank(recipe, who["final"]), "gains": gains(who, raw)}
     listed = {(entry["a"], entry["b"]) for entry in merged["comparisons"]}
     new = [gain for gain in merged["headline"]["gains"] if (gain["a"], gain["b"]) not in listed]
     merged["comparisons"] += [

@@ -32,6 +32,14 @@ def roles(recipe: Recipe, models: Iterable[str]) -> dict[str, str | None]:
     return {"final": final, "start": start, "base": base}
 
 
+def rank(recipe: Recipe, final: str | None) -> str:
+    """What the headline calls the model: final only if the recipe trains none from it."""
+    after = any(
+        getattr(stage, "init", None) == final and isinstance(stage, GrpoStage) for stage in recipe.stages.values()
+    )
+    return "the last model evaluated so far" if after else "the final model"
+
+
 def difference(a: Row, b: Row) -> dict[str, Any] | None:
     """b - a on the questions that both answered, with the interval over users; `a`, `b`: EvalResult.as_dict.
 
@@ -71,7 +79,7 @@ def headline_cards(report: Row) -> list[dict[str, Any]]:
     if own is None or own["mean"] is None:
         return []
     n, users = (f"{own[key]:,}" if own[key] is not None else "all" for key in ("n", "n_users"))
-    label = f"{who['final']}, the final model: mean task score on {n} questions of {users} held-out users"
+    label = f"{who['final']}, {report['headline']['rank']}: mean task score on {n} questions of {users} held-out users"
     cards = [{"value": f"{own['mean']:.3f}", "low": own["low"], "high": own["high"], "label": label, "verdict": ""}]
     added = {"rl": "what reinforcement learning added to {a}", "all": "what all training added to {a}"}
     for gain in who["gains"]:
@@ -113,7 +121,7 @@ def definitions(report: Row, recipe: Recipe) -> list[tuple[str, str]]:
     """(name, meaning) of all models, controls, baselines and ceilings that the page shows, then of its terms."""
     final = report["headline"]["final"]
     rows = [
-        (name, model_meaning(recipe, name) + ("; the final model" if name == final else ""))
+        (name, model_meaning(recipe, name) + (f"; {report['headline']['rank']}" if name == final else ""))
         for name in dict.fromkeys([*recipe.stages, *report["models"]])
         if name in report["models"] or isinstance(recipe.stages[name], SftStage | GrpoStage)
     ]

@@ -187,7 +187,8 @@ def test_the_share_that_was_cut_off_is_a_column(run: RunDir) -> None:
 def test_the_reward_model_is_told_in_words() -> None:
     view = prmu_view(PRMU)
     assert view is not None and view.accuracy == 0.9 and view.counts == (("0", "0"), ("40", "7"))
-    assert view.rows == [("all pairs", None, 0.9), ("LaMP-2", None, 0.75)] and view.rest == [("score std", "2.5")]
+    assert view.rows == [("all pairs", None, 0.9), ("all pairs of LaMP-2", None, 0.75)]
+    assert view.rest == [("standard deviation of the raw scores", "2.5")]
     assert set(KINDS) <= set(PAIR_KINDS)
     assert prmu_view(None) is None
     assert words("unseen/user_macro") == "unseen: user macro" and words("train/LaMP_2N") == "train: LaMP-2N"

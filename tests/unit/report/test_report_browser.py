@@ -215,3 +215,52 @@ def test_the_benchmark_opens_what_it_made(launch: Any, root: Path, tmp_path: Pat
     # 2 stages of 25 steps with a group of 8; 25 questions answered by 4 models.
     assert figures["viewer"] == "500 responses in 75 groups match."
     assert figures["console_errors"] == [] and figures["width_at_375"] == 375 and figures["open_s"] > 0
+
+
+SMALL_TEXT = """[...document.querySelectorAll('svg[viewBox] text')].map(text => {
+  const svg = text.ownerSVGElement, box = svg.getBoundingClientRect();
+  return box.width ? parseFloat(getComputedStyle(text).fontSize) * box.width / svg.viewBox.baseVal.width : 99;
+})"""
+CONTRAST = """[...document.querySelectorAll('.v-detail del, .v-detail ins')].map(node => {
+  const light = colour => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+      .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const style = getComputedStyle(node);
+  const [low, high] = [light(style.color), light(style.backgroundColor)].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+})"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_keeps_the_mean_and_readable_text(chromium: Any, browser: Any, run: RunDir, dark: bool) -> None:
+    phone = chromium.open_tab(browser, build_report(run, make_recipe()), width=390, height=800, dark=dark).page
+    phone.evaluate("document.querySelectorAll('details').forEach(node => { node.open = true; })")
+    means = phone.evaluate(
+        "[...document.querySelectorAll('#scores td:nth-child(2)')].map(e => e.getBoundingClientRect().right)"
+    )
+    assert means and max(means) <= 390
+    rows = phone.evaluate("[...document.querySelectorAll('#stages tr')].map(e => e.getBoundingClientRect().height)")
+    assert max(rows) < 100
+    assert min(phone.evaluate(SMALL_TEXT)) >= 10
+    phone.wait_for_timeout(150)  # the difference is drawn when its element has opened
+    assert min(phone.evaluate(CONTRAST)) >= 4.5
+    phone.close()
+
+
+def test_nothing_is_cut_off_on_a_desktop(page: Any) -> None:
+    page.evaluate("document.querySelectorAll('details').forEach(node => { node.open = true; })")
+    wide = page.evaluate(
+        "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
+    )
+    assert wide == []
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+
+
+def test_the_widest_group_is_open(page: Any) -> None:
+    spread = page.evaluate("document.querySelector('.v-list li[aria-selected=true]').innerText")
+    assert "total 0.10 to 1.30" in spread
+    assert text(page, ".v-profile li") == [HOSTILE.split("\u2028")[0].strip()]
