@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tagpr_rl.config import EvaluateStage, PrmuStage, Recipe, answers_directly
+from tagpr_rl.report.page.names import words
 from tagpr_rl.types import StageManifest
 
 _USERS = {
@@ -106,7 +107,7 @@ def _stage_row(recipe: Recipe, name: str, manifest: StageManifest | None) -> str
     steps = getattr(stage, "steps", "")
     if manifest is None:
         return f"| {name} | {stage.kind} | {steps} | - | not finished |"
-    figures = ", ".join(f"{key} {value:.4g}" for key, value in list(manifest.metrics.items())[:4])
+    figures = ", ".join(f"{words(key)} {value:.4g}" for key, value in list(manifest.metrics.items())[:4])
     steps = (manifest.details.get("stopped") or {}).get("step", steps)
     return f"| {name} | {stage.kind} | {steps} | `{manifest.config_sha256[:16]}` | {figures} |"
 
