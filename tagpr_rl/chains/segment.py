@@ -6,11 +6,17 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from tagpr_rl.tags.thoughts import split_thought
+from tagpr_rl.chains.client.leftovers import bare, thought_and_rest, turn_end, visible
 
 MIN_STEPS, MAX_STEPS = 3, 15
 
 _ANSWER = re.compile(r"^[ \t>*#]*(?:final[ \t]+)?answer[ \t*]*:[ \t*]*", re.IGNORECASE | re.MULTILINE)
+_NEXT_TURN = re.compile(
+    r"^[ \t]*(?:\#{2,}[ \t]*)?(?:(?:user|human|system|assistant|instruction)[ \t]*:|(?:user|human|assistant)[ \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+"""A line after the answer at which a model goes on with another's turn."""
+_LAST_FENCE = re.compile(r"(?<=\S)\s*\n[ \t]*(?:`{3,}|~{3,})\s*\Z")
 _LINE = re.compile(r"[^\n]*\n|[^\n]+\Z")
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
 _SENTENCE = re.compile(
@@ -30,26 +36,30 @@ _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|vs|cf|al|Mr|Mrs|Ms|Dr|No|Fig)\.\Z")
 def split_answer(text: str) -> tuple[str, str] | None:
     """(thought, answer) of a teacher's text, neither of them blank; None if the text has another form.
 
-    The answer follows the last `Answer:` that begins a line; without one it follows a native `</think>`. A native
-    thought that is still open at the end has no answer. The thought is the text before `Answer:`. If there is a
-    native `<think>` block and the text after it has fewer than MIN_STEPS lines before `Answer:`, the block is the
-    thought. Emphasis marks around the answer are dropped.
+    The answer follows the last `Answer:` that begins a line; without one it follows a native `</think>`. The thought
+    is the text before `Answer:`. If there is a native `<think>` block and the text after it has fewer than MIN_STEPS
+    lines before `Answer:`, the block is the thought. Emphasis marks around the answer are dropped, and what a server
+    or a template left around the text (leftovers.py). A thought that never ends has no answer.
     """
-    parts = split_thought(text)
+    parts = thought_and_rest(text)
     if parts is None:  # the thought was cut: an "Answer:" in it is no answer
         return None
-    head, body = parts
-    closed = len(body) < len(text)
+    native, body = parts
+    first = _ANSWER.search(body)
+    body = body[: turn_end(body, first.end() if first else 0)] if first or native else body
     marks = list(_ANSWER.finditer(body))
     if marks:
         before, answer = body[: marks[-1].start()], body[marks[-1].end() :]
-    elif closed:
+    elif native:
         before, answer = "", body
     else:
         return None
-    native = closed and sum(bool(line.strip()) for line in before.split("\n")) < MIN_STEPS
-    thought = (head if native else before).replace("<think>", "").strip()
-    answer = answer.strip().strip("*").strip()
+    if marks and _NEXT_TURN.search(body, marks[0].end(), marks[-1].start()):
+        return None  # the answer to another question may stand last
+    answer = _NEXT_TURN.split(answer, maxsplit=1)[0]
+    few = sum(bool(line.strip()) for line in before.split("\n")) < MIN_STEPS
+    thought = native if native and few else visible(before)
+    answer = visible(visible(bare(_LAST_FENCE.sub("", bare(answer)))).strip("*"))
     return (thought, answer) if thought and answer else None
 
 

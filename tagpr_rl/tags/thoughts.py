@@ -22,6 +22,7 @@ _MARKERS = re.compile(
 )
 _CHANNEL = re.compile(r"<\|channel\|>\s*+(\w++)[^<]*+<\|message\|>")
 _HARMONY_END = re.compile(r"<\|(?:end|return|start|call)\|>")
+_HARMONY_MARKS = re.compile(rf"<\|start\|>assistant|{_HARMONY_END.pattern}|{_CHANNEL.pattern}")
 _BARE_ANALYSIS = re.compile(r"\s*(?:assistant)?analysis(?=[A-Z\"'(\[*0-9])")
 """The Harmony format without its special tokens: the channel's name and the text stand together."""
 _BARE_FINAL = "assistantfinal"
@@ -51,6 +52,12 @@ def split_thought(text: str, *, prefilled: bool = False) -> tuple[str, str] | No
             del opened[opened.index(name) :]  # what was opened inside it ends with it
         start, end = match.span()
     return None if opened else (text[:start], text[end:])
+
+
+def without_markers(thought: str) -> str:
+    """A thought of `split_thought` without the markers around and inside it."""
+    thought = _BARE_ANALYSIS.sub("", thought, count=1) if _BARE_ANALYSIS.match(thought) else thought
+    return _MARKERS.sub("", _HARMONY_MARKS.sub("", thought))
 
 
 def _name(match: re.Match[str]) -> str:

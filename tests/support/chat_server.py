@@ -57,6 +57,7 @@ class Server:
         self.in_flight = self.most_in_flight = 0
         self.bodies: list[Any] = []
         self.times: list[float] = []
+        self.orders: list[str] = []
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, kept alive."""
@@ -80,7 +81,7 @@ class Server:
         return {
             "begun": self.begun, "sent": self.sent, "usage": self.usage, "charges": self.charges,
             "most_in_flight": self.most_in_flight, "in_flight": self.in_flight,
-            "bodies": self.bodies[-5:], "times": self.times,
+            "bodies": self.bodies[-5:], "times": self.times, "orders": self.orders,
         }  # fmt: skip
 
     def reply(self, writer: asyncio.StreamWriter, status: int, value: Any, *headers: str, cut: int = 0) -> None:
@@ -112,7 +113,8 @@ class Server:
         await asyncio.sleep(args.slow_s if kind == "slow" else args.latency_s)
         self.in_flight -= 1
         # Idempotency keys as the IETF's draft has them: the same request with the same key is charged once.
-        token = re.search(r"(?i)idempotency-key: *(\w+)", head)
+        token = re.search(r"(?i)idempotency-key: *([\w-]+)", head)
+        self.orders.append(token[1] if token else "")
         if kind in PAID and (token is None or token[1] not in self.paid):
             self.charges += 1
             self.paid.add(token[1] if token else "")
@@ -124,8 +126,8 @@ class Server:
         usage = [len(prompt.split()), len(content.split())]
         value = {
             "id": "x", "object": "chat.completion", "created": 1, "model": "m",
-            "choices": [{"index": 0, "finish_reason": "length" if kind == "length" else "stop",
-                         "message": {"role": "assistant", "content": content}}],
+            "choices": [{"index": 0, "finish_reason": "length" if kind == "length" else self.args.finish,
+                         "message": json.loads(self.args.message) or {"role": "assistant", "content": content}}],
             "usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)},
         }  # fmt: skip
         if kind in PAID:
@@ -189,5 +191,7 @@ if __name__ == "__main__":
     parser.add_argument("--retry-after", default="0.05")
     parser.add_argument("--always", default="")
     parser.add_argument("--key", default="")
+    parser.add_argument("--finish", default="stop")
+    parser.add_argument("--message", default="null")
     parser.add_argument("--model", default="")
     asyncio.run(_main(parser.parse_args()))

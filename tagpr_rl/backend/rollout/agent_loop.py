@@ -103,7 +103,21 @@ class TagprAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):
         self.agent_loop_workers_class = ray.remote(TagprAgentLoopWorker)
 
 
-class OneServerClient(LLMServerClient):
+class WholeResponseClient(LLMServerClient):
+    """A client that lets no response pass which the engine ended before its end: it would be rewarded as it is."""
+
+    async def generate(self, request_id: str, **kwargs: Any) -> Any:
+        """verl's TokenOutput of one prompt. RuntimeError if the engine ended it (abort, error)."""
+        output = await super().generate(request_id, **kwargs)
+        if output.stop_reason != "completed":  # verl's word for vLLM's stop and length
+            raise RuntimeError(
+                f"the engine ended a response for the reason {output.stop_reason!r}; it is not whole, and the step "
+                "cannot be taken: go on from the last checkpoint with `tagpr resume`"
+            )
+        return output
+
+
+class OneServerClient(WholeResponseClient):
     """A client for runs with one rollout server: it asks the load balancer once, not for every response."""
 
     _server: tuple[str, Any] | None = None

@@ -50,6 +50,11 @@ class Generator:
         outputs = self.llm.generate(
             [TokensPrompt(prompt_token_ids=ids) for ids in prompts], SamplingParams(**sampling), use_tqdm=False
         )
+        stops = {str(output.outputs[0].finish_reason) for output in outputs} - {"stop", "length"}
+        if stops:
+            raise RuntimeError(
+                f"the engine ended responses for the reason {', '.join(sorted(stops))}; they are not whole"
+            )
         return [(output.outputs[0].text, output.outputs[0].finish_reason == "length") for output in outputs]
 
     def answer(self, prompts: list[list[int]], samplings: list[dict[str, Any]]) -> list[tuple[str, int, str]]:

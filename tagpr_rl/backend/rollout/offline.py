@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tagpr_rl.backend.rollout import generate
 from tagpr_rl.chains.client.answers import AnswerCache, Questions
+from tagpr_rl.chains.client.body import UnfinishedError, judge
 from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.client.spend import Ledger, Spend
 from tagpr_rl.chains.client.usage import ReplyProgress
@@ -138,11 +139,11 @@ class OfflineGenerator:
 def _reply(text: str, prompt: int, completion: int, reason: str) -> Reply:
     if reason.startswith("refused"):
         return Reply("", ReplyStatus.REFUSED, detail=reason.removeprefix("refused: "))
-    if reason == "length":
-        return Reply(text, ReplyStatus.LENGTH, prompt, completion, detail="stopped by max_tokens")
-    if not text.strip():
-        return Reply(text, ReplyStatus.EMPTY, prompt, completion, detail="the answer has no text")
-    return Reply(text, ReplyStatus.OK, prompt, completion)
+    try:
+        status, detail = judge(text, reason)
+    except UnfinishedError as error:
+        status, detail = ReplyStatus.FAILED, str(error)
+    return Reply(text, status, prompt, completion, detail=detail)
 
 
 def fingerprint(folder: Path) -> dict[str, str]:

@@ -13,6 +13,14 @@ from tagpr_rl.backend.tracking.settings import TrackingSettings
 from tagpr_rl.run import metrics
 from tagpr_rl.run.trackers import GLOBAL_STEP, StepGate, without_secrets
 
+SHELL_DECIDES = frozenset(
+    {
+        *("API_KEY", "BASE_URL", "APP_URL", "ENTITY", "ORGANIZATION", "USERNAME", "USER_EMAIL", "IDENTITY_TOKEN_FILE"),
+        *("CREDENTIALS_FILE", "HTTP_TIMEOUT", "INSECURE_DISABLE_SSL", "HTTPS_PROXY", "HTTP_PROXY", "CACHE_DIR"),
+        *("CONFIG_DIR", "DATA_DIR", "ERROR_REPORTING", "DEBUG", "CORE_DEBUG", "TAGS", "NOTES", "IGNORE_GLOBS"),
+    }
+)
+"""WANDB_... variables of the shell that W&B may read: the account, the network, folders outside the run, remarks."""
 START_TIMEOUT_S = 30.0
 """W&B's own is 90 s, and an outage would cost that in each stage."""
 FINISH_TIMEOUT_S = 60.0
@@ -74,6 +82,7 @@ class WandbSink:
 
 def start(settings: TrackingSettings, config: dict[str, Any], warn: Callable[[str], None]) -> Any:
     """Join the run of this id, or make it. Where an online start fails, the run is recorded offline, with a warning."""
+    wanted = drop_variables(warn)
     import wandb
 
     os.makedirs(settings.wandb_dir, exist_ok=True)
@@ -94,10 +103,14 @@ def start(settings: TrackingSettings, config: dict[str, Any], warn: Callable[[st
             ),
         )  # fmt: skip
 
+    mode = settings.wandb_mode
+    if mode == "online" and wanted.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        mode = "offline"  # what the shell keeps back must not leave the machine
+        warn("the recipe's log.wandb is online, but WANDB_MODE of the shell is not: this part is recorded offline")
     try:
-        run = init(settings.wandb_mode)
+        run = init(mode)
     except Exception as error:
-        if settings.wandb_mode != "online":
+        if mode != "online":
             raise
         warn(
             f"W&B did not start online; this part of run {settings.run_id} is recorded offline. Upload it later with "
@@ -105,11 +118,37 @@ def start(settings: TrackingSettings, config: dict[str, Any], warn: Callable[[st
         )
         wandb.teardown()
         run = init("offline")
+    if run.id != settings.run_id or run.settings.project != settings.project:
+        warn(
+            f"W&B recorded this part as run {run.id} of project {run.settings.project}, not as run {settings.run_id} "
+            f"of {settings.project}, which tracking.json names: it stands apart from the run's other parts"
+        )
     recipe = Path(settings.wandb_dir) / "resolved.json"
     if recipe.is_file():
         config = {**config, "recipe": json.loads(recipe.read_text(encoding="utf-8"))}
     run.config.update(without_secrets(config), allow_val_change=True)
     return run
+
+
+def drop_variables(warn: Callable[[str], None]) -> dict[str, str]:
+    """Take the shell's WANDB_ variables that would win over the recipe out of this process, with one warning; they are
+    returned.
+
+    `wandb agent`, a notebook or another training script sets WANDB_SWEEP_ID, WANDB_RUN_ID, WANDB_MODE and the like; a
+    sweep's id makes `wandb.init` ignore the run's own id.
+    """
+    prefix = "WANDB_"
+    names = sorted(
+        name
+        for name in os.environ
+        if name.startswith(prefix) and not name.startswith((f"{prefix}X_", f"{prefix}_"))
+        and name.removeprefix(prefix) not in SHELL_DECIDES
+    )  # fmt: skip
+    if names:
+        warn(
+            f"not used, since the recipe's `log` decides about W&B's run (unset them): {', '.join(names)} of the shell"
+        )
+    return {name: os.environ.pop(name) for name in names}
 
 
 def main() -> None:

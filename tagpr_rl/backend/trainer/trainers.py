@@ -11,7 +11,7 @@ from verl.trainer.ppo.v1.replay_buffer import FILTER_GROUPS_REWARD_METRIC, Repla
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from tagpr_rl.backend.rollout.agent_loop import OneServerClient
+from tagpr_rl.backend.rollout.agent_loop import OneServerClient, WholeResponseClient
 from tagpr_rl.backend.trainer.hooks.checkpoint import CheckpointHooks
 from tagpr_rl.backend.trainer.hooks.rewards import RewardHooks
 from tagpr_rl.backend.trainer.hooks.stop import StopHooks
@@ -27,9 +27,9 @@ class TagprTrainer(StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSync):
     """verl's synchronous trainer with all hooks."""
 
     def get_llm_client(self) -> Any:
-        """verl's client; with one rollout server, one that does not ask the load balancer every time."""
+        """A client for whole responses; with one rollout server, one that does not ask the load balancer every time."""
         one = len(self.llm_server_manager.get_replicas()) == 1
-        return self.llm_server_manager.get_client(OneServerClient if one else None)
+        return self.llm_server_manager.get_client(OneServerClient if one else WholeResponseClient)
 
 
 class TagprSeparateTrainer(StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSeparateAsync):

@@ -1,5 +1,8 @@
 """A cache of paid answers in a SQLite file. An answer is committed before it is used, so that a kill loses none.
 
+Only OK replies are answers. One that is cut, empty or filtered is asked again by the next call, because a server may
+have been mended meanwhile; what it cost stays counted.
+
 The key of an answer is the model's name and the whole request, not the endpoint's address. Write-ahead logging lets
 several processes share the file; each commit is one short transaction. A commit survives `kill -9`. After a power cut
 the last commits may be missing (synchronous=NORMAL), but the file is intact.
@@ -18,15 +21,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tagpr_rl.chains.client.body import judge
 from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.client.spend import Spend
 from tagpr_rl.types import TagprError
 
 APPLICATION_ID = 0x54616750  # "TagP": marks the file as an answer cache
 VERSION = 1
-RECORDED = frozenset({ReplyStatus.OK, ReplyStatus.LENGTH, ReplyStatus.EMPTY, ReplyStatus.REFUSED})
-"""The statuses that are stored: a model answered. A reply REFUSED by a content filter was charged for, so the client
-stores it. A request that was rejected with HTTP 4xx cost nothing; the client does not store it."""
 LOCK_SECONDS = 60.0
 _AT_ONCE = 900  # below SQLite's oldest limit of 999 variables in one statement
 
@@ -131,19 +132,23 @@ class AnswerCache:
             raise TagprError(f"answer cache {self.path}: {error.strerror or error}; name a writable folder") from None
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, Reply]:
-        """Key -> stored reply, with `cached` set, for the keys that have one."""
+        """Key -> stored reply, with `cached` set, for the keys that have one of use."""
+        with self._named():
+            return self._read(keys)
+
+    def _read(self, keys: Sequence[bytes]) -> dict[bytes, Reply]:
         replies: dict[bytes, Reply] = {}
         columns = "key, text, status, detail, prompt_tokens, completion_tokens, crc"
-        with self._named():
-            for start in range(0, len(keys), _AT_ONCE):
-                part = keys[start : start + _AT_ONCE]
-                placeholders = ",".join("?" * len(part))
-                for key, text, status, detail, prompt, completion, crc in self._db.execute(
-                    f"SELECT {columns} FROM answers WHERE key IN ({placeholders})", part
-                ):
-                    if crc != _crc(text, status, prompt, completion):
-                        raise sqlite3.DatabaseError(f"the answer {key.hex()} differs from its checksum")
-                    replies[key] = Reply(text, ReplyStatus(status), prompt, completion, cached=True, detail=detail)
+        for start in range(0, len(keys), _AT_ONCE):
+            part = keys[start : start + _AT_ONCE]
+            placeholders = ",".join("?" * len(part))
+            for key, text, status, detail, prompt, completion, crc in self._db.execute(
+                f"SELECT {columns} FROM answers WHERE key IN ({placeholders})", part
+            ):
+                if crc != _crc(text, status, prompt, completion):
+                    raise sqlite3.DatabaseError(f"the answer {key.hex()} differs from its checksum")
+                if status == ReplyStatus.OK and judge(text, "stop")[0] is ReplyStatus.OK:
+                    replies[key] = Reply(text, ReplyStatus.OK, prompt, completion, cached=True, detail=detail)
         return replies
 
     def put(
@@ -151,18 +156,20 @@ class AnswerCache:
     ) -> None:
         """Commit answers and what they cost in one transaction.
 
-        An answer that is already stored does not change. Replies whose status is not in RECORDED are not stored.
-        `account`: the name under which `spend` is added up.
+        An answer that is already stored does not change, unless it is of no use (files of earlier releases hold such
+        replies). Replies that are not OK are not stored. `account`: the name under which `spend` is added up.
         """
-        rows = [
-            (key, model, r.text, r.status.value, r.detail, r.prompt_tokens, r.completion_tokens,
-             _crc(r.text, r.status.value, r.prompt_tokens, r.completion_tokens))
-            for key, r in answers if r.status in RECORDED
-        ]  # fmt: skip
+        rows = {
+            key: (key, model, r.text, r.status.value, r.detail, r.prompt_tokens, r.completion_tokens,
+                  _crc(r.text, r.status.value, r.prompt_tokens, r.completion_tokens))
+            for key, r in answers if r.status is ReplyStatus.OK
+        }  # fmt: skip
         with self._named():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+                known = self._read(list(rows))
+                fresh = [row for key, row in rows.items() if key not in known]
+                self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?)", fresh)
                 if spend is not None:
                     self._db.execute(
                         "INSERT INTO spent VALUES (?, ?, ?, ?, ?) ON CONFLICT (purse) DO UPDATE SET "
@@ -212,7 +219,7 @@ class Questions:
         paid: set[bytes] = set()
         for key in self._keys:
             reply = self._known.get(key) or answers[key]
-            if key in paid and reply.status in RECORDED and not reply.cached:
+            if key in paid and reply.status not in (ReplyStatus.FAILED, ReplyStatus.BUDGET) and not reply.cached:
                 reply = Reply(
                     reply.text, reply.status, reply.prompt_tokens, reply.completion_tokens, True, reply.detail
                 )

@@ -18,7 +18,8 @@ import httpx2
 from aiohttp import ClientConnectorError, ConnectionTimeoutError
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, OpenAIError, RequestOptions
 
-from tagpr_rl.chains.client.chat import BadBodyError, Reply, ReplyStatus, error_message, read_body
+from tagpr_rl.chains.client.body import BadBodyError, UnfinishedError, error_message, read_body
+from tagpr_rl.chains.client.chat import Reply, ReplyStatus
 from tagpr_rl.config.endpoints import EndpointBlock, RetryBlock
 from tagpr_rl.types import TagprError
 
@@ -92,6 +93,8 @@ class Fault:
     """Seconds that the endpoint asks to wait (Retry-After)."""
     connected: bool = True
     """Whether a connection was made."""
+    unfinished: bool = False
+    """Whether a whole body came whose text is not: another attempt is another order for the provider."""
 
 
 @dataclass(slots=True)
@@ -108,10 +111,10 @@ class Endpoint:
         """`text` without the key: some endpoints repeat it in their messages."""
         return text.replace(self.key, "***") if len(self.key) > 3 else text
 
-    async def send(self, key: bytes, body: Mapping[str, Any]) -> tuple[Reply, bool] | Reply | Fault:
+    async def send(self, order: str, body: Mapping[str, Any]) -> tuple[Reply, bool] | Reply | Fault:
         """One attempt: (answer, whether its token counts are known), a rejection that costs nothing, or a fault.
 
-        TagprError if the error concerns every request.
+        `order`: the idempotency key. TagprError if the error concerns every request.
         """
         seconds = self.block.timeouts.attempt_s
         timeout = Fault(f"no answer within {seconds:g} s (timeouts.attempt_s)", charged=True)
@@ -119,7 +122,7 @@ class Endpoint:
             async with asyncio.timeout(seconds):
                 # The raw response, because the library's own parser accepts a page of HTML as an answer.
                 # A server that honours the key charges once for a question, however often the answer was lost.
-                options: RequestOptions = {"headers": {"Idempotency-Key": key.hex()}}
+                options: RequestOptions = {"headers": {"Idempotency-Key": order}}
                 response = await self.client.post(
                     "/chat/completions", cast_to=httpx2.Response, body=body, options=options
                 )
@@ -136,7 +139,7 @@ class Endpoint:
                 return timeout
             return Fault(f"the connection broke ({type(cause).__name__}: {cause})", charged=True)
         except BadBodyError as error:
-            return Fault(self.hide_key(str(error)), charged=True)
+            return Fault(self.hide_key(str(error)), charged=True, unfinished=isinstance(error, UnfinishedError))
         except OpenAIError as error:
             return Fault(self.hide_key(f"{type(error).__name__}: {error}"), charged=True)
 

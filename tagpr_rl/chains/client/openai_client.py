@@ -1,7 +1,8 @@
 """A `Generator` for any OpenAI-compatible endpoint: limits, retries, budget, and an answer cache in front.
 
-A committed answer is never asked for again. If the process is killed, the requests in flight (at most `concurrency`)
-may be charged a second time, because their answers were not committed.
+A committed answer is never asked for again; a reply that is cut, empty or filtered is, by the next call. If the
+process is killed, the requests in flight (at most `concurrency`) may be charged a second time, because their answers
+were not committed.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class _Call:
         deadline = self.loop.time() + block.timeouts.request_s
         fault: Fault | None = None
         reached = False
-        attempts = 0
+        attempts = unfinished = 0
         for retry in range(-1, block.retries.times):
             wait = 0.0 if retry < 0 else backoff(retry, block.retries, self.owner._rng)
             if not await self.pause(wait, deadline):
@@ -156,12 +157,14 @@ class _Call:
             if not await self.hold(bound):
                 return None
             attempts += 1
-            outcome = await self.attempt(key, body, bound)
+            order = f"{key.hex()}-{unfinished}" if unfinished else key.hex()
+            outcome = await self.attempt(key, order, body, bound)
             if isinstance(outcome, Reply):
                 self.unreachable = 0
                 return outcome
             fault = outcome
             reached = reached or fault.connected
+            unfinished += fault.unfinished
             self.obey(fault.wait_s)
         if self.loop.time() >= self.ends:
             self.halt(ReplyStatus.FAILED, f"timeouts.total_s of {block.timeouts.total_s} s is over")
@@ -231,13 +234,13 @@ class _Call:
             await self.settled.wait()
         return False
 
-    async def attempt(self, key: bytes, body: dict[str, Any], bound: tuple[int, int]) -> Reply | Fault:
+    async def attempt(self, key: bytes, order: str, body: dict[str, Any], bound: tuple[int, int]) -> Reply | Fault:
         """Send one request. The answer is committed together with its cost before it is returned."""
         answers: list[tuple[bytes, Reply]] = []
         used: tuple[int, int] | None = None
         charged = True  # also if this task is cancelled while it waits
         try:
-            outcome = await self.endpoint.send(key, body)
+            outcome = await self.endpoint.send(order, body)
             if isinstance(outcome, Fault):
                 charged = outcome.charged
                 return outcome

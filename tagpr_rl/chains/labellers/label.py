@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from tagpr_rl.chains.client.chat import Generator, Reply
+from tagpr_rl.chains.client.leftovers import without_thought
 from tagpr_rl.chains.teachers.interface import Sampling, ask
 from tagpr_rl.prompts.prompt import clean
 from tagpr_rl.tags.schema import TagSchema, TagSpec
@@ -69,9 +70,9 @@ def steps_schema(n: int, key: str, value: Mapping[str, Any], *, exact: bool = Fa
 def read_steps(reply: str, n: int, key: str) -> tuple[Any, ...] | None:
     """The values under `key` of `n` steps, in order; None unless the reply is JSON with each index 0..n-1 once.
 
-    A code fence around the JSON is allowed.
+    A thought before the JSON and a code fence around it are allowed.
     """
-    text = reply.strip()
+    text = without_thought(reply).strip()
     if text.startswith("```"):
         text = text.strip("`").removeprefix("json")
     try:

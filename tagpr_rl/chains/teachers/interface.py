@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from tagpr_rl.chains.client.chat import ChatRequest, Generator, Reply
+from tagpr_rl.chains.client.leftovers import own_turn
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.prompts.prompt import NO_PROFILE, PROFILE_HEADER, QUESTION_HEADER, clean
 from tagpr_rl.tags.grammar import parse
@@ -133,7 +134,7 @@ class TrainedTeacher:
         return [replace(reply, text=self._plain(reply.text)) for reply in ask(self._generator, chats, "teacher")]
 
     def _plain(self, text: str) -> str:
-        trace = parse(text, self._schema).trace
+        trace = parse(own_turn(text), self._schema).trace
         if trace is None:
             return text
         return "\n".join([*(" ".join(step.text.split()) for step in trace.steps), f"Answer: {trace.answer}"])

@@ -7,6 +7,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import zlib
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,38 @@ def as_dict(request: ChatRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in ChatRequest.__slots__}
 
 
-@given(st.text(), st.sampled_from(["OK", "LENGTH", "EMPTY", "REFUSED"]), st.integers(0, 9), st.integers(0, 9))
-def test_what_is_put_comes_back(
-    tmp_path_factory: pytest.TempPathFactory, text: str, status: str, a: int, b: int
+@given(st.text(), st.sampled_from(ReplyStatus), st.integers(0, 9), st.integers(0, 9))
+def test_what_is_put_comes_back_if_it_is_of_use(
+    tmp_path_factory: pytest.TempPathFactory, text: str, status: ReplyStatus, a: int, b: int
 ) -> None:
-    path = tmp_path_factory.mktemp("cache") / "a"
+    path, text = tmp_path_factory.mktemp("cache") / "a", f"a {text}"
     with AnswerCache(path) as cache:
-        cache.put("m", [(b"k", Reply(text, ReplyStatus(status), a, b, detail="d"))])
+        cache.put("m", [(b"k", Reply(text, status, a, b, detail="d"))])
     with AnswerCache(path) as cache:
-        assert cache.get_many([b"k", b"other"]) == {b"k": Reply(text, ReplyStatus(status), a, b, True, "d")}
+        wanted = {b"k": Reply(text, status, a, b, True, "d")} if status is ReplyStatus.OK else {}
+        assert cache.get_many([b"k", b"other"]) == wanted
+
+
+@pytest.mark.parametrize(
+    "text, status",
+    [
+        ("", "EMPTY"),
+        ("no", "REFUSED"),
+        ("a\nb", "LENGTH"),
+        ("<think>\na\nAnswer: b", "OK"),
+        ("<think>\na</think>\n", "OK"),
+    ],
+)
+def test_a_file_of_an_earlier_release_heals_and_keeps_what_was_paid(tmp_path: Path, text: str, status: str) -> None:
+    """The row is written as the release before wrote it."""
+    with AnswerCache(tmp_path / "a") as cache:
+        cache.put("m", [(b"k", Reply("good"))], "p", Spend(1, 2, 3, 0.5))
+        crc = zlib.crc32(f"{status}/0/7/{text}".encode())
+        cache._db.execute("UPDATE answers SET text=?, status=?, completion_tokens=7, crc=?", (text, status, crc))
+    with AnswerCache(tmp_path / "a") as cache:
+        assert cache.get_many([b"k"]) == {} and cache.spent("p") == Spend(1, 2, 3, 0.5)
+        cache.put("m", [(b"k", Reply("good"))])
+        assert cache.get_many([b"k"])[b"k"].text == "good" and len(cache) == 1
 
 
 def test_failures_are_no_answers_and_the_first_answer_stays(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from chat_server import AGAIN, FINAL, PAID, UNSURE, log_of, schedule, serving
 
 from tagpr_rl.chains.client.answers import AnswerCache, question_key
 from tagpr_rl.chains.client.attempt import backoff, retry_after
-from tagpr_rl.chains.client.chat import BadBodyError, ChatRequest, Reply, ReplyStatus, read_body
+from tagpr_rl.chains.client.body import BadBodyError, read_body
+from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.client.openai_client import OpenAIGenerator
 from tagpr_rl.chains.client.spend import most_tokens
 from tagpr_rl.chains.client.usage import MeteredLabeller, MeteredTeacher
@@ -88,11 +89,11 @@ def test_two_thousand_requests_with_a_tenth_faulty_are_all_accounted_for(tmp_pat
     assert sum(reply.prompt_tokens for reply in replies) == log["usage"][0] == 2 * sum(served[k] for k in PAID)
     with AnswerCache(tmp_path / "a") as cache:
         spent = cache.spent("p")
-        assert len(cache) == sum(served[kind] for kind in PAID)
+        assert len(cache) == served["ok"] + served["wrong_indexes"]
     assert [later["usage"][0], later["usage"][1]] == [spent.prompt_tokens, spent.completion_tokens]
-    # Only rejected and failed questions are asked again.
+    # What is no answer is asked again: rejected, failed, empty and cut questions.
     requested = {i for i in range(1000) if len(later["begun"][i]) > len(log["begun"][i])}
-    assert requested == {i for i in range(1000) if replies[i].status in ("REFUSED", "FAILED")}
+    assert requested == {i for i in range(1000) if replies[i].status != "OK"}
     assert all(reply.cached == (i not in requested) for i, reply in enumerate(again))
     unsure = sum(sum(most_tokens(requests[i])) * sum(k in UNSURE for k in kinds) for i, kinds in later["begun"].items())
     assert spent.unsure_tokens == unsure > 0
@@ -289,7 +290,8 @@ def completion(message: dict[str, Any], finish: str | None = "stop", **rest: Any
     "message, finish, text, status",
     [
         ({"content": "a"}, "stop", "a", "OK"),
-        ({"content": "a"}, None, "a", "OK"),
+        ({"content": "a"}, "EOS_token", "a", "OK"),
+        ({"content": "a"}, "max_tokens", "a", "LENGTH"),
         ({"content": "a"}, "length", "a", "LENGTH"),
         ({"content": None}, "length", "", "LENGTH"),
         ({"content": None}, "stop", "", "EMPTY"),
@@ -298,10 +300,30 @@ def completion(message: dict[str, Any], finish: str | None = "stop", **rest: Any
         ({"content": "a", "reasoning": "t"}, "stop", "<think>\nt\n</think>\n\na", "OK"),
         ({"content": "<think>t</think>a", "reasoning": "t"}, "stop", "<think>t</think>a", "OK"),
         ({"content": "", "reasoning": "t"}, "stop", "<think>\nt\n</think>\n\n", "EMPTY"),
+        ({"content": "</think>a", "reasoning": "t"}, "stop", "<think>\nt\n</think>\n\na", "OK"),
+        ({"content": "<think>t\nAnswer: a"}, "stop", "<think>t\nAnswer: a", "EMPTY"),
+        ({"content": "<think>t</think>\n"}, "stop", "<think>t</think>\n", "EMPTY"),
+        ({"content": "\u200b"}, "stop", "\u200b", "EMPTY"),
         ({"content": "a"}, "content_filter", "a", "REFUSED"),
+        ({"content": "a"}, "SAFETY", "a", "REFUSED"),
         ({"content": None, "refusal": "no"}, "stop", "", "REFUSED"),
+        ({"content": [{"type": "refusal", "refusal": "no"}]}, "stop", "", "REFUSED"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "stop", "ab", "OK"),
+        ({"content": ["a", {"type": "output_text", "text": {"value": "b", "annotations": []}}]}, "stop", "ab", "OK"),
+        ({"content": {"type": "text", "text": "a"}}, "stop", "a", "OK"),
+        ({"content": {"parts": [{"text": "a"}]}}, "stop", "a", "OK"),
+        ({"content": {"steps": []}}, "stop", '{"steps": []}', "OK"),
+        ({"content": []}, "stop", "", "EMPTY"),
+        ({"content": None, "output_text": "a"}, "stop", "a", "OK"),
+        ({"content": [{"type": "thinking", "thinking": [{"text": "t"}]}, {"type": "text", "text": "a"}]}, "stop",
+         "<think>\nt\n</think>\n\na", "OK"),
+        ({"content": "a", "reasoning": {"summary": [{"type": "summary_text", "text": "t"}]}}, "stop",
+         "<think>\nt\n</think>\n\na", "OK"),
+        ({"content": "a", "reasoning": None, "reasoning_details": [
+            {"type": "reasoning.encrypted", "data": "x"}, {"type": "reasoning.text", "text": "t"}]}, "stop",
+         "<think>\nt\n</think>\n\na", "OK"),
     ],
-)
+)  # fmt: skip
 def test_bodies_that_are_answers(message: dict[str, Any], finish: str | None, text: str, status: str) -> None:
     reply, known = read_body(completion(message, finish, usage={"prompt_tokens": 3, "completion_tokens": 4}))
     assert (reply.text, reply.status, reply.prompt_tokens, reply.completion_tokens, known) == (text, status, 3, 4, True)
@@ -311,11 +333,46 @@ def test_bodies_that_are_answers(message: dict[str, Any], finish: str | None, te
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b"null", b"<!DOCTYPE html>", b"\xff\xfe", b"{}", b'{"choices": []}', b'{"choices": [{}]}',
-     b'{"choices": [3]}', b'{"error": {"message": "x"}}', completion({"content": [1]}), b"[" * 100_000],
+     b'{"choices": [3]}', b'{"error": {"message": "x"}}', completion({"content": [1]}), b"[" * 100_000,
+     completion({"content": 1}),
+     completion({"content": [{"type": "image_url", "image_url": {}}]}), completion({"content": "a"}, None),
+     completion({"content": "a"}, "error"), completion({"content": "a"}, "abort"), completion({"content": "a"}, ""),
+     completion({"content": "a"}, "repetition"), completion({"content": None}, "tool_calls"),
+     completion({"content": "a"}, "stop", error={"code": 502})],
 )  # fmt: skip
 def test_bodies_that_are_not(content: bytes) -> None:
     with pytest.raises(BadBodyError):
         read_body(content)
+
+
+@pytest.mark.parametrize("finish", ["error", "abort"])
+def test_a_text_that_broke_off_is_ordered_again_and_never_kept(tmp_path: Path, finish: str) -> None:
+    """Three attempts, each an order of its own: a provider that honours the idempotency key would send the same cut
+    text again. All three count as charged, and the next run asks again."""
+    path = tmp_path / "a"
+    with serving(finish=finish, message='{"content": "a\\nb\\nc\\nAnswer: Ten ways to save mon"}') as url:
+        reply = generate(url, path, ask(1), retries=QUICK | {"times": 2})[0]
+        key = question_key("m", ask(1)[0]).hex()
+        assert log_of(url)["orders"] == [key, f"{key}-1", f"{key}-2"]
+    assert (reply.status, reply.text) == ("FAILED", "") and f"'{finish}'" in reply.detail
+    with AnswerCache(path) as cache:
+        assert len(cache) == 0 and cache.spent("p").unsure_tokens == 3 * sum(most_tokens(ask(1)[0]))
+    with serving(message='{"content": "a"}') as url:
+        assert generate(url, path, ask(1))[0].text == "a"
+
+
+def test_only_a_thought_is_said_to_be_one_and_asked_again_after_a_repair(tmp_path: Path) -> None:
+    path, thought = tmp_path / "a", "a\nb\nc\nAnswer: comedy"
+    with serving(message=json.dumps({"content": None, "reasoning_content": thought})) as url:
+        reply = generate(url, path, ask(1))[0]
+    assert reply.status == "EMPTY" and "only a thought came" in reply.detail
+    with AnswerCache(path) as cache:
+        paid = cache.spent("p").prompt_tokens
+        assert paid == 2
+    with serving(message=json.dumps({"content": thought})) as url:
+        again = generate(url, path, ask(1))[0]
+        assert generate(url, path, ask(1))[0].cached and sum(map(len, log_of(url)["begun"].values())) == 1
+    assert (again.text, again.status, again.cached) == (thought, "OK", False)
 
 
 @pytest.mark.parametrize(

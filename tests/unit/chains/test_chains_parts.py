@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagpr_rl.chains.agreement import compare
+from tagpr_rl.chains.client.chat import Reply
 from tagpr_rl.chains.labellers.label import ScriptedLabeller, read_labels, write_labels
 from tagpr_rl.chains.segment import segment, split_answer
 from tagpr_rl.chains.teachers.heuristic import HeuristicTeacher
-from tagpr_rl.chains.teachers.interface import TeacherRequest
+from tagpr_rl.chains.teachers.interface import TeacherRequest, TrainedTeacher
 from tagpr_rl.chains.teachers.scripted import ScriptedTeacher
 from tagpr_rl.data.lamp import load_folder, splits_present
 from tagpr_rl.data.tasks import TASKS
@@ -57,6 +58,75 @@ def test_split_answer(text, expected):
     assert split_answer(text) == expected
 
 
+THOUGHT = "The history names it.\nThe user prefers it.\nSo it."
+WHOLE = f"{THOUGHT}\nAnswer: comedy"
+AFTER = [
+    "<|im_end|>", "<|eot_id|>", "</s>", "<end_of_turn>", "<|endoftext|>", "<｜end▁of▁sentence｜>", "<|end|>",
+    "<|return|>", "<eos>", "[/INST]", "<|END_OF_TURN_TOKEN|>", "<|im_end|>\n<|im_start|>user\nnext\nAnswer: drama",
+    "\nassistant",
+    "assistant\n\nfoo\nAnswer: drama", "assistant", "\ufeff", "\u200b", "<|im_end", "</s></s>\n", "<turn|>",
+    "<|im_end|>\n<|endoftext|>", "\n\nUser: another\n", "\n### Instruction:\nfoo", "\n```", "**", "<pad>" * 40,
+    "\n\nHuman:", "[EOS]", "<|eom_id|>", "<|end_of_text|>", "<|user|>",
+]  # fmt: skip
+BEFORE = [
+    "\ufeff", "<|im_start|>assistant\n", "<|start_header_id|>assistant<|end_header_id|>\n\n", "assistant\n\n",
+    "<s> [INST] ", "<start_of_turn>model\n", "### Response:\n", "Assistant: ", "<bos>", "</think>\n\n", "\u200b",
+    "<think>\n\n</think>\n\n", "<｜Assistant｜>", "<|channel|>final<|message|>", "[gMASK]<sop><|assistant|>\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*(WHOLE + after for after in AFTER), *(before + WHOLE for before in BEFORE)])
+def test_what_stands_around_a_text_is_no_part_of_it(text: str) -> None:
+    assert split_answer(text) == (THOUGHT, "comedy")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>{THOUGHT}</think>Answer: comedy</think>",
+        f"<think>{THOUGHT}</think></think>Answer: comedy",
+        f"<thinking>{THOUGHT}</thinking>comedy",
+        f"[THINK]{THOUGHT}[/THINK]comedy</s>",
+        f"◁think▷{THOUGHT}◁/think▷comedy",
+        f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>comedy<|return|>",
+        f"analysis{THOUGHT}assistantfinalcomedy",
+        f"{THOUGHT}</think>\n\ncomedy<|im_end|>",
+    ],
+)
+def test_thoughts_of_other_templates(text: str) -> None:
+    assert split_answer(text) == (THOUGHT, "comedy")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>{WHOLE}",
+        f"<think>{WHOLE}</think>",
+        f"{WHOLE}\nUser:\nq\nAnswer: drama",
+        f"{WHOLE}</think>",
+        "<|im_end|>",
+    ],
+)
+def test_a_thought_without_an_answer_and_an_answer_to_another_question_are_none(text: str) -> None:
+    assert split_answer(text) is None
+
+
+def test_a_trained_teacher_s_text_is_its_own_turn() -> None:
+    class One:
+        name = "m"
+
+        def generate(self, requests):
+            return [
+                Reply(f"<think>\n<conclude>So it.</conclude>\n</think>\ncomedy{after}")
+                for after in ("", "<|im_end|>\n", "</s>")
+            ]
+
+    record = WORLD.records("train")[0]
+    requests = [TeacherRequest(record, prompt_of(record))] * 3
+    texts = {reply.text for reply in TrainedTeacher(One(), SCHEMA).generate(requests)}
+    assert texts == {"So it.\nAnswer: comedy"}
+
+
 def test_segment_lines_then_sentences_then_joins():
     assert segment("a\n\nb\nc") == ["a\n\n", "b\n", "c"]
     assert segment("One thing. Two things! Three (3.5) things.") == [
@@ -84,6 +154,8 @@ def test_read_labels_accepts_each_index_once_only():
     good = [{"i": 1, "tag": "conclude"}, {"i": 0, "tag": "examine_examples"}]
     assert read_labels(json.dumps({"steps": good}), 2, SCHEMA) == ("examine_examples", "conclude")
     assert read_labels("```json\n" + json.dumps({"steps": good}) + "\n```", 2, SCHEMA) is not None
+    thinking = f"<think>hm {{}}</think>{json.dumps({'steps': good})}<|im_end|>\n<|im_start|>user"
+    assert read_labels(thinking, 2, SCHEMA) == ("examine_examples", "conclude")
     bad = [
         "not json",
         "[]",
