@@ -1,4 +1,5 @@
-"""Fuzz the parser and the rubric: seeded mutations of valid responses; no exception, every key, every range.
+"""Fuzz the parser, the constraints, the spans and the rubric: seeded mutations of valid responses; no exception, every
+key, every range.
 
 Run: python bench/fuzz_parser.py --n 1000000 --seed 0
 """
@@ -6,6 +7,8 @@ Run: python bench/fuzz_parser.py --n 1000000 --seed 0
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import multiprocessing
 import random
 import sys
@@ -16,10 +19,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tagpr_rl.reward.components import short_form
+from tagpr_rl.reward.response import ResponseParts
 from tagpr_rl.reward.rubric import Rubric
+from tagpr_rl.reward.spans import tokens_of
 from tagpr_rl.reward.task import TASK_NAMES, task_reward
+from tagpr_rl.tags.constraints import violations
 from tagpr_rl.tags.grammar import is_markup, neutralise, parse, render
-from tagpr_rl.tags.schema import TagSchema, default_schema
+from tagpr_rl.tags.schema import TagSchema, TagSpec, default_schema
 from tagpr_rl.types import Parsed, ParseStatus, Step, TaggedTrace
 
 VOCABULARY = (
@@ -37,6 +44,15 @@ JUNK = (
     "\x00", "\ud800", "\u200b", "\u202e", "\n\n", "\t", "<|im_end|>", "<<think>>", "<think/>",
     "<th\u0456nk>", "text",
 )  # fmt: skip
+OTHER_SCHEMA = TagSchema(
+    "other",
+    (
+        TagSpec("a-b", "One.", True, 2, 3, ("b", "conclude")),
+        TagSpec("b", "Two.", max_count=2),
+        TagSpec("conclude", "Three.", before=("_x9",)),
+        TagSpec("_x9", "Four."),
+    ),
+)
 LOW, HIGH = {"repetition": -1.0, "total": -0.1}, {"repetition": 0.0, "total": 1.4}
 
 Mutation = Callable[[random.Random, str], str]
@@ -142,6 +158,22 @@ def check_valid(trace: TaggedTrace, text: str, schema: TagSchema, prefilled: boo
     assert parsed == Parsed(ParseStatus.OK, trace, "", 0), (text, parsed)
 
 
+def check_parts(text: str, trace: TaggedTrace, parts: ResponseParts, tag: float, schema: TagSchema) -> None:
+    """Constraints and spans of a well-formed response: in range, in order, at the steps' own tags."""
+    assert (not violations(trace, schema)) == (tag == 1.0), text
+    assert 0.0 <= parts.coverage <= 1.0 and 0.0 <= parts.sound <= 1.0 and len(parts.steps) == len(trace.steps), text
+    end = 0
+    for step, own in zip(parts.steps, trace.steps, strict=True):
+        assert end <= step.start < step.end <= len(text), (text, step)
+        piece, end = text[step.start : step.end], step.end
+        assert piece.startswith(f"<{own.tag}>") and piece.endswith(f"</{own.tag}>") and own.text in piece, (text, step)
+        assert -1.0 <= step.repetition <= 0.0, (text, step)
+    starts = range(0, len(text), 3)
+    ranges = tokens_of(starts, [(step.start, step.end) for step in parts.steps])
+    assert all(0 <= first <= last <= len(starts) for first, last in ranges), text
+    assert all(one[1] <= two[0] for one, two in itertools.pairwise(ranges)), text
+
+
 def check_response(text: str, rubric: Rubric, index: int) -> str:
     """Parse and score one response; return its status."""
     parsed = parse(text, rubric.schema, prefilled=rubric.prefilled)
@@ -154,13 +186,19 @@ def check_response(text: str, rubric: Rubric, index: int) -> str:
     task = TASK_NAMES[index % len(TASK_NAMES)]
     status, prmu = (("scored", (index % 101) / 100), ("off", None), ("masked", None))[index % 3]
     gold = GOLDS.get(task, TEXT_GOLD)
-    row = rubric.score(text, task=task, gold=gold, prmu=prmu, prmu_status=status).row()
+    output = rubric.score(text, task=task, gold=gold, prmu=prmu, prmu_status=status)
+    row = output.row()
+    if parsed.trace is not None:
+        check_parts(text, parsed.trace, output.parts, output.components["tag"], rubric.schema)
     assert tuple(row) == rubric.keys, row
     for key, value in row.items():
         if isinstance(value, float):
+            assert math.isfinite(value), (text, row)
             assert LOW.get(key, 0.0) <= value <= HIGH.get(key, 1.0), (text, row)
     assert (row["parse_status"], row["prmu_status"]) == (parsed.status.value, status), row
     assert well_formed or row["task"] == row["format"] == row["tag"] == 0.0, row
+    if not well_formed and any(term.name == "prmu_format" for term in rubric.terms):
+        assert output.total <= 0.0, (text, row)
     if index % 16 == 0:
         plain = neutralise(text)
         assert not is_markup(plain), text
@@ -173,12 +211,16 @@ def fuzz(job: tuple[int, int]) -> tuple[Counter[str], float, int, float]:
     began = time.process_time()
     n, seed = job
     rng = random.Random(seed)
-    schema = default_schema()
-    rubrics = {flag: Rubric(schema, prefilled=flag) for flag in (False, True)}
+    schemas = (default_schema(), default_schema(), default_schema(), OTHER_SCHEMA)
+    rubrics = {
+        (schema.version, flag, gate): Rubric(schema, short_form(gate=gate), prefilled=flag)
+        for schema in schemas for flag in (False, True) for gate in (False, True)
+    }  # fmt: skip
     task_reward("LaMP_4", "warm", "up")  # the import of rouge_score is not a response's time
     counts: Counter[str] = Counter()
     slowest, longest = 0.0, 0
     for index in range(n):
+        schema = rng.choice(schemas)
         trace = make_trace(rng, schema)
         prefilled = rng.random() < 0.25
         text = render(trace, schema=schema, prefilled=prefilled)
@@ -188,7 +230,7 @@ def fuzz(job: tuple[int, int]) -> tuple[Counter[str], float, int, float]:
             for _ in range(1 if rng.random() < 0.7 else rng.randint(2, 4)):
                 text = rng.choice(MUTATIONS)(rng, text)
         started = time.process_time()
-        status = check_response(text, rubrics[prefilled], index)
+        status = check_response(text, rubrics[schema.version, prefilled, rng.random() < 0.5], index)
         slowest = max(slowest, time.process_time() - started)
         longest = max(longest, len(text))
         counts[status] += 1
