@@ -25,6 +25,7 @@ from tagpr_rl.config.recipe import (
     answers_directly,
     needed_for,
     prompt_style,
+    prompt_styles,
     stage_limits,
     training_steps,
     upstream,

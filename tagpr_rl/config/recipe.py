@@ -19,7 +19,7 @@ from tagpr_rl.config.model import LoraBlock, ModelBlock
 from tagpr_rl.config.placement import PlacementBlock, placement_mistakes
 from tagpr_rl.config.platform import BudgetBlock, PlatformBlock, TrainingBlock
 from tagpr_rl.config.stage import StageBase, TrainingStage
-from tagpr_rl.config.stages import EvaluateStage, SftStage
+from tagpr_rl.config.stages import EvaluateStage, ModelStage, SftStage
 from tagpr_rl.types import did_you_mean
 
 
@@ -184,13 +184,20 @@ def stage_limits(recipe: Recipe, stage: GrpoStage) -> tuple[int, int]:
 
 
 def prompt_style(recipe: Recipe, name: str) -> str:
-    """How the weights of stage `name` are to be asked: "direct" if they were taught direct answers.
+    """How the weights of stage `name` are to be asked: "direct" if they were taught direct answers, else "reasoning".
 
-    "official" for all of them where `data.prompt.style` says so.
+    With `data.prompt.style: official` the text is LaMP's either way, and "direct" tells the template not to think.
     """
-    if recipe.data.prompt.style == "official":
-        return "official"
     return "direct" if answers_directly(recipe, name) else "reasoning"
+
+
+def prompt_styles(recipe: Recipe, stage: EvaluateStage, name: str) -> tuple[str, ...]:
+    """The prompts that `stage` asks model `name` with. Of several the best one is chosen on training questions."""
+    if name == stage.models[0] and stage.base_prompts is not None:
+        return stage.base_prompts
+    if isinstance(recipe.stages[name], ModelStage) and recipe.model.path is not None:
+        return ("direct", "thinking") if recipe.data.prompt.style == "official" else ("direct", "thinking", "reasoning")
+    return (prompt_style(recipe, name),)
 
 
 def answers_directly(recipe: Recipe, name: str) -> bool:

@@ -164,7 +164,17 @@ class EvaluateStage(StageBase):
 
     kind: Literal["evaluate"] = "evaluate"
     models: Annotated[tuple[str, ...], Once] = Field(min_length=1)
-    """Stages whose weights answer the held-out questions."""
+    """Stages whose weights answer the held-out questions; the first one is the base of comparison."""
+    base_prompts: Annotated[tuple[Literal["direct", "thinking", "reasoning"], ...], Once] | None = Field(
+        default=None, min_length=1
+    )
+    """Prompts that the base is asked with: direct = the answer only, the template's thinking off; thinking = a thought
+    in the model's own way, thinking on; reasoning = the prompt with the tags. The one with the best score on 200
+    training questions counts, the others are reported beside it. null = all three for the model of `model.path`, which
+    was trained on none of them, and for other weights the prompt that they were trained with."""
+    thinking_tokens: Count = 4096
+    """Longest response to the prompt `thinking`; less if the model has fewer positions. A thought that is still open
+    there is closed, and the model goes on with its answer."""
     controls: Annotated[tuple[Literal["shuffled", "empty"], ...], Once] = ("shuffled", "empty")
     """Controls on the last of `models`: shuffled = profiles are swapped between users; empty = no profile at all."""
     questions: Count | None = None

@@ -25,6 +25,7 @@ from tagpr_rl.eval.metrics import (
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.tags.grammar import final_answer, parse
 from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.tags.thoughts import split_thought
 from tagpr_rl.types import LampRecord, MetricResult, ParseStatus, TagprError
 
 
@@ -180,7 +181,7 @@ def _score_question(
     record: LampRecord, text: str, schema: TagSchema, prefilled: bool, thoughts: bool, cut: Collection[str]
 ) -> QuestionScore:
     answer = final_answer(text, prefilled=prefilled) if thoughts else text.strip()
-    status = parse(text, schema, prefilled=prefilled).status
+    unfinished = thoughts and split_thought(text, prefilled=prefilled) is None
     return QuestionScore(
         key=question_key(record),
         id=record.id,
@@ -188,9 +189,9 @@ def _score_question(
         user_id=record.user_id,
         answer=answer,
         score=task_reward(record.task, answer, str(record.gold)),
-        parse_status=status.value,
+        parse_status=parse(text, schema, prefilled=prefilled).status.value,
         unparsable=is_unparsable(record.task, answer),
-        truncated=question_key(record) in cut or status is ParseStatus.TRUNCATED,
+        truncated=unfinished or question_key(record) in cut,
     )
 
 

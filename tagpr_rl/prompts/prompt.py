@@ -1,9 +1,9 @@
 """A record and its retrieved items -> the chat messages the model reads, within a token limit.
 
-There are three styles. `official` is LaMP's published prompt. `reasoning` and `direct` have one constant instruction,
-one line per item (LaMP's item template), then LaMP's input; they differ only in the instruction. `build_prompt` keeps
-whole items, best first, and leaves out the rest. `build_official_prompt` shares the profile's budget among the items
-and cuts each, as upstream does.
+There are four styles. `official` is LaMP's published prompt. `reasoning`, `direct` and `thinking` have one constant
+instruction, one line per item (LaMP's item template), then LaMP's input; they differ only in the instruction.
+`build_prompt` keeps whole items, best first, and leaves out the rest. `build_official_prompt` shares the profile's
+budget among the items and cuts each, as upstream does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tagpr_rl.tags.grammar import neutralise
 from tagpr_rl.tags.schema import TagSchema, TagSpec
 from tagpr_rl.types import LampRecord, ProfileItem, Prompt, TagprError
 
-Style = Literal["reasoning", "direct", "official"]
+Style = Literal["reasoning", "direct", "thinking", "official"]
 Messages = tuple[Mapping[str, str], ...]
 CountTokens = Callable[[Sequence[Mapping[str, str]]], int]
 
@@ -33,6 +33,14 @@ DIRECT_INSTRUCTION = (
     "Answer the question at the end as this one user would want it answered. Below is the user's history: "
     "infer the user's preferences from it. Write the answer only, without thought, tags or explanation."
 )
+THINKING_INSTRUCTION = (
+    "Answer the question at the end as this one user would want it answered. Below is the user's history: "
+    "infer the user's preferences from it. First think between <think> and </think>. After </think> write the "
+    "answer only, without explanation."
+)
+"""For a model that was not trained here: it thinks in its own way, without our tags."""
+ORDINARY: Mapping[str, str] = {"direct": DIRECT_INSTRUCTION, "thinking": THINKING_INSTRUCTION}
+"""Style -> its instruction, for the styles without tags."""
 
 
 # Chat markup that is not `<name>`: `<|..|>` (ChatML), the same with wide bars (DeepSeek), `[INST]` (Mistral).
@@ -96,7 +104,7 @@ def prompt_phrases(schema: TagSchema) -> tuple[str, ...]:
     All else in a prompt is text of the records (and the words `and`, `is`), so a tiny word-level tokenizer may make
     each phrase one token.
     """
-    texts = {reasoning_instruction(schema), DIRECT_INSTRUCTION, PROFILE_HEADER, NO_PROFILE, QUESTION_HEADER}
+    texts = {reasoning_instruction(schema), *ORDINARY.values(), PROFILE_HEADER, NO_PROFILE, QUESTION_HEADER}
     for spec in TASKS.values():
         for template in (spec.input_template, spec.item_template):
             texts |= {part.strip(' "') for part in literals(template)}
@@ -238,7 +246,7 @@ def _messages(task: str, lines: list[str], text: str, style: str, schema: TagSch
     if style == "official":
         content = clean(TASKS[task].assemble(lines, text))
     else:
-        instruction = DIRECT_INSTRUCTION if style == "direct" else reasoning_instruction(schema)
+        instruction = ORDINARY.get(style) or reasoning_instruction(schema)
         profile = [PROFILE_HEADER, *lines] if lines else [NO_PROFILE]
         # Cleaned once more as a whole: two harmless texts could join to markup.
         content = f"{instruction}\n" + clean("\n".join([*profile, QUESTION_HEADER, text]))

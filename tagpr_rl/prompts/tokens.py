@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tagpr_rl.prompts.official import Tokens
 
@@ -43,12 +43,26 @@ class WordTokens:
         return len(words), " ".join(words)
 
 
-class ChatTokenizer:
-    """A Hugging Face tokenizer with its chat template: one for SFT rows, rollouts and evaluation. Loads no torch."""
+_OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
+THINKING: Mapping[str, bool] = {"direct": False, "thinking": True}
+"""Prompt style -> whether the chat template is told to think; others leave it as the template has it."""
 
-    def __init__(self, folder: Path) -> None:
+
+def opens_thought(rendered: str) -> bool:
+    """Whether a rendered prompt ends in an open `<think>`, so that the response begins inside the thought."""
+    return _OPEN_THOUGHT.search(rendered) is not None
+
+
+class ChatTokenizer:
+    """A Hugging Face tokenizer with its chat template: one for SFT rows, rollouts and evaluation. Loads no torch.
+
+    `style` is that of the prompts (see THINKING): a template with a switch, such as Qwen3's, is told to think or not.
+    """
+
+    def __init__(self, folder: Path, style: str = "reasoning") -> None:
         from transformers import AutoTokenizer
 
+        self.thinking = THINKING.get(style)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         tiny = folder / "tiny.json"
         self.word_level = tiny.is_file() and json.loads(tiny.read_text(encoding="utf-8"))["kind"] == "word"
@@ -57,7 +71,14 @@ class ChatTokenizer:
     def render(self, messages: Messages) -> str:
         """The chat template's text, up to where the assistant begins."""
         chat = [dict(message) for message in messages]
-        return str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+        # Qwen3 and others call the switch enable_thinking, DeepSeek and Granite thinking; a template ignores the rest.
+        switch: dict[str, Any] = {}
+        if self.thinking is not None:
+            switch = {"enable_thinking": self.thinking, "thinking": self.thinking}
+        text = str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **switch))
+        if self.thinking is False and opens_thought(text):  # no switch: the thought is closed as Qwen3's template does
+            text = f"{text.rstrip()}\n\n</think>\n\n"
+        return text
 
     def count(self, messages: Messages) -> int:
         """Tokens of the prompt, after the chat template."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from tagpr_rl.config import EvaluateStage, prompt_style
+from tagpr_rl.config import EvaluateStage, prompt_styles
 from tagpr_rl.data.lamp import write_predictions
 from tagpr_rl.eval.controls import baselines, empty_profiles, shuffle_profiles
 from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
@@ -18,10 +19,10 @@ from tagpr_rl.eval.metrics import paired_difference
 from tagpr_rl.eval.provenance import describe, prompts_sha256
 from tagpr_rl.files import write_json, write_text
 from tagpr_rl.prompts.dataset import evenly
-from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.report.page.terminal import Page
+from tagpr_rl.stages.asking import Asked, Asker, Request, room_for
 from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.types import LampRecord, Prompt
+from tagpr_rl.types import LampRecord
 
 
 def run(context: StageContext) -> StageResult:
@@ -30,15 +31,10 @@ def run(context: StageContext) -> StageResult:
     assert isinstance(stage, EvaluateStage)
     context.clean()
     held_out = evenly(context.dataset.held_out, stage.questions)
-    folders = {name: context.model_folder(name) for name in stage.models}
     last = stage.models[-1]
-    inputs = {name: (name, held_out) for name in stage.models}
-    control_records = evenly(held_out, stage.control_questions)
-    if "shuffled" in stage.controls:
-        inputs["shuffled"] = (last, shuffle_profiles(control_records, stage.seed))
-    if "empty" in stage.controls:
-        inputs["empty"] = (last, empty_profiles(control_records))
-    results, prompt_hashes = _answer_all(context, stage, folders, inputs)
+    answered, base_prompts = _ask_all(context, stage, held_out)
+    results = {label: asked.result for label, asked in answered.items()}
+    hashes = {label: prompts_sha256(asked.prompts) for label, asked in answered.items()}
     base = baselines(context.dataset.train, held_out, stage.seed)
     decoding = {
         "temperature": stage.temperature,
@@ -49,63 +45,93 @@ def run(context: StageContext) -> StageResult:
         dict.fromkeys(record.task for record in held_out),
         split="held out" if recipe.data.lamp_dir is None else "dev",
         setting=recipe.data.split,
-        prompt_sha256=prompt_hashes[last],
+        prompt_sha256=hashes[last],
         schema_sha256=context.schema.sha256,
         decoding=decoding,
     )
+    others = [label for label in results if label not in (*stage.models, *stage.controls)]
     facts = {
         "models": {name: results[name].as_dict() for name in stage.models},
+        "base_prompts": base_prompts,
+        "other_prompts": {label: results[label].as_dict() for label in others},
         "controls": {name: results[name].as_dict() for name in stage.controls},
         "control_model": last,
         "baselines": {name: evaluate(held_out, given, context.schema).as_dict() for name, given in base.items()},
         "comparisons": comparisons({name: results[name] for name in stage.models}),
         "decoding": decoding,
         "description": description,
-        "prompts_sha256": prompt_hashes,
+        "prompts_sha256": hashes,
     }
     write_json(context.dir.root / "eval.json", facts)
     _show_samples(context.console, context, last)
     metrics = {f"score/{name}": result.score for name, result in results.items()}
+    metrics |= {f"truncated/{name}": result.truncated for name, result in results.items()}
     outputs = tuple(context.dir.root / name for name in ("eval.json", "responses", "predictions"))
-    return StageResult(outputs=outputs, metrics=metrics)
+    return StageResult(outputs=outputs, metrics=metrics, notes=choice_notes(base_prompts))
 
 
-def _answer_all(
-    context: StageContext,
-    stage: EvaluateStage,
-    folders: Mapping[str, Path],
-    inputs: Mapping[str, tuple[str, list[LampRecord]]],
-) -> tuple[dict[str, EvalResult], dict[str, str]]:
-    """(label -> result, label -> hash of its prompts); one engine serves all weights in turn."""
-    from tagpr_rl.backend.rollout.generate import Engine
+def _ask_all(
+    context: StageContext, stage: EvaluateStage, held_out: list[LampRecord]
+) -> tuple[dict[str, Asked], dict[str, dict[str, Any]]]:
+    """(label -> answers, model -> how its prompt was chosen); one engine serves all weights in turn.
+
+    The label is the model's or the control's name; another prompt of a model is `<model>-<prompt>`. All responses and
+    predictions are written.
+    """
+    from tagpr_rl.backend.rollout.generate import Engine, response_room
 
     context.start_ray()
-    results: dict[str, EvalResult] = {}
-    hashes: dict[str, str] = {}
-    first = next(iter(folders.values()))
-    prefilled = context.recipe.model.thought_prefilled
-    with context.console.status(f"  {context.name}: starting vLLM") as status, Engine(context.recipe, first) as engine:
-        for label, (model, records) in inputs.items():
-            status.update(f"  {context.name}: {label}, {len(records)} questions")
-            tokenizer = ChatTokenizer(folders[model])
-            make = context.dataset.prompt_maker(prompt_style(context.recipe, model), tokenizer)
-            prompts = [make(record) for record in records]
-            hashes[label] = prompts_sha256(prompts)
-            engine.use(folders[model])
-            generated = engine.responses(
-                [tokenizer.encode(tokenizer.render(prompt.messages)) for prompt in prompts],
-                temperature=stage.temperature,
-                seed=stage.seed,
-            )
-            texts = [text for text, _ in generated]
-            responses = {question_key(record): text for record, text in zip(records, texts, strict=True)}
-            cut = {question_key(record) for record, (_, is_cut) in zip(records, generated, strict=True) if is_cut}
-            results[label] = evaluate(records, responses, context.schema, prefilled=prefilled, cut=cut)
-            _write_responses(context.dir.root / "responses" / f"{label}.jsonl", records, prompts, texts, results[label])
-            for task in dict.fromkeys(record.task for record in records):
-                path = context.dir.root / "predictions" / label / f"{task}.json"
-                write_predictions(path, task, results[label].answers(task))
-    return results, hashes
+    recipe = context.recipe
+    offered = {name: prompt_styles(recipe, stage, name) for name in stage.models}
+    first = context.model_folder(stage.models[0])
+    asked_by = [style for styles in offered.values() for style in styles]
+    positions = response_room(recipe, first)
+    room, thought = room_for(stage, asked_by, recipe.data.prompt.max_response_tokens, positions)
+    answered: dict[str, Asked] = {}
+    choices: dict[str, dict[str, Any]] = {}
+    with (
+        context.console.status(f"  {context.name}: starting vLLM") as status,
+        Engine(recipe, first, room) as engine,
+    ):
+        asker = Asker(context, stage, engine, thought)
+
+        def ask(label: str, request: Request) -> None:
+            status.update(f"  {context.name}: {label}, {len(request.records)} questions")
+            answered[label] = asker.ask(request)
+            _write(context.dir.root, label, answered[label])
+
+        for name, styles in offered.items():
+            status.update(f"  {context.name}: {name}, the best of {', '.join(styles)}")
+            chosen, scores = asker.choose(name, styles)
+            ask(name, Request(name, chosen, held_out))
+            for style in scores:
+                if style != chosen:
+                    ask(f"{name}-{style}", Request(name, style, held_out))
+            if scores:
+                choices[name] = {"chosen": chosen, "training_scores": scores, "thinking_tokens": thought}
+        for label, records in _controls(stage, held_out).items():
+            ask(label, replace(answered[stage.models[-1]].request, records=records))
+    return answered, choices
+
+
+def _controls(stage: EvaluateStage, held_out: list[LampRecord]) -> dict[str, list[LampRecord]]:
+    """Control -> its questions."""
+    records = evenly(held_out, stage.control_questions)
+    made: dict[str, list[LampRecord]] = {}
+    if "shuffled" in stage.controls:
+        made["shuffled"] = shuffle_profiles(records, stage.seed)
+    if "empty" in stage.controls:
+        made["empty"] = empty_profiles(records)
+    return made
+
+
+def choice_notes(base_prompts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """A sentence for each model that was asked by several prompts: which one counts, and why."""
+    return tuple(
+        f"{name} is asked by the prompt '{choice['chosen']}', the best on training questions: "
+        + ", ".join(f"{style} {score:.3f}" for style, score in choice["training_scores"].items())
+        for name, choice in base_prompts.items()
+    )
 
 
 def comparisons(results: Mapping[str, EvalResult]) -> list[dict[str, Any]]:
@@ -121,16 +147,11 @@ def comparisons(results: Mapping[str, EvalResult]) -> list[dict[str, Any]]:
     return rows
 
 
-def _write_responses(
-    path: Path,
-    records: Sequence[LampRecord],
-    prompts: Sequence[Prompt],
-    texts: Sequence[str],
-    result: EvalResult,
-) -> None:
-    scored = {question.key: question for question in result.questions}
+def _write(folder: Path, label: str, asked: Asked) -> None:
+    """Write the responses, and LaMP's predictions of each task."""
+    scored = {question.key: question for question in asked.result.questions}
     lines = []
-    for record, prompt, text in zip(records, prompts, texts, strict=True):
+    for record, prompt, text in zip(asked.request.records, asked.prompts, asked.texts, strict=True):
         question = scored[question_key(record)]
         row = {
             "record_id": record.id,
@@ -145,7 +166,9 @@ def _write_responses(
             "truncated": question.truncated,
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_text(path, "".join(lines))
+    write_text(folder / "responses" / f"{label}.jsonl", "".join(lines))
+    for task in dict.fromkeys(record.task for record in asked.request.records):
+        write_predictions(folder / "predictions" / label / f"{task}.json", task, asked.result.answers(task))
 
 
 def _show_samples(console: Console, context: StageContext, model: str) -> None:

@@ -190,8 +190,9 @@ def sampled_responses(
 def encoded_prompts(dataset: Dataset, folder: Path, model: str, records: Sequence[LampRecord]) -> list[list[int]]:
     """The prompts of the records as token ids, in the style on which the weights of stage `model` (in `folder`) were
     trained."""
-    tokenizer = ChatTokenizer(folder)
-    make = dataset.prompt_maker(prompt_style(dataset.recipe, model), tokenizer)
+    style = prompt_style(dataset.recipe, model)
+    tokenizer = ChatTokenizer(folder, style)
+    make = dataset.prompt_maker(style, tokenizer)
     return [tokenizer.encode(tokenizer.render(make(record).messages)) for record in records]
 
 

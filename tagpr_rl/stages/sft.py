@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tagpr_rl.backend.trainer.overrides import sft_overrides, world_size
-from tagpr_rl.config import SftStage
+from tagpr_rl.config import SftStage, prompt_style
 from tagpr_rl.prompts.prompt import direct_messages
 from tagpr_rl.prompts.rows import sft_rows, write_parquet
 from tagpr_rl.prompts.tokens import ChatTokenizer, Messages
@@ -63,7 +63,7 @@ def run(context: StageContext) -> StageResult:
 def _examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str, Any]], int]:
     """(tokenised rows, number of examples left out because they are too long)."""
     recipe = context.recipe
-    tokenizer = ChatTokenizer(context.earlier(stage.init, reads=("hf",)).hf)
+    tokenizer = ChatTokenizer(context.earlier(stage.init, reads=("hf",)).hf, prompt_style(recipe, context.name))
     limit = recipe.data.prompt.max_response_tokens
     train = [record for record in context.dataset.train if record.gold is not None]
     if stage.dataset == "direct":

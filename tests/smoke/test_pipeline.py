@@ -310,6 +310,19 @@ def test_evaluation_generated_with_vllm_scores_every_held_out_question(run: Path
     assert set(evaluation["controls"]) == {"shuffled", "empty"}
 
 
+def test_the_base_counts_with_the_prompt_that_was_best_on_training_questions(run: Path) -> None:
+    evaluation = json.loads((stage(run, "first") / "eval.json").read_text(encoding="utf-8"))
+    choice = evaluation["base_prompts"]["base"]
+    assert set(choice["training_scores"]) == {"thinking", "direct"} and choice["thinking_tokens"] == 64
+    assert choice["chosen"] == max(choice["training_scores"], key=choice["training_scores"].get)
+    (other,) = {"thinking", "direct"} - {choice["chosen"]}
+    assert list(evaluation["other_prompts"]) == [f"base-{other}"] and set(evaluation["models"]) == {"base", "sft"}
+    for result in (*evaluation["models"].values(), *evaluation["other_prompts"].values()):
+        assert result["n"] == 24 and result["truncated"] == sum(q["truncated"] for q in result["questions"]) / 24
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert f"base-{other}" in report["other_prompts"] and report["models"]["sft"]["truncated"] is not None
+
+
 def test_the_trained_model_is_teacher_and_labeller_through_structured_output(run: Path, tmp_path: Path) -> None:
     """Every chain has one outcome, every label is valid JSON, kappa is computed. The labels' quality means nothing."""
     worker = [sys.executable, "tests/support/chains_worker.py", str(stage(run, "sft") / "hf"), str(stage(run, "data"))]

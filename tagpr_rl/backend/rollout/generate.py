@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,12 @@ class Generator:
         return [(out.text, len(out.token_ids), str(out.finish_reason)) for out in completions]
 
 
-def engine_options(recipe: Recipe) -> dict[str, Any]:
-    """vLLM engine arguments for evaluation, from the recipe."""
+def engine_options(recipe: Recipe, response_tokens: int | None = None) -> dict[str, Any]:
+    """vLLM engine arguments for evaluation, from the recipe. `response_tokens`: see `Engine`."""
     prompt, platform = recipe.data.prompt, recipe.platform
     options: dict[str, Any] = {
         "dtype": recipe.model.dtype,
-        "max_model_len": prompt.max_tokens + prompt.max_response_tokens,
+        "max_model_len": prompt.max_tokens + (response_tokens or prompt.max_response_tokens),
         "max_num_seqs": 256,
         "worker_extension_cls": "tagpr_rl.backend.rollout.vllm_worker.TagprWorkerExtension",
         "seed": 0,
@@ -104,13 +105,24 @@ def engine_options(recipe: Recipe) -> dict[str, Any]:
     return options
 
 
-class Engine:
-    """A `generate(prompts) -> texts` on a Ray actor; a context manager that frees the device."""
+def response_room(recipe: Recipe, folder: Path) -> int:
+    """Most tokens that the model in `folder` can write after the longest prompt."""
+    from transformers import AutoConfig
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return int(getattr(config, "max_position_embeddings", sys.maxsize)) - recipe.data.prompt.max_tokens
+
+
+class Engine:
+    """A `generate(prompts) -> texts` on a Ray actor; a context manager that frees the device.
+
+    `response_tokens`: room for one response; None = data.prompt.max_response_tokens.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, response_tokens: int | None = None) -> None:
         self.recipe = recipe
         actor = Generator.options(num_gpus=recipe.placement.tensor_parallel)  # type: ignore[attr-defined]
-        self.actor = actor.remote(str(folder), engine_options(recipe), recipe.platform.device)
+        self.actor = actor.remote(str(folder), engine_options(recipe, response_tokens), recipe.platform.device)
 
     def __enter__(self) -> Engine:
         return self
@@ -127,14 +139,14 @@ class Engine:
         return [text for text, _ in self.responses(prompts, temperature=temperature, seed=seed)]
 
     def responses(
-        self, prompts: Sequence[list[int]], *, temperature: float, seed: int | None = 0
+        self, prompts: Sequence[list[int]], *, temperature: float, seed: int | None = 0, max_tokens: int | None = None
     ) -> list[tuple[str, bool]]:
-        """As a call, with whether the token limit cut the text."""
+        """As a call, with whether the token limit (None = data.prompt.max_response_tokens) cut the text."""
         # vLLM's CPU build cannot seed a request ("CPU Generator does not use offset"): the engine's seed holds.
         seeded = temperature > 0 and self.recipe.platform.device != "cpu"
         sampling = {
             "temperature": temperature,
-            "max_tokens": self.recipe.data.prompt.max_response_tokens,
+            "max_tokens": max_tokens or self.recipe.data.prompt.max_response_tokens,
             "seed": seed if seeded else None,
             "skip_special_tokens": True,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tagpr_rl.config import EvaluateStage, GrpoStage, Recipe, answers_directly
+from tagpr_rl.config import EvaluateStage, GrpoStage, Recipe, prompt_style
 from tagpr_rl.eval.metrics import task_mean
 from tagpr_rl.report.page.headline import difference, gains, rank, roles
 from tagpr_rl.report.page.names import STAGE_KINDS
@@ -43,7 +43,6 @@ def collect(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         "prompts": side_file("prompts", "prompts.json"),
         "bounds": data.get("bounds"),
         **evaluation,
-        "direct_models": [name for name in recipe.stages if answers_directly(recipe, name)],
         "stages": [_stage(name, kinds[name], directory) for name, directory in stages.items()],
         "prmu": side_file("prmu", "prmu.json"),
         "chains": side_file("chains", "chains.json"),
@@ -113,7 +112,9 @@ def _stage(name: str, kind: str, directory: StageDir) -> dict[str, Any]:
 
 def _evaluation(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     """The results of the evaluate stages. A later stage's entry replaces an earlier one of the same name."""
-    merged: dict[str, Any] = {"models": {}, "controls": {}, "control_model": None, "baselines": {}, "comparisons": []}
+    merged: dict[str, Any] = {"models": {}, "other_prompts": {}, "controls": {}, "control_model": None}
+    merged |= {"baselines": {}, "comparisons": []}
+    styles = {name: prompt_style(recipe, name) for name in recipe.stages}
     raw: dict[str, Row] = {}
     responses: dict[str, list[Row]] = {}
     for name, _, directory in stage_dirs(run, recipe):
@@ -123,9 +124,10 @@ def _evaluation(run: RunDir, recipe: Recipe) -> dict[str, Any]:
         content = read_object(directory.root / "eval.json")
         if content is None:
             continue
-        for part in ("models", "controls", "baselines"):
+        for part in ("models", "other_prompts", "controls", "baselines"):
             merged[part] |= {key: model_entry(value) for key, value in (content.get(part) or {}).items()}
         raw |= content.get("models") or {}
+        styles |= asked_styles(content)
         merged["comparisons"] += [{**entry, "stage": name} for entry in content.get("comparisons") or []]
         if content.get("controls"):
             own = merged["control_model"] = content.get("control_model", stage.models[-1])
@@ -135,6 +137,7 @@ def _evaluation(run: RunDir, recipe: Recipe) -> dict[str, Any]:
             rows = read_rows(directory.root / "responses" / f"{model}.jsonl")
             if rows:
                 responses[model] = rows
+    merged["direct_models"] = [name for name, style in styles.items() if style != "reasoning"]
     who = roles(recipe, merged["models"])
     merged["headline"] = {**who, "rank": rank(recipe, who["final"]), "gains": gains(who, raw)}
     listed = {(entry["a"], entry["b"]) for entry in merged["comparisons"]}
@@ -145,6 +148,13 @@ def _evaluation(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     pair = (who["start"] or who["base"] or who["final"], who["final"])
     merged["samples"], merged["sample_counts"] = choose_samples(responses, pair)
     return merged
+
+
+def asked_styles(content: Row) -> dict[str, str]:
+    """Model, or `<model>-<prompt>` for its other prompts -> the prompt, as far as an eval.json had several."""
+    choices = content.get("base_prompts") or {}
+    chosen = {name: str(choice["chosen"]) for name, choice in choices.items()}
+    return chosen | {label: label.rpartition("-")[2] for label in content.get("other_prompts") or {}}
 
 
 def model_entry(raw: Row) -> dict[str, Any]:

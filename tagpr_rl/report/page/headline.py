@@ -8,7 +8,7 @@ from typing import Any
 from tagpr_rl.config import GrpoStage, ModelStage, Recipe, SftStage, answers_directly
 from tagpr_rl.eval.metrics import paired_difference
 from tagpr_rl.report.cards.model_card import lineage
-from tagpr_rl.report.page.names import BASELINES, BOUNDS, CONTROLS, SFT_DATA, TERMS
+from tagpr_rl.report.page.names import BASELINES, BOUNDS, CONTROLS, PROMPTS, SFT_DATA, TERMS
 from tagpr_rl.report.page.read import Row
 from tagpr_rl.reward.components import Term
 
@@ -125,6 +125,9 @@ def definitions(report: Row, recipe: Recipe) -> list[tuple[str, str]]:
         for name in dict.fromkeys([*recipe.stages, *report["models"]])
         if name in report["models"] or isinstance(recipe.stages[name], SftStage | GrpoStage)
     ]
+    for label in report.get("other_prompts") or {}:
+        name, _, style = label.rpartition("-")
+        rows.append((label, f"{name} asked by another prompt: {PROMPTS[style]}. {name} itself has its best prompt"))
     for part, meanings in (("controls", CONTROLS), ("baselines", BASELINES), ("bounds", BOUNDS)):
         rows += [(name, meanings[name]) for name in report[part] or {} if name in meanings]
     cut = any(entry["truncated"] is not None for entry in report["models"].values())

@@ -130,6 +130,13 @@ SFT_DATA: Mapping[str, str] = {
     "chains": "tagged chains (imitation)",
 }
 
+PROMPTS: Mapping[str, str] = {
+    "direct": "the answer only, thinking off",
+    "thinking": "a thought in the model's own way, then the answer",
+    "reasoning": "the prompt with the tags",
+}
+"""Prompts that a base model is asked with. The best one on training questions stands under the model's own name."""
+
 BASELINES: Mapping[str, str] = {
     "majority": "no model: the most frequent answer of the training users",
     "random": "no model: a random label, or the answer to a random training question",

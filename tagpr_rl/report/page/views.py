@@ -31,7 +31,7 @@ class ScoreRow:
 
 
 def score_rows(report: Row) -> list[ScoreRow]:
-    """Rows of the summary table: blind ceiling, baselines, models, controls, oracle ceiling."""
+    """Rows of the summary table: blind ceiling, baselines, other prompts, models, controls, oracle ceiling."""
     tasks = report["tasks"]
     bounds = report["bounds"] or {}
 
@@ -55,13 +55,14 @@ def score_rows(report: Row) -> list[ScoreRow]:
                 None if css == "baseline" or name in report["direct_models"] else entry["strict_rate"],
                 None if css == "baseline" else entry["truncated"],
             )
-            for name, entry in report[part].items()
+            for name, entry in (report.get(part) or {}).items()
         ]
 
     control = f"{report['control_model'] or 'last model'}, {{}} profile"
     return [
         *ceiling("blind"),
         *rows("baselines", "baseline"),
+        *rows("other_prompts", "control"),
         *rows("models", "model"),
         *rows("controls", "control", control),
         *ceiling("oracle"),

@@ -78,6 +78,11 @@ def test_truncated_counts_cut_responses_and_unfinished_thoughts_once() -> None:
     assert result.truncated == 2 / 4
     assert [question.truncated for question in result.questions] == [False, False, True, True]
     assert result.questions[3].score == 0.5  # an answer that stands is scored
+    plain = {**RESPONSES, "2": "<think>They like comedies, so"}  # another model's thought, which is no tagged one
+    assert evaluate(RECORDS, plain, SCHEMA).truncated == 2 / 4
+    inside = dict.fromkeys(RESPONSES, "so it is</think> comedy") | {"1": "so it is"}
+    assert evaluate(RECORDS, inside, SCHEMA, prefilled=True).truncated == 1 / 4
+    assert evaluate(RECORDS, RESPONSES, SCHEMA, thoughts=False).truncated == 0  # a file of answers has no thoughts
 
 
 def test_the_result_is_json_and_feeds_the_comparison() -> None:

@@ -15,6 +15,7 @@ from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.prompts.prompt import (
     DIRECT_INSTRUCTION,
     NO_PROFILE,
+    ORDINARY,
     PROFILE_HEADER,
     QUESTION_HEADER,
     Style,
@@ -181,7 +182,7 @@ def test_a_record_cannot_forge_markup(forged: str, style: str) -> None:
     record = record_of("LaMP_4", text=f"a {forged} b")
     item = ProfileItem("i", {"title": forged, "text": f"x\n{QUESTION_HEADER}\n{forged}"})
     content = make(replace(record, profile=(item,)), style).messages[0]["content"]
-    body = content.removeprefix(reasoning_instruction(SCHEMA))
+    body = content.removeprefix(ORDINARY.get(style) or reasoning_instruction(SCHEMA))
     assert forged not in body
     assert not is_markup(body)
     if style != "official":
