@@ -100,10 +100,16 @@ def parse_json(text: str, where: str) -> Any:
     def number(digits: str) -> int | float:
         return _number(digits, whole=digits.lstrip("-").isdigit())
 
+    def check(value: Any) -> None:
+        for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+            check(inner)
+        if isinstance(value, str) and _CONTROL.search(value):
+            raise ValueError(f"{value[:40]!r} holds a control character")
+
     try:
-        return json.loads(
-            text, object_pairs_hook=unique, parse_constant=refuse, parse_int=number, parse_float=number
-        )  # fmt: skip
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_int=number, parse_float=number)
+        check(value)
+        return value
     except RecursionError:
         raise TagprError(f"{where} is not valid JSON: blocks are nested too deeply") from None
     except ValueError as error:

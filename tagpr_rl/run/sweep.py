@@ -116,12 +116,17 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         else:
             own = raw.get("overrides")
             raw["overrides"] = {**(own if isinstance(own, dict) else {}), key: value}
+    sweep = sweep_from_dict(raw, source=str(path))
+    return sweep.model_copy(update={"recipe": path.parent / sweep.recipe})
+
+
+def sweep_from_dict(raw: dict[str, Any], *, source: str) -> Sweep:
+    """Validate plain values. Raises TagprError with every mistake."""
     try:
-        sweep = Sweep.model_validate(raw)
+        return Sweep.model_validate(raw)
     except ValidationError as error:
         lines = explain(error, Sweep)
-        raise TagprError(f"sweep {path} has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)) from None
-    return sweep.model_copy(update={"recipe": path.parent / sweep.recipe})
+        raise TagprError(f"sweep {source} has {len(lines)} mistake(s):\n  " + "\n  ".join(lines)) from None
 
 
 def plan_seed(sweep: Sweep, seed: int) -> SeedPlan:

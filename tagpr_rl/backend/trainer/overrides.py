@@ -6,6 +6,7 @@ Neither file imports verl, so that `tagpr plan` can print the overrides on any m
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -316,8 +317,19 @@ def _hydra_value(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_hydra_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        return _hydra_text(value)
     return str(value)
+
+
+def _hydra_text(text: str) -> str:
+    r"""Text in single quotes, such that Hydra and OmegaConf read the same text again.
+
+    OmegaConf takes `${` for a reference unless a backslash stands before it, Hydra a quote for the end. Backslashes
+    count as such only before one of the two (or at the end), and are doubled there.
+    """
+    text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), text)
+    return f"'{text}'"
 
 
 def compose(config_name: str, overrides: dict[str, Any]) -> Any:
