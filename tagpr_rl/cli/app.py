@@ -153,6 +153,9 @@ def _wrong_line(error: typer.TyperException) -> int:
         if "is not one of" in text and (hint := did_you_mean(value, choices)):
             text = f"{text}; {hint}"
         context = getattr(error, "ctx", None)
+        if text.startswith("No such command") and "Did you mean" not in text:
+            known = getattr(getattr(context, "command", None), "commands", {})
+            text = f"{text}; the commands are {', '.join(known)}" if known else text
         where = f"\n`{context.command_path} --help` explains the command" if context is not None else ""
         print(f"error: {text}{where}", file=sys.stderr)
     return 2

@@ -25,9 +25,11 @@ commands = typer.Typer(
 
 
 def _check_splits(splits: list[str] | None) -> list[str] | None:
-    for split in splits or ():
+    for position, split in enumerate(splits or ()):
         if split not in SPLITS:
             raise typer.BadParameter(f"'{split}' is not one of 'train', 'dev', 'test'")
+        if splits and split in splits[:position]:
+            raise typer.BadParameter(f"{split} stands twice")
     return splits
 
 
@@ -120,11 +122,17 @@ def rank(
         )
     whole_profile = 1 << 30
     retriever = Retriever(whole_profile, method, seed, ties, similarity)
-    for task in _names(tasks) or [task for task in TASKS if (folder / task).is_dir()]:
+    found = _names(tasks) or [task for task in TASKS if (folder / task).is_dir()]
+    if not found:
+        raise TagprError(f"data rank: {folder} holds no folder of a task ({', '.join(TASKS)}); name the one that does")
+    for task in found:
         path = rankings_path(out, task)
         count = write_rankings(path, load_folder(folder, [task], chosen[0]), retriever)
         say(f"{path}: {count} questions ranked by {method}")
 
 
 def _names(tasks: list[str] | None) -> list[str] | None:
-    return [task_name(task) for task in tasks] if tasks else None
+    names = [task_name(task) for task in tasks or ()]
+    if twice := [name for position, name in enumerate(names) if name in names[:position]]:
+        raise TagprError(f"--tasks {twice[0]} stands twice; name each task once")
+    return names or None

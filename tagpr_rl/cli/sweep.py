@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,10 +84,12 @@ def command(
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise TagprError(f"--seeds {text}: not a list of whole numbers such as 1,2,3") from None
+    if re.fullmatch(r"[0-9]{1,10}(,[0-9]{1,10})*", text) is None:
+        raise TagprError(f"--seeds {text}: not a list of whole numbers such as 1,2,3")
+    seeds = tuple(map(int, text.split(",")))
+    if len(set(seeds)) < len(seeds):
+        raise TagprError(f"--seeds {text}: a seed stands twice")
+    return seeds
 
 
 def _evaluation(plan: SeedPlan, run: RunDir) -> Any:

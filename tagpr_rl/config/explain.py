@@ -26,6 +26,7 @@ _EXPECTED = {
     "model_type": "a block of keys is expected",
     "model_attributes_type": "a block of keys is expected",
     "missing": "this key is missing",
+    "invalid_key": "a key is text; put it into quotes",
 }
 """Type of a pydantic error -> the message."""
 _AS_SWITCH = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
@@ -66,6 +67,9 @@ def _line(item: Any, root: type[BaseModel], stages: Collection[str]) -> str:
         message = _EXPECTED.get(kind, message)
         at_root = not place
         return "\n  ".join(line if at_root else f"{key}: {line}" for line in message.splitlines())
+    if kind in ("too_short", "too_long"):
+        side, bound = ("at least", "min_length") if kind == "too_short" else ("at most", "max_length")
+        message = f"{side} {item['ctx'][bound]} items are expected"
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", str(item["ctx"]["expected"])) or [str(item["ctx"]["expected"])]
         near = did_you_mean(str(value), allowed) if isinstance(value, str) else ""

@@ -100,6 +100,8 @@ def check_folder(folder: Path, tasks: Iterable[str] = TASKS, splits: Iterable[st
     """One check for each task and split in `folder`. TagprError if there is none."""
     files = present(folder, tasks, splits)
     if not files:
+        if packed := sorted(path for end in ("gz", "zip", "bz2", "xz") for path in folder.glob(f"**/*.{end}")):
+            raise TagprError(f"{folder}: its files are packed, first {packed[0]}; unpack them (gunzip, unzip)")
         raise TagprError(
             f"{folder}: no <task>/<split>_questions.json there (tasks {', '.join(TASKS)}; splits {', '.join(SPLITS)}); "
             "name the folder that holds one folder per task"

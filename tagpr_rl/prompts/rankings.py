@@ -43,6 +43,8 @@ def write_rankings(path: Path, records: Iterable[LampRecord], retriever: Retriev
         if record.id in rankings:
             raise TagprError(f"{path}: question id {record.id!r} stands twice; write one file per task and split")
         rankings[record.id] = [item.id for item in retriever(record)]
+    if not rankings:
+        raise TagprError(f"{path}: there is no question to rank")
     write_json(Path(path), rankings)
     return len(rankings)
 
@@ -55,6 +57,9 @@ def _read(path: Path) -> Mapping[str, list[str]]:
 
 
 def _item_ids(path: Path, key: str, value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(item, str | int) for item in value):
+    if not isinstance(value, list) or not all(isinstance(item, str) or type(item) is int for item in value):
         raise TagprError(f"{path}: question {key!r}: expected a list of item ids, got {str(value)[:60]!r}")
-    return [str(item) for item in value]
+    items = [str(item) for item in value]
+    if len(set(items)) < len(items):
+        raise TagprError(f"{path}: question {key!r} ranks an item twice")
+    return items

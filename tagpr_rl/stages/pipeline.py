@@ -99,6 +99,15 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, only: Collection[st
     console.print(summary_table(json.loads(run.report_json.read_text(encoding="utf-8"))))
     console.print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
     console.print(f"report: {page}", soft_wrap=True, highlight=False, markup=False)
+    if (upload := upload_command(run)) is not None:
+        console.print(f"W&B has none of it yet; upload: {upload}", soft_wrap=True, highlight=False, markup=False)
+
+
+def upload_command(run: RunDir) -> str | None:
+    """The command that uploads what W&B recorded offline, in order of start; None if nothing was."""
+    key = tracker_id(run)
+    folders = f"offline-run-*-{key}"
+    return f"wandb sync --id {key} {run.root}/wandb/{folders}" if any(run.root.glob(f"wandb/{folders}")) else None
 
 
 def _copy(mirror: Mirror | None, recipe: Recipe, run: RunDir, name: str) -> None:

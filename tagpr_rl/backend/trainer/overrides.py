@@ -328,7 +328,7 @@ def _hydra_text(text: str) -> str:
     count as such only before one of the two (or at the end), and are doubled there.
     """
     text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
-    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), text)
+    text = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), text)
     return f"'{text}'"
 
 

@@ -107,13 +107,18 @@ _STYLES = {"model": "bold", "ceiling": "dim italic", "baseline": "dim", "control
 def summary_table(report: Row) -> Table:
     """Models, controls, baselines and ceilings against tasks; `report` is report.json's content."""
     table = Table(
-        box=box.SIMPLE_HEAD, title=Text(f"{report['name']}: task score on held-out users"), title_justify="left"
+        box=box.SIMPLE_HEAD,
+        title=Text(f"{report['name']}: task score on held-out users"),
+        title_justify="left",
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     table.add_column("")
     for task in report["tasks"]:
-        table.add_column(task_label(task), justify="right")
-    for name in ("mean", "95 % interval", "well formed"):
-        table.add_column(name, justify="right")
+        table.add_column(task_label(task), justify="right", no_wrap=True)
+    for name in ("mean", "95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("well formed", justify="right", no_wrap=True)
     for row in score_rows(report):
         interval = "" if row.low is None or row.high is None else f"[{row.low:.3f}, {row.high:.3f}]"
         cells = [row.name, *map(_cell, row.scores), _cell(row.mean), interval, _cell(row.strict_rate)]

@@ -293,3 +293,16 @@ def test_real_records_through_the_command_line(tmp_path: Path, lamp_real: Path) 
     assert (nearest["n"], nearest["n_users"], nearest["n_unparsable"]) == (122, 44, 0)
     assert nearest["metrics"][0]["value"] > majority["metrics"][0]["value"] > 1 / 15
     assert len(load_folder(lamp_real, ["LaMP_2", "LaMP_4"], "dev")) == 243
+
+
+def test_nothing_to_do_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty, out = tmp_path / "empty", tmp_path / "rankings"
+    empty.mkdir()
+    assert "holds no folder of a task" in refused(capsys, "data", "rank", empty, "--out", out)
+    assert "holds no folder of a task" in refused(capsys, "data", "rank", tmp_path / "none", "--out", out)
+    assert not out.exists()
+    assert "LaMP_2 stands twice" in refused(capsys, "data", "check", empty, "--tasks", "LaMP_2", "LaMP-2")
+    assert "dev stands twice" in refused(capsys, "data", "check", empty, "--splits", "dev", "dev")
+    (empty / "LaMP_2").mkdir()
+    (empty / "LaMP_2/dev_questions.json.gz").write_bytes(b"")
+    assert "its files are packed, first" in refused(capsys, "data", "check", empty)
