@@ -94,7 +94,9 @@ def test_aliases_that_grow_without_end_are_refused() -> None:
         parse_yaml(bomb, "here")
 
 
-@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": 1, "a": 2}', '{"a": 1e999}', "[" * 10**5, "{", f"[{10**30}]", '["\\ud800"]'])
+@pytest.mark.parametrize(
+    "text", ['{"a": NaN}', '{"a": 1, "a": 2}', '{"a": 1e999}', "[" * 10**5, "{", f"[{10**30}]", '["\\ud800"]']
+)
 def test_json_has_the_same_rules(text: str) -> None:
     with pytest.raises(TagprError, match="here is not valid JSON"):
         parse_json(text, "here")
