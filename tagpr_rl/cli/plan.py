@@ -11,9 +11,10 @@ from rich.console import Console
 from tagpr_rl.cli.arguments import Overrides, RecipeName, say
 from tagpr_rl.config import GrpoStage, Recipe, SftStage
 from tagpr_rl.config.recipe import nearest
+from tagpr_rl.plan.memory import GIB
 from tagpr_rl.plan.show import print_plan, verdict
 from tagpr_rl.preflight.examine import planned, require_ready
-from tagpr_rl.preflight.machine import runs_here
+from tagpr_rl.preflight.machine import disk_bytes, runs_here
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.open import open_recipe, planned_run
 
@@ -22,19 +23,23 @@ def command(
     recipe: RecipeName,
     overrides: Overrides = None,
     verl: Annotated[bool, typer.Option("--verl", help="Print verl's keys of each training stage, too.")] = False,
+    formulas: Annotated[
+        bool, typer.Option("--formulas", help="Print the memory of every part and its formula, in place of sums.")
+    ] = False,
 ) -> None:
     """Print what RECIPE will do, and run nothing: stages, devices, batch arithmetic, memory and hours.
 
-    The last line is the verdict: whether the recipe fits, the fullest device and the hours. Exits with 2 if it does
-    not fit.
+    Then recipe, files and machine are checked as `tagpr run` checks them: every warning and every mistake is printed,
+    and with a mistake the exit code is 2. What this machine alone lacks is a warning if the run belongs elsewhere. The
+    last line is the verdict: the fullest device, the hours, and the disk.
 
     Example: tagpr plan lamp/qwen3_8b budget.device=H100-80GB
     """
     loaded, folder = planned_run(open_recipe(recipe, overrides or ()))
-    print_plan(loaded, folder, Console(), verl_overrides if verl else None)
+    print_plan(loaded, folder, Console(), verl_overrides if verl else None, formulas=formulas)
     plan = planned(loaded, folder)
     require_ready(plan, say, here=runs_here(plan))
-    say(verdict(loaded))
+    say(f"{verdict(loaded)}; checkpoints and weights: at most {disk_bytes(plan) / GIB:.1f} GiB on disk")
 
 
 def verl_overrides(recipe: Recipe, run: RunDir, name: str) -> Sequence[str]:

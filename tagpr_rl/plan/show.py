@@ -104,12 +104,19 @@ def problems(recipe: Recipe) -> list[str]:
     return mistakes
 
 
-def print_plan(recipe: Recipe, run: RunDir, console: Console, overrides: Overrides | None = None) -> None:
+def print_plan(
+    recipe: Recipe, run: RunDir, console: Console, overrides: Overrides | None = None, *, formulas: bool = False
+) -> None:
     """Print stages and their state, devices, batch arithmetic, memory and hours; with `overrides` also verl's keys.
 
-    What is wrong with it is said by preflight, and in one line by `verdict`.
+    `formulas`: the memory of each part and its formula, and the arithmetic of the hours, in place of their sums. What
+    is wrong with the recipe is said by preflight, and in one line by `verdict`.
     """
     console.print(f"run {run.root}", highlight=False, soft_wrap=True)
+    for name in recipe.stages:
+        if overrides is not None and (lines := overrides(recipe, run, name)):
+            console.print(f"\nverl overrides of stage '{name}':", highlight=False)
+            console.print("\n".join(f"  {line}" for line in lines), markup=False, highlight=False, soft_wrap=True)
     console.print(stages_table(recipe, run))
     source = str(recipe.data.lamp_dir) if recipe.data.lamp_dir is not None else "embedded world"
     model = str(recipe.model.path) if recipe.model.path is not None else "tiny model, built here"
@@ -123,11 +130,7 @@ def print_plan(recipe: Recipe, run: RunDir, console: Console, overrides: Overrid
     facts.add_row("sequence", f"prompt <= {limits.max_tokens}, response <= {limits.max_response_tokens} tokens")
     console.print(facts)
     console.print(batch_table(recipe))
-    print_budgets(recipe, console)
-    for name in recipe.stages:
-        if overrides is not None and (lines := overrides(recipe, run, name)):
-            console.print(f"\nverl overrides of stage '{name}':", highlight=False)
-            console.print("\n".join(f"  {line}" for line in lines), markup=False, highlight=False, soft_wrap=True)
+    print_budgets(recipe, console, formulas=formulas)
 
 
 def verdict(recipe: Recipe) -> str:
@@ -163,8 +166,8 @@ def devices_text(recipe: Recipe) -> str:
     return text + (f" ({own.prmu_devices:g} of a device more)" if own.prmu == "dedicated" else "")
 
 
-def print_budgets(recipe: Recipe, console: Console) -> None:
-    """Print memory per device by part and estimated hours of every stage; nothing when the model is unknown."""
+def print_budgets(recipe: Recipe, console: Console, *, formulas: bool) -> None:
+    """Print memory per device and estimated hours of every stage; nothing when the model is unknown."""
     try:
         budgets = stage_budgets(recipe)
         device, shape = device_of(recipe.budget), policy_shape(recipe)
@@ -181,9 +184,9 @@ def print_budgets(recipe: Recipe, console: Console) -> None:
             f"{RESERVE_GIB:g} GiB reserved",
             highlight=False,
         )
-    console.print(memory_table(budgets))
+    console.print(formula_table(budgets) if formulas else memory_table(budgets))
     if any(budget.seconds for budget in budgets.values()):
-        console.print(hours_table(budgets))
+        console.print(hours_table(budgets) if formulas else hours_line(budgets), highlight=False)
         console.print(
             f"hours assume MFU {MFU:g} in training and prefill, {DECODE_EFFICIENCY:g} of the bandwidth "
             "in decoding, sequences as long as the limit, and nothing at once; start-up, saving and "
@@ -195,8 +198,21 @@ def print_budgets(recipe: Recipe, console: Console) -> None:
 
 
 def memory_table(budgets: Mapping[str, StageBudget]) -> Table:
-    """One row per part of each stage's phases; the sum, and host memory, at the end of each."""
-    table = Table("stage", "while it", "part", "GiB per device", "formula")
+    """One row per phase of each stage: the sum, and the three largest parts; a row for host memory."""
+    table = Table("stage", "while it", "GiB per device", "of which, at most")
+    for name, budget in budgets.items():
+        for phase in budget.phases:
+            largest = sorted(phase.parts, key=lambda part: -part.bytes)[:3]
+            parts = ", ".join(f"{part.name} {part.bytes / GIB:.3g}" for part in largest)
+            table.add_row(name, phase.name, f"{phase.bytes / GIB:.3g}", parts)
+        if budget.host_bytes:
+            table.add_row(name, "", f"{budget.host_bytes / GIB:.3g}", "host memory of a node")
+    return table
+
+
+def formula_table(budgets: Mapping[str, StageBudget]) -> Table:
+    """One row per part of each stage's phases, with its formula; the sum, and host memory, at the end of each."""
+    table = Table("stage", "while it", "part", "GiB", "per device")
     for name, budget in budgets.items():
         for phase in budget.phases:
             for part in phase.parts:
@@ -204,7 +220,16 @@ def memory_table(budgets: Mapping[str, StageBudget]) -> Table:
             table.add_row(name, phase.name, "[bold]sum[/bold]", f"[bold]{phase.bytes / GIB:.3g}[/bold]", "")
         if budget.host_bytes:
             table.add_row(name, "", "host, per node", f"{budget.host_bytes / GIB:.3g}", "offloaded, reference, PRMU")
+    for column in table.columns:
+        column.overflow = "fold"
     return table
+
+
+def hours_line(budgets: Mapping[str, StageBudget]) -> str:
+    """Hours of each stage and of all."""
+    hours = {name: sum(seconds for _, seconds, _ in budget.seconds) / 3600 for name, budget in budgets.items()}
+    each = ", ".join(f"{name} {value:.2f}" for name, value in hours.items() if value)
+    return f"hours: {each}; together {sum(hours.values()):.2f}"
 
 
 def hours_table(budgets: Mapping[str, StageBudget]) -> Table:
@@ -221,8 +246,7 @@ def hours_table(budgets: Mapping[str, StageBudget]) -> Table:
 
 def batch_table(recipe: Recipe) -> Table:
     """One row per training stage; token counts are upper bounds."""
-    names = ("trains", "steps", "per step", "updates", "mini x micro", "tokens per step", "generated", "trained on")
-    table = Table(*names)
+    table = Table("trains", "steps", "per step", "updates", "mini x micro", "generated", "trained on")
     for name, stage in recipe.stages.items():
         plan = batch_plan(recipe, stage)
         if plan is None:
@@ -233,9 +257,16 @@ def batch_table(recipe: Recipe) -> Table:
             size = recipe.training.max_tokens_per_device
             each = f"{stage.micro_batch_size}" if size is None else f"{size:,} tokens"
             split = f"{plan.mini_batch} = {plan.micro_batches} x {each}"
-            generated, steps = f"{plan.generated_tokens:,}", stage.steps
-        tokens = f"{plan.trained_tokens // steps:,}"
-        table.add_row(
-            name, str(steps), per_step, str(plan.updates), split, tokens, generated, f"{plan.trained_tokens:,}"
-        )
+            generated, steps = _tokens(plan.generated_tokens), stage.steps
+        table.add_row(name, str(steps), per_step, str(plan.updates), split, generated, _tokens(plan.trained_tokens))
+    for column in table.columns:
+        column.overflow = "fold"
     return table
+
+
+def _tokens(count: int) -> str:
+    """A number of tokens in three digits: `577 M`."""
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)

@@ -44,6 +44,7 @@ CHECKS: tuple[Check, ...] = (
     machine.folders,
     machine.disk,
     machine.memory,
+    machine.cluster,
     services.keys,
     services.language_models,
     services.ray,

@@ -133,7 +133,7 @@ def _folder(plan: PlannedRun, model: Model, folder: Path) -> Iterator[Finding]:
     config: dict[str, Any] = {}
     try:
         config = _read_config(folder)
-    except TagprError as error:
+    except (TagprError, OSError) as error:
         yield model.wrong(str(error), here=True)
     if config:
         yield from _config(plan, model, config)
@@ -154,6 +154,8 @@ def _folder(plan: PlannedRun, model: Model, folder: Path) -> Iterator[Finding]:
         yield model.wrong(f"NaN or infinite weights in {', '.join(bad)}", "copy or download it again", here=True)
     if config and model.trains:
         yield from _shapes(model, folder, config, found)
+    if model.key == "model.path":
+        yield from _adapters(plan, found)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -313,6 +315,17 @@ def _shapes(model: Model, folder: Path, config: Mapping[str, Any], found: list[T
             "copy the model's own tokenizer, or resize its embeddings",
             here=True,
         )
+    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", True))
+    if model.generates and tied is False and not any("lm_head" in t.name or "embed_out" in t.name for t in found):
+        yield model.wrong(
+            "config.json says tie_word_embeddings: false, and the weights have no lm_head",
+            "the output layer would be random; download it again",
+            here=True,
+        )
+    if model.generates and text.get("eos_token_id", config.get("eos_token_id")) is None and vocabulary:
+        yield model.wrong(
+            "config.json names no eos_token_id: responses may run to their limit", "add it", warning=True, here=True
+        )
     numbers = {int(part) for t in found for part in t.name.split(".") if part.isdigit() and ".experts." not in t.name}
     if isinstance(layers, int) and numbers and max(numbers) + 1 < layers:
         yield model.wrong(
@@ -320,3 +333,13 @@ def _shapes(model: Model, folder: Path, config: Mapping[str, Any], found: list[T
             "the missing ones would be random; download it again",
             here=True,
         )
+
+
+def _adapters(plan: PlannedRun, found: list[Tensor]) -> Iterator[Finding]:
+    """Target modules of LoRA that the weights do not have."""
+    lora = plan.recipe.lora
+    if lora is None or isinstance(lora.target_modules, str):
+        return
+    parts = {part for tensor in found for part in tensor.name.split(".")}
+    if missing := [name for name in lora.target_modules if name not in parts]:
+        yield Finding("lora.target_modules", missing[0], "no layer of the model has that name", "name one that it has")

@@ -15,6 +15,7 @@ from tagpr_rl.config.kinds import KINDS
 from tagpr_rl.config.platform import attention
 from tagpr_rl.deploy.need import need, node_devices
 from tagpr_rl.plan.memory import GIB, policy_shape, prmu_shape
+from tagpr_rl.plan.show import stage_budgets
 from tagpr_rl.preflight.finding import Finding, PlannedRun
 from tagpr_rl.types import TagprError
 
@@ -210,11 +211,15 @@ def disk(plan: PlannedRun) -> Iterator[Finding]:
 
 
 def memory(plan: PlannedRun) -> Iterator[Finding]:
-    """A CPU run's scorers and caches against this machine's memory."""
+    """A CPU run's processes, scorers and caches against this machine's memory."""
     recipe, serving = plan.recipe, plan.recipe.placement.prmu_serving
-    if recipe.platform.ray_address is not None or not any(stage.uses_prmu for _, stage in plan.stages(GrpoStage)):
+    if recipe.platform.ray_address is not None or not _uses_ray(plan):
         return
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if recipe.platform.device == "cpu":
+        yield from _processes(plan, total)
+    if not any(stage.uses_prmu for _, stage in plan.stages(GrpoStage)):
+        return
     caches = serving.scorers * serving.cache_mb * (1 << 20)
     if recipe.placement.prmu == "cpu" and math.isfinite(caches) and caches > total:
         yield Finding(
@@ -231,4 +236,49 @@ def memory(plan: PlannedRun) -> Iterator[Finding]:
             f"this machine has {total / GIB:.0f} GiB",
             "lower it",
             on_machine=True,
+        )
+
+
+def _processes(plan: PlannedRun, total: int) -> Iterator[Finding]:
+    """The largest stage of a CPU run against the machine's memory. It is an estimate: twice as much is a mistake."""
+    try:
+        budgets = stage_budgets(plan.recipe)
+    except TagprError:  # batches_and_memory names it
+        return
+    phases = [(phase.bytes, name) for name, budget in budgets.items() if name in plan.todo for phase in budget.phases]
+    most, name = max(phases, default=(0.0, ""))
+    needed = most * plan.recipe.platform.devices
+    if needed > total:
+        yield Finding(
+            f"stages.{name}",
+            None,
+            f"its processes take about {needed / GIB:.0f} GiB, and this machine has {total / GIB:.0f}",
+            "use a smaller model, shorter sequences or fewer processes",
+            warning=needed < 2 * total,
+            on_machine=True,
+        )
+
+
+def cluster(plan: PlannedRun) -> Iterator[Finding]:
+    """The nodes that the `cluster` block asks for against what the run takes."""
+    block, platform = plan.recipe.cluster, plan.recipe.platform
+    if platform.device == "cpu" and block.shm_gb << 10 < platform.weight_bucket_mb:
+        yield Finding(
+            "cluster.shm_gb",
+            block.shm_gb,
+            f"the weight transfer alone takes platform.weight_bucket_mb={platform.weight_bucket_mb} of /dev/shm",
+            "raise it",
+        )
+    try:
+        budgets = stage_budgets(plan.recipe)
+    except TagprError:
+        return
+    hours = sum(seconds for name in budgets if name in plan.todo for _, seconds, _ in budgets[name].seconds) / 3600
+    if hours > block.time_limit_h * (1 + block.retries):
+        yield Finding(
+            "cluster.time_limit_h",
+            block.time_limit_h,
+            f"the stages take about {hours:.0f} hours, and a job starts {1 + block.retries} times",
+            "raise it, or save checkpoints and raise cluster.retries",
+            warning=True,
         )

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-
 from tagpr_rl.config import (
     ChainsStage,
+    EndpointBlock,
     EvaluateStage,
     GrpoStage,
     PrmuStage,
@@ -21,8 +20,6 @@ from tagpr_rl.config import (
 from tagpr_rl.preflight.finding import Finding, PlannedRun
 from tagpr_rl.reward.components import SHORT_FORM
 
-INTEGER_LIMIT = 2**53
-"""Larger whole numbers are not kept by every file format and library on the way."""
 LONGEST_TOKENS = 2_000_000
 MOST_RESPONSES = 1_000_000
 """Of a step; the driver holds all of them in memory."""
@@ -87,7 +84,6 @@ _ENDPOINT = {
 
 def numbers(plan: PlannedRun) -> Iterator[Finding]:
     """Numbers outside their reasonable range, block by block."""
-    yield from _not_finite("", plan.recipe)
     for kind, ranges in RANGES.items():
         for name, stage in plan.stages(kind):
             for key, limits in ranges.items():
@@ -114,23 +110,6 @@ def _at(block: Any, key: str) -> float:
     for part in key.split("."):
         block = getattr(block, part)
     return float(block)
-
-
-def _not_finite(key: str, value: Any) -> Iterator[Finding]:
-    """Infinities, NaN and integers of more than 53 bits anywhere in the recipe."""
-    if isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _not_finite(f"{key}.{name}".lstrip("."), getattr(value, name))
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield from _not_finite(f"{key}.{name}", item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _not_finite(key, item)
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield Finding(key, value, "not a finite number", "give a number, or leave the key out")
-    elif isinstance(value, int) and abs(value) > INTEGER_LIMIT:
-        yield Finding(key, value, "larger than any machine can use", f"use at most {INTEGER_LIMIT}")
 
 
 def learning_rates(plan: PlannedRun) -> Iterator[Finding]:
@@ -251,8 +230,15 @@ def time_limits(plan: PlannedRun) -> Iterator[Finding]:
         yield from _stop_budgets(plan, name, stage)
 
 
-def _budgets(where: str, block: Any) -> Iterator[Finding]:
+def _budgets(where: str, block: EndpointBlock) -> Iterator[Finding]:
     tokens, money = block.budget.tokens, block.budget.money
+    if block.max_model_len is not None and block.max_model_len <= block.max_tokens:
+        yield Finding(
+            f"{where}.max_model_len",
+            block.max_model_len,
+            f"the completion alone may have max_tokens={block.max_tokens}",
+            "raise it, or lower max_tokens",
+        )
     if tokens is not None and tokens <= block.max_tokens:
         what = "nothing may be asked" if tokens == 0 else f"less than one answer of max_tokens={block.max_tokens}"
         yield Finding(f"{where}.budget.tokens", tokens, what, "raise it, or null for no limit")

@@ -199,6 +199,9 @@ def _whole_steps(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
                 "lower it, or raise max_pairs",
             )
     tasks = {record.task for record in found.held_out}
+    for side, records in (("training", found.train), ("held-out", found.held_out)):
+        if absent := [task for task in recipe.data.tasks if task not in {record.task for record in records}]:
+            yield Finding("data.tasks", None, f"no {side} questions of {', '.join(absent)}", "leave it out", True)
     for name, evaluate in plan.stages(EvaluateStage):
         if evaluate.questions is not None and evaluate.questions < len(tasks):
             yield Finding(

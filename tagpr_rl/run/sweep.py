@@ -11,6 +11,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,8 @@ from tagpr_rl.files import sha256_json
 from tagpr_rl.types import TagprError
 
 EVAL = "eval"
+MOST_ARMS = 1000
+"""Of a grid."""
 Overrides = dict[str, Any]
 ArmName = Annotated[str, worded(r"[a-z][a-z0-9_]*", "a name of small letters, digits and `_`")]
 
@@ -76,6 +79,8 @@ class Sweep(Closed):
     def all_arms(self) -> dict[str, Overrides]:
         """Arms by name, those of the grid after the named ones. ValueError if a grid arm's name is taken."""
         arms = dict(self.arms)
+        if (size := prod(map(len, self.grid.values()))) > MOST_ARMS:
+            raise ValueError(f"grid: {size:,} combinations, and each is trained; use at most {MOST_ARMS}")
         for values in product(*self.grid.values()) if self.grid else ():
             keys = dict(zip(self.grid, values, strict=True))
             name = "_".join(f"{key.rpartition('.')[2]}_{_plain(value)}" for key, value in keys.items())

@@ -152,7 +152,7 @@ ROWS = [
     Row("stages.prmu.lr=1", "stages.prmu.lr", "diverge"),
     Row("stages.prmu.head_lr=3", "stages.prmu.head_lr", "diverge"),
     Row("stages.guided.lr=1e-30", "stages.guided.lr", "do not move"),
-    Row("stages.sft.lr=.inf", "stages.sft.lr", "not a finite number"),
+    Row("stages.sft.lr=.inf", "", "no finite number"),
     Row("stages.sft.betas=[0.9, 1.0]", "stages.sft.betas", "[0, 1)"),
     Row("stages.guided.betas=[-0.1, 0.99]", "stages.guided.betas", "[0, 1)"),
     Row("stages.guided.betas=[0.99, 0.9]", "stages.guided.betas", "unusual", warning=True),
@@ -188,6 +188,13 @@ ROWS = [
     Row(teacher("concurrency: 1000000"), "stages.chains.teacher.concurrency", "connections"),
     Row(teacher("concurrency: 8"), "stages.chains.teacher.base_url", "nothing answers"),
     Row(TEACHER + "{kind: vllm, model: {tmp}/nowhere}", "stages.chains.teacher.model", "no such folder"),
+    Row(
+        TEACHER + "{kind: vllm, model: {tmp}/model, max_model_len: 512}",
+        "stages.chains.teacher.max_model_len",
+        "alone",
+        model(),
+    ),
+    Row(TEACHER + "{kind: vllm, model: {tmp}/model}", "stages.chains.teacher.model", "2048 positions", model()),
     # schedule
     Row("stages.sft.save_every=500", "stages.sft.save_every", "before the last step", warning=True),
     Row("stages.prmu.save_every=500", "stages.prmu.save_every", "nothing is saved", warning=True),
@@ -300,7 +307,14 @@ ROWS = [
         model({"max_position_embeddings": 512}),
     ),
     Row("model.tiny.hidden=63", "model.tiny.hidden", "heads times"),
+    Row(MODEL, "model.path", "no lm_head", model({"tie_word_embeddings": False})),
+    Row(MODEL, "model.path", "no eos_token_id", model(), warning=True),
+    Row(MODEL + " platform.weight_bucket_mb=1", "", "does not hold the largest tensor", model({"vocab_size": 100_000})),
+    Row(MODEL + " lora.target_modules=[q_prj]", "", "q_prj", model()),
+    Row("model.path=Qwen/Qwen3-32B", "model.path", "HF_HUB_OFFLINE"),
+    Row("model.path=Qwen/Qwen3-32B", "stages.", "this machine has"),
     # machine
+    Row("cluster.shm_gb=1 platform.weight_bucket_mb=4096", "cluster.shm_gb", "weight transfer"),
     Row("out={tmp}/file", "out", "is a file", file("file", "")),
     Row("out=/proc/x", "out", "cannot be written"),
     Row("mirror=file:///proc/x", "mirror", "cannot be written"),
@@ -318,7 +332,7 @@ ROWS = [
         "one step",
     ),
     Row("stages.guided.steps=1000000000000", "stages.guided.steps", "no lifetime"),
-    Row("stages.sft.steps=99999999999999999999", "stages.sft.steps", "larger than any machine"),
+    Row("stages.sft.steps=99999999999999999999", "", "too large a number"),
     Row("model.tiny.max_vocab=1000000000", "model.tiny", "one process's memory"),
     Row("model.tiny.layers=1000000000", "model.tiny", "one process's memory"),
     Row(
@@ -357,7 +371,10 @@ WORLD = ("data.world={seed: 1, train_users: 12, held_out_users: 2, time_users: 2
 def found(tmp: Path, overrides: list[str], recipe: Path = SMOKE) -> list[Finding]:
     out = () if any(text.startswith("out=") for text in overrides) else (f"out={tmp}/runs",)
     small = () if any(text.startswith("data.world") for text in overrides) or recipe != SMOKE else WORLD
-    loaded = load_recipe(recipe, (*small, *overrides, *out))
+    try:
+        loaded = load_recipe(recipe, (*small, *overrides, *out))
+    except TagprError as error:  # what the recipe alone tells is refused when it is read
+        return [Finding("", None, str(error))]
     return examine(planned(loaded, RunDir(loaded.out / loaded.name)))
 
 
