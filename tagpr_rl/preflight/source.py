@@ -22,7 +22,7 @@ from tagpr_rl.run.layout import stage_dir
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 from tagpr_rl.types import LampRecord, TagprError
 
-WHOLE_BYTES = 150 << 20
+WHOLE_BYTES = 100 << 20
 """Question files of this size together are read as the run reads them; of larger ones the beginning is."""
 SAMPLE = 200
 """Records of a larger file that are read."""
