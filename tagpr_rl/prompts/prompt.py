@@ -92,10 +92,16 @@ def _one_line(text: str) -> str:
 def direct_messages(messages: Sequence[Mapping[str, str]], schema: TagSchema) -> Messages:
     """The messages of a `reasoning` prompt as `direct` ones: another instruction, the same items and question.
 
-    `official` ones have neither instruction and come back unchanged.
+    TagprError for a prompt that does not begin with the schema's instruction, as one of another schema or version.
     """
     asked = reasoning_instruction(schema)
-    return tuple({**turn, "content": turn["content"].replace(asked, DIRECT_INSTRUCTION, 1)} for turn in messages)
+    (turn,) = messages
+    if not turn["content"].startswith(asked):
+        raise TagprError(
+            f"the prompt {turn['content'][:60]!r}... does not begin with the instruction of tag schema "
+            f"{schema.version!r}: its chains were made with another schema or an older version; make them anew"
+        )
+    return _user_turn(DIRECT_INSTRUCTION + turn["content"].removeprefix(asked))
 
 
 def prompt_phrases(schema: TagSchema) -> tuple[str, ...]:

@@ -74,16 +74,19 @@ def _examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str, An
     path = context.nearest("chains", reads=("chains.parquet",)).root / "chains.parquet"
     chains = pq.read_table(path, columns=["task", "record_id", "messages", "response"]).to_pylist()
     if stage.dataset == "answers":
-        return sft_rows(tokenizer, answer_examples(chains, train, context.schema), limit)
+        schema = context.schema if recipe.data.prompt.style == "reasoning" else None
+        return sft_rows(tokenizer, answer_examples(chains, train, schema), limit)
     return sft_rows(tokenizer, [(row["messages"], row["response"]) for row in chains], limit)
 
 
 def answer_examples(
-    chains: Sequence[Mapping[str, Any]], train: Sequence[LampRecord], schema: TagSchema
+    chains: Sequence[Mapping[str, Any]], train: Sequence[LampRecord], schema: TagSchema | None
 ) -> list[tuple[Messages, str]]:
     """(direct prompt, gold) of each row of chains.parquet: the same questions and items, as often, without the thought.
 
-    The gold also stands in for a chain's wrong answer.
+    The gold also stands in for a chain's wrong answer. `schema`: the one in the prompts' instruction; None for LaMP's
+    published prompts, which have none and stay as they are.
     """
     golds = {(record.task, record.id): str(record.gold) for record in train}
-    return [(direct_messages(row["messages"], schema), golds[row["task"], row["record_id"]]) for row in chains]
+    prompts = [direct_messages(row["messages"], schema) if schema else tuple(row["messages"]) for row in chains]
+    return [(prompt, golds[row["task"], row["record_id"]]) for prompt, row in zip(prompts, chains, strict=True)]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tagpr_rl.config import Recipe, answers_directly, prompt_style, recipe_from_dict, upstream
 from tagpr_rl.prompts.prompt import DIRECT_INSTRUCTION, reasoning_instruction
 from tagpr_rl.stages.sft import answer_examples
 from tagpr_rl.tags.schema import default_schema
-from tagpr_rl.types import LampRecord
+from tagpr_rl.types import LampRecord, TagprError
 
 SCHEMA = default_schema()
 
@@ -36,6 +38,15 @@ def test_answers_are_the_golds_of_the_chains_questions_with_the_same_items() -> 
         (f"{DIRECT_INSTRUCTION}\nan item\nthe question", "5"),
         (f"{DIRECT_INSTRUCTION}\nno item\nthe question", "comedy"),
     ]
+
+
+def test_chains_with_another_instruction_are_refused_and_published_prompts_stay() -> None:
+    made = chain("LaMP_2", "1", "an item", "comedy")
+    made["messages"][0]["content"] = "An older instruction.\nan item\nthe question"
+    with pytest.raises(TagprError, match="'An older instruction"):
+        answer_examples([made], [record("LaMP_2", "1", "comedy")], SCHEMA)
+    (example,) = answer_examples([made], [record("LaMP_2", "1", "comedy")], None)
+    assert example == (tuple(made["messages"]), "comedy")
 
 
 def recipe(style: str = "reasoning") -> Recipe:
