@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tagpr_rl.config import GrpoStage, Recipe, dump_recipe, load_recipe, recipe_from_dict
-from tagpr_rl.files import write_json
+from tagpr_rl.files import write_json, write_parquet
 from tagpr_rl.run import checkpoints
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.types import TagprError
@@ -225,7 +225,6 @@ def measure(size: Size, args: argparse.Namespace, console: Console) -> dict[str,
     """Both sides at one size, TRL first, nothing at the same time."""
     import pyarrow.parquet as pq
 
-    from tagpr_rl.prompts.rows import write_parquet
     from tagpr_rl.stages.pipeline import run_pipeline
 
     steps = args.warmup + args.steps

@@ -8,13 +8,15 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 CACHED_FROM_BYTES = 64 * 2**20
 """Size from which a file's hash is kept (content_sha256)."""
+ROW_GROUP_CHARS = 64 << 20
+"""Characters of text in one row group of a parquet file. pyarrow and `datasets` read no group over 2 GiB."""
 
 
 def shipped(name: str) -> Path:
@@ -139,3 +141,61 @@ def sha256_json(value: Any) -> str:
     """Hex SHA-256 of `value` as canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_parquet(
+    path: Path, rows: Iterable[Mapping[str, Any]], schema: Any = None, *, compression: str = "snappy"
+) -> int:
+    """Write rows that share their keys, atomically, in row groups of ROW_GROUP_CHARS; returns the number of rows.
+
+    With a `schema` (pyarrow's) the rows may be an iterator, of which no more than one group is held; without one they
+    are a sequence that is looked through for it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if schema is None:
+        assert isinstance(rows, Sequence)
+        found = [pa.Table.from_pylist(group).schema for group in _row_groups(rows)]
+        schema = pa.unify_schemas(found, promote_options="permissive") if found else pa.schema([])
+    count = 0
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression=compression) as writer:
+        for group in _row_groups(rows):
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            count += len(group)
+    return count
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file, of which no more than a small batch is held."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=64, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _row_groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The rows in lists of ROW_GROUP_CHARS or of one row."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        own = _chars(row)
+        if group and size + own > ROW_GROUP_CHARS:
+            yield group
+            group, size = [], 0
+        group.append(dict(row))
+        size += own
+    if group:
+        yield group
+
+
+def _chars(value: Any) -> int:
+    """Characters of a value's text, at any depth; a number counts as eight."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_chars, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_chars, value)) if value and not isinstance(value[0], int | float) else 8 * len(value)
+    return 8

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.chains.build import RejectedChain
-from tagpr_rl.files import replacing, sha256_file, sync_folder, write_json, write_text
+from tagpr_rl.files import sha256_file, sync_folder, write_json, write_parquet, write_text
 from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import TagSchema, to_mapping
 from tagpr_rl.types import TagprError
@@ -47,15 +47,10 @@ def write_rejected(folder: Path, rejected: Sequence[RejectedChain]) -> Path:
     """
     import pyarrow as pa
 
-    columns = {
-        field.name: pa.array(
-            [_plain(getattr(item, field.name)) for item in rejected],
-            type=pa.type_for_alias(_ARROW_TYPES.get(str(field.type), "string")),
-        )
-        for field in fields(RejectedChain)
-    }
+    names = {field.name: _ARROW_TYPES.get(str(field.type), "string") for field in fields(RejectedChain)}
+    schema = pa.schema({name: pa.type_for_alias(alias) for name, alias in names.items()})
     path = folder / REJECTED
-    _write_table(path, pa.table(columns))
+    write_parquet(path, ({name: _plain(getattr(item, name)) for name in names} for item in rejected), schema)
     return path
 
 
@@ -182,14 +177,8 @@ def _write_shards(folder: Path, table: Any, rows_per_file: int) -> None:
     folder.mkdir(parents=True)
     for index in range(count):
         part = table.slice(index * rows_per_file, rows_per_file)
-        _write_table(folder / f"train-{index:05d}-of-{count:05d}.parquet", part)
-
-
-def _write_table(path: Path, table: Any) -> None:
-    import pyarrow.parquet as pq
-
-    with replacing(path) as temp:
-        pq.write_table(table, temp)
+        rows = (row for batch in part.to_batches(max_chunksize=64) for row in batch.to_pylist())
+        write_parquet(folder / f"train-{index:05d}-of-{count:05d}.parquet", rows, table.schema)
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tagpr_rl.config import FilterBlock
 from tagpr_rl.data.tasks import TASKS
-from tagpr_rl.files import replacing
+from tagpr_rl.files import read_parquet, write_parquet
 from tagpr_rl.prompts.tokens import ChatTokenizer, Messages
 from tagpr_rl.types import LampRecord, Prompt, TagprError
 
@@ -73,14 +73,23 @@ def sft_rows(
     return rows, too_long
 
 
-def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows atomically. The row dicts must share their keys."""
+def prompt_schema() -> Any:
+    """pyarrow's schema of the rows that `to_row` makes."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist([dict(row) for row in rows])
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary)
+    text = pa.string()
+    info: dict[str, Any] = {"index": pa.int64()}
+    info |= dict.fromkeys(("record_id", "task", "user_id", "split", "gold", "question"), text)
+    info["profile_texts"] = pa.list_(text)
+    return pa.schema(
+        {
+            "data_source": text,
+            "prompt": pa.list_(pa.struct({"role": text, "content": text})),
+            "ability": text,
+            "reward_model": pa.struct({"style": text, "ground_truth": text}),
+            "extra_info": pa.struct(info),
+        }
+    )
 
 
 def shuffled_rows(source: Path, out: Path, seed: int) -> Path:
@@ -90,18 +99,19 @@ def shuffled_rows(source: Path, out: Path, seed: int) -> Path:
     """
     import pyarrow.parquet as pq
 
-    rows: list[dict[str, Any]] = pq.read_table(source).to_pylist()
     profiles: dict[tuple[str, str], Any] = {}
-    for row in rows:
+    for row in read_parquet(source, ["extra_info"]):
         info = row["extra_info"]
         profiles.setdefault((info["task"], info["user_id"]), info["profile_texts"])
     donor = circle(list(profiles), seed)
-    for row in rows:
+
+    def shuffled(row: dict[str, Any]) -> dict[str, Any]:
         info = row["extra_info"]
         task = info["task"]
         other = donor[task, info["user_id"]]
-        row["extra_info"] = {**info, "user_id": other, "profile_texts": profiles[task, other]}
-    write_parquet(out, rows)
+        return {**row, "extra_info": {**info, "user_id": other, "profile_texts": profiles[task, other]}}
+
+    write_parquet(out, map(shuffled, read_parquet(source)), pq.read_schema(source))
     return out
 
 

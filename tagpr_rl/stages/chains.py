@@ -23,8 +23,7 @@ from tagpr_rl.chains.pairs import build_pairs
 from tagpr_rl.chains.storage import REJECTED, write_rejected
 from tagpr_rl.config import ChainsStage, EndpointBlock, Recipe
 from tagpr_rl.data.tasks import TASKS
-from tagpr_rl.files import write_json
-from tagpr_rl.prompts.rows import write_parquet
+from tagpr_rl.files import write_json, write_parquet
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.stages.context import LazyRay, StageContext, StageResult
 from tagpr_rl.types import LampRecord, TagprError

@@ -12,9 +12,9 @@ from tagpr_rl.backend.rollout.saved import saved_rows
 from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
 from tagpr_rl.config import GrpoStage, PlacementBlock
 from tagpr_rl.config.placement import scorer_tokens
-from tagpr_rl.files import write_json
+from tagpr_rl.files import read_parquet, write_json, write_parquet
 from tagpr_rl.monitor.stop import Stop, stop_after
-from tagpr_rl.prompts.rows import select, shuffled_rows, write_parquet
+from tagpr_rl.prompts.rows import select, shuffled_rows
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.run import metrics
@@ -152,8 +152,6 @@ def training_rows(context: StageContext, stage: GrpoStage) -> tuple[Path, dict[s
 
     PRMU's shuffled users are drawn among all users, before the filter selects rows.
     """
-    import pyarrow.parquet as pq
-
     source = context.nearest("prompts", reads=("train.parquet",)).root / "train.parquet"
     shuffled = stage.uses_prmu and stage.prmu_users == "shuffled"
     target = context.dir.root / "train.parquet"
@@ -164,7 +162,7 @@ def training_rows(context: StageContext, stage: GrpoStage) -> tuple[Path, dict[s
         return rows, None
     chosen = context.dir.root / FILTER
     if not chosen.is_file():
-        kept, counts = _choose(context, stage, pq.read_table(source).to_pylist(), shorter)
+        kept, counts = _choose(context, stage, list(read_parquet(source)), shorter)
         write_json(chosen, {"counts": counts, "kept": kept})
     selection = json.loads(chosen.read_text(encoding="utf-8"))
     if len(selection["kept"]) < stage.prompts_per_step:
@@ -173,7 +171,8 @@ def training_rows(context: StageContext, stage: GrpoStage) -> tuple[Path, dict[s
             f"stages.{context.name}.filter leaves {len(selection['kept'])} questions ({steps}), fewer than "
             f"prompts_per_step={stage.prompts_per_step}; widen it"
         )
-    write_parquet(target, [row for i, row in enumerate(pq.read_table(rows).to_pylist()) if i in set(selection["kept"])])
+    selected = set(selection["kept"])
+    write_parquet(target, [row for i, row in enumerate(read_parquet(rows)) if i in selected])
     return target, selection["counts"]
 
 
@@ -244,8 +243,6 @@ def saved_paths(context: StageContext, stage: GrpoStage, paths: StagePaths) -> S
 
     Unchanged if the stage generates its responses. TagprError if the rollouts do not fit the stage.
     """
-    import pyarrow.parquet as pq
-
     if stage.rollouts_from is None:
         return paths
     if stage.rollouts_from in context.recipe.stages:
@@ -254,5 +251,5 @@ def saved_paths(context: StageContext, stage: GrpoStage, paths: StagePaths) -> S
         folder = Path(stage.rollouts_from)
     sizes = {"steps": stage.steps, "prompts_per_step": stage.prompts_per_step, "group_size": stage.group_size}
     train = context.dir.root / "train.parquet"
-    write_parquet(train, saved_rows(pq.read_table(paths.train).to_pylist(), folder, **sizes))
+    write_parquet(train, saved_rows(list(read_parquet(paths.train)), folder, **sizes))
     return replace(paths, train=train.resolve(), saved=folder.resolve())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tagpr_rl.files import write_json
+from tagpr_rl.files import write_json, write_parquet
 from tagpr_rl.prompts.prompt import prompt_stats
-from tagpr_rl.prompts.rows import to_row, write_parquet
+from tagpr_rl.prompts.rows import prompt_schema, to_row
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.stages.context import StageContext, StageResult
 
@@ -18,8 +18,8 @@ def run(context: StageContext) -> StageResult:
     facts = {}
     for name, records in (("train", dataset.train), ("held_out", dataset.held_out)):
         prompts = [make(record) for record in records]
-        rows = [to_row(record, prompt, i) for i, (record, prompt) in enumerate(zip(records, prompts, strict=True))]
-        write_parquet(context.dir.root / f"{name}.parquet", rows)
+        rows = (to_row(record, prompt, i) for i, (record, prompt) in enumerate(zip(records, prompts, strict=True)))
+        write_parquet(context.dir.root / f"{name}.parquet", rows, prompt_schema())
         facts[name] = prompt_stats(prompts)
     write_json(context.dir.root / "prompts.json", facts)
     names = ("train.parquet", "held_out.parquet", "prompts.json")

@@ -7,8 +7,9 @@ from typing import Any
 
 from tagpr_rl.backend.trainer.overrides import sft_overrides, world_size
 from tagpr_rl.config import SftStage, prompt_style
+from tagpr_rl.files import read_parquet, write_parquet
 from tagpr_rl.prompts.prompt import direct_messages
-from tagpr_rl.prompts.rows import sft_rows, write_parquet
+from tagpr_rl.prompts.rows import sft_rows
 from tagpr_rl.prompts.tokens import ChatTokenizer, Messages
 from tagpr_rl.run import metrics
 from tagpr_rl.stages.common import (
@@ -69,10 +70,8 @@ def _examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str, An
     if stage.dataset == "direct":
         make = context.dataset.prompt_maker("direct", tokenizer)
         return sft_rows(tokenizer, [(make(record).messages, str(record.gold)) for record in train], limit)
-    import pyarrow.parquet as pq
-
     path = context.nearest("chains", reads=("chains.parquet",)).root / "chains.parquet"
-    chains = pq.read_table(path, columns=["task", "record_id", "messages", "response"]).to_pylist()
+    chains = list(read_parquet(path, ["task", "record_id", "messages", "response"]))
     if stage.dataset == "answers":
         schema = context.schema if recipe.data.prompt.style == "reasoning" else None
         return sft_rows(tokenizer, answer_examples(chains, train, schema), limit)

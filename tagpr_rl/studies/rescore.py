@@ -7,6 +7,7 @@ from typing import Any
 
 from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.config.recipe import nearest
+from tagpr_rl.files import read_parquet
 from tagpr_rl.prmu.serving.score import Scorer, ScoreRequest
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.types import TagprError
@@ -15,8 +16,6 @@ from tagpr_rl.types import TagprError
 def prmu_scores(recipe: Recipe, run: RunDir, name: str, lines: Sequence[Mapping[str, Any]]) -> list[float]:
     """PRMU's score of each line's response, or the saved value if PRMU gave none. TagprError for a stage without
     PRMU."""
-    import pyarrow.parquet as pq
-
     stage = recipe.stages[name]
     assert isinstance(stage, GrpoStage)
     if stage.prmu is None or not stage.uses_prmu:
@@ -28,7 +27,7 @@ def prmu_scores(recipe: Recipe, run: RunDir, name: str, lines: Sequence[Mapping[
         rows = stage_dir(recipe, run, prompts).root / "train.parquet"
     wanted = {(line["task"], line["record_id"]) for line in lines}
     infos = {}
-    for row in pq.read_table(rows, columns=["extra_info"]).to_pylist():
+    for row in read_parquet(rows, ["extra_info"]):
         info = row["extra_info"]
         if (info["task"], info["record_id"]) in wanted:
             infos[info["task"], info["record_id"]] = info

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.files import replacing
+from tagpr_rl.files import read_parquet, write_parquet
 from tagpr_rl.run.layout import tokens_file
 from tagpr_rl.types import TagprError
 
@@ -24,7 +24,6 @@ _KEY = ("task", "record_id", "sample")
 def write_tokens(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one step's rows, ordered by task, record and sample, so that a group's equal prompts lie side by side."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     ids, numbers = pa.list_(pa.int32()), pa.list_(pa.float32())
     columns = {"task": pa.string(), "record_id": pa.string(), "sample": pa.int32()}
@@ -36,25 +35,22 @@ def write_tokens(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             row["prompt_ids"] = None
         else:
             last = row["prompt_ids"]
-    with replacing(path) as temp:
-        pq.write_table(pa.Table.from_pylist(ordered, schema=pa.schema(list(columns.items()))), temp, compression="zstd")
+    write_parquet(path, ordered, pa.schema(list(columns.items())), compression="zstd")
 
 
 @functools.lru_cache(maxsize=2)
 def read_tokens(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     """(task, record id, sample) -> row. TagprError if the file is missing or was not written by `write_tokens`."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if not path.is_file():
         raise TagprError(
             f"{path}: there are no saved tokens of this step; rollouts_from needs rollouts made with save_tokens: true"
         )
     try:
-        rows = pq.read_table(path).to_pylist()
         prompt: list[int] = []
         tokens = {}
-        for row in rows:
+        for row in read_parquet(path):
             prompt = row["prompt_ids"] if row["prompt_ids"] is not None else prompt
             tokens[row["task"], row["record_id"], row["sample"]] = {**row, "prompt_ids": prompt}
     except (pa.ArrowException, KeyError) as error:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.files import replacing
+from tagpr_rl.files import read_parquet, write_parquet
 from tagpr_rl.types import PairRow, TagprError
 
 USER_ONLY = "user_only"
@@ -53,17 +53,11 @@ def check_pair(row: PairRow, where: str) -> PairRow:
 
 def write_pairs(path: Path, rows: Sequence[PairRow]) -> None:
     """Write checked rows to a parquet file, atomically. An empty list is an error."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     if not rows:
         raise TagprError(f"{path}: no pairs to write; the chains gave none")
     for row in rows:
         check_pair(row, str(path))
-    columns: dict[str, Any] = {f.name: [getattr(row, f.name) for row in rows] for f in fields(PairRow)}
-    columns["profile_texts"] = [list(texts) for texts in columns["profile_texts"]]
-    with replacing(path) as temp:
-        pq.write_table(pa.table(columns, schema=_schema()), temp)
+    write_parquet(path, map(asdict, rows), _schema())
 
 
 def read_pairs(path: Path) -> list[PairRow]:
@@ -74,14 +68,14 @@ def read_pairs(path: Path) -> list[PairRow]:
     if not path.is_file():
         raise TagprError(f"{path}: no such file; build the pairs first")
     try:
-        table = pq.read_table(path)
+        columns = pq.read_schema(path).names
     except (pa.ArrowInvalid, OSError) as error:
         raise TagprError(f"{path}: not a parquet file ({error}); build the pairs again") from error
-    missing = [f.name for f in fields(PairRow) if f.name not in table.column_names]
+    missing = [f.name for f in fields(PairRow) if f.name not in columns]
     if missing:
         raise TagprError(f"{path}: column {missing[0]!r} is missing; build the pairs again")
-    table = table.select([f.name for f in fields(PairRow)])
-    rows = [PairRow(**{**row, "profile_texts": tuple(row["profile_texts"] or ())}) for row in table.to_pylist()]
+    names = [f.name for f in fields(PairRow)]
+    rows = [PairRow(**{**row, "profile_texts": tuple(row["profile_texts"] or ())}) for row in read_parquet(path, names)]
     if not rows:
         raise TagprError(f"{path}: holds no pairs; build the pairs again")
     return [check_pair(row, str(path)) for row in rows]

@@ -11,7 +11,8 @@ from made_runs import finish, recipe
 from rich.console import Console
 
 from tagpr_rl.config import FilterBlock, GrpoStage, recipe_from_dict
-from tagpr_rl.prompts.rows import select, write_parquet
+from tagpr_rl.files import write_parquet
+from tagpr_rl.prompts.rows import select
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.stages.context import StageContext
 from tagpr_rl.stages.grpo import carried, differ, pick, score_response, training_rows
