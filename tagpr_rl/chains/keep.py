@@ -12,7 +12,7 @@ from tagpr_rl.chains.evidence import EvidenceRules
 from tagpr_rl.chains.segment import MAX_STEPS, MIN_STEPS
 from tagpr_rl.chains.similar import SimilarRules
 from tagpr_rl.data.tasks import TASKS
-from tagpr_rl.reward.task import task_reward
+from tagpr_rl.reward.task import rating_of, task_reward
 from tagpr_rl.types import LampRecord, TagprError
 
 
@@ -130,10 +130,8 @@ def judge_answer(
     kind = TASKS[record.task].kind
     reward = task_reward(record.task, answer, record.gold)
     if kind == "rating":
-        try:
-            right = abs(float(answer) - float(record.gold)) <= own.rating_tolerance
-        except ValueError:
-            right = False
+        score, wanted = rating_of(answer), rating_of(record.gold)
+        right = score is not None and wanted is not None and abs(score - wanted) <= own.rating_tolerance
         return None if right else Rejection.WRONG_ANSWER
     if kind == "classification":
         return None if reward == 1.0 else Rejection.WRONG_ANSWER

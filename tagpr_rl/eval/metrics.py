@@ -2,8 +2,8 @@
 
 Semantics of `eval/evaluation.py` (LaMP-Benchmark/LaMP at 38c9d4d): answers are stripped only, case counts, F1
 is macro over the full label list, an unparsable rating becomes the farther end of 1..5. Two differences:
-ROUGE is the plain mean (upstream prints the middle of its own bootstrap, about 1e-4 away), and a non-finite
-rating such as "nan" counts as unparsable (upstream stops there).
+ROUGE is the plain mean (upstream prints the middle of its own bootstrap, about 1e-4 away), and what `rating_of` takes
+for no rating, such as "nan" or a thousand fives, counts as unparsable (upstream stops there or prints inf).
 
 Every metric is a function of sums over questions, so a resample of users is one matrix product. Names:
 N questions, U users, C columns, R resamples.
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tagpr_rl.data.tasks import TASKS, task_name
-from tagpr_rl.reward.task import rouge
+from tagpr_rl.reward.task import rating_of, rouge
 from tagpr_rl.types import MetricResult, TagprError
 
 Array = npt.NDArray[np.float64]
@@ -54,6 +54,8 @@ def official_metrics(
         raise TagprError(
             f"{name}: {len(answers)} answers, {len(golds)} golds, {len(users)} users; they must be equally many, not 0"
         )
+    for gold in golds:
+        TASKS[name].require_gold(gold, f"{name}: gold")
     statistics = _statistics(name, [text.strip() for text in answers], [text.strip() for text in golds])
     n_unparsable = sum(is_unparsable(name, text) for text in answers)
     results = []
@@ -83,13 +85,13 @@ def is_unparsable(task: str, answer: str) -> bool:
     if spec.kind == "classification":
         return text not in spec.labels
     if spec.kind == "rating":
-        return _number(text) is None
+        return rating_of(text) is None
     return not text
 
 
 def rating(answer: str, gold: str) -> float:
     """The answer as a number; unparsable: 1.0 if |1 - gold| > |5 - gold| else 5.0. No range check."""
-    value = _number(answer.strip())
+    value = rating_of(answer)
     if value is not None:
         return value
     target = float(gold)
@@ -218,14 +220,6 @@ def _statistics(task: str, answers: list[str], golds: list[str]) -> list[Statist
         Statistic("rouge-1", _with_count(pairs_N2[:, 0]), _finish_mean, True),
         Statistic("rouge-L", _with_count(pairs_N2[:, 1]), _finish_mean, True),
     ]
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _with_count(values_N: Array) -> Array:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from rapidfuzz.distance import LCSseq
 
 from tagpr_rl.types import TagprError
@@ -18,6 +16,8 @@ MAX_ROUGE_TOKENS = 512
 """ROUGE-L is quadratic; a reward reads no more than this many ROUGE tokens of each side."""
 MAX_RATING_CHARS = 64
 """A longer "number" is no rating."""
+MAX_RATING = 1e6
+"""Nor is a larger one, whose square could be infinite. LaMP's metrics set no limit."""
 
 _ROUGE_LETTERS = b"abcdefghijklmnopqrstuvwxyz0123456789"
 _ROUGE_BYTES = bytes(code if code in _ROUGE_LETTERS else 0x20 for code in range(256))
@@ -50,7 +50,7 @@ def check_gold(task: str, gold: str) -> None:
 
 
 def _gold_rating(gold: str) -> float:
-    value = _finite(gold)
+    value = rating_of(gold)
     if value is None:
         raise TagprError(f"LaMP_3 gold {gold[:MAX_RATING_CHARS]!r} is no number; expected 1, 2, 3, 4 or 5")
     return value
@@ -58,14 +58,14 @@ def _gold_rating(gold: str) -> float:
 
 def _rating_reward(answer: str, gold: str) -> float:
     y = _gold_rating(gold)
-    y_hat = _finite(answer)
+    y_hat = rating_of(answer)
     if y_hat is None:
         return 0.0
     return min(1.0, max(0.0, 1.0 - abs(y_hat - y) / max(abs(1.0 - y), abs(5.0 - y))))
 
 
-def _finite(text: str) -> float | None:
-    """What Python's `float` reads, as the official metric does, but neither infinite nor NaN."""
+def rating_of(text: str) -> float | None:
+    """What Python's `float` reads, as the official metric does, within MAX_RATING; None for what is no rating."""
     stripped = text.strip()
     if len(stripped) > MAX_RATING_CHARS:
         return None
@@ -73,7 +73,7 @@ def _finite(text: str) -> float | None:
         value = float(stripped)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= MAX_RATING else None  # False for NaN
 
 
 def rouge(pred: str, gold: str, *, max_tokens: int | None = MAX_ROUGE_TOKENS) -> tuple[float, float]:

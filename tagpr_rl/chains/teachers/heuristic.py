@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from tagpr_rl.chains.client.chat import Reply
 from tagpr_rl.chains.teachers.interface import TeacherRequest
 from tagpr_rl.data.tasks import TASKS, TaskSpec
+from tagpr_rl.reward.task import rating_of
 from tagpr_rl.tags.grammar import neutralise
 from tagpr_rl.types import LampRecord
 
@@ -132,11 +133,12 @@ def _choose_rating(record: LampRecord, spec: TaskSpec, items: Sequence[Mapping[s
     """Mean score of the items, weighted by similarity (plus a little), rounded half up; 5 without items."""
     query = spec.query(record)
     task = f"the question asks for the score of {quote(query)}"
+    items = [fields for fields in items if rating_of(fields["score"]) is not None]
     if not items:
         return [task, *_NOTHING, "so we fall back on 5"], "5"
     bag = words_of(query)
     weights = [0.1 + similarity(bag, words_of(_text(spec, fields))) for fields in items]
-    mean = sum(w * float(f["score"]) for w, f in zip(weights, items, strict=True)) / sum(weights)
+    mean = sum(w * (rating_of(f["score"]) or 0.0) for w, f in zip(weights, items, strict=True)) / sum(weights)
     score = str(min(5, max(1, int(mean + 0.5))))
     shown = ", ".join(f"{f['score']} to {quote(f['text'])}" for f in _nearest(query, spec, items)[:2])
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -199,3 +200,29 @@ def test_two_thousand_questions_are_quick() -> None:
     start = time.perf_counter()
     official_metrics("LaMP_2", answers, golds, [f"u{n}" for n in range(2000)])
     assert time.perf_counter() - start < 5  # measured .3 s on one core
+
+
+@pytest.mark.parametrize("text", ["5" * 160, "1e308", "-1e308", "inf", "1e7", "nan", "1e400"])
+def test_a_number_without_sense_is_no_rating_and_leaves_figures_finite(text: str) -> None:
+    mae, rmse = official_metrics("LaMP_3", [text, "1"], ["5", "1"], ["u", "v"], resamples=50)
+    # Unparsable: the farther end of 1..5 is 1, four away; mean of 4 and 0, root of the mean of 16 and 0.
+    assert (mae.value, rmse.value, mae.n_unparsable) == (2.0, pytest.approx(math.sqrt(8)), 1)
+    json.dumps([vars_of(metric) for metric in (mae, rmse)], allow_nan=False)
+
+
+def vars_of(metric: MetricResult) -> list[float | None]:
+    return [metric.value, metric.low, metric.high, metric.user_macro]
+
+
+@pytest.mark.parametrize(
+    ("task", "gold", "said"),
+    [
+        ("LaMP_2", "politics", "'politics', not one of LaMP_2's answers.*give --task LaMP_2N"),
+        ("LaMP_3", "7", "'7', not one of LaMP_3's answers: 1, 2, 3, 4, 5"),
+        ("LaMP_1", "1", r"not one of LaMP_1's answers: \[1\], \[2\]; it is one of LaMP_3's"),
+        ("LaMP_5", "  ", "is empty"),
+    ],
+)
+def test_a_gold_that_the_task_cannot_have_is_refused(task: str, gold: str, said: str) -> None:
+    with pytest.raises(TagprError, match=said):
+        official_metrics(task, ["x"], [gold], ["u"])
