@@ -13,6 +13,7 @@ from tagpr_rl.data.check import check_folder
 from tagpr_rl.data.check import describe as describe_check
 from tagpr_rl.data.download import BASE, PUBLISHED, addresses, fetch
 from tagpr_rl.data.lamp import SPLITS, load_folder
+from tagpr_rl.data.split import at_most
 from tagpr_rl.data.tasks import TASKS, task_name
 from tagpr_rl.files import write_json
 from tagpr_rl.prompts.rankings import rankings_path, write_rankings
@@ -105,6 +106,7 @@ def rank(
         Path | None, typer.Option(metavar="FOLDER", help="dense: computed embeddings.", callback=out_folder)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of --method random.")] = 0,
+    skip_defective: Annotated[int, typer.Option(min=0, help="Most defective records of a task left out.")] = 0,
 ) -> None:
     """Rank every user's items for every question, and write upstream's rankings files: {question id: [item ids]}.
 
@@ -126,9 +128,13 @@ def rank(
     if not found:
         raise TagprError(f"data rank: {folder} holds no folder of a task ({', '.join(TASKS)}); name the one that does")
     for task in found:
+        faults: list[str] = []
+        query = method in ("bm25", "dense")
+        records = load_folder(folder, [task], chosen[0], query=query, on_fault=faults.append)
+        for fault in at_most(faults, skip_defective, str(folder)):
+            say(f"left out: {fault}")
         path = rankings_path(out, task)
-        count = write_rankings(path, load_folder(folder, [task], chosen[0]), retriever)
-        say(f"{path}: {count} questions ranked by {method}")
+        say(f"{path}: {write_rankings(path, records, retriever)} questions ranked by {method}")
 
 
 def _names(tasks: list[str] | None) -> list[str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,10 +11,11 @@ import typer
 
 from tagpr_rl.cli.arguments import in_path, out_file, out_folder, say
 from tagpr_rl.data.lamp import stream_lamp, write_predictions
+from tagpr_rl.data.people import has_user, link_users
 from tagpr_rl.data.tasks import task_name
 from tagpr_rl.eval.controls import baseline_answers
 from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
-from tagpr_rl.eval.predictions import Answers, read_answers, require_same_questions, write_zip
+from tagpr_rl.eval.predictions import Answers, read_answers, read_golds, require_same_questions, write_zip
 from tagpr_rl.eval.provenance import describe, metric_row
 from tagpr_rl.files import write_json
 from tagpr_rl.tags.schema import default_schema, load_schema
@@ -62,13 +63,13 @@ def command(
 
     Example: tagpr eval --preds LaMP_2.json --golds data/lamp/LaMP_2/dev_outputs.json
     """
-    gold_answers = _read_all(golds, task)
-    records = _questions(questions or (), gold_answers, split)
+    gold_answers = _read_all(golds, task, read_golds)
+    records, users = _questions(questions or (), gold_answers, split)
     if (preds is None) == (baseline is None):
         raise TagprError("eval: give either --preds or --baseline")
-    predicted, training = _read_all(preds or (), task), ""
+    predicted, training = _read_all(preds or (), task, read_answers), ""
     if baseline is not None:
-        learned = _read_all(train_golds or (), task)
+        learned = _read_all(train_golds or (), task, read_golds)
         predicted, training = _baseline(baseline, constant, learned, gold_answers, records, split=split, seed=seed)
     if set(predicted) != set(gold_answers):
         tasks = f"golds of {', '.join(gold_answers)}, predictions of {', '.join(predicted)}"
@@ -77,7 +78,7 @@ def command(
     asked, texts = _pairs(gold_answers, predicted, records, split)
     inside = _begin_inside(list(texts.values()), responses)
     result = evaluate(asked, texts, tags, prefilled=inside, thoughts=responses, seed=seed)
-    facts = _result_file(gold_answers, predicted, records, result, split, tags.sha256 if responses else None)
+    facts = _result_file(gold_answers, predicted, records, users, result, split, tags.sha256 if responses else None)
     if training:
         facts["baseline"] = {"name": baseline, "learned_from": training}
     _show(facts)
@@ -102,19 +103,22 @@ def _begin_inside(texts: Sequence[str], responses: bool) -> bool:
     return inside
 
 
-def _read_all(paths: Sequence[Path], task: str | None) -> dict[str, Answers]:
+def _read_all(
+    paths: Sequence[Path], task: str | None, read: Callable[[Path, str | None], dict[str, Answers]]
+) -> dict[str, Answers]:
     by_task: dict[str, Answers] = {}
     for path in paths:
-        for name, answers in read_answers(path, task).items():
+        for name, answers in read(path, task).items():
             if name in by_task:
                 raise TagprError(f"{path}: {name} stands in {by_task[name].path}, too; give each task once")
             by_task[name] = answers
     return by_task
 
 
-def _questions(paths: Sequence[Path], golds: dict[str, Answers], split: str) -> dict[str, list[LampRecord]]:
-    """Task -> records with their golds, of the questions files given."""
+def _questions(paths: Sequence[Path], golds: dict[str, Answers], split: str) -> tuple[dict[str, list[LampRecord]], str]:
+    """(task -> records with their golds, of the questions files given; where each task's users come from)."""
     by_task: dict[str, list[LampRecord]] = {}
+    users = dict.fromkeys(golds, "unknown: each question counts as a user")
     for path in paths:
         task = _task_of(path, golds)
         records = list(stream_lamp(path, None, split, task=task))
@@ -125,8 +129,13 @@ def _questions(paths: Sequence[Path], golds: dict[str, Answers], split: str) -> 
                 f"{path} and {golds[task].path}: {len(odd)} ids stand in one of them only, first {odd[0]!r}; "
                 "they must be of the same split"
             )
-        by_task[task] = [replace(record, gold=wanted[record.id]) for record in records]
-    return by_task
+        users[task] = "user_id of the questions file"
+        if not all(map(has_user, records)):
+            users[task] = "the questions file has no user_id, so people are questions with nearly the same profile"
+        by_task[task] = [replace(record, gold=wanted[record.id]) for record in link_users(records)]
+    same = len(set(users.values())) == 1
+    said = [users[task] if same else f"{task}: {users[task]}" for task in users]
+    return by_task, said[0] if same else "; ".join(said)
 
 
 def _task_of(path: Path, golds: dict[str, Answers]) -> str:
@@ -140,7 +149,8 @@ def _task_of(path: Path, golds: dict[str, Answers]) -> str:
 
 def _bare_records(golds: Answers, split: str) -> list[LampRecord]:
     """Without the questions: every id its own user, no profile."""
-    return [LampRecord(key, golds.task, split, key, "?", (), gold) for key, gold in golds.outputs.items()]
+    name = golds.task
+    return [LampRecord(key, name, split, f"{name}/{key}", "?", (), gold) for key, gold in golds.outputs.items()]
 
 
 def _pairs(
@@ -187,6 +197,7 @@ def _result_file(
     golds: dict[str, Answers],
     preds: dict[str, Answers],
     questions: dict[str, list[LampRecord]],
+    users: str,
     result: EvalResult,
     split: str,
     schema_sha256: str | None,
@@ -201,6 +212,8 @@ def _result_file(
         prompt_sha256=None,
         schema_sha256=schema_sha256,
         decoding=None,
+        n=result.n,
+        n_users=result.n_users,
     )
     return facts | {
         "files": {
@@ -212,7 +225,7 @@ def _result_file(
             }
             for task in golds
         },
-        "users": "from the questions files" if by_user else "unknown: each question counts as a user",
+        "users": users,
         "n": result.n,
         "n_users": result.n_users,
         "n_unparsable": result.n_unparsable,

@@ -85,6 +85,9 @@ class DataBlock(Closed):
     """Share of users held out if `lamp_dir` has only one labelled split."""
     limit: Count | None = None
     """Most questions per task and split; null = all of them."""
+    skip_defective: Annotated[int, Field(ge=0)] = 0
+    """Most defective records of `lamp_dir` that are left out, each one named in data.json and the stage's manifest; the
+    data stage stops if there are more, and says how many. `tagpr data check` lists them before."""
     retrieval: RetrievalBlock = RetrievalBlock()
     """Which items of the user's profile a prompt shows."""
     prompt: PromptBlock = PromptBlock()

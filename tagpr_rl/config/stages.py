@@ -150,6 +150,11 @@ class PrmuStage(TrainingStage):
     keep_checkpoints: Count = 1
     """The newest checkpoints that stay on disk while the stage trains."""
 
+    @property
+    def learns_users(self) -> bool:
+        """Whether a training user has a learned vector of their own."""
+        return self.user == "identity" or (self.user == "attention" and self.identity)
+
     @model_validator(mode="after")
     def _evaluated(self) -> PrmuStage:
         if self.patience and not self.eval_every:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,15 +78,8 @@ def leaks_gold(record: LampRecord) -> bool:
 
 
 def query_fault(record: LampRecord) -> str | None:
-    """Why retrieval has no query for this question, or a wrong one; None if the query is sound."""
-    spec = TASKS[record.task]
-    try:
-        query = spec.query(record)
-    except TagprError as fault:
-        return str(fault)
-    if not query.split():
-        return "the query is empty"
-    if spec.query_marker is None and (quotes := record.input.count('"')) != 6:
+    """Why retrieval has a wrong query for this question; None if the query is sound."""
+    if TASKS[record.task].query_marker is None and (quotes := record.input.count('"')) != 6:
         return f"{quotes} quotation marks instead of 6, so the candidates are cut wrongly"
     return None
 
@@ -118,7 +112,7 @@ def check_files(folder: Path, task: str, split: str) -> FileCheck:
     check = FileCheck(task, split, questions, own_outputs, {path.name: sha256_file(path) for path in files})
     users: set[str] = set()
     try:
-        for record in stream_lamp(questions, own_outputs, split, task=task, on_fault=check.refused.append):
+        for record in stream_lamp(questions, own_outputs, split, task=task, query=True, on_fault=check.refused.append):
             check.n_read += 1
             users.add(record.user_id)
             _count(check, record)
@@ -143,8 +137,12 @@ def _count(check: FileCheck, record: LampRecord) -> None:
         defect("malformed query", why)
     if len({item.id for item in record.profile}) < len(record.profile):
         defect("profile items share an id", "")
-    if record.gold is not None and not record.gold.strip():
-        defect("empty gold", "")
+    if (
+        record.gold is not None
+        and TASKS[record.task].kind == "generation"
+        and not re.search(r"[a-z0-9]", record.gold.lower())
+    ):
+        defect("gold without a letter or digit that ROUGE reads", "")
 
 
 def describe(check: FileCheck) -> list[str]:
@@ -161,6 +159,8 @@ def describe(check: FileCheck) -> list[str]:
         more = f" and {defects.count - len(defects.examples)} more" if defects.count > len(defects.examples) else ""
         lines.append(f"  defect: {kind}: {defects.count} (id {examples}{more})")
     lines += [f"  refused: {message}" for message in check.refused]
+    if check.refused and check.broken is None:
+        lines.append(f"  data.skip_defective: {len(check.refused)} leaves the refused records out of a run")
     if check.broken is not None:
         lines.append(f"  broken: {check.broken}")
     return lines

@@ -7,13 +7,13 @@ in `tasks.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.data.stream import decode, page_instead, stream_list
+from tagpr_rl.data.outputs import Golds, id_of, kind_of, parse_golds, refuse, same_task, text_of
+from tagpr_rl.data.stream import read_json, stream_list
 from tagpr_rl.data.tasks import TASKS, TaskSpec, task_name
 from tagpr_rl.files import write_json
 from tagpr_rl.types import LampRecord, ProfileItem, TagprError
@@ -22,10 +22,6 @@ SPLITS = ("train", "dev", "test")
 
 OnFault = Callable[[str], None]
 """Called with one message for each record that is refused: file, record and reason."""
-
-
-def _refuse(message: str) -> None:
-    raise TagprError(message)
 
 
 def questions_path(folder: Path, task: str, split: str) -> Path:
@@ -43,8 +39,25 @@ def splits_present(folder: Path, task: str) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if questions_path(folder, task, split).is_file())
 
 
-def load_folder(folder: Path, tasks: Iterable[str], split: str) -> list[LampRecord]:
-    """All records of one split of `tasks`, task by task. Golds are None if the task has no outputs file."""
+def folders_present(folder: Path) -> str:
+    """` (it holds LaMP-2, other)`: the folders in `folder`, for a message that misses one; "" if there is none."""
+    names = sorted(path.name for path in Path(folder).iterdir() if path.is_dir()) if Path(folder).is_dir() else []
+    return f" (it holds {', '.join(names[:12])}{', ...' if len(names) > 12 else ''})" if names else ""
+
+
+def load_folder(
+    folder: Path,
+    tasks: Iterable[str],
+    split: str,
+    *,
+    golds: bool = False,
+    query: bool = False,
+    on_fault: OnFault = refuse,
+) -> list[LampRecord]:
+    """All records of one split of `tasks`, task by task; `query` and `on_fault` as in `stream_lamp`.
+
+    Golds are None if a task has no outputs file, which is an error if `golds` are needed.
+    """
     records: list[LampRecord] = []
     for task in tasks:
         questions = questions_path(folder, task, split)
@@ -56,7 +69,13 @@ def load_folder(folder: Path, tasks: Iterable[str], split: str) -> list[LampReco
                 f"Download the task's {split} files from LaMP into that folder, or name another split or task"
             )
         outputs = outputs_path(folder, task, split)
-        records += load_lamp(questions, outputs if outputs.is_file() else None, split, task=task)
+        if golds and not outputs.is_file():
+            raise TagprError(
+                f"{outputs}: no such file, so the questions of {questions} have no gold; training and evaluation need "
+                "both files. Download it beside the questions"
+            )
+        own = outputs if outputs.is_file() else None
+        records += stream_lamp(questions, own, split, task=task, query=query, on_fault=on_fault)
     return records
 
 
@@ -71,59 +90,51 @@ def stream_lamp(
     split: str,
     *,
     task: str | None = None,
-    on_fault: OnFault = _refuse,
+    query: bool = False,
+    on_fault: OnFault = refuse,
 ) -> Iterator[LampRecord]:
     """Records of one LaMP file pair, one at a time; only the golds are held in memory.
 
     `task` may be left out when the folder or the outputs file names it. Ids and scores may be numbers; they
-    become text. An empty profile is fine. A record that deviates from LaMP's shapes in any other way is refused:
-    `on_fault` is called with the reason (by default it raises TagprError), and the next record follows. A fault that
-    makes the rest of the file unreadable (broken JSON, another task) raises TagprError in any case.
+    become text. An empty profile is fine. A record that deviates from LaMP's shapes in any other way is refused, with
+    `query` also one that has no text to retrieve for: `on_fault` is called once with the reason (by default it raises
+    TagprError), and the next record follows. A fault that makes the rest of the file unreadable (broken JSON, another
+    task) raises TagprError in any case.
     """
     questions = Path(questions)
     if split not in SPLITS:
         raise TagprError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-    written, golds = _read_golds(Path(outputs), on_fault) if outputs is not None else (None, None)
-    name = _resolve_task(questions, task, written)
-    if written is not None and not _same_task(name, written):
+    golds = None if outputs is None else Golds(Path(outputs))
+    name = _resolve_task(questions, task, None if golds is None else golds.task)
+    if golds is not None and not same_task(name, golds.task):
         raise TagprError(
-            f'{outputs}: "task" is {written!r}, but these are {name} questions ({questions}); '
+            f'{outputs}: "task" is {golds.task!r}, but these are {name} questions ({questions}); '
             "pair each questions file with its own outputs file"
         )
     ids: set[str] = set()
-    index = -1
+    n_nameless, index = 0, -1
     for index, row in enumerate(stream_list(questions)):
+        key = id_of(row)
+        again = key in ids
+        n_nameless += key is None
+        ids.update(() if key is None else (key,))
         try:
             record = _read_question(questions, index, row, TASKS[name], split)
             where = f"{questions}: record {index} (id {record.id!r})"
-            if record.id in ids:
+            if again:
                 raise TagprError(f"{where}: id {record.id!r} stands twice; ids must be unique")
-            ids.add(record.id)
+            if query and not TASKS[name].query(record).split():
+                raise TagprError(f"{where}: nothing stands where the text of the question should: {record.input!r}")
             if golds is not None:
-                record = replace(record, gold=_gold(golds, record.id, where, Path(str(outputs)), TASKS[name]))
+                record = replace(record, gold=golds.of(record.id, where, TASKS[name]))
         except TagprError as fault:
             on_fault(str(fault))
         else:
             yield record
     if index < 0:
         raise TagprError(f"{questions}: holds no question; download it again")
-    for key in golds or ():
-        if key not in ids:
-            on_fault(
-                f"{outputs}: the gold of id {key!r} has no readable question in {questions}; "
-                "the two files must come from the same split"
-            )
-
-
-def _gold(golds: Mapping[str, str], key: str, where: str, outputs: Path, spec: TaskSpec) -> str:
-    if key not in golds:
-        raise TagprError(f"{where}: no gold in {outputs}; the two files must come from the same split")
-    gold = golds[key]
-    if spec.labels and gold.strip() not in spec.labels:
-        raise TagprError(
-            f"{outputs}: gold of {key!r} is {gold!r}, not one of {spec.name}'s answers: {', '.join(spec.labels)}"
-        )
-    return gold
+    for message in () if golds is None else golds.left_over(ids, n_nameless, questions):
+        on_fault(message)
 
 
 def write_lamp(folder: Path, task: str, split: str, records: Sequence[LampRecord]) -> None:
@@ -163,54 +174,10 @@ def write_predictions(path: Path, task: str, predictions: Mapping[str, str]) -> 
 
 def read_predictions(path: Path, task: str) -> dict[str, str]:
     """Read a predictions (or outputs) file of `task`: id -> text. TagprError on another task or shape."""
-    written, golds = _read_golds(Path(path))
-    if not _same_task(task_name(task), written):
+    written, golds = parse_golds(str(path), read_json(path))
+    if not same_task(task_name(task), written):
         raise TagprError(f'{path}: "task" is {written!r}, expected {task_name(task)}; name the right file')
     return golds
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value of a whole file, or a TagprError that says what the file is instead."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise TagprError(f"{path}: no such file; download LaMP into that folder, or correct the path") from None
-    except UnicodeDecodeError as error:
-        raise TagprError(f"{path}: not UTF-8 text (byte {error.start}); unpack or download it again") from None
-    except OSError as error:
-        raise TagprError(f"{path}: cannot be read: {error.strerror}") from None
-    if not text.strip():
-        raise TagprError(f"{path}: empty file; download it again")
-    if text.lstrip()[:1] == "<":
-        raise page_instead(path)
-    return decode(path, text)
-
-
-def _read_golds(path: Path, on_fault: OnFault = _refuse) -> tuple[str, dict[str, str]]:
-    """The task name as written and id -> output; an entry that cannot be read goes to `on_fault`."""
-    return parse_golds(str(path), read_json(path), on_fault)
-
-
-def parse_golds(source: str, data: Any, on_fault: OnFault = _refuse) -> tuple[str, dict[str, str]]:
-    """(task name as written, id -> output) of an outputs or predictions file's value; `source` for messages."""
-    if not isinstance(data, dict) or "task" not in data or not isinstance(data.get("golds"), list):
-        raise TagprError(f'{source}: {_kind(data)} instead of {{"task", "golds": [{{"id", "output"}}]}}')
-    golds: dict[str, str] = {}
-    for index, row in enumerate(data["golds"]):
-        where = f"{source}: gold {index}"
-        try:
-            if not isinstance(row, dict):
-                raise TagprError(f'{where}: {_kind(row)} instead of {{"id", "output"}}')
-            for key in ("id", "output"):
-                if key not in row:
-                    raise TagprError(f"{where} (id {row.get('id')!r}): lacks {key!r}")
-            key = _text(row["id"], f'{where}: "id"')
-            if key in golds:
-                raise TagprError(f"{where}: id {key!r} stands twice; ids must be unique")
-            golds[key] = _text(row["output"], f'{where} (id {key!r}): "output"')
-        except TagprError as fault:
-            on_fault(str(fault))
-    return str(data["task"]), golds
 
 
 def _resolve_task(questions: Path, task: str | None, written: str | None) -> str:
@@ -226,43 +193,37 @@ def _resolve_task(questions: Path, task: str | None, written: str | None) -> str
     )
 
 
-def _same_task(name: str, written: str) -> bool:
-    """Whether a file's task name means `name`. Old news files call themselves LaMP_2."""
-    spelled = written.replace("-", "_")
-    return spelled == name or (name == "LaMP_2N" and spelled in ("LaMP_2", "LaMP_2_old"))
-
-
 def _read_question(path: Path, index: int, row: Any, spec: TaskSpec, split: str) -> LampRecord:
     where = f"{path}: record {index}"
     if not isinstance(row, dict):
-        raise TagprError(f"{where}: {_kind(row)} instead of an object with id, input, profile")
+        raise TagprError(f"{where}: {kind_of(row)} instead of an object with id, input, profile")
     missing = [key for key in ("id", "input", "profile") if key not in row]
     if missing:
         raise TagprError(f"{where} (id {row.get('id')!r}): lacks {', '.join(missing)}; it has {', '.join(row)}")
-    key = _text(row["id"], f'{where}: "id"')
+    key = text_of(row["id"], f'{where}: "id"')
     where = f"{where} (id {key!r})"
     if not isinstance(row["input"], str) or not row["input"].strip():
-        raise TagprError(f'{where}: "input" is {_kind(row["input"])}; it must be text that is not empty')
+        raise TagprError(f'{where}: "input" is {kind_of(row["input"])}; it must be text that is not empty')
     if not isinstance(row["profile"], list):
-        raise TagprError(f'{where}: "profile" is {_kind(row["profile"])}, not a list of items')
-    user = key if row.get("user_id") is None else _text(row["user_id"], f'{where}: "user_id"')
+        raise TagprError(f'{where}: "profile" is {kind_of(row["profile"])}, not a list of items')
+    user = key if row.get("user_id") is None else text_of(row["user_id"], f'{where}: "user_id"')
     items = tuple(_read_item(f"{where}: profile item {n}", item, spec) for n, item in enumerate(row["profile"]))
-    text = _text(row["input"], f'{where}: "input"')
+    text = text_of(row["input"], f'{where}: "input"')
     return LampRecord(id=key, task=spec.name, split=split, user_id=user, input=text, profile=items)
 
 
 def _read_item(where: str, row: Any, spec: TaskSpec) -> ProfileItem:
     if not isinstance(row, dict):
-        raise TagprError(f"{where}: {_kind(row)} instead of an object")
+        raise TagprError(f"{where}: {kind_of(row)} instead of an object")
     expected = {"id", *spec.item_keys}
     if set(row) - {"date"} != expected:
         raise TagprError(
             f"{where}: has the keys {', '.join(sorted(row)) or '(none)'}, but {spec.name} items have "
             f"{', '.join(('id', *spec.item_keys))} (and date in the time split); is this another task's file?"
         )
-    fields = {key: _text(row[key], f"{where}: {key!r}") for key in spec.item_keys}
-    date = None if row.get("date") is None else _text(row["date"], f'{where}: "date"')
-    return ProfileItem(id=_text(row["id"], f'{where}: "id"'), fields=fields, date=date)
+    fields = {key: text_of(row[key], f"{where}: {key!r}") for key in spec.item_keys}
+    date = None if row.get("date") is None else text_of(row["date"], f'{where}: "date"')
+    return ProfileItem(id=text_of(row["id"], f'{where}: "id"'), fields=fields, date=date)
 
 
 def _question_row(record: LampRecord) -> dict[str, Any]:
@@ -274,24 +235,3 @@ def _question_row(record: LampRecord) -> dict[str, Any]:
         {"id": item.id, **item.fields} | ({} if item.date is None else {"date": item.date}) for item in record.profile
     ]
     return row
-
-
-def _text(value: Any, where: str) -> str:
-    """Text, or a number as text (some releases store scores and ids as numbers)."""
-    if isinstance(value, str):
-        # Half a surrogate pair (an emoji cut in two) is legal JSON, but UTF-8 and tokenizers refuse it.
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    raise TagprError(f"{where} is {_kind(value)}, not text")
-
-
-def _kind(value: Any) -> str:
-    """A short name of a JSON value for messages."""
-    if isinstance(value, dict):
-        return f"an object with the keys {', '.join(map(str, list(value)[:5])) or '(none)'}"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if value is None:
-        return "null"
-    return repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:37]}..."

@@ -3,49 +3,108 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tagpr_rl.data.lamp import load_folder, splits_present
+from tagpr_rl.data.lamp import folders_present, load_folder, splits_present
+from tagpr_rl.data.people import link_users, require_new_people, require_setting, shared_people
 from tagpr_rl.types import LampRecord, TagprError
+
+SHOWN = 5
+"""Defective records that a message shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSplit:
+    """A folder's questions in two parts, with everyone's `user_id`."""
+
+    train: list[LampRecord]
+    held_out: list[LampRecord]
+    skipped: tuple[str, ...]
+    """A message for each record that was left out: its file, the record and what is wrong with it."""
 
 
 def split_folder(
-    folder: Path, tasks: Sequence[str], held_out_fraction: float, seed: int
-) -> tuple[list[LampRecord], list[LampRecord]]:
-    """(train, held out) of the official files in `folder`.
+    folder: Path,
+    tasks: Sequence[str],
+    held_out_fraction: float,
+    seed: int,
+    *,
+    setting: str = "user",
+    skip_defective: int = 0,
+    query: bool = False,
+) -> FolderSplit:
+    """The official files in `folder`, divided into training and held out.
 
     If every task has train and dev files, these are the two sides. A single labelled split is divided by user
-    (`link_users`, `split_by_user`). Raises TagprError for a task without files or golds, and for a mixture of both.
+    (`link_users`, `split_by_user`). At most `skip_defective` records that LaMP's shapes refuse (`stream_lamp`; `query`
+    as there) are left out. Raises TagprError for more of them, for a task without files or golds, for a mixture of
+    both kinds, for files that are not of `setting`, and for people on both sides of the user split.
     """
+    source = f"data.lamp_dir={folder}"
     if not folder.is_dir():
-        raise TagprError(f"data.lamp_dir={folder}: no such folder; it must hold <task>/<split>_questions.json")
+        raise TagprError(f"{source}: no such folder; it must hold <task>/<split>_questions.json")
     present = {task: splits_present(folder, task) for task in tasks}
     for task, splits in present.items():
         if not splits:
             raise TagprError(
-                f"data.lamp_dir={folder}: no {task}/train_questions.json or {task}/dev_questions.json there; "
-                "give the folder that holds one folder per task, or take the task out of data.tasks"
+                f"{source}: no {task}/train_questions.json or {task}/dev_questions.json there"
+                f"{folders_present(folder)}; give the folder that holds one folder per task, or take the task out of "
+                "data.tasks"
             )
+    faults: list[str] = []
+
+    def load(tasks: Iterable[str], split: str) -> list[LampRecord]:
+        return load_folder(folder, tasks, split, golds=True, query=query, on_fault=faults.append)
+
     both = [task for task, splits in present.items() if {"train", "dev"} <= set(splits)]
-    if len(both) == len(present):
-        return load_folder(folder, both, "train"), load_folder(folder, both, "dev")
+    if both and len(both) < len(present):
+        raise TagprError(
+            f"{source}: {', '.join(both)} have train and dev files but other tasks have one of them; users could be in "
+            "both parts. Run them separately"
+        )
     if both:
-        raise TagprError(
-            f"data.lamp_dir={folder}: {', '.join(both)} have train and dev files but other tasks have one of "
-            "them; users could be in both parts. Run them separately"
-        )
-    records: list[LampRecord] = []
-    for task, splits in present.items():
-        records += load_folder(folder, [task], "dev" if "dev" in splits else splits[0])
-    without_gold = [record.id for record in records if record.gold is None]
-    if without_gold:
-        raise TagprError(
-            f"data.lamp_dir={folder}: question {without_gold[0]!r} and {len(without_gold) - 1} others have no "
-            "gold; training and evaluation need <split>_outputs.json beside <split>_questions.json"
-        )
-    return split_by_user(link_users(records), held_out_fraction, seed)
+        train, held_out = load(both, "train"), load(both, "dev")
+        linked = link_users([*train, *held_out])
+        train, held_out = linked[: len(train)], linked[len(train) :]
+        require_setting(train, held_out, setting, source)
+        if setting == "user" and (shared := set(shared_people(train, held_out))):
+            own = [record for record in train if record.user_id in shared]
+            if len(faults) + len(own) > skip_defective:
+                require_new_people(train, held_out, source)
+            faults += [
+                f"{folder}: {r.task} train record {r.id!r}: dev has questions of {r.user_id!r}, too" for r in own
+            ]
+            train = [record for record in train if record.user_id not in shared]
+    else:
+        if setting == "time":
+            raise TagprError(
+                f"{source}: data.split is time, which needs train and dev files (later questions of the same people); "
+                f"there is only {', '.join(sorted({split for splits in present.values() for split in splits}))}. Set "
+                "data.split: user to hold out people"
+            )
+        records = []
+        for task, splits in present.items():
+            records += load([task], "dev" if "dev" in splits else splits[0])
+        train, held_out = split_by_user(link_users(records), held_out_fraction, seed) if records else ([], [])
+    skipped = at_most(faults, skip_defective, source)
+    if not train or not held_out:
+        raise TagprError(f"{source}: {len(skipped)} records left out as defective, and no others on one side")
+    return FolderSplit(train, held_out, skipped)
+
+
+def at_most(faults: Sequence[str], most: int, source: str) -> tuple[str, ...]:
+    """The faults, if there are at most `most`; otherwise TagprError with their number and the first of them."""
+    if len(faults) <= most:
+        return tuple(faults)
+    if len(faults) == 1:
+        raise TagprError(f"{faults[0]}. Mend the record, or set data.skip_defective: 1 to leave it out")
+    rest = f" ... and {len(faults) - SHOWN} more; `tagpr data check` lists them" if len(faults) > SHOWN else ""
+    raise TagprError(
+        f"{source}: {len(faults)} records are defective, and data.skip_defective leaves out at most {most}: "
+        f"{'; '.join(faults[:SHOWN])}{rest}. Mend them, or set data.skip_defective: {len(faults)} to leave them out"
+    )
 
 
 def user_fraction(user_id: str, seed: int) -> float:
@@ -60,7 +119,7 @@ def split_by_user(
     """(train, held out), each in the order given; about `held_out_fraction` of the users are held out.
 
     A user's side depends on the user and the seed alone, so it is the same in every task and stays when users are
-    added. In files without user ids (the official user split) each question counts as a user: see `link_users`.
+    added. Files without user ids (the official user split) need `link_users` first.
     Raises TagprError if the fraction is not inside (0, 1) or a side stays empty.
     """
     if not 0.0 < held_out_fraction < 1.0:
@@ -78,46 +137,3 @@ def split_by_user(
             f"and seed {seed} leaves the {empty} side empty; use another seed or fraction, or more users"
         )
     return train, held_out
-
-
-def link_users(records: Sequence[LampRecord], min_overlap: float = 0.7) -> list[LampRecord]:
-    """Give questions of one person one `user_id`, in files that have none (the official user split).
-
-    In that split the profiles of one person's questions are nearly the same, and each holds the other question's item
-    with its gold. Two questions of a task are linked if their profiles share two items or more, and at least
-    `min_overlap` of the smaller profile's distinct items (compared by content). Records whose file names the user
-    stay as they are. A group's user id is the task's name and the id of its first question.
-    """
-    if not 0.5 <= min_overlap <= 1.0:
-        raise TagprError(f"min_overlap is {min_overlap}; it must lie in [0.5, 1]")
-    parent = list(range(len(records)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    contents = [_contents(record) if record.user_id == record.id else frozenset() for record in records]
-    holders: dict[tuple[str, ...], list[int]] = {}
-    for index, items in enumerate(contents):
-        for item in items:
-            holders.setdefault(item, []).append(index)
-    for index, items in enumerate(contents):
-        # Two profiles that share min_overlap of their items also share one of any (1 - min_overlap) of them plus one:
-        # only holders of the rarest such part are compared.
-        probes = sorted(items, key=lambda item: (len(holders[item]), item))[: int(len(items) * (1 - min_overlap)) + 1]
-        for other in {holder for item in probes for holder in holders[item]}:
-            least = min(len(items), len(contents[other]))
-            if other != index and least >= 2 and len(items & contents[other]) >= min_overlap * least:
-                first, second = sorted((root(index), root(other)))
-                parent[second] = first
-    return [
-        replace(record, user_id=f"{record.task}/{records[root(index)].id}") if record.user_id == record.id else record
-        for index, record in enumerate(records)
-    ]
-
-
-def _contents(record: LampRecord) -> frozenset[tuple[str, ...]]:
-    """A profile's items by content, with the task, so that only items of one task compare equal."""
-    return frozenset((record.task, *(item.fields[key] for key in sorted(item.fields))) for item in record.profile)

@@ -71,6 +71,23 @@ def decode(path: Path, text: str) -> Any:
     return value
 
 
+def read_json(path: Path) -> Any:
+    """The JSON value of a whole file, or a TagprError that says what the file is instead."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise TagprError(f"{path}: no such file; download LaMP into that folder, or correct the path") from None
+    except UnicodeDecodeError as error:
+        raise TagprError(f"{path}: not UTF-8 text (byte {error.start}); unpack or download it again") from None
+    except OSError as error:
+        raise TagprError(f"{path}: cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise TagprError(f"{path}: empty file; download it again")
+    if text.lstrip()[:1] == "<":
+        raise page_instead(path)
+    return decode(path, text)
+
+
 def page_instead(path: Path) -> TagprError:
     """The error for a file that holds a web page."""
     return TagprError(

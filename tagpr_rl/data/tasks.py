@@ -116,6 +116,18 @@ class TaskSpec:
             )
         return record.input[at + len(self.query_marker) :].strip()
 
+    def require_gold(self, gold: str, where: str) -> None:
+        """TagprError, beginning with `where`, for a gold that no answer to this task can equal."""
+        text = gold.strip()
+        if not text:
+            raise TagprError(f"{where} is empty; no answer can be right")
+        if self.labels and text not in self.labels:
+            fitting = [spec.name for spec in TASKS.values() if text in spec.labels]
+            hint = f"; it is one of {fitting[0]}'s, so give --task {fitting[0]}" if fitting else ""
+            raise TagprError(
+                f"{where} is {gold[:80]!r}, not one of {self.name}'s answers: {', '.join(self.labels)}{hint}"
+            )
+
     def item_text(self, item: ProfileItem) -> str:
         """The text of an item that retrieval ranks."""
         return " ".join(item.fields[key] for key in self.text_keys)

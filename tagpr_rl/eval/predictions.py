@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tagpr_rl.data.lamp import parse_golds, read_json
-from tagpr_rl.data.stream import decode
-from tagpr_rl.data.tasks import task_name
+from tagpr_rl.data.outputs import parse_golds
+from tagpr_rl.data.stream import decode, read_json
+from tagpr_rl.data.tasks import TASKS, task_name
 from tagpr_rl.files import replacing, sha256_file
 from tagpr_rl.types import TagprError
 
@@ -64,13 +64,26 @@ def require_same_questions(preds: Answers, golds: Answers) -> None:
     if missing or extra:
         parts = []
         if missing:
-            parts.append(f"{len(missing)} of {len(golds.outputs)} questions have no prediction, first {missing[0]!r}")
+            parts.append(f"{len(missing)} of {len(golds.outputs)} questions have no prediction: {_few(missing)}")
         if extra:
-            parts.append(f"{len(extra)} predictions belong to no gold, first {extra[0]!r}")
+            parts.append(f"{len(extra)} predictions belong to no gold: {_few(extra)}")
         raise TagprError(
             f"{preds.path} and {golds.path}: {'; '.join(parts)}; predictions must answer the golds' questions, all of "
             "them and no other"
         )
+
+
+def _few(ids: Sequence[str]) -> str:
+    return ", ".join(map(repr, ids[:5])) + (", ..." if len(ids) > 5 else "")
+
+
+def read_golds(path: Path, task: str | None = None) -> dict[str, Answers]:
+    """`read_answers` of golds. TagprError for a gold that its task cannot have, with the task that fits."""
+    answers = read_answers(path, task)
+    for name, own in answers.items():
+        for key, gold in own.outputs.items():
+            TASKS[name].require_gold(gold, f"{own.path}: {name} gold of {key!r}")
+    return answers
 
 
 def write_zip(path: Path, answers: Iterable[Answers]) -> None:

@@ -36,8 +36,10 @@ def describe(
     prompt_sha256: str | None,
     schema_sha256: str | None,
     decoding: Mapping[str, Any] | None,
+    n: int,
+    n_users: int,
 ) -> dict[str, Any]:
-    """The origin of a result, as JSON values. None = not known."""
+    """The origin of a result of `n` questions by `n_users` people, as JSON values. None = not known."""
     names = list(tasks)
     return {
         "format": FORMAT,
@@ -45,12 +47,18 @@ def describe(
         "labels": {task: list(TASKS[task].labels) for task in names if TASKS[task].labels},
         "split": split,
         "setting": setting,
-        "interval": f"{CONFIDENCE:.0%} percentile bootstrap over users, {RESAMPLES} resamples",
+        "interval": interval(n, n_users),
         "prompt_sha256": prompt_sha256,
         "schema_sha256": schema_sha256,
         "decoding": dict(decoding) if decoding is not None else None,
         "code": code_version(),
     }
+
+
+def interval(n: int, n_users: int) -> str:
+    """What the intervals of `n` questions by `n_users` people resample."""
+    drawn = f"{n_users} users with {n} questions" if n_users < n else f"{n} questions, each counted as a user"
+    return f"{CONFIDENCE:.0%} percentile bootstrap over {drawn}, {RESAMPLES} resamples"
 
 
 def metric_row(metric: MetricResult) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class Splits:
     """Before `data.limit`."""
     world: World | None
     """The embedded world they come from; None = LaMP's files."""
+    skipped: tuple[str, ...] = ()
+    """A message for each defective record that `data.skip_defective` left out."""
 
 
 def make_splits(recipe: Recipe, seed: int | None = None) -> Splits:
@@ -46,6 +48,7 @@ def make_splits(recipe: Recipe, seed: int | None = None) -> Splits:
     task that the world does not have.
     """
     data = recipe.data
+    skipped: tuple[str, ...] = ()
     world = make_world(world_config(recipe)) if data.lamp_dir is None else None
     if world is not None:
         unknown = set(data.tasks) - {record.task for record in world.records("dev", data.split)}
@@ -57,10 +60,19 @@ def make_splits(recipe: Recipe, seed: int | None = None) -> Splits:
         if seed is None:
             stages = (stage for stage in recipe.stages.values() if isinstance(stage, DataStage))
             seed = next(stages, DataStage()).seed
-        train, held_out = split_folder(data.lamp_dir, data.tasks, data.held_out_fraction, seed)
+        actual = split_folder(
+            data.lamp_dir,
+            data.tasks,
+            data.held_out_fraction,
+            seed,
+            setting=data.split,
+            skip_defective=data.skip_defective,
+            query=data.retrieval.method in ("bm25", "dense"),
+        )
+        train, held_out, skipped = actual.train, actual.held_out, actual.skipped
     train, held_out = _by_task(train, data.tasks, TRAIN), _by_task(held_out, data.tasks, HELD_OUT)
     n_questions = len(train) + len(held_out)
-    return Splits(first_of_task(train, data.limit), first_of_task(held_out, data.limit), n_questions, world)
+    return Splits(first_of_task(train, data.limit), first_of_task(held_out, data.limit), n_questions, world, skipped)
 
 
 def world_config(recipe: Recipe) -> WorldConfig:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.data.lamp import read_json
+from tagpr_rl.data.stream import read_json
 from tagpr_rl.data.tasks import task_name
 from tagpr_rl.files import write_json
 from tagpr_rl.prompts.retrieve import Rankings, Retriever

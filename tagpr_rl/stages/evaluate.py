@@ -48,6 +48,8 @@ def run(context: StageContext) -> StageResult:
         prompt_sha256=hashes[last],
         schema_sha256=context.schema.sha256,
         decoding=decoding,
+        n=len(held_out),
+        n_users=len({record.user_id for record in held_out}),
     )
     others = [label for label in results if label not in (*stage.models, *stage.controls)]
     facts = {

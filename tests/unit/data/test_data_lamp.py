@@ -48,7 +48,7 @@ def task_records(draw: st.DrawFn) -> tuple[str, list[LampRecord]]:
             ProfileItem(draw(TEXT), {k: draw(TEXT) for k in spec.item_keys}, "2016-05-21" if dated else None)
             for _ in range(draw(st.integers(0, 3)))
         )
-        gold = draw(st.sampled_from(spec.labels) if spec.labels else TEXT) if with_gold else None
+        gold = draw(st.sampled_from(spec.labels) if spec.labels else TEXT.filter(str.strip)) if with_gold else None
         user = draw(st.sampled_from([key, "u1", "u2"]))
         text = draw(TEXT.filter(lambda t: bool(t.strip())))
         records.append(LampRecord(key, spec.name, "train", user, text, items, gold))

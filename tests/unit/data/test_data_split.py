@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from tagpr_rl.data.lamp import load_folder
-from tagpr_rl.data.split import link_users, split_by_user, user_fraction
+from tagpr_rl.data.split import split_by_user, user_fraction
 from tagpr_rl.types import LampRecord, ProfileItem, TagprError
-
-REAL = Path(os.environ.get("TAGPR_LAMP_REAL", Path(__file__).parents[3] / "../shared/data/lamp_real"))
 
 
 def question(key: str, user: str, task: str = "LaMP_7", texts: str = "") -> LampRecord:
@@ -49,33 +43,3 @@ def test_a_side_without_users_is_an_error() -> None:
     for fraction in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(TagprError, match="held_out_fraction is"):
             split_by_user(records, fraction, seed=0)
-
-
-def test_questions_of_one_person_are_linked_by_their_profiles() -> None:
-    # "2" shares 9 of 10 items with "1", "3" shares 9 of 10 with "2" (8 with "1"); "4" shares 1 of 3 with "1".
-    records = [
-        question("1", "1", texts="abcdefghij"),
-        question("2", "2", texts="bcdefghijk"),
-        question("3", "3", texts="cdefghijkl"),
-        question("4", "4", texts="axy"),
-        question("5", "u5", texts="abcdefghij"),  # the file names this user
-        question("6", "6", texts=""),
-        question("7", "7", texts=""),
-        question("8", "8", task="LaMP_6", texts="abcdefghij"),  # another task
-    ]
-    linked = link_users(records)
-    users = [record.user_id for record in linked]
-    assert users[:3] == ["LaMP_7/1"] * 3
-    assert users[3:] == ["LaMP_7/4", "u5", "LaMP_7/6", "LaMP_7/7", "LaMP_6/8"]
-    assert [replace(r, user_id="") for r in linked] == [replace(r, user_id="") for r in records]
-    with pytest.raises(TagprError, match=r"min_overlap is 0\.2"):
-        link_users(records, 0.2)
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="real LaMP questions are not here (TAGPR_LAMP_REAL)")
-def test_linking_finds_the_known_users_of_real_questions() -> None:
-    known = load_folder(REAL, ["LaMP_2", "LaMP_4"], "dev")
-    linked = link_users([replace(record, user_id=record.id) for record in known])
-    pairs = {(a.task, a.user_id, b.user_id) for a, b in zip(known, linked, strict=True)}
-    # One-to-one: as many pairs as known users and as found users.
-    assert len(pairs) == len({(r.task, r.user_id) for r in known}) == len({r.user_id for r in linked}) == 102

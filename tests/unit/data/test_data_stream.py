@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -285,14 +286,15 @@ def test_the_check_counts_and_names(tmp_path: Path) -> None:
     rows.insert(1, {"id": "bad"})
     path.write_text(json.dumps(rows))
     [actual] = check_folder(tmp_path)
-    assert (actual.n_read, actual.n_refused, actual.users, actual.items, actual.items_max) == (4, 1, 4, 3, 2)
-    assert (actual.empty_profiles, actual.setting, actual.fine, actual.broken) == (2, "user", False, None)
+    assert (actual.n_read, actual.n_refused, actual.users, actual.items, actual.items_max) == (3, 2, 3, 3, 2)
+    assert (actual.empty_profiles, actual.setting, actual.fine, actual.broken) == (1, "user", False, None)
     assert {kind: (d.count, d.examples[0].partition(":")[0]) for kind, d in actual.defects.items()} == {
         "gold stands in the user's own profile": (1, "1"),
-        "malformed query": (1, "4"),
     }
     text = "\n".join(describe(actual))
     assert f"{path}: record 1 (id 'bad'): lacks input, profile" in text
+    assert "refused: LaMP_4 record '4': input has no 'article:'" in text
+    assert "data.skip_defective: 2 leaves the refused records out" in text
     assert f"sha256 {actual.sha256['dev_questions.json']}  dev_questions.json" in text
     path.write_text(path.read_text()[:-30])
     assert "this record and what follows cannot be read" in str(check_files(tmp_path, "LaMP_4", "dev").broken)
@@ -314,11 +316,25 @@ def test_a_gold_without_a_question_is_refused_too(tmp_path: Path) -> None:
     [
         ("LaMP_1", 'the title "a", which? [1]: "b" [2]: "c"', None),
         ("LaMP_1", 'the title "a "b" c", which? [1]: "b" [2]: "c"', "8 quotation marks instead of 6"),
-        ("LaMP_1", 'the title "a"', "input has 1 quoted texts"),
-        ("LaMP_3", "review:  ", "the query is empty"),
-        ("LaMP_3", "rate this", "input has no 'review:'"),
     ],
 )
 def test_query_faults(task: str, text: str, fault: str | None) -> None:
     actual = query_fault(LampRecord("1", task, "dev", "1", text, ()))
     assert actual is None if fault is None else fault in str(actual)
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "fault"),
+    [
+        ("LaMP_1", 'the title "a"', "input has 1 quoted texts"),
+        ("LaMP_3", "review:  ", "nothing stands where the text of the question should: 'review:  '"),
+        ("LaMP_3", "rate this", "input has no 'review:'"),
+    ],
+)
+def test_a_question_without_query_is_refused_if_one_is_needed(tmp_path: Path, task: str, text: str, fault: str) -> None:
+    path = questions_path(tmp_path, task, "dev")
+    path.parent.mkdir()
+    path.write_text(json.dumps([{"id": "1", "input": text, "profile": []}]))
+    assert [record.id for record in stream_lamp(path, None, "dev")] == ["1"]
+    with pytest.raises(TagprError, match=re.escape(fault)):
+        list(stream_lamp(path, None, "dev", query=True))

@@ -173,7 +173,10 @@ def test_baselines_are_one_flag_away(tmp_path: Path, lamp: Path, capsys: pytest.
 def test_ids_must_be_the_same(tmp_path: Path, lamp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_predictions(tmp_path / "p.json", "LaMP_2", {"1": "comedy", "9": "x"})
     error = refused(capsys, "eval", "--preds", tmp_path / "p.json", "--golds", golds(lamp))
-    assert "2 of 3 questions have no prediction, first '2'; 1 predictions belong to no gold, first '9'" in error
+    assert "2 of 3 questions have no prediction: '2', '3'; 1 predictions belong to no gold: '9'" in error
+    write_predictions(tmp_path / "p.json", "LaMP_2", {"1": "comedy", "2": "action"})
+    error = refused(capsys, "eval", "--preds", tmp_path / "p.json", "--golds", golds(lamp))
+    assert "1 of 3 questions have no prediction: '3'; predictions must" in error
     write_predictions(tmp_path / "p.json", "LaMP_4", {"1": "x", "2": "y"})
     error = refused(capsys, "eval", "--preds", tmp_path / "p.json", "--golds", golds(lamp))
     assert "golds of LaMP_2, predictions of LaMP_4" in error
@@ -306,3 +309,32 @@ def test_nothing_to_do_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixtur
     (empty / "LaMP_2").mkdir()
     (empty / "LaMP_2/dev_questions.json.gz").write_bytes(b"")
     assert "its files are packed, first" in refused(capsys, "data", "check", empty)
+
+
+def test_news_golds_that_call_themselves_lamp_2_need_their_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "news.json"
+    write_predictions(path, "LaMP_2", {"1": "politics", "2": "sports"})
+    error = refused(capsys, "eval", "--preds", path, "--golds", path)
+    assert f"{path}: LaMP_2 gold of '1' is 'politics'" in error and "--task LaMP_2N" in error
+    assert evaluate(tmp_path, "--preds", path, "--golds", path, "--task", "LaMP_2N")["metrics"][0]["value"] == 1.0
+
+
+def test_the_result_says_what_was_resampled(tmp_path: Path, lamp: Path) -> None:
+    write_predictions(tmp_path / "p.json", "LaMP_2", {"1": "comedy", "2": "comedy", "3": "comedy"})
+    files = ("--preds", tmp_path / "p.json", "--golds", golds(lamp))
+    actual = evaluate(tmp_path, *files)
+    assert (actual["users"], actual["n_users"]) == ("unknown: each question counts as a user", 3)
+    assert "over 3 questions, each counted as a user" in actual["interval"]
+    questions = questions_path(lamp, "LaMP_2", "dev")
+    actual = evaluate(tmp_path, *files, "--questions", questions)
+    assert (actual["users"], actual["n_users"]) == ("user_id of the questions file", 2)
+    assert "over 2 users with 3 questions" in actual["interval"]
+    rows = json.loads(questions.read_text())
+    for row in rows:
+        del row["user_id"]
+    rows[1]["profile"] = rows[0]["profile"]
+    questions.write_text(json.dumps(rows))
+    actual = evaluate(tmp_path, *files, "--questions", questions)
+    assert actual["users"].startswith("the questions file has no user_id, so people are") and actual["n_users"] == 2

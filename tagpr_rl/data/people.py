@@ -1,0 +1,149 @@
+"""Who asked which question: people linked by their profiles, and a folder's setting looked at, not believed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from tagpr_rl.types import LampRecord, TagprError
+
+MIN_OVERLAP = 0.7
+"""Least share of the smaller profile's items that two profiles of one person have in common."""
+MIN_OVERLAP_OF_LARGER = 0.5
+"""The same for the larger profile. Only undated profiles are asked for it: popular films make a small profile look like
+a part of a large one, and a dated profile grows."""
+NAMED = 5
+"""People that a message names."""
+
+
+def has_user(record: LampRecord) -> bool:
+    """Whether the record's file says who asked the question; the official user split's files do not."""
+    return record.user_id != record.id
+
+
+def link_users(records: Sequence[LampRecord], min_overlap: float = MIN_OVERLAP) -> list[LampRecord]:
+    """Give questions of one person one `user_id`, in files that have none (the official user split).
+
+    In that split the profiles of one person's questions are nearly the same, and each holds the other question's item
+    with its gold. Two questions of a task are linked if their profiles share two items or more, at least `min_overlap`
+    of the smaller profile's distinct items, and half of the larger one's if the items have no dates. Items compare by
+    content and date. Give all splits of a folder at once: a person may stand in several. Records whose file names the
+    user stay as they are. A person's id is the task, split and id of their first question.
+    """
+    if not 0.5 <= min_overlap <= 1.0:
+        raise TagprError(f"min_overlap is {min_overlap}; it must lie in [0.5, 1]")
+    numbers: dict[tuple[str | None, ...], int] = {}
+    contents = [_contents(record, numbers) for record in records]
+    dated = [any(item.date is not None for item in record.profile) for record in records]
+    n_holders = Counter(item for items in contents for item in items)
+    parent = list(range(len(records)))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    def alike(a: int, b: int) -> bool:
+        small, large = sorted((len(contents[a]), len(contents[b])))
+        least = max(2.0, min_overlap * small)
+        if not (dated[a] and dated[b]):
+            least = max(least, MIN_OVERLAP_OF_LARGER * large)
+        return least <= small and len(contents[a] & contents[b]) >= least
+
+    members: dict[int, list[int]] = {}  # root -> the group's questions
+    groups: dict[int, set[int]] = {}  # item -> questions whose roots are the groups that hold it
+    for index in sorted(range(len(records)), key=lambda index: -len(contents[index])):
+        # Two profiles that share min_overlap of the smaller one's items also share one of any (1 - min_overlap) of them
+        # plus one: the smaller one looks up the rarest such part among the larger ones, which came before it.
+        items = contents[index]
+        probes = sorted(items, key=lambda item: (n_holders[item], item))[: int(len(items) * (1 - min_overlap)) + 1]
+        own = [index]
+        for group in {root(other) for item in probes for other in groups.get(item, ())}:
+            if any(alike(index, other) for other in reversed(members[group])):
+                own = members.pop(group) + own
+                first, second = sorted((root(index), group))
+                parent[second] = first
+        members[root(index)] = own
+        for item in items:
+            groups.setdefault(item, set()).add(root(index))
+    return [
+        record if has_user(record) else replace(record, user_id=_person(records[root(index)]))
+        for index, record in enumerate(records)
+    ]
+
+
+def _person(first: LampRecord) -> str:
+    return f"{first.task}/{first.split}/{first.id}"
+
+
+def _contents(record: LampRecord, numbers: dict[tuple[str | None, ...], int]) -> frozenset[int]:
+    """A number for each of the profile's items, the same for items of one task, date and content."""
+    if has_user(record):
+        return frozenset()
+    return frozenset(
+        numbers.setdefault((record.task, item.date, *(item.fields[key] for key in sorted(item.fields))), len(numbers))
+        for item in record.profile
+    )
+
+
+def shared_people(train: Iterable[LampRecord], held_out: Iterable[LampRecord]) -> list[str]:
+    """The people with questions on both sides, in the order of training."""
+    evaluated = {record.user_id for record in held_out}
+    return [user for user in dict.fromkeys(record.user_id for record in train) if user in evaluated]
+
+
+def require_setting(train: Sequence[LampRecord], held_out: Sequence[LampRecord], setting: str, source: str) -> None:
+    """TagprError if the files in `source` are not of the `setting` (user or time) that the recipe names.
+
+    Dates, or most of the evaluated people in training, make a time split. A few of them in training are a mistake in
+    the files: `require_new_people`.
+    """
+    shared = shared_people(train, held_out)
+    n_evaluated = len({record.user_id for record in held_out})
+    dated = any(item.date is not None for side in (train, held_out) for record in side for item in record.profile)
+    if setting == "time":
+        if not shared and not dated:
+            raise TagprError(
+                f"{source}: data.split is time, but no profile item has a date and nobody has questions in both train "
+                "and dev: these are files of a user split. Set data.split: user"
+            )
+        return
+    signs = ["profile items have dates"] if dated else []
+    if shared:
+        signs.append(f"{len(shared)} of {n_evaluated} people of dev ({_names(shared)}) have questions in train, too")
+    if dated or 2 * len(shared) > n_evaluated:
+        raise TagprError(
+            f"{source}: data.split is user, but {' and '.join(signs)}: these are files of a time split. Set "
+            "data.split: time, which measures later questions of the same people"
+        )
+
+
+def require_new_people(train: Sequence[LampRecord], held_out: Sequence[LampRecord], source: str) -> None:
+    """TagprError, with names, if a person has questions in both training and evaluation."""
+    shared = shared_people(train, held_out)
+    if shared:
+        n_questions = sum(record.user_id in set(shared) for record in train)
+        raise TagprError(
+            f"{source}: {len(shared)} people have questions in both train and dev ({_names(shared)}), so that their "
+            f"profiles give golds away. Take their {n_questions} questions out of train, set data.skip_defective: "
+            f"{n_questions} to leave them out, or set data.split: time if dev has later questions of the same people"
+        )
+
+
+def require_several_questions(records: Sequence[LampRecord], where: str) -> None:
+    """TagprError if most people have one question: a vector of their own would stand for the question."""
+    questions = Counter(record.user_id for record in records)
+    single = [user for user, count in questions.items() if count == 1]
+    if 2 * len(single) > len(questions):
+        raise TagprError(
+            f"{where}: a learned vector for each user, but {len(single)} of {len(questions)} training users "
+            f"({_names(single)}) have one question, which the vector would stand for; set {where}: false, or give "
+            "files with several questions of a person"
+        )
+
+
+def _names(people: Sequence[str]) -> str:
+    more = f" and {len(people) - NAMED} more" if len(people) > NAMED else ""
+    return ", ".join(map(repr, people[:NAMED])) + more
