@@ -120,15 +120,20 @@ def require_setting(train: Sequence[LampRecord], held_out: Sequence[LampRecord],
         )
 
 
-def require_new_people(train: Sequence[LampRecord], held_out: Sequence[LampRecord], source: str) -> None:
-    """TagprError, with names, if a person has questions in both training and evaluation."""
+def require_new_people(
+    train: Sequence[LampRecord], held_out: Sequence[LampRecord], source: str, *, n_skipped: int = 0
+) -> None:
+    """TagprError, with names, if a person has questions in both training and evaluation.
+
+    `n_skipped` records are left out already, for the number in the remedy.
+    """
     shared = shared_people(train, held_out)
     if shared:
         n_questions = sum(record.user_id in set(shared) for record in train)
         raise TagprError(
             f"{source}: {len(shared)} people have questions in both train and dev ({_names(shared)}), so that their "
             f"profiles give golds away. Take their {n_questions} questions out of train, set data.skip_defective: "
-            f"{n_questions} to leave them out, or set data.split: time if dev has later questions of the same people"
+            f"{n_questions + n_skipped} to leave them out, or set data.split: time if dev has later questions of the same people"
         )
 
 

@@ -65,18 +65,12 @@ def split_folder(
             "both parts. Run them separately"
         )
     if both:
-        train, held_out = load(both, "train"), load(both, "dev")
-        linked = link_users([*train, *held_out])
-        train, held_out = linked[: len(train)], linked[len(train) :]
-        require_setting(train, held_out, setting, source)
-        if setting == "user" and (shared := set(shared_people(train, held_out))):
-            own = [record for record in train if record.user_id in shared]
-            if len(faults) + len(own) > skip_defective:
-                require_new_people(train, held_out, source)
-            faults += [
-                f"{folder}: {r.task} train record {r.id!r}: dev has questions of {r.user_id!r}, too" for r in own
-            ]
-            train = [record for record in train if record.user_id not in shared]
+        sides = load(both, "train"), load(both, "dev")
+        at_most(faults, skip_defective, source)
+        train, held_out, known = _new_people(*sides, setting, folder)
+        if len(faults) + len(known) > skip_defective:
+            require_new_people([*train, *known], held_out, source, n_skipped=len(faults))
+        faults += [f"{folder}: {r.task} train record {r.id!r}: dev has questions of {r.user_id!r}, too" for r in known]
     else:
         if setting == "time":
             raise TagprError(
@@ -87,11 +81,23 @@ def split_folder(
         records = []
         for task, splits in present.items():
             records += load([task], "dev" if "dev" in splits else splits[0])
-        train, held_out = split_by_user(link_users(records), held_out_fraction, seed) if records else ([], [])
-    skipped = at_most(faults, skip_defective, source)
+        at_most(faults, skip_defective, source)
+        train, held_out = split_by_user(link_users(records), held_out_fraction, seed)
     if not train or not held_out:
-        raise TagprError(f"{source}: {len(skipped)} records left out as defective, and no others on one side")
-    return FolderSplit(train, held_out, skipped)
+        raise TagprError(f"{source}: {len(faults)} records left out as defective, and no others on one side")
+    return FolderSplit(train, held_out, tuple(faults))
+
+
+def _new_people(
+    train: Sequence[LampRecord], held_out: Sequence[LampRecord], setting: str, folder: Path
+) -> tuple[list[LampRecord], list[LampRecord], list[LampRecord]]:
+    """(train, held out, training questions of people who are evaluated, in the user split), with everyone linked."""
+    linked = link_users([*train, *held_out])
+    train, held_out = linked[: len(train)], linked[len(train) :]
+    require_setting(train, held_out, setting, f"data.lamp_dir={folder}")
+    shared = set(shared_people(train, held_out)) if setting == "user" else set()
+    known = [record for record in train if record.user_id in shared]
+    return [record for record in train if record.user_id not in shared], held_out, known
 
 
 def at_most(faults: Sequence[str], most: int, source: str) -> tuple[str, ...]:
