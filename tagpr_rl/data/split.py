@@ -74,13 +74,11 @@ def split_folder(
     else:
         if setting == "time":
             raise TagprError(
-                f"{source}: data.split is time, which needs train and dev files (later questions of the same people); "
-                f"there is only {', '.join(sorted({split for splits in present.values() for split in splits}))}. Set "
-                "data.split: user to hold out people"
+                f"{source}: data.split is time, which needs train and dev files (later questions of the same people), "
+                "and one of them is not there. Set data.split: user to hold out people"
             )
-        records = []
-        for task, splits in present.items():
-            records += load([task], "dev" if "dev" in splits else splits[0])
+        parts = (load([task], "dev" if "dev" in splits else splits[0]) for task, splits in present.items())
+        records = [record for part in parts for record in part]
         at_most(faults, skip_defective, source)
         train, held_out = split_by_user(link_users(records), held_out_fraction, seed)
     if not train or not held_out:
