@@ -19,7 +19,7 @@ def roles(recipe: Recipe, models: Iterable[str]) -> dict[str, str | None]:
     final: the last GRPO stage of the recipe, else the last model. start: the model that RL of `final` started from.
     base: the first model in the lineage of `final`, if it is neither of the two.
     """
-    evaluated = list(models)
+    evaluated = [name for name in models if name in recipe.stages]
     trained = [name for name, stage in recipe.stages.items() if isinstance(stage, GrpoStage) and name in evaluated]
     if not evaluated:
         return {"final": None, "start": None, "base": None}
@@ -83,7 +83,10 @@ def headline_cards(report: Row) -> list[dict[str, Any]]:
     cards = [{"value": f"{own['mean']:.3f}", "low": own["low"], "high": own["high"], "label": label, "verdict": ""}]
     added = {"rl": "what reinforcement learning added to {a}", "all": "what all training added to {a}"}
     for gain in who["gains"]:
-        score = f"{report['models'][gain['a']]['mean']:.3f}"
+        before = report["models"][gain["a"]]
+        score = f"{before['mean']:.3f}"
+        if before["truncated"]:  # a gain over unfinished responses is not all learning
+            score += f", {100 * before['truncated']:.1f} % of its responses cut off"
         cards.append(
             {
                 "value": f"{gain['difference']:+.3f}", "low": gain["low"], "high": gain["high"],

@@ -20,7 +20,7 @@ from tagpr_rl.report.page.embed import environment, json_for_page, script, scrip
 from tagpr_rl.report.page.headline import ancestry, definitions, formula, headline_cards
 from tagpr_rl.report.page.names import CONTROLS, PARSE_STATUS, STAGE_KINDS, TAG_PARTS, metric_name, reward_names
 from tagpr_rl.report.page.read import Row
-from tagpr_rl.report.page.samples import MALFORMED, REASONS
+from tagpr_rl.report.page.samples import CHANGED, REASONS
 from tagpr_rl.report.page.trace import tag_hues, trace_view
 from tagpr_rl.report.page.traces import viewer_data
 from tagpr_rl.report.page.views import forests, score_rows, seconds_text
@@ -47,7 +47,7 @@ SECTIONS = (
 
 
 SAMPLES_OPEN = 2
-"""Samples of each reason that are open from the start; only of questions whose score changed."""
+"""Samples of each reason of CHANGED that are open from the start."""
 
 
 def build_report(run: RunDir, recipe: Recipe) -> Path:
@@ -187,25 +187,21 @@ def _stages(report: Row) -> list[dict[str, Any]]:
 
 
 def _samples(report: Row, schema: TagSchema, recipe: Recipe) -> list[dict[str, Any]]:
-    """Samples with each response cut into pieces by the one parser."""
+    """Samples with each response cut into pieces by the one parser; those open from the start are marked."""
     prefilled = recipe.model.thought_prefilled
-    seen: Counter[str] = Counter(("still wrong", "still right", MALFORMED) * SAMPLES_OPEN)
+    count: Counter[str] = Counter()
     rows = []
     for sample in report["samples"]:
-        seen[sample["reason"]] += 1
-        rows.append({**sample, "open": seen[sample["reason"]] <= SAMPLES_OPEN})
-    return [
-        {
-            **sample,
-            "responses": [
-                {
-                    **entry,
-                    "model": model,
-                    "direct": model in report["direct_models"],
-                    "view": trace_view(entry["response"], schema, prefilled=prefilled),
-                }
-                for model, entry in sample["responses"].items()
-            ],
-        }
-        for sample in rows
-    ]
+        count[sample["reason"]] += 1
+        responses = [
+            {
+                **entry,
+                "model": model,
+                "direct": model in report["direct_models"],
+                "view": trace_view(entry["response"], schema, prefilled=prefilled),
+            }
+            for model, entry in sample["responses"].items()
+        ]
+        opened = sample["reason"] in CHANGED and count[sample["reason"]] <= SAMPLES_OPEN
+        rows.append({**sample, "responses": responses, "open": opened})
+    return rows

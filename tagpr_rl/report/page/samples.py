@@ -18,7 +18,8 @@ REASONS: Mapping[str, str] = {
 """What became of a question from the first model of the pair to the second. Every question has one reason."""
 MALFORMED = "malformed"
 """The second model's response does not parse; beside the question's reason."""
-SHOWN = ("improved", "worse", "still wrong")
+CHANGED = ("improved", "worse")
+SHOWN = (*CHANGED, "still wrong")
 """Reasons whose questions are shown, `PER_REASON` of each."""
 
 

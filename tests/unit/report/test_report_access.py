@@ -157,6 +157,7 @@ def test_roles_follow_the_lineage() -> None:
     assert roles(recipe, ["sft", "explore"]) == {"final": "explore", "start": "sft", "base": None}
     assert roles(recipe, ["base", "explore"]) == {"final": "explore", "start": None, "base": "base"}
     assert roles(recipe, ["base", "sft"]) == {"final": "sft", "start": None, "base": "base"}
+    assert roles(recipe, ["base", "base, another prompt"])["final"] == "base"
     assert roles(recipe, []) == {"final": None, "start": None, "base": None}
     assert [verdict(*pair) for pair in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (None, None))] == [
         "the interval is above 0", "the interval is below 0", "no difference shown", "",
@@ -182,6 +183,7 @@ def test_the_share_that_was_cut_off_is_a_column(run: RunDir) -> None:
     path.write_text(json.dumps(content))
     text = build_report(run, make_recipe()).read_text()
     assert "cut off</th>" in text and "0.625" in text and "<dt>cut off</dt>" in text
+    assert "what all training added to base (0.420, 62.5 % of its responses cut off)" in text
 
 
 def test_the_reward_model_is_told_in_words() -> None:
