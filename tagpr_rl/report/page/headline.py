@@ -94,7 +94,7 @@ def headline_cards(report: Row) -> list[dict[str, Any]]:
                 "verdict": verdict(gain["low"], gain["high"]),
             }
         )  # fmt: skip
-    for name, entry in report["controls"].items():
+    for name, entry in list(report["controls"].items())[:1]:
         lost = entry.get("lost") if report["control_model"] == who["final"] else None
         if lost:
             label = {"shuffled": "with another user's profile", "empty": "without a profile"}.get(name, name)

@@ -18,7 +18,7 @@ from tagpr_rl.report.charts.tag_curves import tag_curves
 from tagpr_rl.report.page.collect import collect, reward_terms
 from tagpr_rl.report.page.embed import environment, json_for_page, script, script_source
 from tagpr_rl.report.page.headline import ancestry, definitions, formula, headline_cards
-from tagpr_rl.report.page.names import CONTROLS, PARSE_STATUS, STAGE_KINDS, TAG_PARTS, metric_name, reward_names
+from tagpr_rl.report.page.names import PARSE_STATUS, STAGE_KINDS, TAG_PARTS, metric_name, reward_names
 from tagpr_rl.report.page.read import Row
 from tagpr_rl.report.page.samples import CHANGED, REASONS
 from tagpr_rl.report.page.trace import tag_hues, trace_view
@@ -142,7 +142,7 @@ def _all_seconds(report: Row) -> str:
 
 def _controls(report: Row) -> list[dict[str, Any]]:
     """Controls with the difference to the own profile on the questions that both answered."""
-    return [{**entry, "name": name, "meaning": CONTROLS.get(name, "")} for name, entry in report["controls"].items()]
+    return [{**entry, "name": name} for name, entry in report["controls"].items()]
 
 
 def _official(report: Row) -> dict[str, Any] | None:

@@ -223,5 +223,8 @@ function value(trace) {
   return (trace.r ? trace.r[0] : trace.score) ?? null;
 }
 
+// On a phone the charts and samples are folded, so that the page is not a hundred screens long.
+if (window.innerWidth <= 600) document.querySelectorAll("details.fold[open]").forEach((node) => { node.open = false; });
+
 const source = document.getElementById("viewer-data");
 if (source) new Viewer(document.getElementById("viewer"), JSON.parse(source.textContent));
