@@ -243,7 +243,7 @@ class BarChart:
     rows: tuple[Bar, ...]
 
 
-def bar_chart(title: str, counts: Sequence[tuple[str, float]], *, width: int = 340, row_height: int = 18) -> BarChart:
+def bar_chart(title: str, counts: Sequence[tuple[str, float]], *, width: int = 330, row_height: int = 18) -> BarChart:
     """Lay out (label, count >= 0) rows; the largest fills the width that labels and its number leave."""
     shown = [label if len(label) <= 30 else f"{label[:29]}…" for label, _ in counts]
     left = 12.0 + 5.5 * max(map(len, shown), default=0)  # a character at font size 10

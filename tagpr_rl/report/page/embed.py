@@ -47,6 +47,7 @@ def environment() -> Environment:
     made.filters["thousands"] = lambda n: f"{n:,}"
     made.filters["numeric"] = lambda head: f"#{head}"
     made.filters["task_column"] = lambda task: f"#{task_label(task)}"
+    made.filters["metric_column"] = lambda metric: f"#{metric.label} {metric.arrow}"
     made.filters["seed_column"] = lambda seed: f"#seed {seed}"
     made.globals["shapes"] = TAG_SHAPES
     return made

@@ -145,18 +145,21 @@ def _controls(report: Row) -> list[dict[str, Any]]:
     return [{**entry, "name": name} for name, entry in report["controls"].items()]
 
 
-def _official(report: Row) -> dict[str, Any] | None:
-    """Tasks and metrics as rows; models, controls and baselines as columns."""
-    columns = {**report["models"], **report["controls"], **report["baselines"]}
-    tables = {name: {(m["task"], m["name"]): m for m in entry["metrics"]} for name, entry in columns.items()}
-    keys = list(dict.fromkeys(key for table in tables.values() for key in table))
-    if not keys:
-        return None
-    rows = [
-        {"task": task, "metric": metric_name(name), "cells": [table.get((task, name)) for table in tables.values()]}
-        for task, name in keys
+def _official(report: Row) -> list[dict[str, Any]]:
+    """A table for each task: models, controls and baselines as rows, the task's metrics as columns."""
+    entries = {**report["models"], **report["controls"], **report["baselines"]}
+    values = {name: {(m["task"], m["name"]): m for m in entry["metrics"]} for name, entry in entries.items()}
+    names: dict[str, dict[str, None]] = {}
+    for task, metric in (key for table in values.values() for key in table):
+        names.setdefault(task, {})[metric] = None
+    return [
+        {
+            "task": task,
+            "metrics": [metric_name(metric) for metric in metrics],
+            "rows": [(name, [table.get((task, metric)) for metric in metrics]) for name, table in values.items()],
+        }
+        for task, metrics in names.items()
     ]
-    return {"names": list(tables), "rows": rows}
 
 
 def _parse_table(report: Row) -> dict[str, Any] | None:

@@ -43,14 +43,14 @@ function renderReward(trace, terms) {
   const total = trace.r[0];
   const sum = rows.reduce((all, row) => all + (row[3] || 0), 0);
   const wrong = total !== null && !trace.prmu && Math.abs(sum - total) > SUM_TOLERANCE;
-  const table = el("table", { class: "v-terms" },
+  const table = el("table", { class: "v-terms quiet" }, el("caption", {}, "Reward of sample " + trace.n),
     el("thead", {}, el("tr", {}, ...["component", "value", "weight", "term"].map((text, i) =>
       el("th", { class: i ? "num" : "", scope: "col" }, text)))),
     el("tbody", {},
       rows.map(([label, , weight, term, shown]) => el("tr", { class: weight ? "" : "unused" },
-        el("td", {}, label), el("td", { class: "num" }, shown),
+        el("th", { scope: "row" }, label), el("td", { class: "num" }, shown),
         el("td", { class: "num" }, "× " + Number(weight.toFixed(4))), el("td", { class: "num" }, number(term, 3)))),
-      el("tr", { class: "sum" }, el("td", {}, "total"), el("td", {}), el("td", {}),
+      el("tr", { class: "sum" }, el("th", { scope: "row" }, "total"), el("td", {}), el("td", {}),
         el("td", { class: "num" }, number(total, 3)))));
   return [table, wrong ? el("p", { class: "small bad" }, "The terms add up to " + number(sum, 4) + ", not to the logged total.") : null];
 }

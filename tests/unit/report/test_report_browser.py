@@ -255,6 +255,10 @@ def test_nothing_is_cut_off_on_a_desktop(page: Any) -> None:
         "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText)"
     )
     assert wide == []
+    bare = (
+        "[...document.querySelectorAll('table')].filter(e => !e.caption || e.querySelector('th:not([scope])')).length"
+    )
+    assert page.evaluate(bare) == 0  # those that the script makes, too
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
