@@ -26,6 +26,7 @@ CHECKS: tuple[Check, ...] = (
     numbers.numbers,
     numbers.learning_rates,
     numbers.sizes,
+    numbers.lengths,
     numbers.time_limits,
     numbers.switched_off,
     batches_and_memory,

@@ -67,8 +67,11 @@ RANGES: dict[type[TrainingStage] | type[EvaluateStage], dict[str, Range]] = {
     },
     EvaluateStage: {"temperature": _TEMPERATURE},
 }
-_TIMEOUTS = {
+_RUN = {
     "platform.zmq_timeout_s": _WAIT,
+    "platform.threads": Range(1, 1, 256, 1024, "more threads than any machine has cores"),
+    "placement.warmup_batches": Range(0, 0, 4, 100, "responses come from weights that are so many steps old"),
+    "placement.prmu_serving.restarts": Range(0, 0, 100, 10_000, "an actor that cannot start is started for hours"),
     "placement.prmu_serving.health_s": Range(
         0.5, 2, 3600, 86_400, "an actor at work counts as dead, or a dead one as at work"
     ),
@@ -78,6 +81,7 @@ _ENDPOINT = {
     "temperature": _TEMPERATURE,
     "concurrency": Range(1, 1, 1024, 10_000, "more connections than a process may open"),
     "timeouts.attempt_s": Range(1, 5, 7200, 86_400, "every answer comes too late, or a hang is noticed after a day"),
+    "retries.longest_wait_s": Range(0, 0, 3600, 86_400, "a request waits for days"),
     "retries.times": Range(0, 0, 50, 1000, "a request that cannot succeed is sent for days"),
 }
 
@@ -88,7 +92,7 @@ def numbers(plan: PlannedRun) -> Iterator[Finding]:
         for name, stage in plan.stages(kind):
             for key, limits in ranges.items():
                 yield from limits.judge(f"stages.{name}.{key}", _at(stage, key))
-    for key, limits in _TIMEOUTS.items():
+    for key, limits in _RUN.items():
         yield from limits.judge(key, _at(plan.recipe, key))
     for where, block in plan.endpoints():
         for key, limits in _ENDPOINT.items():
@@ -150,7 +154,6 @@ def _betas(key: str, betas: tuple[float, float]) -> Iterator[Finding]:
 
 def sizes(plan: PlannedRun) -> Iterator[Finding]:
     """Sizes that no machine holds; they are compared as numbers, and nothing of that size is made."""
-    recipe = plan.recipe
     for name, stage in plan.stages(TrainingStage):
         if stage.steps > MOST_STEPS:
             yield Finding(f"stages.{name}.steps", stage.steps, "this ends in no lifetime", f"use at most {MOST_STEPS}")
@@ -180,6 +183,16 @@ def sizes(plan: PlannedRun) -> Iterator[Finding]:
         )
         if (prmu.user_shards or 0) > 100_000:
             yield Finding(f"stages.{name}.user_shards", prmu.user_shards, "more files than a folder holds", "use fewer")
+
+
+def lengths(plan: PlannedRun) -> Iterator[Finding]:
+    """Sequences, passes and a tiny model that no machine holds."""
+    recipe = plan.recipe
+    tokens = recipe.placement.prmu_serving.batch_tokens
+    if tokens is not None and tokens > LONGEST_TOKENS:
+        yield Finding(
+            "placement.prmu_serving.batch_tokens", tokens, "no memory holds such a pass", "use 16384 or fewer"
+        )
     prompt = recipe.data.prompt
     for key in ("max_tokens", "max_response_tokens"):
         if (tokens := getattr(prompt, key)) > LONGEST_TOKENS:

@@ -231,20 +231,29 @@ def _prompts(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
     word = folder is None or not (folder / "tokenizer_config.json").is_file()
     try:
         tokens = WordTokens(prompt_phrases(own)) if folder is None or word else ChatTokenizer(folder)
-    except Exception:  # noqa: BLE001 - a tokenizer raises anything; the model's own check says what is wrong with the tokenizer
+    except Exception:  # noqa: BLE001 - a tokenizer raises anything; the model's own check says what
         return
     records = [record for side in (found.train, found.held_out) for record in _first_of_tasks(side)]
     try:
         make = Dataset(recipe, own).prompt_maker("reasoning", tokens)
-        for record in records:
-            make(record)
+        shortest = min((make(record).n_tokens for record in records), default=0)
     except TagprError as error:
         yield Finding("data.prompt.max_tokens" if "limit" in str(error) else "data.retrieval", None, str(error))
+        return
     except Exception as error:  # noqa: BLE001 - a chat template raises anything
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         yield Finding(
             "model.path", folder, f"its tokenizer fails on a prompt: {reason}", "use a model with a chat template"
         )
+        return
+    for name, stage in plan.stages(GrpoStage):
+        if stage.max_prompt_tokens is not None and stage.max_prompt_tokens < shortest:
+            yield Finding(
+                f"stages.{name}.max_prompt_tokens",
+                stage.max_prompt_tokens,
+                f"the shortest of {len(records)} prompts has {shortest} tokens, so no question is left",
+                "raise it",
+            )
 
 
 def _first_of_tasks(records: Sequence[LampRecord], each: int = 20) -> list[LampRecord]:

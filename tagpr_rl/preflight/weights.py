@@ -15,9 +15,8 @@ from tagpr_rl.types import TagprError
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MOST_HEADER_BYTES = 100_000_000
 """The format's own limit."""
-SAMPLE_BYTES = 1 << 16
-"""Read of a tensor at its beginning, middle and end, each."""
-MOST_SAMPLED_BYTES = 512 << 20
+MOST_SAMPLED_BYTES = 384 << 20
+"""Read in all: smaller models whole, of larger ones the beginning, middle and end of each tensor."""
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _EXPONENTS = {
     "F64": ("<u8", 0x7FF0 << 48),
@@ -119,8 +118,9 @@ def _pointer(path: Path) -> str:
 
 
 def not_finite(found: list[Tensor]) -> Iterator[str]:
-    """Names of the tensors with a NaN or an infinity in their sample: beginning, middle and end. The first three."""
-    each = max(64, min(SAMPLE_BYTES, MOST_SAMPLED_BYTES // (3 * max(1, len(found)))))
+    """Names of the tensors with a NaN or an infinity in what is read of them. The first three."""
+    whole = sum(tensor.end - tensor.start for tensor in found) <= MOST_SAMPLED_BYTES
+    each = MOST_SAMPLED_BYTES if whole else max(64, MOST_SAMPLED_BYTES // (3 * len(found)))
     hits = 0
     for tensor in found:
         if tensor.dtype in _EXPONENTS and hits < 3 and _has_nan(tensor, each):

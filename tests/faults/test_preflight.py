@@ -175,6 +175,9 @@ ROWS = [
     Row("stages.prmu.user_dropout=1", "stages.prmu.user_dropout", "never sees"),
     Row("stages.prmu.individual_weight=0", "stages.prmu.individual_weight", "no part"),
     Row("stages.chains.error_rate=1 stages.chains.keep_wrong_fraction=0", "stages.chains.error_rate", "is wrong"),
+    Row("placement.prmu_serving.batch_tokens=1000000000000", "placement.prmu_serving.batch_tokens", "no memory"),
+    Row("platform.threads=1000000000", "platform.threads", "than any machine"),
+    Row("stages.guided.max_prompt_tokens=2", "stages.guided.max_prompt_tokens", "no question is left"),
     # language models
     Row(teacher("temperature: 9"), "stages.chains.teacher.temperature", "more than 2"),
     Row(teacher("api_key_env: TAGPR_NO_KEY"), "stages.chains.teacher.api_key_env", "no such variable"),
@@ -324,7 +327,7 @@ ROWS = [
     Row("cluster.devices_per_node=1 platform.devices_per_node=2", "cluster.devices_per_node", "on one node"),
     Row("log.wandb=online", "log.wandb", "no key"),
     Row("from_run={run: {tmp}/nowhere}", "from_run.run", "no such folder"),
-    Row("platform.threads=5000", "platform.threads", "cores", warning=True),
+    Row("platform.threads=200", "platform.threads", "this machine has", warning=True),
     # sizes that the check itself must survive
     Row(
         "stages.guided.group_size=1000000000 stages.guided.micro_batch_size=8",
