@@ -28,13 +28,16 @@ def shipped(name: str) -> Path:
 def user_path(text: str) -> Path:
     """The path that a user wrote: a leading `~` is the home folder. ValueError for what is surely another mistake.
 
-    Refused: nothing, spaces around it, control characters, `$` (variables belong to the shell) and backslashes.
+    Refused: nothing, spaces around it, control characters, `$` (variables belong to the shell), backslashes and
+    names that no file system takes.
     """
     if not text or text != text.strip():
         raise ValueError(f"{text!r} is no path: it is empty or has spaces around it")
     if wrong := re.search(r"[\x00-\x1f\x7f$\\]", text):
         hint = "variables are not replaced here" if wrong[0] == "$" else "folders are separated by /"
         raise ValueError(f"{text!r} is no path: it has the character {wrong[0]!r} ({hint})")
+    if max(len(os.fsencode(part)) for part in text.split("/")) > 255:
+        raise ValueError(f"'{text[:40]}...' is no path: a name in it has more than 255 bytes")
     full = os.path.expanduser(text)
     if text.startswith("~") and full == text:
         raise ValueError(f"{text!r} is no path: nobody of that name has a home folder here")
