@@ -71,8 +71,10 @@ def weight_files(folder: Path) -> list[Path]:
             shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
             raise TagprError(f"{folder}: {index.name} names {shown}, which is not there; download the model again")
         return files
+    if (folder / SINGLE).is_file():  # the only file that transformers reads then, whatever lies beside it
+        return [folder / SINGLE]
     files = sorted(folder.glob("*.safetensors"))
-    if (folder / "adapter_config.json").is_file() and not (folder / SINGLE).is_file():
+    if (folder / "adapter_config.json").is_file():
         raise TagprError(f"{folder}: holds an adapter (LoRA), not a model; merge it into its base model first")
     if files:
         return files
