@@ -80,6 +80,21 @@ def change_value(rng: random.Random, value: Any) -> Any:
     return value
 
 
+def part_of(rng: random.Random, value: dict[str, Any]) -> dict[str, Any]:
+    """One to three keys of a block and of each block below."""
+    keys = rng.sample(sorted(value), min(rng.randint(1, 3), len(value)))
+    return {
+        key: part_of(rng, value[key]) if isinstance(value[key], dict) and value[key] else value[key] for key in keys
+    }
+
+
+def merged(right: Any, top: Any) -> Any:
+    """`top` over `right`, block by block."""
+    if not isinstance(right, dict) or not isinstance(top, dict):
+        return top
+    return {**right, **{key: merged(right.get(key), value) for key, value in top.items()}}
+
+
 def change_text(rng: random.Random, text: str) -> str:
     """One to three edits: cut, insert, change a character, double or move or indent a line."""
     for _ in range(rng.randint(1, 3)):
@@ -111,9 +126,14 @@ def read_recipe(raw: Any) -> None:
 
 
 def read_sweep(raw: Any) -> None:
-    """Load a sweep and combine its arms for the first seed."""
+    """Load a sweep."""
     if not isinstance(raw, dict):
         raise TagprError("no mapping")
+    sweep_from_dict(raw, source="s.yaml")
+
+
+def combine_arms(raw: Any) -> None:
+    """Combine a sweep's arms for its first seed."""
     sweep = sweep_from_dict(raw, source="s.yaml")
     if (folder := RECIPES / "sweeps" / sweep.recipe).is_file() and len(sweep.all_arms()) < 20:
         plan_seed(sweep.model_copy(update={"recipe": folder}), sweep.seeds[0])
@@ -142,9 +162,9 @@ def sources() -> tuple[tuple[str, Any, Callable[[Any], None]], ...]:
     recipes = [
         ("recipe", dump_recipe(load_recipe(RECIPES / name)), read_recipe) for name in ("smoke.yaml", "demo.yaml")
     ]
-    recipes += [("recipe", yaml.safe_load((RECIPES / "demo.yaml").read_text(encoding="utf-8")), read_recipe)]
+    recipes += [("recipe", parse_yaml((RECIPES / "demo.yaml").read_text(encoding="utf-8"), "demo"), read_recipe)]
     sweeps = [
-        ("sweep", yaml.safe_load(path.read_text(encoding="utf-8")), read_sweep)
+        ("sweep", parse_yaml(path.read_text(encoding="utf-8"), "sweep"), read_sweep)
         for path in sorted((RECIPES / "sweeps").glob("*.yaml"))
     ]
     return (*recipes, *sweeps, ("schema", to_mapping(default_schema()), read_schema))
@@ -162,12 +182,13 @@ def one(rng: random.Random, source: tuple[str, Any, Callable[[Any], None]]) -> s
         elif way < 0.6 and name == "recipe":
             value = overridden(rng, right)
         elif way < 0.9:
-            small = {key: right[key] for key in rng.sample(sorted(right), min(3, len(right)))}
-            value = parse_yaml(change_text(rng, yaml.safe_dump(small, sort_keys=False)), "x.yaml")
-            value = {**right, **value} if isinstance(value, dict) else value
+            value = parse_yaml(change_text(rng, yaml.safe_dump(part_of(rng, right), sort_keys=False)), "x.yaml")
+            value = merged(right, value) if isinstance(value, dict) else value
         else:
             value = parse_json(change_text(rng, json.dumps(right)), "x.json")
         read(value)
+        if name == "sweep" and rng.random() < 0.1:
+            combine_arms(value)
     except TagprError as error:
         text = str(error)
         assert text.strip() and len(text) < LONGEST and not INTERNALS.search(text), text[:2000]
