@@ -203,7 +203,7 @@ def needs_prmu(name: str) -> bool:
 def line_weights(saved: Mapping[str, float]) -> dict[str, float]:
     """Term name -> weight, from the `weights` of a rollout line; older runs wrote the short form."""
     if set(saved) == set(SHORT_FORM):
-        return {term.name: term.weight for term in short_form(**saved)}
+        return {term.name: term.weight for term in short_form(*(saved[key] for key in SHORT_FORM), gate=False)}
     return dict(saved)
 
 
