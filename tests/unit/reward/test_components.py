@@ -126,8 +126,11 @@ def check_everywhere(recipe: Recipe, folder: Path, name: str) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (directory.rollouts / "step_0001.jsonl").write_text(text, encoding="utf-8")
     logged = {"step": 1, "reward/total/mean": 1.0, **actual}
-    directory.metrics.write_text(json.dumps(logged) + "\n", encoding="utf-8")
-    labels = {figure.name.label for group in curve_groups(run, recipe) for figure in group.figures}
+    moved = {**logged, "step": 2, f"reward/{name}/mean": -0.6}  # a constant has no chart
+    directory.metrics.write_text(f"{json.dumps(logged)}\n{json.dumps(moved)}\n", encoding="utf-8")
+    labels = {
+        figure.name.label for group in curve_groups(run, recipe) for panel in group.panels for figure in panel.figures
+    }
     assert f"reward: {name}" in labels
     stack = composition(chains_of(run, recipe)[0])
     assert stack is not None and name in [layer.label for layer in stack.chart.layers]
@@ -254,7 +257,7 @@ def test_an_exception_never_becomes_a_reward(own: Path) -> None:
         ([{"name": "tag", "weight": 0}], "no term with a weight above 0"),
         ([{"name": "tag"}], "weight"),
         ([{"name": "tag", "weight": -1}], "greater than or equal to 0"),
-        ([{"fn": "my_rewards.brevity", "weight": 1}], "match pattern"),
+        ([{"fn": "my_rewards.brevity", "weight": 1}], "is not of the form module:function"),
         ([{"name": "prmu", "weight": 1}], "the weight of prmu in reward is above 0 but no `prmu` stage"),
     ],
 )

@@ -132,7 +132,7 @@ def test_the_composition_has_the_mean_of_the_product(tmp_path: Path) -> None:
     directory.metrics.write_text(json.dumps(row) + "\n", encoding="utf-8")
     figure = composition(chains_of(RunDir(tmp_path), made)[0])
     assert figure is not None
-    parts = {layer.label: float(layer.last) for layer in figure.chart.layers}
+    parts = {layer.label: float(layer.mean) for layer in figure.chart.layers}
     assert parts == {"task × format": 0.5, "tag": 0.05, "prmu × format": pytest.approx(0.025, abs=1e-3)}
 
 
