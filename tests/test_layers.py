@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "documents": {"types"},
     "config": {"types", "files", "documents", "reward"},
     "tags": {"types", "documents"},
-    "data": {"types", "files"},
+    "data": {"types", "files", "config"},
     "run": {"types", "files", "documents", "config", "reward"},
     "reward": {"types", "tags"},
     "model": {"types", "files"},

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tagpr_rl.config.environment import go_direct, proxy_hint
 from tagpr_rl.data.lamp import outputs_path, questions_path, read_predictions, stream_lamp
 from tagpr_rl.data.tasks import task_name
 from tagpr_rl.files import sync_folder, write_text
@@ -109,6 +110,7 @@ class _Interrupted(Exception):
 
 def _transfer(url: str, part: Path) -> None:
     """One request; appends to `part` if the server continues the same file, else starts it again."""
+    go_direct(url)
     mark = part.with_suffix(".mark")  # what the part belongs to: its address and the server's version of it
     have = part.stat().st_size if part.is_file() else 0
     origin = json.loads(mark.read_text(encoding="utf-8")) if have and mark.is_file() else {}
@@ -125,13 +127,13 @@ def _transfer(url: str, part: Path) -> None:
             _forget(part)
             raise _Interrupted("the part on disk is longer than the file, starting again") from None
         if error.code == 429 or error.code >= 500:
-            raise _Interrupted(f"the server answers {error.code} {error.reason}") from None
+            raise _Interrupted(f"the server answers {error.code} {error.reason}{proxy_hint(url)}") from None
         raise TagprError(
-            f"{url}: the server answers {error.code} {error.reason}; check task, split and setting"
+            f"{url}: the server answers {error.code} {error.reason}; check task, split and setting{proxy_hint(url)}"
         ) from None
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
         reason = getattr(error, "reason", None) or error
-        raise _Interrupted(f"the connection failed ({type(error).__name__}: {reason})") from None
+        raise _Interrupted(f"the connection failed ({type(error).__name__}: {reason}){proxy_hint(url)}") from None
 
 
 def _receive(url: str, response: http.client.HTTPResponse, part: Path, mark: Path, have: int) -> None:
@@ -139,7 +141,8 @@ def _receive(url: str, response: http.client.HTTPResponse, part: Path, mark: Pat
     if kind in ("text/html", "application/xhtml+xml"):
         _forget(part)
         raise TagprError(
-            f"{url}: the server answers {response.status} with a web page ({kind}), not with data; the address is wrong"
+            f"{url}: the server answers {response.status} with a web page ({kind}), not with data; the address is "
+            f"wrong{proxy_hint(url)}"
         )
     start = 0
     if response.status == 206:

@@ -21,6 +21,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from tagpr_rl.config import Recipe
+from tagpr_rl.config.environment import go_direct, proxy_hint
 from tagpr_rl.deploy.need import ROOT, run_command, shell, storage
 from tagpr_rl.types import TagprError
 
@@ -44,16 +45,19 @@ def connect(address: str) -> JobSubmissionClient:
         raise TagprError(
             f"--address {address}: not the address of a Ray dashboard; it looks like http://127.0.0.1:8265"
         )
+    go_direct(address)
     # The client itself would wait for minutes if packets are dropped.
     try:
         urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=CONNECT_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # something answers; the client says what is wrong with it
+    except urllib.error.HTTPError as error:
+        if error.code in (403, 407, 502, 503, 504) and (proxy := proxy_hint(address)):
+            raise TagprError(f"--address {address}: HTTP {error.code} {error.reason}{proxy}") from None
+        # something answers; the client says what is wrong with it
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise TagprError(
             f"--address {address}: no Ray dashboard answers there ({reason}); is the cluster up, is the port forwarded "
-            "(`ray dashboard`, `kubectl port-forward`), and does it have ray[default]?"
+            "(`ray dashboard`, `kubectl port-forward`), and does it have ray[default]?{proxy_hint(address)}"
         ) from None
     logging.getLogger("ray").setLevel(logging.WARNING)  # not a line for each socket
     with _explained(address):

@@ -15,12 +15,13 @@ from random import Random
 from typing import Any
 
 import httpx2
-from aiohttp import ClientConnectorError, ConnectionTimeoutError
+from aiohttp import ClientConnectorError, ClientHttpProxyError, ConnectionTimeoutError
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI, OpenAIError, RequestOptions
 
 from tagpr_rl.chains.client.body import BadBodyError, UnfinishedError, error_message, read_body
 from tagpr_rl.chains.client.chat import Reply, ReplyStatus
 from tagpr_rl.config.endpoints import EndpointBlock, RetryBlock
+from tagpr_rl.config.environment import proxy_hint
 from tagpr_rl.types import TagprError
 
 CONNECT_S = 20.0
@@ -107,6 +108,11 @@ class Endpoint:
     answered: int = 0
     """Number of requests that the endpoint has answered or rejected."""
 
+    @property
+    def proxy(self) -> str:
+        """What a message adds if a proxy stands between."""
+        return proxy_hint(str(self.block.base_url))
+
     def hide_key(self, text: str) -> str:
         """`text` without the key: some endpoints repeat it in their messages."""
         return text.replace(self.key, "***") if len(self.key) > 3 else text
@@ -134,12 +140,17 @@ class Endpoint:
         except APIConnectionError as error:  # the library's time-outs are of this kind, too
             cause = _root(error)
             if isinstance(cause, ClientConnectorError | ConnectionTimeoutError):
-                return Fault(f"no connection ({cause})", charged=False, connected=False)
+                return Fault(f"no connection ({cause}){self.proxy}", charged=False, connected=False)
             if isinstance(cause, TimeoutError):
                 return timeout
-            return Fault(f"the connection broke ({type(cause).__name__}: {cause})", charged=True)
+            if isinstance(cause, ClientHttpProxyError):  # the proxy's answer to CONNECT: the endpoint saw nothing
+                self._proxy_refused(cause.status)
+                return Fault(f"the proxy answered HTTP {cause.status}{self.proxy}", charged=False, connected=False)
+            return Fault(f"the connection broke ({type(cause).__name__}: {cause}){self.proxy}", charged=True)
         except BadBodyError as error:
-            return Fault(self.hide_key(str(error)), charged=True, unfinished=isinstance(error, UnfinishedError))
+            return Fault(
+                self.hide_key(f"{error}{self.proxy}"), charged=True, unfinished=isinstance(error, UnfinishedError)
+            )
         except OpenAIError as error:
             return Fault(self.hide_key(f"{type(error).__name__}: {error}"), charged=True)
 
@@ -149,20 +160,32 @@ class Endpoint:
         message, code = error_message(error.response.content)
         message = self.hide_key(message)
         where = f"{block.base_url} (model {block.model}) answered HTTP {status}"
+        if not self.answered:
+            self._proxy_refused(status)
         if status == 401 or (status == 403 and not self.answered):
             variable = f"the key in ${block.api_key_env}" if block.api_key_env else "api_key_env (none is named)"
-            raise TagprError(f"{where}: it does not accept the key; check {variable} and what the key may do")
+            raise TagprError(
+                f"{where}: it does not accept the key; check {variable} and what the key may do{self.proxy}"
+            )
         if status == 402 or code == "insufficient_quota":
             raise TagprError(f"{where}: the account has no credit left ({message}); answers so far are kept")
         if status == 404 or 300 <= status < 400:
             raise TagprError(
                 f"{where}: no such model or path ({message}); check `model`{await self._models()} and that base_url "
-                "ends where the endpoint's API begins (mostly /v1)"
+                f"ends where the endpoint's API begins (mostly /v1){self.proxy}"
             )
         if worth_another(status):
             wait = retry_after(error.response.headers, datetime.now(UTC))
-            return Fault(f"HTTP {status}: {message}", charged=False, wait_s=wait)
-        return Reply("", ReplyStatus.REFUSED, detail=f"HTTP {status}: {message}")
+            return Fault(f"HTTP {status}: {message}{self.proxy}", charged=False, wait_s=wait)
+        return Reply("", ReplyStatus.REFUSED, detail=f"HTTP {status}: {message}{self.proxy}")
+
+    def _proxy_refused(self, status: int) -> None:
+        """TagprError if a proxy stands between and `status` is one with which proxies refuse a request."""
+        if status == 407 or (status == 403 and self.proxy):
+            raise TagprError(
+                f"{self.block.base_url} (model {self.block.model}): HTTP {status} "
+                f"{'of a proxy' if status == 407 else 'of a proxy or of the endpoint'}{self.proxy}"
+            )
 
     async def _models(self) -> str:
         """The endpoint's models in brackets, for a message; "" if it does not list them."""

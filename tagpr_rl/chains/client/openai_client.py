@@ -24,6 +24,7 @@ from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus, to_body
 from tagpr_rl.chains.client.spend import Ledger, most_tokens
 from tagpr_rl.chains.client.usage import ReplyProgress
 from tagpr_rl.config.endpoints import EndpointBlock
+from tagpr_rl.config.environment import go_direct
 from tagpr_rl.types import TagprError
 
 
@@ -62,6 +63,7 @@ class OpenAIGenerator:
         return questions.replies(answers)
 
     async def _ask(self, questions: Mapping[bytes, ChatRequest]) -> dict[bytes, Reply]:
+        go_direct(str(self.block.base_url))
         n = min(self.block.concurrency, len(questions))
         attempt = self.block.timeouts.attempt_s
         # The library's aiohttp transport takes a third of the default transport's time per request.
