@@ -79,6 +79,7 @@ PURE = set(MAY_IMPORT) - {"prmu", "model", "backend", "stages", "studies"}
 PURE_IN_BACKEND = (
     "tagpr_rl.backend",
     "tagpr_rl.backend.scoring.coalesce",
+    "tagpr_rl.backend.session.machine",
     "tagpr_rl.backend.session.worker_settings",
     "tagpr_rl.backend.tracking.settings",
     "tagpr_rl.backend.tracking.tracker",

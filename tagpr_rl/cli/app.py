@@ -26,6 +26,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "run": "make every stage of a recipe that is not done yet; print the results",
         "resume": "go on with an interrupted run, in the middle of a stage if it must",
         "status": "what is done, what runs, how long it takes, what to type next",
+        "doctor": "whether this machine is fit for runs: versions, memory, ports, what earlier runs left",
         "plan": "stages, batches, memory and hours of a recipe, and whether it fits; runs nothing",
     },
     "Look": {

@@ -120,7 +120,8 @@ def _transfer(url: str, part: Path) -> None:
         if origin.get("version"):
             headers["If-Range"] = origin["version"]  # a changed file comes whole
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
+        opener = urllib.request.build_opener()  # urlopen keeps the proxies of its first call
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
             _receive(url, response, part, mark, have)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # the part is not a beginning of this file

@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from tagpr_rl import __version__
+from tagpr_rl.backend.session.ray_session import prepare_shell
 from tagpr_rl.config import KINDS, GrpoStage, Recipe, dump_recipe
+from tagpr_rl.config.environment import deciding
 from tagpr_rl.eval.provenance import code_version
 from tagpr_rl.files import write_json
 from tagpr_rl.report import build_report, summary_table
@@ -29,7 +31,7 @@ from tagpr_rl.run.mirror import Mirror, mirror_of
 from tagpr_rl.run.open import read_resolved
 from tagpr_rl.run.resume import exclusive
 from tagpr_rl.run.state import require_unchanged
-from tagpr_rl.run.trackers import tracker_id
+from tagpr_rl.run.trackers import tracker_id, without_secrets
 from tagpr_rl.stages.common import track_results
 from tagpr_rl.stages.context import LazyRay, StageContext, StageResult
 from tagpr_rl.types import TagprError
@@ -69,6 +71,8 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, only: Collection[st
         mirror.require_same_run(run)
     write_json(run.resolved, dump_recipe(recipe))
     tracker_id(run)
+    if any(KINDS[stage.kind].uses_ray for stage in recipe.stages.values()):
+        prepare_shell(recipe)
     write_json(run.environment, describe_environment())
     started = time.monotonic()
     wanted = list(recipe.stages)[: list(recipe.stages).index(until) + 1] if until else list(recipe.stages)
@@ -167,7 +171,10 @@ def _short(value: float) -> str:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, machine and code state of this run. No environment variables, no host names."""
+    """Versions, machine and code state of this run, and the variables of the shell that change what it computes.
+
+    No other variables, and no host names.
+    """
     versions = {}
     for package in PACKAGES:
         try:
@@ -180,5 +187,6 @@ def describe_environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "packages": versions,
+        "variables": without_secrets({name: os.environ[name] for name in deciding(os.environ)}),
         **code_version(),
     }

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tagpr_rl.backend.session.shell import drop_ray_variables, require_socket_folder
 from tagpr_rl.backend.session.worker_settings import WorkerSettings, to_environment
 from tagpr_rl.config import Recipe
 from tagpr_rl.deploy.address import require_reachable
@@ -74,6 +75,7 @@ def ray_session(recipe: Recipe) -> Iterator[Any]:
     the recipe has devices; it ends with the session. With one, TagprError if the cluster cannot be
     reached, or is smaller than the recipe asks for longer than `cluster.wait_s`.
     """
+    prepare_shell(recipe)
     import ray
 
     variables = environment(recipe, worker_settings(recipe))
@@ -94,6 +96,7 @@ def ray_session(recipe: Recipe) -> Iterator[Any]:
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
             "_node_ip_address": LOCAL_NODE_ADDRESS,
+            "address": "local",
         }
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
@@ -102,13 +105,37 @@ def ray_session(recipe: Recipe) -> Iterator[Any]:
         os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
         _join(ray, options)
     else:
-        ray.init(**options)
+        _start(ray, options)
     try:
         if recipe.platform.ray_address:
             wait_for_resources(need(recipe), recipe.platform.ray_address, recipe.cluster.wait_s)
         yield ray
     finally:
         ray.shutdown()
+
+
+def prepare_shell(recipe: Recipe) -> None:
+    """Take out of this process's environment what must not reach the run's, with a line for each; see shell.py.
+
+    TagprError if no folder for sockets can be written.
+    """
+    removed = require_socket_folder(os.environ)
+    if not recipe.platform.ray_address:
+        removed += drop_ray_variables(os.environ, cpu=recipe.platform.device == "cpu")
+    for line in removed:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _start(ray: Any, options: dict[str, Any]) -> None:
+    """`ray.init` of a private cluster; TagprError with the remedy if it does not start."""
+    try:
+        ray.init(**options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise TagprError(
+            f"the run's own Ray cluster does not start: {reason}\n`tagpr doctor` looks for the cause on this machine: "
+            "memory, processes of an earlier run, variables of the shell, the folder for temporary files."
+        ) from error
 
 
 def _join(ray: Any, options: dict[str, Any]) -> None:
