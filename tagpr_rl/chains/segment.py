@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from tagpr_rl.chains.client.leftovers import bare, thought_and_rest, turn_end, visible
+from tagpr_rl.chains.client.leftovers import bare, own_turn, thought_and_rest, turn_end, visible
 
 MIN_STEPS, MAX_STEPS = 3, 15
 
@@ -59,7 +59,7 @@ def split_answer(text: str) -> tuple[str, str] | None:
     answer = _NEXT_TURN.split(answer, maxsplit=1)[0]
     few = sum(bool(line.strip()) for line in before.split("\n")) < MIN_STEPS
     thought = native if native and few else visible(before)
-    answer = visible(visible(bare(_LAST_FENCE.sub("", bare(answer)))).strip("*"))
+    answer = visible(own_turn(own_turn(_LAST_FENCE.sub("", bare(answer))).strip("*")))
     return (thought, answer) if thought and answer else None
 
 

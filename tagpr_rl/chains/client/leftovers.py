@@ -37,13 +37,14 @@ _HALF: Final = re.compile(r"<\|[a-z_]{2,30}\|?\Z", re.IGNORECASE)  # an end toke
 def bare(text: str) -> str:
     """`text` without what stands around it. A control token inside it may be a quotation and stays."""
     text = _NOWHERE.sub("", text)
-    text = _HALF.sub("", visible(text))
-    text = text[_BEFORE.match(text).end() :]  # type: ignore[union-attr]  # it matches "", too
-    while True:  # at the end only: a search through the whole text would try every white space of it
-        tail = _AFTER.search(text, max(0, len(visible(text)) - _LONGEST))
-        if tail is None or not tail[0]:
+    while True:
+        size, text = len(text), _HALF.sub("", visible(text))
+        text = text[_BEFORE.match(text).end() :]  # type: ignore[union-attr]  # it matches "", too
+        # At the end only: a search through the whole text would try every white space of it.
+        tail = _AFTER.search(text, max(0, len(text) - _LONGEST))
+        text = text[: tail.start()] if tail else text
+        if len(text) == size:
             return text
-        text = text[: tail.start()]
 
 
 def turn_end(text: str, start: int = 0) -> int:
@@ -55,7 +56,9 @@ def turn_end(text: str, start: int = 0) -> int:
 def own_turn(text: str) -> str:
     """`bare` text up to its first end token: what follows is another's turn."""
     text = bare(text)
-    return bare(text[: turn_end(text)])
+    while (end := turn_end(text)) < len(text):
+        text = bare(text[:end])
+    return text
 
 
 def thought_and_rest(text: str) -> tuple[str, str] | None:
