@@ -188,7 +188,7 @@ def run_ours(recipe: Recipe, size: Size, folder: Path) -> list[dict[str, Any]]:
     metrics = folder / "metrics.jsonl"
     tracking = TrackingSettings(str(metrics.resolve()), "disabled", str(folder.resolve()), "bench", "bench", STAGE)
     checkpoints.begin(paths.checkpoints, {}, keep=1)  # nothing is saved; the trainer asks for its attempt
-    checker = {"schema_file": None, "terms": stage.terms, "prefilled": False, "folder": "."}
+    checker = {"schema_file": None, "terms": stage.terms, "folder": "."}
     with cluster.ray_session(recipe) as ray:
         devices = cluster.free_devices()
         driver = GrpoDriver.remote()

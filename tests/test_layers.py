@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"types", "files", "config"},
     "run": {"types", "files", "documents", "config", "reward"},
     "reward": {"types", "tags"},
-    "model": {"types", "files"},
+    "model": {"types", "files", "tags"},
     "monitor": {"types", "config", "reward"},
     "prompts": {"types", "files", "config", "tags", "data", "model"},
     "eval": {"types", "files", "tags", "data", "prompts", "reward"},
@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"types", "files", "config", "run", "tags", "prompts", "reward", "eval"},
     "plan": {"types", "config", "run"},
     "preflight": {
-        *("types", "files", "config", "run", "tags", "data", "prompts", "reward", "plan", "deploy"),
+        *("types", "files", "config", "run", "tags", "data", "prompts", "reward", "model", "plan", "deploy"),
     },
     "deploy": {"types", "files", "config", "plan"},
     "backend": {"types", "files", "config", "run", "tags", "prompts", "reward", "monitor", "chains", "prmu", "deploy"},

@@ -65,7 +65,7 @@ def stage_rules(recipe: Recipe, stage: GrpoStage) -> tuple[Rubric, AdvantageRule
     """What the stage was rewarded by, and how its rewards became advantages."""
     schema = load_schema(recipe.schema_file) if recipe.schema_file is not None else default_schema()
     rules = AdvantageRules(**stage.advantage.rules(), terms=stage.terms)
-    return Rubric(schema, stage.terms, recipe.model.thought_prefilled), rules
+    return Rubric(schema, stage.terms), rules
 
 
 def _prmu_scores(recipe: Recipe, run: RunDir, stage: str, lines: Sequence[Line]) -> list[float]:

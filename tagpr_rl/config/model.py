@@ -36,8 +36,10 @@ class ModelBlock(Closed):
     """Sizes of the model that is built if there is no path."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of forward passes, in training and in rollouts; the trained weights stay in float32."""
-    thought_prefilled: bool = False
-    """Whether the chat template already ends in `<think>` (true for some Qwen3 templates)."""
+    chat_template: UserPath | None = None
+    """A Jinja file with the chat template to use in place of the model's own; null = the model's."""
+    thought_prefilled: bool | None = None
+    """What the chat template must be found to do: open `<think>` itself (true) or not (false); null = either."""
 
 
 class LoraBlock(Closed):

@@ -81,11 +81,11 @@ def other_thoughts(keys: Sequence[tuple[str, str]], thoughts: Sequence[Sequence[
     return others
 
 
-def thought_text(steps: Sequence[Step], *, prefilled: bool) -> str:
+def thought_text(steps: Sequence[Step]) -> str:
     """A response up to the start of its answer, as `render` writes it. Without steps the thought is empty."""
     if not steps:
-        return f"</{THINK}>\n" if prefilled else f"<{THINK}>\n</{THINK}>\n"
-    return render(TaggedTrace(tuple(steps), "x"), prefilled=prefilled).removesuffix("x")
+        return f"<{THINK}>\n</{THINK}>\n"
+    return render(TaggedTrace(tuple(steps), "x")).removesuffix("x")
 
 
 @dataclass(frozen=True, slots=True)

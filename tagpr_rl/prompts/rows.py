@@ -62,8 +62,9 @@ def sft_rows(
 
     A cut chain would teach the model to stop in the middle of a thought.
     """
-    prompts = tokenizer.encode_many([tokenizer.render(messages) for messages, _ in examples])
-    responses = tokenizer.encode_many([tokenizer.response(response) for _, response in examples])
+    texts = [tokenizer.render(messages) for messages, _ in examples]
+    learned = [tokenizer.learned(text, response) for text, (_, response) in zip(texts, examples, strict=True)]
+    prompts, responses = tokenizer.encode_many(texts), tokenizer.encode_many(learned)
     rows, too_long = [], 0
     for prompt, response in zip(prompts, responses, strict=True):
         if len(response) + 1 > max_response_tokens:

@@ -1,16 +1,29 @@
-"""How long a prompt is: a model's chat tokenizer, and white-space words if no tokenizer is at hand."""
+"""Prompts and responses as tokens: a model's chat tokenizer, and white-space words if no tokenizer is at hand.
+
+A response is one text everywhere: `<think>` tagged steps `</think>` answer, also where the chat template writes the
+opening `<think>` itself. `continuation` says what is learned of it after a prompt, `ResponseText` what generated ids
+are. Nothing else renders or decodes a response.
+"""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from tagpr_rl.model.template import KEPT, TemplateFacts, look, merged_system, rendered, require
+from tagpr_rl.model.tokenizer import decoded, dropped_ids, encoded, keeps_spaces, load_tokenizer, schema_tags
 from tagpr_rl.prompts.official import Tokens
+from tagpr_rl.tags.schema import THINK, TagSchema, default_schema
 
 Messages = Sequence[Mapping[str, str]]
+THINKING: Mapping[str, bool] = {"direct": False, "thinking": True}
+"""Style of a prompt -> whether the chat template is told to think; for other styles it does what it does by default."""
+_OPENED = re.compile(rf"<{THINK}>\s*+\Z")
+_TAIL = 32
+"""Tokens, or characters, at a prompt's end that show whether it opens the thought."""
 
 
 class PromptTokens(Tokens, Protocol):
@@ -43,55 +56,101 @@ class WordTokens:
         return len(words), " ".join(words)
 
 
-_OPEN_THOUGHT = re.compile(r"<think>\s*\Z")
-THINKING: Mapping[str, bool] = {"direct": False, "thinking": True}
-"""Prompt style -> whether the chat template is told to think; others leave it as the template has it."""
+def opening(prompt: str) -> str:
+    """The `<think>` and white space in which a rendered prompt ends; "" if it does not open the thought."""
+    match = _OPENED.search(prompt[-_TAIL:])
+    return match[0] if match else ""
 
 
-def opens_thought(rendered: str) -> bool:
-    """Whether a rendered prompt ends in an open `<think>`, so that the response begins inside the thought."""
-    return _OPEN_THOUGHT.search(rendered) is not None
+def continuation(prompt: str, response: str) -> str:
+    """What stands after the rendered prompt if the model answers `response`; `opening(prompt)` + it is the response.
+
+    After a prompt that opens the thought, an answer without a thought closes it first.
+    """
+    opened = opening(prompt)
+    if not opened:
+        return response
+    begun = response.lstrip()
+    if not begun.startswith(f"<{THINK}>"):
+        return f"\n</{THINK}>\n\n{response}"
+    rest = begun.removeprefix(f"<{THINK}>")
+    return rest if opened.endswith(">") else rest.lstrip()
+
+
+class ResponseText:
+    """Generated ids -> the response's text, without special tokens but with its tags, whatever kind of token they are.
+
+    The thought that the prompt opened is part of the response.
+    """
+
+    def __init__(self, tokenizer: Any, schema: TagSchema | None) -> None:
+        """`tokenizer` is a Hugging Face tokenizer, `schema` that of the responses (None: no tags but the thought's)."""
+        self._tokenizer = tokenizer
+        tags = schema_tags(schema)
+        facts, _ = look(tokenizer, tags)
+        ends = {facts.end_id} if facts is not None else set()
+        self.dropped = dropped_ids(tokenizer, tags) | ends
+        """Ids that are no part of a text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids alone."""
+        return decoded(self._tokenizer, ids, self.dropped)
+
+    def opening(self, prompt: Sequence[int]) -> str:
+        """`opening` of a prompt given as ids."""
+        return opening(decoded(self._tokenizer, prompt[-_TAIL:], frozenset()))
+
+    def __call__(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
+        """The response to `prompt`."""
+        return self.opening(prompt) + self.decode(ids)
 
 
 class ChatTokenizer:
-    """A Hugging Face tokenizer with its chat template: one for SFT rows, rollouts and evaluation. Loads no torch.
+    """A Hugging Face tokenizer with its chat template: one for SFT rows, rollouts and evaluation. Loads no torch."""
 
-    `style` is that of the prompts (see THINKING): a template with a switch, such as Qwen3's, is told to think or not.
-    """
-
-    def __init__(self, folder: Path, style: str = "reasoning") -> None:
-        from transformers import AutoTokenizer
-
+    def __init__(self, folder: Path, style: str = "reasoning", schema: TagSchema | None = None) -> None:
+        """`style` is that of the prompts (see THINKING), `schema` that of the responses; None = the built-in one."""
         self.thinking = THINKING.get(style)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        tiny = folder / "tiny.json"
-        self.word_level = tiny.is_file() and json.loads(tiny.read_text(encoding="utf-8"))["kind"] == "word"
-        """Whether this is the tiny word-level tokenizer, to which line breaks mean nothing."""
+        self.tokenizer = load_tokenizer(folder)
+        self._schema = schema or default_schema()
+        self._keeps_spaces = keeps_spaces(self.tokenizer)
+
+    @cached_property
+    def facts(self) -> TemplateFacts:
+        """What template and tokenizer do; the model stage refuses their mistakes. TagprError without a template."""
+        facts, mistakes = look(self.tokenizer, schema_tags(self._schema))
+        return require(self.tokenizer.name_or_path, facts, mistakes if facts is None else ())
+
+    @cached_property
+    def text(self) -> ResponseText:
+        """Makes responses of generated ids."""
+        return ResponseText(self.tokenizer, self._schema)
 
     def render(self, messages: Messages) -> str:
-        """The chat template's text, up to where the assistant begins."""
-        chat = [dict(message) for message in messages]
-        # Qwen3 and others call the switch enable_thinking, DeepSeek and Granite thinking; a template ignores the rest.
-        switch: dict[str, Any] = {}
-        if self.thinking is not None:
-            switch = {"enable_thinking": self.thinking, "thinking": self.thinking}
-        text = str(self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **switch))
-        if self.thinking is False and opens_thought(text):  # no switch: the thought is closed as Qwen3's template does
-            text = f"{text.rstrip()}\n\n</think>\n\n"
-        return text
+        """The chat template's text, up to where the assistant begins.
+
+        A system message goes before the user's text if the template has no such role. Without thinking, a thought that
+        the template opens although its switch is off, or for want of a switch, is closed at once.
+        """
+        if messages[0]["role"] == "system" and self.facts.system != KEPT:
+            messages = merged_system(messages)
+        switch = self.facts.switch if self.thinking is not None else None
+        settings: dict[str, Any] = {switch: self.thinking} if switch else {}
+        text = rendered(self.tokenizer, messages, **settings)
+        return f"{text.rstrip()}\n\n</{THINK}>\n\n" if self.thinking is False and opening(text) else text
 
     def count(self, messages: Messages) -> int:
         """Tokens of the prompt, after the chat template."""
         return len(self.encode(self.render(messages)))
 
-    def response(self, text: str) -> str:
-        """A response in the form that the model learns to write."""
-        return " ".join(text.split()) if self.word_level else text
+    def learned(self, prompt: str, response: str) -> str:
+        """What the model learns to write after the rendered prompt, for the whole `response`."""
+        text = continuation(prompt, response)
+        return text if self._keeps_spaces else " ".join(text.split())
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, nothing added."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return encoded(self.tokenizer, text)
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts at once."""
@@ -116,4 +175,4 @@ class ChatTokenizer:
     @property
     def end(self) -> int:
         """Id of the token that ends an assistant turn."""
-        return int(self.tokenizer.eos_token_id)
+        return self.facts.end_id

@@ -58,9 +58,12 @@ def stage_config(recipe: Recipe, name: str) -> dict[str, Any]:
     else:
         config["data"] = {key: dumped["data"][key] for key in ("retrieval", "prompt")}
         if kind == "model":
-            config["model"] = _without(dumped["model"], "path") | {"from_files": recipe.model.path is not None}
+            config["model"] = _without(dumped["model"], "path", "chat_template") | {
+                "from_files": recipe.model.path is not None
+            }
         else:
             config["model"] = {key: dumped["model"][key] for key in ("dtype", "thought_prefilled")}
+        config["model"]["thought_prefilled"] = bool(recipe.model.thought_prefilled)  # null: as earlier releases' false
     if KINDS[kind].uses_ray:
         config["platform"] = {"device": recipe.platform.device}
     if KINDS[kind].trains and kind in WEIGHTS and recipe.lora is not None:
@@ -89,6 +92,8 @@ def stage_inputs(recipe: Recipe, run: RunDir, name: str) -> dict[str, str]:
         inputs |= _lamp_files(recipe.data.lamp_dir, recipe.data.tasks)
     if kind == "model" and recipe.model.path is not None:
         inputs |= _model_files(recipe.model.path)
+        if recipe.model.chat_template is not None:
+            inputs["chat_template"] = _file_identity(recipe.model.chat_template)
     if kind != "data":
         inputs |= _retrieval_files(recipe)
     stage = recipe.stages[name]

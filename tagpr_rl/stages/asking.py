@@ -10,7 +10,7 @@ from typing import Any
 from tagpr_rl.config import EvaluateStage
 from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
 from tagpr_rl.prompts.dataset import evenly
-from tagpr_rl.prompts.tokens import ChatTokenizer, opens_thought
+from tagpr_rl.prompts.tokens import ChatTokenizer, continuation
 from tagpr_rl.stages.context import StageContext
 from tagpr_rl.tags.thoughts import split_thought
 from tagpr_rl.types import LampRecord, Prompt, TagprError
@@ -71,11 +71,10 @@ class Asker:
         """Generate and score. An open thought of the prompt `thinking` is closed, so that the model answers."""
         context, records = self.context, request.records
         folder = context.model_folder(request.model)
-        tokenizer = ChatTokenizer(folder, request.style)
+        tokenizer = ChatTokenizer(folder, request.style, context.schema)
         make = context.dataset.prompt_maker(request.style, tokenizer)
         prompts = [make(record) for record in records]
         rendered = [tokenizer.render(prompt.messages) for prompt in prompts]
-        prefilled = opens_thought(rendered[0])
         self.engine.use(folder)
         generate = partial(self.engine.responses, temperature=self.stage.temperature, seed=self.stage.seed)
         inputs = tokenizer.encode_many(rendered)
@@ -87,14 +86,14 @@ class Asker:
                 return list(generate([[*ids[:limit], *end] for ids in tokenizer.encode_many(texts)]))
 
             responses = generate(inputs, max_tokens=self.thought_tokens)
-            responses = close_thoughts(rendered, responses, go_on, prefilled=prefilled)
+            responses = close_thoughts(rendered, responses, go_on)
         else:
             responses = generate(inputs)
         keys = [question_key(record) for record in records]
         texts = [text for text, _ in responses]
         cut = {key for key, (_, is_cut) in zip(keys, responses, strict=True) if is_cut}
         by_key = dict(zip(keys, texts, strict=True))
-        result = evaluate(records, by_key, context.schema, prefilled=prefilled, cut=cut)
+        result = evaluate(records, by_key, context.schema, cut=cut)
         return Asked(request, prompts, texts, result)
 
     def choose(self, model: str, styles: Sequence[str]) -> tuple[str, dict[str, float]]:
@@ -120,14 +119,14 @@ def best(scores: Mapping[str, float]) -> str:
 
 
 def close_thoughts(
-    rendered: Sequence[str], responses: Responses, go_on: Callable[[Sequence[str]], Responses], *, prefilled: bool
+    rendered: Sequence[str], responses: Responses, go_on: Callable[[Sequence[str]], Responses]
 ) -> Responses:
     """The responses, with each thought that is open at its end closed, and the answer that the model then gives.
 
     Such a response still counts as cut. `go_on` continues prompts that end in an open thought, behind CLOSE.
     """
-    open_ = [i for i, (text, _) in enumerate(responses) if split_thought(text, prefilled=prefilled) is None]
-    answers = go_on([rendered[i] + responses[i][0] for i in open_]) if open_ else []
+    open_ = [i for i, (text, _) in enumerate(responses) if split_thought(text) is None]
+    answers = go_on([rendered[i] + continuation(rendered[i], responses[i][0]) for i in open_]) if open_ else []
     closed = list(responses)
     for i, (answer, _) in zip(open_, answers, strict=True):
         closed[i] = (responses[i][0] + CLOSE + answer, True)

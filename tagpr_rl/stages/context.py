@@ -21,7 +21,7 @@ from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
 from tagpr_rl.run.manifest import StageFacts, read_manifest, stage_facts, verify_outputs
 from tagpr_rl.run.mirror import Mirror
 from tagpr_rl.run.resume import ATTEMPT, require_same_attempt
-from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
+from tagpr_rl.tags.schema import TagSchema, schema_from
 from tagpr_rl.types import TagprError
 
 
@@ -59,8 +59,7 @@ class StageContext:
     @property
     def schema(self) -> TagSchema:
         """The recipe's tag schema."""
-        path = self.recipe.schema_file
-        return load_schema(path) if path is not None else default_schema()
+        return schema_from(self.recipe.schema_file)
 
     @cached_property
     def facts(self) -> StageFacts:

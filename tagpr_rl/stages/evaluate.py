@@ -175,7 +175,7 @@ def _write(folder: Path, label: str, asked: Asked) -> None:
 
 def _show_samples(console: Console, context: StageContext, model: str) -> None:
     """Print one answered question per task."""
-    page = Page(console, context.schema, context.recipe.model.thought_prefilled)
+    page = Page(console, context.schema)
     shown: set[str] = set()
     with (context.dir.root / "responses" / f"{model}.jsonl").open(encoding="utf-8") as handle:
         for line in handle:

@@ -109,7 +109,7 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
         prmu = {"path": str(folder.resolve()), **scorer_placement(recipe.placement)}
     health_s = recipe.placement.prmu_serving.health_s
     schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
-    checker = {"schema_file": schema_file, "terms": stage.terms, "prefilled": recipe.model.thought_prefilled}
+    checker = {"schema_file": schema_file, "terms": stage.terms}
     ray = context.start_ray()
     from tagpr_rl.backend.session import ray_session as cluster
     from tagpr_rl.backend.trainer.grpo import GrpoDriver, ScorerSettings
@@ -199,9 +199,9 @@ def differ(scores: Sequence[float]) -> bool:
     return max(scores) - min(scores) > 1e-9
 
 
-def score_response(text: str, task: str, gold: str, schema: TagSchema, *, prefilled: bool) -> float:
+def score_response(text: str, task: str, gold: str, schema: TagSchema) -> float:
     """The term task * format of the reward, in [0, 1]."""
-    parsed = parse(text, schema, prefilled=prefilled)
+    parsed = parse(text, schema)
     if parsed.status is not ParseStatus.OK or parsed.trace is None:
         return 0.0
     return task_reward(task, parsed.trace.answer, gold)
@@ -221,11 +221,10 @@ def _mixed(
     label = f"  {context.name}: {samples} answers to each of {len(kept)} questions, for the filter"
     with context.console.status(label), Engine(recipe, folder) as engine:
         texts = engine(inputs, temperature=stage.temperature, seed=None)
-    prefilled = recipe.model.thought_prefilled
 
     def score(text: str, row: Row) -> float:
         info = row["extra_info"]
-        return score_response(text, info["task"], info["gold"], context.schema, prefilled=prefilled)
+        return score_response(text, info["task"], info["gold"], context.schema)
 
     return pick(kept, [score(text, rows[kept[n // samples]]) for n, text in enumerate(texts)], samples, differ)
 

@@ -10,13 +10,20 @@ from tagpr_rl.chains.models import teacher_for
 from tagpr_rl.chains.teachers.interface import TeacherRequest
 from tagpr_rl.config import ModelStage
 from tagpr_rl.data.tasks import TASKS
+from tagpr_rl.files import write_json, write_text
 from tagpr_rl.model.fetch import model_folder
+from tagpr_rl.model.fit import config_mistakes, examine, read_config, stop_ids
+from tagpr_rl.model.template import TemplateFacts, require
 from tagpr_rl.prompts.dataset import TRAIN
 from tagpr_rl.prompts.prompt import DIRECT_INSTRUCTION, build_prompt, prompt_phrases
 from tagpr_rl.stages.context import StageContext, StageResult
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, Prompt, TagprError
 
+TEMPLATE = "template.json"
+"""What the chat template and the tokenizer do, beside `hf/`."""
+JINJA, GENERATION = OWN_FILES = ("chat_template.jinja", "generation_config.json")
+"""Files that `hf/` may have of its own, in place of the model's."""
 CORPUS_SIZE = 20_000
 """At most this many prompts go into the tiny tokenizer's corpus."""
 
@@ -26,9 +33,52 @@ def run(context: StageContext) -> StageResult:
     stage = context.recipe.stages[context.name]
     assert isinstance(stage, ModelStage)
     context.clean()
-    if context.recipe.model.path is not None:
-        return _link(context, context.recipe.model.path)
-    return _tiny(context)
+    path = context.recipe.model.path
+    made = _tiny(context) if path is None else _link(context, path)
+    facts = _probe(context)
+    record = context.dir.root / TEMPLATE
+    write_json(record, facts.record())
+    linked = context.dir.hf / "config.json" in made.outputs
+    own = [file for name in OWN_FILES if not (file := context.dir.hf / name).is_symlink() and file.is_file()]
+    return replace(
+        made,
+        outputs=(*made.outputs, record, *(own if linked and not context.dir.hf.is_symlink() else ())),
+        notes=(*made.notes, *facts.notes),
+        details={**made.details, "template": facts.record()},
+    )
+
+
+def _probe(context: StageContext) -> TemplateFacts:
+    """Look at the template and the tokenizer in `hf`, and mend there what can be mended: see `_own_files`."""
+    block, folder = context.recipe.model, context.dir.hf
+    found, mistakes = examine(folder, context.schema, file=block.chat_template, prefilled=block.thought_prefilled)
+    mistakes += config_mistakes(read_config(folder / "config.json"), found) if found is not None else []
+    facts = require(f"model.path={block.path}" if block.path is not None else "the tiny model", found, mistakes)
+    known, wanted = stop_ids(folder, facts)
+    if facts.template is not None or known != wanted:
+        _own_files(folder, facts.template, wanted)
+    return facts
+
+
+def _own_files(folder: Path, template: str | None, stops: list[int]) -> None:
+    """Make `folder`, if it is a link, a folder of links, and give it its own template and ids that end a response.
+
+    Every reader of the folder then does the same: rollouts, evaluation, the exported model on a server.
+    """
+    if folder.is_symlink():
+        source = folder.resolve()
+        folder.unlink()
+        folder.mkdir()
+        for file in source.iterdir():
+            if file.is_file():
+                (folder / file.name).symlink_to(file)
+    config = folder / GENERATION
+    values = read_config(config)
+    config.unlink(missing_ok=True)
+    write_json(config, {**values, "eos_token_id": stops})
+    if template is not None:
+        (folder / JINJA).unlink(missing_ok=True)
+        write_text(folder / JINJA, template)
 
 
 def _link(context: StageContext, path: Path) -> StageResult:

@@ -100,15 +100,15 @@ def training_pairs(context: StageContext, stage: PrmuStage, out: Path) -> int:
     rows = read_pairs(context.nearest("chains", reads=(PAIRS,)).root / PAIRS)
     if stage.policy_samples:
         rows += _policy_pairs(context, stage)
-    form = context.schema, context.recipe.model.thought_prefilled
+    schema = context.schema
     drawn = _drawn(rows, stage.probe_fraction, f"probes/{stage.seed}")
-    made = [probe for pair in drawn for probe in (copied(pair, *form), padded(pair, *form))]
+    made = [probe for pair in drawn for probe in (copied(pair, schema), padded(pair, schema))]
     made += [
-        slipped(pair, *form, late=bool(i % 2))
+        slipped(pair, schema, late=bool(i % 2))
         for i, pair in enumerate(_drawn(rows, stage.slip_fraction, f"slips/{stage.seed}"))
     ]
     made += [
-        malformed(pair, *form, i)
+        malformed(pair, schema, i)
         for i, pair in enumerate(_drawn(rows, stage.malformed_fraction, f"malformed/{stage.seed}"))
     ]
     rows += [pair for pair in made if pair is not None]
@@ -123,11 +123,10 @@ def _drawn(rows: Sequence[PairRow], fraction: float, seed: str) -> list[PairRow]
 
 
 def _policy_pairs(context: StageContext, stage: PrmuStage) -> list[PairRow]:
-    recipe = context.recipe
     records = [record for record in context.dataset.train if record.gold is not None]
     questions = evenly(records, stage.policy_questions)
     texts = sampled_responses(context, stage.init, questions, stage.policy_samples, stage.seed)
-    return pairs_of_samples(questions, texts, context.schema, prefilled=recipe.model.thought_prefilled, seed=stage.seed)
+    return pairs_of_samples(questions, texts, context.schema, seed=stage.seed)
 
 
 def pairs_of_samples(
@@ -152,7 +151,9 @@ def pairs_of_samples(
         scores: dict[str, float] = {}
         for text in sorted({text for text in responses if text.strip()}):
             good = parse(text, schema, prefilled=prefilled).status is ParseStatus.OK
-            scores[text] = task_reward(record.task, final_answer(text), str(record.gold)) if good else 0.0
+            scores[text] = (
+                task_reward(record.task, final_answer(text, prefilled=prefilled), str(record.gold)) if good else 0.0
+            )
         pairs = [sorted(pair, key=scores.__getitem__, reverse=True) for pair in combinations(scores, 2)]
         rng.shuffle(pairs)
         gaps = [scores[better] - scores[worse] for better, worse in pairs]

@@ -84,13 +84,12 @@ def reasoning_stage(recipe: Recipe, run: RunDir, name: str | None) -> str:
 
 def measure(context: StageContext, folder: Path, records: Sequence[LampRecord], generate: Generate) -> dict[str, Any]:
     """All figures of the JSON file, without the stage's name and the duration."""
-    schema, prefilled = context.schema, context.recipe.model.thought_prefilled
-    tokenizer = ChatTokenizer(folder)
+    schema = context.schema
+    tokenizer = ChatTokenizer(folder, schema=schema)
     prompts = profile_prompts(context, tokenizer, records)
-    encoded = {
-        kind: [tokenizer.encode(tokenizer.render(prompt.messages)) for prompt in prompts[kind]] for kind in prompts
-    }
-    parsed = [parse(text, schema, prefilled=prefilled) for text in generate(encoded[OWN])]
+    rendered = {kind: [tokenizer.render(prompt.messages) for prompt in prompts[kind]] for kind in prompts}
+    encoded = {kind: tokenizer.encode_many(texts) for kind, texts in rendered.items()}
+    parsed = [parse(text, schema) for text in generate(encoded[OWN])]
     good = [(i, response.trace) for i, response in enumerate(parsed) if response.trace is not None]
     if not good:
         raise TagprError(f"stage '{context.name}': none of {len(records)} responses is well formed; nothing to alter")
@@ -100,8 +99,10 @@ def measure(context: StageContext, folder: Path, records: Sequence[LampRecord], 
     too_long = 0
     for (i, trace), other in zip(good, _others(records, good), strict=True):
         for altered in alterations(trace.steps, other, seed=question_key(records[i])):
-            start = "" if altered.steps is None else thought_text(altered.steps, prefilled=prefilled)
-            ids = encoded[altered.profile][i] + tokenizer.encode(tokenizer.response(start))
+            ids = encoded[altered.profile][i]
+            if altered.steps is not None:
+                start = tokenizer.learned(rendered[altered.profile][i], thought_text(altered.steps))
+                ids = ids + tokenizer.encode(start)
             if len(ids) >= limit:
                 too_long += 1
                 continue
@@ -109,7 +110,9 @@ def measure(context: StageContext, folder: Path, records: Sequence[LampRecord], 
             texts.append(ids)
     answers = [final_answer(text) for text in generate(texts)]
     outcomes = [
-        _outcome(records[i], trace, altered, answer) for (i, trace, altered), answer in zip(cases, answers, strict=True)
+        _outcome(records[i], trace, altered, answer)
+        for (i, trace, altered), answer in zip(cases, answers, strict=True)
+        if answer  # a thought that was cut says nothing of the answer
     ]
     own = [task_reward(records[i].task, trace.answer, str(records[i].gold)) for i, trace in good]
     where = [records[i].task for i, _ in good], [records[i].user_id for i, _ in good]
@@ -118,6 +121,7 @@ def measure(context: StageContext, folder: Path, records: Sequence[LampRecord], 
         "well_formed": len(good),
         "users": len(set(where[1])),
         "too_long": too_long,
+        "without_answer": answers.count(""),
         "own_score": list(task_mean(own, *where)),
         **aggregate(outcomes),
     }

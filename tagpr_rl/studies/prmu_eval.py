@@ -86,7 +86,7 @@ def measure(raw: RawScore, material: Material, context: StageContext, *, seed: i
         "cold_start": cold_start(raw, material, seed),
         "best_of_n": best_of_n(raw, material, seed),
         "probes": {
-            name: probe(raw, material.held_out, context.schema, context.recipe.model.thought_prefilled)
+            name: probe(raw, material.held_out, context.schema)
             for name, probe in (("padding", padding), ("copying", copying), ("spoiling", spoiling))
         },
     }

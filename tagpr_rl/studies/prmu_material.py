@@ -67,7 +67,7 @@ def gather(context: StageContext, stage: PrmuStage, *, questions: int, samples: 
     checked = recipe.data.lamp_dir is None and bool(held_out)
     if checked:
         user_only = _only_true(user_only, by_user)
-    policy = pairs_of_samples(chosen, responses, context.schema, prefilled=recipe.model.thought_prefilled)
+    policy = pairs_of_samples(chosen, responses, context.schema)
     return Material(
         split.seen,
         split.unseen,

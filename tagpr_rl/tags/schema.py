@@ -83,6 +83,11 @@ class TagSchema:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def schema_from(path: Path | str | None) -> TagSchema:
+    """The schema of a file, or the built-in one for None (`schema_file` of a recipe)."""
+    return load_schema(Path(path)) if path is not None else default_schema()
+
+
 def default_schema() -> TagSchema:
     """The nine default tags.
 

@@ -246,6 +246,7 @@ def test_the_tokens_of_a_step_with_real_tokenizers(kind: Any) -> None:
     """Both ways to a token's place agree, and the tokens of a step decode to the step."""
     from tagpr_rl.backend.rollout.agent_loop import StepTokens
     from tagpr_rl.model.tiny import build_tokenizer
+    from tagpr_rl.prompts.tokens import ResponseText
     from tagpr_rl.reward.response import read_response, response_parts, to_tokens
     from tagpr_rl.reward.spans import starts_by_encoding, token_starts
     from tagpr_rl.tags.schema import default_schema
@@ -258,15 +259,16 @@ def test_the_tokens_of_a_step_with_real_tokenizers(kind: Any) -> None:
     tokenizer, made = build_tokenizer(corpus, phrases, 400)
     assert made == kind
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    response = tokenizer.decode(ids, skip_special_tokens=True)
+    text_of = ResponseText(tokenizer, default_schema())
+    response = text_of([], ids)
     parts = response_parts(read_response(response, default_schema()))
-    finder = StepTokens(tokenizer)
-    actual = finder.locate(ids, response, parts)
+    finder = StepTokens(tokenizer, text_of)
+    actual = finder.locate([], ids, parts)
     assert [step.tag for step in actual.steps] == ["examine_examples", "conclude"]
     for step, written in zip(actual.steps, steps, strict=True):
         assert "".join(tokenizer.decode(ids[step.start : step.end]).split()) == "".join(written.split())
-    assert starts_by_encoding(ids, response, finder._encode, finder.special) is not None
-    slow = to_tokens(parts, token_starts(ids, finder.decode))
+    assert starts_by_encoding(ids, response, finder._encode, text_of.dropped) is not None
+    slow = to_tokens(parts, token_starts(ids, text_of.decode))
     assert slow == actual
 
 

@@ -211,7 +211,7 @@ def test_a_frozen_scorer_is_restarted_and_meanwhile_the_other_scores(folder: Pat
 def test_no_answer_in_time_is_a_masked_response_with_the_reason(folder: Path) -> None:
     """One scorer, frozen, and nobody who restarts it: the reward row says so, and scores come again after it."""
     (name, actor), *_ = prmu_actor.start_all("prmu_frozen", 1, path=str(folder)).items()
-    checker = start_checker("prmu_checker", schema_file=None, terms=short_form(), prefilled=False, folder=".")
+    checker = start_checker("prmu_checker", schema_file=None, terms=short_form(), folder=".")
     info = {
         "task": "LaMP_2", "gold": "comedy", "user_id": "u0", "profile_texts": ["like red hat"], "question": "hat",
     }  # fmt: skip

@@ -230,6 +230,7 @@ def test_a_response_is_parsed_once_a_step(monkeypatch: pytest.MonkeyPatch, tmp_p
     from tagpr_rl.backend.trainer.hooks import rewards as reward_hooks
     from tagpr_rl.backend.trainer.hooks import step_log
     from tagpr_rl.monitor.phases import ScoringTimes
+    from tagpr_rl.prompts.tokens import ResponseText
     from tagpr_rl.reward.components import Term, short_form
     from tagpr_rl.tags import grammar
 
@@ -250,12 +251,12 @@ def test_a_response_is_parsed_once_a_step(monkeypatch: pytest.MonkeyPatch, tmp_p
     texts = [f"<think>{steps}</think>comedy", f"<think>{steps}</think>drama", "comedy", "<think>a</think>comedy"]
 
     tokenizer = CharacterTokens()
-    checker = TagChecker(None, terms, False, str(tmp_path))
+    checker = TagChecker(None, terms, str(tmp_path))
     outputs = checker.score_many([CheckRequest(text, "LaMP_2", "comedy", None, "off") for text in texts])
     items = {}
     for number, (text, output) in enumerate(zip(texts, outputs, strict=True)):
         ids = [ord(character) for character in text]
-        parts = StepTokens(tokenizer).locate(ids, text, output.parts)
+        parts = StepTokens(tokenizer, ResponseText(tokenizer, None)).locate([], ids, output.parts)
         mask, scores = torch.ones(len(ids), dtype=torch.int64), torch.zeros(len(ids))
         scores[-1] = output.total
         items[f"g{number // 2}_{number % 2}_0"] = {

@@ -7,7 +7,6 @@ Asking them from here saves that hop. This module is named in `rollout.agent.age
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens
 from tagpr_rl.backend.scoring.response_scorer import ResponseScorer, ScoredResponse
+from tagpr_rl.prompts.tokens import ResponseText
 from tagpr_rl.reward.response import ResponseParts, to_tokens
 from tagpr_rl.reward.spans import starts_by_encoding, token_starts
 from tagpr_rl.run.layout import tokens_file
+from tagpr_rl.tags.schema import schema_from
 
 _Worker: Any = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
@@ -33,19 +34,19 @@ class TagprAgentLoopWorker(_Worker):
         super().__init__(config, *args, **kwargs)
         settings = config.reward.reward_kwargs
         self.scorer = ResponseScorer(settings.tag_checker, list(settings.prmu), float(settings.prmu_timeout_s))
-        self.step_tokens = StepTokens(self.tokenizer) if settings.advantage.credit == "step" else None
+        self.text = ResponseText(self.tokenizer, schema_from(settings.schema_file))
+        self.step_tokens = StepTokens(self.tokenizer, self.text) if settings.advantage.credit == "step" else None
 
     async def _compute_score(self, outputs: list[Any], kwargs: dict[str, Any]) -> None:
         """Set the last output's reward and reward row (overrides verl's agent_loop.py:967)."""
         final = outputs[-1]
         timing: dict[str, float] = {}
         with simple_timer("compute_score", timing):
-            # verl's own managers decode the same way; tags are ordinary tokens, so they survive it.
-            response = self.tokenizer.decode(final.response_ids, skip_special_tokens=True)
+            response = self.text(final.prompt_ids, final.response_ids)
             output, times = await self.scorer.score(kwargs["extra_info"], response)
         parts = output.parts
         if self.step_tokens is not None:
-            parts = self.step_tokens.locate(final.response_ids, response, parts)
+            parts = self.step_tokens.locate(final.prompt_ids, final.response_ids, parts)
         final.reward_score = output.total
         # With text and steps, the trainer neither reads the response's tokens nor decodes and parses them again.
         final.extra_fields.update(ScoredResponse(response, output.row(), parts, times).extra_fields())
@@ -55,17 +56,18 @@ class TagprAgentLoopWorker(_Worker):
 class StepTokens:
     """Which tokens a response's tagged steps have. Works in the rollout worker, so the trainer need not wait for it."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.special = frozenset(tokenizer.all_special_ids)
-        self.decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
+    def __init__(self, tokenizer: Any, text: ResponseText) -> None:
+        self.tokenizer, self.text = tokenizer, text
 
-    def locate(self, ids: list[int], response: str, parts: ResponseParts) -> ResponseParts:
-        """`parts` with spans in tokens, for a response given as ids and as its decoded text."""
+    def locate(self, prompt: list[int], ids: list[int], parts: ResponseParts) -> ResponseParts:
+        """`parts` with spans in tokens, for a response given as ids."""
         if not parts.steps:
             return parts
-        starts = starts_by_encoding(ids, response, self._encode, self.special)
-        return to_tokens(parts, token_starts(ids, self.decode) if starts is None else starts)
+        starts = starts_by_encoding(ids, self.text.decode(ids), self._encode, self.text.dropped)
+        if starts is None:
+            starts = token_starts(ids, self.text.decode)
+        before = len(self.text.opening(prompt))
+        return to_tokens(parts, [before + start for start in starts])
 
     def _encode(self, text: str) -> tuple[list[int], list[int]]:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

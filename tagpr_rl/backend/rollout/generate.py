@@ -13,6 +13,7 @@ from tagpr_rl.config import GrpoStage, Recipe, SftStage, prompt_style
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import read_manifest
+from tagpr_rl.tags.schema import schema_from
 from tagpr_rl.types import Prompt, TagprError
 
 
@@ -43,8 +44,8 @@ class Generator:
         self.llm.reset_prefix_cache()
         self.folder = folder
 
-    def generate(self, prompts: list[list[int]], sampling: dict[str, Any]) -> list[tuple[str, bool]]:
-        """(response, whether the token limit cut it) per prompt (token ids), decoded without special tokens."""
+    def generate(self, prompts: list[list[int]], sampling: dict[str, Any]) -> list[tuple[list[int], bool]]:
+        """(token ids, whether the token limit cut them) per prompt (token ids)."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
@@ -56,10 +57,11 @@ class Generator:
             raise RuntimeError(
                 f"the engine ended responses for the reason {', '.join(sorted(stops))}; they are not whole"
             )
-        return [(output.outputs[0].text, output.outputs[0].finish_reason == "length") for output in outputs]
+        completions = [output.outputs[0] for output in outputs]
+        return [(list(out.token_ids), out.finish_reason == "length") for out in completions]
 
-    def answer(self, prompts: list[list[int]], samplings: list[dict[str, Any]]) -> list[tuple[str, int, str]]:
-        """(text, completion tokens, finish reason) per prompt, each with its own settings, a JSON schema among them
+    def answer(self, prompts: list[list[int]], samplings: list[dict[str, Any]]) -> list[tuple[list[int], str]]:
+        """(token ids, finish reason) per prompt, each with its own settings, a JSON schema among them
         (`json_schema`). The reason is "refused: ..." if vLLM rejects a prompt or its schema."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
@@ -76,10 +78,10 @@ class Generator:
             outputs = self.llm.generate(inputs, [params(dict(s)) for s in samplings], use_tqdm=False)
         except ValueError as error:  # vLLM refuses the whole batch for one request's sake
             if len(prompts) == 1:
-                return [("", 0, f"refused: {error}")]
+                return [([], f"refused: {error}")]
             return [self.answer([ids], [s])[0] for ids, s in zip(prompts, samplings, strict=True)]
         completions = [output.outputs[0] for output in outputs]
-        return [(out.text, len(out.token_ids), str(out.finish_reason)) for out in completions]
+        return [(list(out.token_ids), str(out.finish_reason)) for out in completions]
 
 
 def engine_options(recipe: Recipe, response_tokens: int | None = None) -> dict[str, Any]:
@@ -121,6 +123,7 @@ class Engine:
 
     def __init__(self, recipe: Recipe, folder: Path, response_tokens: int | None = None) -> None:
         self.recipe = recipe
+        self._text = ChatTokenizer(folder, schema=schema_from(recipe.schema_file)).text
         actor = Generator.options(num_gpus=recipe.placement.tensor_parallel)  # type: ignore[attr-defined]
         self.actor = actor.remote(str(folder), engine_options(recipe, response_tokens), recipe.platform.device)
 
@@ -148,10 +151,10 @@ class Engine:
             "temperature": temperature,
             "max_tokens": max_tokens or self.recipe.data.prompt.max_response_tokens,
             "seed": seed if seeded else None,
-            "skip_special_tokens": True,
+            "detokenize": False,
         }
-        responses: list[tuple[str, bool]] = ray.get(self.actor.generate.remote(list(prompts), sampling))
-        return responses
+        answers = ray.get(self.actor.generate.remote(list(prompts), sampling))
+        return [(self._text(prompt, ids), cut) for prompt, (ids, cut) in zip(prompts, answers, strict=True)]
 
 
 class LiveModel:

@@ -18,6 +18,7 @@ from tagpr_rl.chains.client.spend import Ledger, Spend
 from tagpr_rl.chains.client.usage import ReplyProgress
 from tagpr_rl.config import EndpointBlock, Recipe
 from tagpr_rl.prompts.tokens import ChatTokenizer
+from tagpr_rl.tags.schema import schema_from
 from tagpr_rl.types import TagprError
 
 ROOM = 1024
@@ -80,7 +81,7 @@ class OfflineGenerator:
         from transformers import AutoConfig
 
         try:
-            self.tokenizer = ChatTokenizer(Path(self.model))
+            self.tokenizer = ChatTokenizer(Path(self.model), schema=schema_from(self.recipe.schema_file))
             longest = int(AutoConfig.from_pretrained(self.model).max_position_embeddings)
         except (OSError, ValueError) as error:
             raise TagprError(f"model {self.model!r}: {error}; give a Hugging Face folder or a hub name") from None
@@ -120,9 +121,10 @@ class OfflineGenerator:
         if encoded:
             prompts = [ids for ids, _ in encoded.values()]
             outputs = ray.get(self._actor.answer.remote(prompts, samplings))
-            for (key, (ids, most)), (text, n, reason) in zip(encoded.items(), outputs, strict=True):
-                done[key] = _reply(text, len(ids), n, reason)
-                spend += ledger.release((len(ids), most), (len(ids), n), charged=not reason.startswith("refused"))
+            for (key, (ids, most)), (reply, reason) in zip(encoded.items(), outputs, strict=True):
+                done[key] = _reply(self.tokenizer.text(ids, reply), len(ids), len(reply), reason)
+                used = len(ids), len(reply)
+                spend += ledger.release((len(ids), most), used, charged=not reason.startswith("refused"))
         return done, spend
 
     def _sampling(self, request: ChatRequest, most: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tagpr_rl.prmu.serving.requests import ScoreReply, ScoreRequest
 from tagpr_rl.reward.components import Term
 from tagpr_rl.reward.response import ResponseParts
 from tagpr_rl.reward.rubric import RewardOutput, Rubric
-from tagpr_rl.tags.schema import default_schema, load_schema
+from tagpr_rl.tags.schema import schema_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class CheckRequest:
 class TagChecker:
     """Parses and scores responses. Bad text yields a status; anything else raises."""
 
-    def __init__(self, schema_file: str | None, terms: Sequence[Term], prefilled: bool, folder: str) -> None:
+    def __init__(self, schema_file: str | None, terms: Sequence[Term], folder: str) -> None:
         """`folder` is where users' reward modules are."""
-        schema = load_schema(Path(schema_file)) if schema_file else default_schema()
-        self.rubric = Rubric(schema, tuple(terms), prefilled, Path(folder))
+        schema = schema_from(schema_file)
+        self.rubric = Rubric(schema, tuple(terms), folder=Path(folder))
 
     def score_many(self, requests: Sequence[CheckRequest]) -> list[RewardOutput]:
         """The reward of each response."""

@@ -182,7 +182,6 @@ def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[st
         "+reward.reward_kwargs.max_masked_fraction": stage.max_masked_fraction,
         "+reward.reward_kwargs.save_tokens": stage.save_tokens,
         "+reward.reward_kwargs.schema_file": schema_file,
-        "+reward.reward_kwargs.prefilled": recipe.model.thought_prefilled,
         "+reward.reward_kwargs.terms": [asdict(term) for term in stage.terms],
         **{f"+reward.reward_kwargs.advantage.{key}": value for key, value in stage.advantage.rules().items()},
         **_step_log_keys(stage),

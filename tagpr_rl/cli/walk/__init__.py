@@ -34,7 +34,7 @@ def walk(recipe: Recipe, record: int, *, respond: Respond | None = None, console
     read, and a `respond` that returns nothing.
     """
     schema = load_schema(recipe.schema_file) if recipe.schema_file else default_schema()
-    run, page = RunDir(recipe.out / recipe.name), Page(console, schema, recipe.model.thought_prefilled)
+    run, page = RunDir(recipe.out / recipe.name), Page(console, schema)
     page.say(
         f"One record through the whole method: recipe '{recipe.name}', training record {record}, "
         + ("canned responses built from the record itself." if respond is None else "a live model's responses.")

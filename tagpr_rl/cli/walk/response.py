@@ -56,7 +56,7 @@ def parse_replies(page: Page, replies: Sequence[CannedReply]) -> None:
         "a typed status with a reason, never a guess at what was meant.",
     )
     for reply in replies:
-        parsed = parse(reply.text, page.schema, prefilled=page.prefilled)
+        parsed = parse(reply.text, page.schema)
         verdict = f"{reply.label}  ->  {parsed.status}"
         if parsed.status is not ParseStatus.OK:
             verdict += f" at character {parsed.offset} of {len(reply.text)}: {parsed.reason}"
@@ -108,7 +108,7 @@ def score_replies(
 
 def outputs_of(page: Page, record: LampRecord, replies: Sequence[CannedReply], stage: GrpoStage) -> list[RewardOutput]:
     """The replies' rewards in one stage, with a stand-in for PRMU's score if the stage uses PRMU."""
-    rubric, scored = Rubric(page.schema, stage.terms, page.prefilled), stage.uses_prmu
+    rubric, scored = Rubric(page.schema, stage.terms), stage.uses_prmu
     return [
         rubric.score(
             reply.text,

@@ -24,7 +24,7 @@ from tagpr_rl.types import PairRow, ParseStatus, Step, TaggedTrace
 COPIED_ITEMS = 4
 
 
-def copied(pair: PairRow, schema: TagSchema, prefilled: bool) -> PairRow | None:
+def copied(pair: PairRow, schema: TagSchema, prefilled: bool = False) -> PairRow | None:
     """`chosen` against a thought that copies the user's own items and ends in the answer of `rejected`.
 
     None if the profile has no items or `rejected` is not well formed.
@@ -34,20 +34,20 @@ def copied(pair: PairRow, schema: TagSchema, prefilled: bool) -> PairRow | None:
     if trace is None or not items:
         return None
     copy = TaggedTrace(tuple(Step(schema.names[0], text) for text in items), trace.answer)
-    return _against(pair, render(copy, schema=schema, prefilled=prefilled), COPIED)
+    return _against(pair, _form(pair, copy, schema), COPIED)
 
 
-def padded(pair: PairRow, schema: TagSchema, prefilled: bool) -> PairRow | None:
+def padded(pair: PairRow, schema: TagSchema, prefilled: bool = False) -> PairRow | None:
     """`chosen` against itself with its longest step written twice; None if `chosen` is not well formed."""
     trace = parse(pair.chosen, schema, prefilled=prefilled).trace
     if trace is None:
         return None
     index = max(range(len(trace.steps)), key=lambda i: len(trace.steps[i].text))
     steps = (*trace.steps[: index + 1], *trace.steps[index:])
-    return _against(pair, render(replace(trace, steps=steps), schema=schema, prefilled=prefilled), PADDED)
+    return _against(pair, _form(pair, replace(trace, steps=steps), schema), PADDED)
 
 
-def slipped(pair: PairRow, schema: TagSchema, prefilled: bool, *, late: bool) -> PairRow | None:
+def slipped(pair: PairRow, schema: TagSchema, prefilled: bool = False, *, late: bool) -> PairRow | None:
     """`chosen` against itself with the answer of `rejected`; with `late`, also with its last step.
 
     Policies make this mistake: the thought is right and the answer does not follow from it. None if a response is not
@@ -58,7 +58,7 @@ def slipped(pair: PairRow, schema: TagSchema, prefilled: bool, *, late: bool) ->
     if right is None or wrong is None or right.answer == wrong.answer:
         return None
     steps = (*right.steps[:-1], wrong.steps[-1]) if late else right.steps
-    text = render(TaggedTrace(steps, wrong.answer), schema=schema, prefilled=prefilled)
+    text = _form(pair, TaggedTrace(steps, wrong.answer), schema)
     return None if text == pair.rejected else _against(pair, text, SLIPPED)
 
 
@@ -114,7 +114,7 @@ SPOILS: tuple[Spoil, ...] = (
 )  # fmt: skip
 
 
-def malformed(pair: PairRow, schema: TagSchema, prefilled: bool, number: int) -> PairRow | None:
+def malformed(pair: PairRow, schema: TagSchema, number: int, prefilled: bool = False) -> PairRow | None:
     """`chosen` against itself with a fault of form; None if `chosen` is not well formed.
 
     `number` (a running number) chooses the kind of fault from SPOILS, each as often as the others.
@@ -123,16 +123,21 @@ def malformed(pair: PairRow, schema: TagSchema, prefilled: bool, number: int) ->
     if trace is None:
         return None
     spoil = SPOILS[number % len(SPOILS)]
-    text = spoil(render(trace, schema=schema, prefilled=prefilled), trace, Random(f"{number}/{pair.record_id}"))
+    text = spoil(_form(pair, trace, schema), trace, Random(f"{number}/{pair.record_id}"))
     assert parse(text, schema, prefilled=prefilled).status is not ParseStatus.OK, (spoil, text)
     return _against(pair, text, MALFORMED)
+
+
+def _form(pair: PairRow, trace: TaggedTrace, schema: TagSchema) -> str:
+    """The trace as a response that begins as `chosen` does, so that PRMU cannot tell the two by their first tag."""
+    return render(trace, schema=schema, prefilled=not pair.chosen.lstrip().startswith(f"<{THINK}>"))
 
 
 def _against(pair: PairRow, rejected: str, kind: str) -> PairRow:
     return replace(pair, rejected=rejected, kind=kind, other_user_id="")
 
 
-def padding(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool) -> dict[str, Any]:
+def padding(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool = False) -> dict[str, Any]:
     """Each chosen response against itself with its longest step repeated.
 
     "raised": share of responses whose score rises [mean, low, high]; "change": mean change of the raw score, in
@@ -149,7 +154,7 @@ def padding(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefille
     return {"responses": len(probes), "raised": _interval(wins(after, before), probes), "change": mean(changes)}
 
 
-def copying(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool) -> dict[str, Any]:
+def copying(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool = False) -> dict[str, Any]:
     """Each chosen response against a thought that copies the user's own items and ends in the wrong answer.
 
     "chosen_above": share of pairs in which the chosen response scores higher [mean, low, high].
@@ -157,12 +162,12 @@ def copying(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefille
     return _chosen_above(raw, [copied(pair, schema, prefilled) for pair in pairs])
 
 
-def spoiling(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool) -> dict[str, Any]:
+def spoiling(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefilled: bool = False) -> dict[str, Any]:
     """Each chosen response against itself with a fault of form.
 
     "chosen_above": share of pairs in which the chosen response scores higher [mean, low, high].
     """
-    return _chosen_above(raw, [malformed(pair, schema, prefilled, i) for i, pair in enumerate(pairs)])
+    return _chosen_above(raw, [malformed(pair, schema, i, prefilled) for i, pair in enumerate(pairs)])
 
 
 def _chosen_above(raw: RawScore, pairs: Sequence[PairRow | None]) -> dict[str, Any]:

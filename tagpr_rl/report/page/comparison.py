@@ -243,13 +243,12 @@ def _csv(rows: Sequence[Sequence[object]]) -> str:
 def common_responses(comparison: Comparison, schema: TagSchema) -> dict[str, Any]:
     """The viewer's data: a group is a question, its responses are the runs'. A hash chooses which are shown."""
     sides = comparison.sides
-    traces = Traces(schema, sides[0].recipe.model.thought_prefilled)
+    traces = Traces(schema)
     tables = [side.responses[side.model] for side in sides]
     keys = [key for key in sorted(tables[0], key=blind) if all(key in table for table in tables[1:])]
     for key in keys[: MOST_RESPONSES // len(sides)]:
         group = traces.group("same question", None, tables[0][key])
         for side, table in zip(sides, tables, strict=True):
-            traces.prefilled = side.recipe.model.thought_prefilled
             plain = answers_directly(side.recipe, side.model)
             traces.add(group, f"{side.label}, {side.model}", table[key], None, plain=plain)
     traces.shown = {"rollouts": [0, 0], "evaluated": [len(traces.traces), len(keys) * len(sides)]}

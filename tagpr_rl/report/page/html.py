@@ -105,7 +105,7 @@ def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
             schema=schema,
             hues=tag_hues(schema),
             tag_index={name: index for index, name in enumerate(schema.names)},
-            samples=_samples(report, schema, recipe),
+            samples=_samples(report, schema),
             reasons=REASONS,
             shown=data["shown"],
             traces=json_for_page(data) if data["traces"] else None,
@@ -189,9 +189,8 @@ def _stages(report: Row) -> list[dict[str, Any]]:
     ]
 
 
-def _samples(report: Row, schema: TagSchema, recipe: Recipe) -> list[dict[str, Any]]:
+def _samples(report: Row, schema: TagSchema) -> list[dict[str, Any]]:
     """Samples with each response cut into pieces by the one parser; those open from the start are marked."""
-    prefilled = recipe.model.thought_prefilled
     count: Counter[str] = Counter()
     rows = []
     for sample in report["samples"]:
@@ -201,7 +200,7 @@ def _samples(report: Row, schema: TagSchema, recipe: Recipe) -> list[dict[str, A
                 **entry,
                 "model": model,
                 "direct": model in report["direct_models"],
-                "view": trace_view(entry["response"], schema, prefilled=prefilled),
+                "view": trace_view(entry["response"], schema),
             }
             for model, entry in sample["responses"].items()
         ]

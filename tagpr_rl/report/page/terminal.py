@@ -23,10 +23,9 @@ ROOT = Path(__file__).resolve().parents[3]
 class Page:
     """How hops are printed: a numbered heading with file and line, then labelled blocks."""
 
-    def __init__(self, console: Console, schema: TagSchema, prefilled: bool) -> None:
+    def __init__(self, console: Console, schema: TagSchema) -> None:
         self.console = console
         self.schema = schema
-        self.prefilled = prefilled
 
     def hop(self, number: int, function: Callable[..., Any], purpose: str) -> None:
         """Heading of a hop: the name of the function that it calls, with its file and line."""
@@ -53,7 +52,7 @@ class Page:
 
     def trace(self, text: str) -> Text:
         """A response, one coloured step a line, or with the place of the parser's verdict marked."""
-        return coloured_response(text, self.schema, prefilled=self.prefilled, separator="\n")
+        return coloured_response(text, self.schema, separator="\n")
 
 
 def value_table(values: Mapping[str, Any]) -> Table:

@@ -40,7 +40,6 @@ class Traces:
     """What the viewer shows, as flat lists that refer to each other by index; `as_json` is the page's form."""
 
     schema: TagSchema
-    prefilled: bool
     terms: Sequence[Term] = ()
     """Terms of the rewards of all stages shown."""
     prompts: list[list[Any]] = field(default_factory=list)
@@ -76,7 +75,7 @@ class Traces:
         `plain`: the model answers directly, so that no verdict on its thought is shown.
         """
         response = str(row.get("response", ""))
-        view = None if plain else trace_view(response, self.schema, prefilled=self.prefilled)
+        view = None if plain else trace_view(response, self.schema)
         tags = {name: index for index, name in enumerate(self.schema.names)}
         kinds = {"answer": ANSWER, "raw": RAW, "mark": MARK}
         trace: dict[str, Any] = {"g": group, "n": name, "s": view.status if view else "DIRECT"}
@@ -130,7 +129,7 @@ def viewer_data(run: RunDir, recipe: Recipe, schema: TagSchema, *, most: int = M
 
 
 def _collect(run: RunDir, recipe: Recipe, schema: TagSchema, most: int) -> dict[str, Any]:
-    traces = Traces(schema, recipe.model.thought_prefilled, reward_terms(recipe))
+    traces = Traces(schema, reward_terms(recipe))
     evaluated = dict(_evaluated(run, recipe))
     files = list(_rollout_files(run, recipe))
     counts = [path.read_bytes().count(b"\n") for _, path in files]

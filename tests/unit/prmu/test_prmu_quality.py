@@ -192,7 +192,7 @@ def test_the_stage_adds_its_share_of_malformed_pairs(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs.parquet", rows)
     context: Any = SimpleNamespace(
         nearest=lambda kind, reads: SimpleNamespace(root=tmp_path), schema=SCHEMA,
-        recipe=SimpleNamespace(model=SimpleNamespace(thought_prefilled=False)),
+        recipe=SimpleNamespace(),
     )  # fmt: skip
     stage = PrmuStage(init="sft", steps=1, malformed_fraction=0.5)
     assert training_pairs(context, stage, tmp_path / "all.parquet") == 1.5 * len(rows)

@@ -59,9 +59,9 @@ def test_mixed_keeps_questions_answered_neither_always_nor_never() -> None:
 def test_a_malformed_response_is_worth_nothing() -> None:
     schema = default_schema()
     good = "<think><conclude>so it is</conclude></think> [1]"
-    assert score_response(good, "LaMP_1", "[1]", schema, prefilled=False) == 1.0
-    assert score_response(good, "LaMP_1", "[2]", schema, prefilled=False) == 0.0
-    assert score_response("[1]", "LaMP_1", "[1]", schema, prefilled=False) == 0.0
+    assert score_response(good, "LaMP_1", "[1]", schema) == 1.0
+    assert score_response(good, "LaMP_1", "[2]", schema) == 0.0
+    assert score_response("[1]", "LaMP_1", "[1]", schema) == 0.0
 
 
 def context(tmp_path: Path, **keys: Any) -> tuple[StageContext, GrpoStage]:

@@ -12,7 +12,7 @@ import pytest
 from tagpr_rl.config import EvaluateStage, Recipe, prompt_styles, recipe_from_dict
 from tagpr_rl.prompts.dataset import Dataset
 from tagpr_rl.prompts.prompt import DIRECT_INSTRUCTION, THINKING_INSTRUCTION
-from tagpr_rl.prompts.tokens import ChatTokenizer, opens_thought
+from tagpr_rl.prompts.tokens import ChatTokenizer, opening
 from tagpr_rl.stages.asking import CLOSE, Asker, Request, best, close_thoughts, room_for
 from tagpr_rl.stages.context import StageContext
 from tagpr_rl.stages.evaluate import choice_notes
@@ -63,7 +63,7 @@ def test_a_template_is_told_to_think_or_not(tmp_path: Path, template: str, style
     tokenizer = ChatTokenizer(tokenizer_folder(tmp_path, template), style)
     assert tokenizer.render(HELLO) == text
     assert tokenizer.count(HELLO) == len(text)  # what the template adds counts against the prompt's limit
-    assert opens_thought(text) == text.rstrip().endswith("<think>")
+    assert bool(opening(text)) == text.rstrip().endswith("<think>")
 
 
 def test_the_ordinary_instructions_have_no_tags() -> None:
@@ -139,14 +139,14 @@ def test_an_open_thought_is_closed_and_answered_and_still_counts_as_cut() -> Non
         return [("5", False) for _ in texts]
 
     responses = [("<think>a</think> 4", False), ("<think>a b", True), ("3", True)]
-    assert close_thoughts(["P", "Q", "R"], responses, go_on, prefilled=False) == [
+    assert close_thoughts(["P", "Q", "R"], responses, go_on) == [
         ("<think>a</think> 4", False),
         (f"<think>a b{CLOSE}5", True),
         ("3", True),  # without a thought nothing is open: a long answer was cut
     ]
-    assert asked == ["Q<think>a b"]
-    assert close_thoughts(["P<think>"], [("a b", True)], go_on, prefilled=True) == [(f"a b{CLOSE}5", True)]
-    assert close_thoughts(["P"], [("<think>a</think> 4", False)], go_on, prefilled=False)[0][0].endswith("4")
+    assert close_thoughts(["P<think>"], [("<think>a b", True)], go_on) == [(f"<think>a b{CLOSE}5", True)]
+    assert asked == ["Q<think>a b", "P<think>a b"]  # the thought that the prompt opened is not opened again
+    assert close_thoughts(["P"], [("<think>a</think> 4", False)], go_on)[0][0].endswith("4")
 
 
 def test_the_best_prompt_is_the_highest_and_of_equal_ones_the_first() -> None:

@@ -76,12 +76,11 @@ def test_thoughts_come_from_another_user_of_the_same_task() -> None:
     assert other_thoughts(keys, thoughts) == [[A, B], [A, B], None, [A]]
 
 
-@pytest.mark.parametrize("prefilled", [False, True])
 @pytest.mark.parametrize("steps", [(A,), (A, B, C), ()])
-def test_the_beginning_of_a_response_and_an_answer_are_a_response(steps: tuple[Step, ...], prefilled: bool) -> None:
-    text = thought_text(steps, prefilled=prefilled)
-    assert text.endswith("</think>\n") and text.startswith("<think>") is not prefilled
-    parsed = parse(text + "[1]", default_schema(), prefilled=prefilled)
+def test_the_beginning_of_a_response_and_an_answer_are_a_response(steps: tuple[Step, ...]) -> None:
+    text = thought_text(steps)
+    assert text.endswith("</think>\n") and text.startswith("<think>")
+    parsed = parse(text + "[1]", default_schema())
     if steps:
         assert parsed.trace is not None and parsed.trace.steps == steps and parsed.trace.answer == "[1]"
     else:

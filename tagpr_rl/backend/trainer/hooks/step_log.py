@@ -18,8 +18,9 @@ from tagpr_rl.files import write_text
 from tagpr_rl.monitor import samples
 from tagpr_rl.monitor.phases import phase_metrics, prmu_metrics, scoring_wait
 from tagpr_rl.monitor.step import check_sums, component_metrics, gated_means, tag_metrics, task_correlation
+from tagpr_rl.prompts.tokens import ResponseText
 from tagpr_rl.reward.components import TOTAL, component_names
-from tagpr_rl.tags.schema import default_schema, load_schema
+from tagpr_rl.tags.schema import schema_from
 
 _FIELDS = ["advantages", "rm_scores"]
 Rows = Sequence[dict[str, Any]]
@@ -64,12 +65,12 @@ class StepLogger:
 
     def __init__(self, config: Any, tokenizer: Any) -> None:
         """`config` is verl's; the recipe's part of it is reward.reward_kwargs (backend.trainer.overrides)."""
-        self._config, self._tokenizer = config, tokenizer
+        self._config = config
         self._settings = config.reward.reward_kwargs.step_log
         self._terms = terms_from(config.reward.reward_kwargs)
         self._components = component_names(self._terms)
-        file = config.reward.reward_kwargs.schema_file
-        self._schema = load_schema(Path(file)) if file else default_schema()
+        self._schema = schema_from(config.reward.reward_kwargs.schema_file)
+        self._decode = ResponseText(tokenizer, self._schema).decode
         self.data: StepData
         """The step that `metrics` read last."""
         self._waits: list[tuple[float, float]] = []
@@ -159,8 +160,7 @@ class StepLogger:
 
     def _lines(self, columns: Rows) -> list[dict[str, Any]]:
         """Every response as a line of the rollout file, with its `columns`; by task, record and sample."""
-        decode = self._tokenizer.decode
-        prompts = {group: decode(ids.tolist(), skip_special_tokens=True) for group, ids in self.data.prompts.items()}
+        prompts = {group: self._decode(ids.tolist()) for group, ids in self.data.prompts.items()}
         weights = {term.name: term.weight for term in self._terms}
         lines = []
         for response, more in zip(self.data.responses, columns, strict=True):
