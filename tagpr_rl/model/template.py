@@ -130,6 +130,15 @@ def rendered(tokenizer: Any, messages: Messages, *, generation: bool = True, **s
         raise TagprError(f"the chat template raises on messages of {roles}: {first_line(error)}") from error
 
 
+def turn_end(tokenizer: Any) -> int | None:
+    """Id of the token that ends an assistant's turn; None if nothing does, or without a template."""
+    try:
+        end, _ = _turn_end(tokenizer, rendered(tokenizer, _USER))
+    except TagprError:
+        return None
+    return end if end >= 0 else None
+
+
 def merged_system(messages: Messages) -> list[Mapping[str, str]]:
     """The messages with each system message put before the text of the next one, for templates without that role."""
     merged: list[Mapping[str, str]] = []

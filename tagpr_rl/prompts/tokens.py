@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from tagpr_rl.model.template import KEPT, TemplateFacts, look, merged_system, rendered, require
+from tagpr_rl.model.template import KEPT, TemplateFacts, look, merged_system, rendered, require, turn_end
 from tagpr_rl.model.tokenizer import decoded, dropped_ids, encoded, keeps_spaces, load_tokenizer, schema_tags
 from tagpr_rl.prompts.official import Tokens
 from tagpr_rl.tags.schema import THINK, TagSchema, default_schema
@@ -87,9 +87,7 @@ class ResponseText:
         """`tokenizer` is a Hugging Face tokenizer, `schema` that of the responses (None: no tags but the thought's)."""
         self._tokenizer = tokenizer
         tags = schema_tags(schema)
-        facts, _ = look(tokenizer, tags)
-        ends = {facts.end_id} if facts is not None else set()
-        self.dropped = dropped_ids(tokenizer, tags) | ends
+        self.dropped = dropped_ids(tokenizer, tags) | {end for end in [turn_end(tokenizer)] if end is not None}
         """Ids that are no part of a text."""
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -212,6 +212,7 @@ class CharacterTokens:
     """A tokenizer with one token a character."""
 
     all_special_ids: tuple[int, ...] = ()
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def decode(self, ids: Any, skip_special_tokens: bool = True) -> str:
         return "".join(map(chr, ids))
