@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,10 +20,12 @@ from tagpr_rl.plan.show import stage_budgets
 from tagpr_rl.preflight.finding import Finding, PlannedRun
 from tagpr_rl.types import TagprError
 
+SMI_SECONDS = 10.0
+
 
 def device_count(environment: Mapping[str, str]) -> int:
-    """NVIDIA devices that a process of this machine may use; without asking a driver or torch."""
-    there = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
+    """NVIDIA devices that a process of this machine may use; without torch."""
+    there = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*")) or _listed_devices()
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return there
@@ -32,6 +35,17 @@ def device_count(environment: Mapping[str, str]) -> int:
             break  # CUDA ignores what follows
         chosen.append(part)
     return min(there, len(chosen))
+
+
+def _listed_devices() -> int:
+    """Devices that nvidia-smi lists: some systems (WSL) have no device files."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=SMI_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
 
 
 def runs_here(plan: PlannedRun) -> bool:
