@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tagpr_rl.config import EvaluateStage, PrmuStage, Recipe, answers_directly
-from tagpr_rl.report.page.names import words
+from tagpr_rl.report.page.names import HELD_OUT, words
 from tagpr_rl.types import StageManifest
 
 _USERS = {
@@ -69,7 +69,7 @@ def model_card(
         "",
         "## Evaluation",
         "",
-        *(_scores(scores) or ["Not evaluated in this run."]),
+        *(_scores(scores, HELD_OUT[recipe.data.split][0]) or ["Not evaluated in this run."]),
         "",
         "## Use",
         "",
@@ -112,10 +112,10 @@ def _stage_row(recipe: Recipe, name: str, manifest: StageManifest | None) -> str
     return f"| {name} | {stage.kind} | {steps} | `{manifest.config_sha256[:16]}` | {figures} |"
 
 
-def _scores(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _scores(scores: Mapping[str, Mapping[str, Any]], whose: str) -> list[str]:
     lines: list[str] = []
     for stage, result in scores.items():
-        lines += [f"Stage `{stage}`, {result['n']} questions of held-out users, mean task score {result['score']:.4f}."]
+        lines += [f"Stage `{stage}`, {result['n']} questions of {whose}, mean task score {result['score']:.4f}."]
         lines += ["", "| task | metric | value | 95 % interval |", "|---|---|---|---|"]
         lines += [
             f"| {m['task']} | {m['name']} | {m['value']:.4f} | {m['low']:.4f} to {m['high']:.4f} |"

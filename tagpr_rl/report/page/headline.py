@@ -8,7 +8,7 @@ from typing import Any
 from tagpr_rl.config import GrpoStage, ModelStage, Recipe, SftStage, answers_directly
 from tagpr_rl.eval.metrics import paired_difference
 from tagpr_rl.report.cards.model_card import lineage
-from tagpr_rl.report.page.names import BASELINES, BOUNDS, CONTROLS, PROMPTS, SFT_DATA, TERMS
+from tagpr_rl.report.page.names import BASELINES, BOUNDS, CONTROLS, HELD_OUT, PROMPTS, SFT_DATA, TERMS
 from tagpr_rl.report.page.read import Row
 from tagpr_rl.reward.components import Term
 
@@ -79,7 +79,8 @@ def headline_cards(report: Row) -> list[dict[str, Any]]:
     if own is None or own["mean"] is None:
         return []
     n, users = (f"{own[key]:,}" if own[key] is not None else "all" for key in ("n", "n_users"))
-    label = f"{who['final']}, {report['headline']['rank']}: mean task score on {n} questions of {users} held-out users"
+    whose = f"{n} questions of {users} {held_out(report)[0]}"
+    label = f"{who['final']}, {report['headline']['rank']}: mean task score on {whose}"
     cards = [{"value": f"{own['mean']:.3f}", "low": own["low"], "high": own["high"], "label": label, "verdict": ""}]
     added = {"rl": "what reinforcement learning added to {a}", "all": "what all training added to {a}"}
     for gain in who["gains"]:
@@ -108,6 +109,11 @@ def headline_cards(report: Row) -> list[dict[str, Any]]:
     return cards
 
 
+def held_out(report: Row) -> tuple[str, str]:
+    """(whose questions are evaluated, what that means)."""
+    return HELD_OUT[report["data"]["setting"] or "user"]
+
+
 def ancestry(recipe: Recipe, final: str) -> list[tuple[str, str]]:
     """(model, how it was trained, short) of the final model's lineage, first to last."""
     rows = []
@@ -134,7 +140,7 @@ def definitions(report: Row, recipe: Recipe) -> list[tuple[str, str]]:
     for part, meanings in (("controls", CONTROLS), ("baselines", BASELINES), ("bounds", BOUNDS)):
         rows += [(name, meanings[name]) for name in report[part] or {} if name in meanings]
     cut = any(entry["truncated"] is not None for entry in report["models"].values())
-    return [*rows, *((term, meaning) for term, meaning in TERMS.items() if cut or term != "cut off")]
+    return [*rows, held_out(report), *((term, meaning) for term, meaning in TERMS.items() if cut or term != "cut off")]
 
 
 def model_meaning(recipe: Recipe, name: str) -> str:

@@ -17,7 +17,7 @@ from tagpr_rl.report.charts.plots import short
 from tagpr_rl.report.charts.tag_curves import tag_curves
 from tagpr_rl.report.page.collect import collect, reward_terms
 from tagpr_rl.report.page.embed import environment, json_for_page, script, script_source
-from tagpr_rl.report.page.headline import ancestry, definitions, formula, headline_cards
+from tagpr_rl.report.page.headline import ancestry, definitions, formula, headline_cards, held_out
 from tagpr_rl.report.page.names import PARSE_STATUS, STAGE_KINDS, TAG_PARTS, metric_name, reward_names
 from tagpr_rl.report.page.read import Row
 from tagpr_rl.report.page.samples import CHANGED, REASONS
@@ -80,6 +80,7 @@ def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
             sections=_sections(report, sweeps, faithful),
             cards=headline_cards(report),
             seconds=_all_seconds(report),
+            held_out=held_out(report)[0],
             ancestry=ancestry(recipe, report["headline"]["final"]) if report["headline"]["final"] else [],
             definitions=definitions(report, recipe),
             score_rows=score_rows(report),

@@ -124,6 +124,12 @@ CONTROLS: Mapping[str, str] = {
     "empty": "the model reads no profile",
 }
 
+HELD_OUT: Mapping[str, tuple[str, str]] = {
+    "user": ("held-out users", "users of whom no model saw anything in training"),
+    "time": ("users, later questions", "users whose earlier questions are in training; asked is what came later"),
+}
+"""Whose questions are evaluated, and what that means, by `data.split`."""
+
 SFT_DATA: Mapping[str, str] = {
     "direct": "answers alone",
     "answers": "the answers alone to the chains' questions",
@@ -150,7 +156,6 @@ BOUNDS: Mapping[str, str] = {
 
 TERMS: Mapping[str, str] = {
     "profile": "the items of a user's history that stand in the prompt",
-    "held-out user": "a user of whom no model saw anything in training",
     "task score": "in [0, 1]: exact match (LaMP-1, 2, 2N), closeness of the rating (LaMP-3), mean of ROUGE-1 and "
     "ROUGE-L F (LaMP-4 to 7). The answer is what follows the thought, whether or not the thought parses",
     "interval": "in brackets: 95 % bootstrap over users",
@@ -197,7 +202,7 @@ STAGE_KINDS: Mapping[str, str] = {
     "sft": "supervised fine-tuning",
     "prmu": "personalization reward model",
     "grpo": "reinforcement learning",
-    "evaluate": "held-out users, official metrics",
+    "evaluate": "held-out questions, official metrics",
 }
 
 _BY_KEY = {name.key: name for name in (*RESPONSES, *LEARNING, *TIMING, *SFT, *PRMU, *OFFICIAL)}

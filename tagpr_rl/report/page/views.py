@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tagpr_rl.report.charts.plots import ForestChart, forest_chart, short
-from tagpr_rl.report.page.names import task_label
+from tagpr_rl.report.page.names import HELD_OUT, task_label
 from tagpr_rl.report.page.read import Row, number
 
 
@@ -108,7 +108,7 @@ def summary_table(report: Row) -> Table:
     """Models, controls, baselines and ceilings against tasks; `report` is report.json's content."""
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=Text(f"{report['name']}: task score on held-out users"),
+        title=Text(f"{report['name']}: task score on {HELD_OUT[report['data']['setting'] or 'user'][0]}"),
         title_justify="left",
         padding=(0, 1, 0, 0),
         pad_edge=False,

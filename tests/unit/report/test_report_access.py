@@ -176,6 +176,15 @@ def test_names_are_defined_before_the_results(run: RunDir) -> None:
     assert "`" not in visible
 
 
+def test_a_time_split_has_no_held_out_users(run: RunDir) -> None:
+    assert "4 questions of 2 held-out users" in build_report(run, make_recipe()).read_text()
+    path = run.stage(0, "data").root / "data.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "setting": "time"}))
+    text = build_report(run, make_recipe()).read_text()
+    assert "4 questions of 2 users, later questions" in text and "<dt>users, later questions</dt>" in text
+    assert "held-out users" not in text.split("viewer-data")[0]
+
+
 def test_the_share_that_was_cut_off_is_a_column(run: RunDir) -> None:
     path = run.stage(9, "eval").root / "eval.json"
     content = json.loads(path.read_text())
