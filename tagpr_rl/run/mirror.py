@@ -166,8 +166,8 @@ class Mirror:
             inner = key.removeprefix(f"{prefix}/")
             if not inner.startswith("checkpoints/"):
                 self._get(key, temp.root / inner)
-        if recipe.stages[name].kind == "model" and recipe.model.path is not None and not temp.hf.exists():
-            temp.hf.symlink_to(recipe.model.path.resolve())  # as the model stage does
+        if recipe.stages[name].kind == "model" and recipe.model.path is not None:
+            _link_model(temp.hf, recipe.model.path.resolve())
         manifest = read_manifest(temp)
         assert manifest is not None
         verify_outputs(temp, manifest)
@@ -262,10 +262,20 @@ def mirror_of(recipe: Recipe) -> Mirror | None:
     return Mirror(f"{recipe.mirror.rstrip('/')}/{recipe.name}") if recipe.mirror is not None else None
 
 
+def _link_model(target: Path, source: Path) -> None:
+    """Link what a URL has no copy of, as the model stage does: the given model's folder, or its files one by one."""
+    if not target.exists():
+        target.symlink_to(source)
+    elif source.is_dir():
+        for file in source.iterdir():
+            if file.is_file() and not (target / file.name).exists():
+                (target / file.name).symlink_to(file)
+
+
 def _files(folder: Path) -> Iterator[Path]:
-    """Every file below, in order; links to folders (a given model's weights) are not followed."""
+    """Every file below, in order; links (a given model's folder or files) are left out."""
     for base, _, names in sorted(os.walk(folder)):
-        yield from (Path(base) / name for name in sorted(names))
+        yield from (path for name in sorted(names) if not (path := Path(base) / name).is_symlink())
 
 
 def is_url(text: Any) -> bool:

@@ -81,8 +81,26 @@ def model_card(
         "",
         "or `vllm serve <this folder>`. `tagpr_export.json` has the SHA-256 of each file.",
         "",
+        *_template(manifests, answers_directly(recipe, name)),
     ]
     return "\n".join(lines)
+
+
+def _template(manifests: Mapping[str, StageManifest], direct: bool) -> list[str]:
+    """What the model stage found of the chat template, and how the model is to be asked; [] in older runs."""
+    facts = next((m.details["template"] for m in manifests.values() if "template" in m.details), None)
+    if facts is None:
+        return []
+    lines = [f"A response ends with `{facts['end']}`.", *(f"{note[0].upper()}{note[1:]}." for note in facts["notes"])]
+    if facts["thought"] == "open":
+        lines.append("A server's reply begins inside the thought: use its parser of reasoning.")
+    if direct and facts["switch"]:
+        lines.append(
+            f"It was trained with the template's thinking off: `chat_template_kwargs: {{{facts['switch']}: false}}`."
+        )
+    elif direct and facts["thought"] == "open":
+        lines.append("It was trained after a thought that was closed at once: end the prompt with `</think>`.")
+    return [" ".join(lines), ""]
 
 
 def _front_matter(dtype: str, environment: Mapping[str, Any]) -> list[str]:

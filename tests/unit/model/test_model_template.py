@@ -13,9 +13,10 @@ from tagpr_rl.model.template import CLOSED, KEPT, MERGED, NONE, OPEN, probe
 from tagpr_rl.model.tokenizer import load_tokenizer
 from tagpr_rl.prompts.rows import sft_rows
 from tagpr_rl.prompts.tokens import ChatTokenizer, ResponseText, continuation, opening
+from tagpr_rl.report.cards import model_card
 from tagpr_rl.tags.grammar import final_answer, parse, render
 from tagpr_rl.tags.schema import default_schema, schema_from_mapping
-from tagpr_rl.types import ParseStatus, Step, TaggedTrace, TagprError
+from tagpr_rl.types import ParseStatus, StageManifest, Step, TaggedTrace, TagprError
 
 pytest.importorskip("transformers")
 from support.made_tokenizers import CHATML, GEMMA, MADE, QWEN3, byte_level
@@ -183,6 +184,23 @@ def test_a_damaged_tokenizer_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{}")
     with pytest.raises(TagprError, match="its tokenizer cannot be loaded"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, direct, says",
+    [
+        ("qwen3", False, "A response ends with `<|im_end|>`."),
+        ("qwen3", True, "`chat_template_kwargs: {enable_thinking: false}`"),
+        ("r1_distill", True, "end the prompt with `</think>`"),
+        ("gemma", False, "A turn ends with <end_of_turn>, and eos_token is <eos>: both end a response."),
+    ],
+)
+def test_the_model_card_says_how_to_ask(name: str, direct: bool, says: str) -> None:
+    details = {"template": probe(MADE[name](), SCHEMA).record()}
+    manifest = StageManifest("model", "model", "", 0.0, {}, "", {}, details=details)
+    (text, _) = model_card._template({"model": manifest}, direct)
+    assert says in text
+    assert model_card._template({}, direct) == []  # a run of an earlier release
 
 
 def test_gemma_s_date_is_none_and_llama_s_is_pinned() -> None:

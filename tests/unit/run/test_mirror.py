@@ -20,7 +20,7 @@ from made_runs import finish, flip, recipe, save
 from tagpr_rl.cli import main
 from tagpr_rl.config import Recipe, dump_recipe, load_recipe, recipe_from_dict
 from tagpr_rl.files import write_json, write_text
-from tagpr_rl.run import checkpoints
+from tagpr_rl.run import checkpoints, mirror
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import read_manifest, stage_facts
 from tagpr_rl.run.mirror import Mirror, mirror_of
@@ -214,3 +214,20 @@ def test_resume_of_a_url_works_in_the_folder_asked_for(
     assert runs == [RunDir(tmp_path / "new" / "r")]
     assert "after step 2 of 20" in capsys.readouterr().out
     assert main(["resume", str(tmp_path / "new" / "r"), "--out", str(tmp_path)]) == 2
+
+
+def test_links_to_a_given_model_are_made_again_and_not_copied(tmp_path: Path) -> None:
+    model, stage = tmp_path / "model", tmp_path / "stage"
+    for folder in (model, stage / "hf", tmp_path / "far" / "hf"):
+        folder.mkdir(parents=True)
+    (model / "weights").write_text("w")
+    (model / "chat_template.jinja").write_text("the model's")
+    (stage / "hf" / "weights").symlink_to(model / "weights")
+    (stage / "hf" / "chat_template.jinja").write_text("own")
+    assert [path.name for path in mirror._files(stage)] == ["chat_template.jinja"]
+    (tmp_path / "far" / "hf" / "chat_template.jinja").write_text("own")  # what the URL has
+    mirror._link_model(tmp_path / "far" / "hf", model)
+    assert (tmp_path / "far" / "hf" / "weights").read_text() == "w"
+    assert (tmp_path / "far" / "hf" / "chat_template.jinja").read_text() == "own"
+    mirror._link_model(tmp_path / "far" / "linked", model)
+    assert (tmp_path / "far" / "linked").is_symlink()
