@@ -108,7 +108,7 @@ def training_pairs(context: StageContext, stage: PrmuStage, out: Path) -> int:
         for i, pair in enumerate(_drawn(rows, stage.slip_fraction, f"slips/{stage.seed}"))
     ]
     made += [
-        malformed(pair, schema, i)
+        malformed(pair, schema, False, i)
         for i, pair in enumerate(_drawn(rows, stage.malformed_fraction, f"malformed/{stage.seed}"))
     ]
     rows += [pair for pair in made if pair is not None]

@@ -114,7 +114,7 @@ SPOILS: tuple[Spoil, ...] = (
 )  # fmt: skip
 
 
-def malformed(pair: PairRow, schema: TagSchema, number: int, prefilled: bool = False) -> PairRow | None:
+def malformed(pair: PairRow, schema: TagSchema, prefilled: bool, number: int) -> PairRow | None:
     """`chosen` against itself with a fault of form; None if `chosen` is not well formed.
 
     `number` (a running number) chooses the kind of fault from SPOILS, each as often as the others.
@@ -167,7 +167,7 @@ def spoiling(raw: RawScore, pairs: Sequence[PairRow], schema: TagSchema, prefill
 
     "chosen_above": share of pairs in which the chosen response scores higher [mean, low, high].
     """
-    return _chosen_above(raw, [malformed(pair, schema, i, prefilled) for i, pair in enumerate(pairs)])
+    return _chosen_above(raw, [malformed(pair, schema, prefilled, i) for i, pair in enumerate(pairs)])
 
 
 def _chosen_above(raw: RawScore, pairs: Sequence[PairRow | None]) -> dict[str, Any]:
