@@ -73,7 +73,10 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, only: Collection[st
     tracker_id(run)
     if any(KINDS[stage.kind].uses_ray for stage in recipe.stages.values()):
         prepare_shell(recipe)
-    write_json(run.environment, describe_environment())
+    facts = describe_environment()
+    write_json(run.environment, facts)
+    if names := ", ".join(facts["variables"]):
+        console.print(f"variables of the shell that change what is computed (environment.json): {names}", markup=False)
     started = time.monotonic()
     wanted = list(recipe.stages)[: list(recipe.stages).index(until) + 1] if until else list(recipe.stages)
     wanted = [name for name in wanted if only is None or name in only]
