@@ -264,7 +264,7 @@ class GrpoStage(TrainingStage):
         if self.reward is not None and (mistake := list_mistake(self.reward)):
             raise ValueError(mistake)
         if (weighted := prmu_terms(self.terms)) and self.prmu is None:
-            key = "weights.beta" if self.reward is None else f"the weight of {weighted[0].name} in reward"
+            key = "weights.beta" if self.reward is None else f"the weight of {weighted[0].component} in reward"
             raise ValueError(f"{key} is above 0 but no `prmu` stage is named; name one or set the weight to 0")
         return self
 

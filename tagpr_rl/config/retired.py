@@ -95,6 +95,8 @@ def _with_successors(raw: Mapping[str, Any]) -> dict[str, Any]:
         if "norm_advantage_by_std" in stage:
             advantage = stage.setdefault("advantage", {})
             advantage.setdefault("normalise", "group_std" if stage["norm_advantage_by_std"] else "none")
+        if isinstance(weights := stage.get("weights"), dict):
+            weights.setdefault("gate", False)  # earlier releases had none
         if isinstance(keep := stage.get("keep"), dict):
             _rename_keep(keep)
     return new

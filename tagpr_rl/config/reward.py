@@ -21,7 +21,7 @@ from tagpr_rl.types import did_you_mean
 
 
 class RewardWeights(Closed):
-    """Short form of `reward`: task_format + alpha * tag + beta * prmu + gamma * repetition."""
+    """Short form of `reward`: task_format + alpha * tag + beta * prmu_format + gamma * repetition."""
 
     alpha: NonNegative = 0.2
     """Weight of `tag`. The paper does not publish its weights."""
@@ -29,8 +29,8 @@ class RewardWeights(Closed):
     """Weight of `prmu`; 0 switches PRMU off in this stage."""
     gamma: NonNegative = 0.1
     """Weight of `repetition`, which is negative itself."""
-    gate: bool = False
-    """true = PRMU's term counts only for a well-formed response: beta * prmu * format."""
+    gate: bool = True
+    """PRMU's term counts only for a well-formed response: beta * prmu * format; false = for any response."""
 
     def terms(self) -> tuple[Term, ...]:
         """The list that the short form stands for."""

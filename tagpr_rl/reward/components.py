@@ -129,7 +129,7 @@ class Term:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"the weight of {self.name} must be finite and not negative, got {self.weight!r}")
+            raise ValueError(f"the weight of {self.component} must be finite and not negative, got {self.weight!r}")
 
     @property
     def component(self) -> str:
@@ -160,10 +160,10 @@ def make_term(component: str, weight: float, fn: str = "", *, gate: bool = False
     return Term(f"{component}{GATED}" if gate else component, weight, fn, gate)
 
 
-def short_form(alpha: float = 0.2, beta: float = 0.2, gamma: float = 0.1, *, gate: bool = False) -> tuple[Term, ...]:
-    """The terms of `weights: {alpha, beta, gamma}`: task * format + alpha * tag + beta * prmu + gamma * repetition.
+def short_form(alpha: float = 0.2, beta: float = 0.2, gamma: float = 0.1, *, gate: bool = True) -> tuple[Term, ...]:
+    """The terms of `weights`: task * format + alpha * tag + beta * prmu * format + gamma * repetition.
 
-    `gate`: the third term is beta * prmu * format.
+    `gate`: false leaves the third term without `format`.
     """
     weights = {"alpha": alpha, "beta": beta, "gamma": gamma}
     terms = (make_term(name, weights[key], gate=gate and needs_prmu(name)) for key, name in SHORT_FORM.items())

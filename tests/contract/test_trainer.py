@@ -301,7 +301,7 @@ def test_a_response_is_parsed_once_a_step(monkeypatch: pytest.MonkeyPatch, tmp_p
     lines = [json.loads(line) for line in (tmp_path / "step_0001.jsonl").read_text().splitlines()]
     assert [line["response"] for line in lines] == texts
     assert [line["reward_length"] for line in lines] == [-len(text) / 1000 for text in texts]
-    assert lines[0]["weights"] == {"task_format": 1, "tag": 0.3, "prmu": 0, "repetition": 0.1, "length": 0.5}
+    assert lines[0]["weights"] == {"task_format": 1, "tag": 0.3, "prmu_format": 0, "repetition": 0.1, "length": 0.5}
     # One of three required tags, both steps sound: 1 + .3 / 3 - .5 * length.
     assert lines[0]["reward_total"] == pytest.approx(1.1 - 0.0005 * len(texts[0]))
     assert lines[0]["tag_parts"] == {"coverage": pytest.approx(1 / 3), "sound": 1.0} and lines[3]["tag_parts"] is None

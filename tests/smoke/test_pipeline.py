@@ -236,8 +236,9 @@ def test_a_rollout_line_holds_the_whole_breakdown(run: Path, name: str) -> None:
         for row in actual:
             part = {key: row[f"reward_{key}"] for key in ("task", "format", "tag", "prmu", "repetition")}
             weights = row["weights"]
-            assert weights["task_format"] == 1.0 and set(weights) <= {"task_format", "tag", "prmu", "repetition"}
-            added = sum(weights.get(key, 0.0) * part[key] for key in ("tag", "prmu", "repetition"))
+            assert weights["task_format"] == 1.0 and set(weights) <= {"task_format", "tag", "prmu_format", "repetition"}
+            part["prmu_format"] = part["prmu"] * part["format"]
+            added = sum(weights.get(key, 0.0) * part[key] for key in ("tag", "prmu_format", "repetition"))
             assert row["reward_total"] == pytest.approx(part["task"] * part["format"] + added, abs=1e-6)
             tag = row["tag_parts"]
             assert (tag is None) == (row["parse_status"] != "OK")

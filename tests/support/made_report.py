@@ -19,7 +19,8 @@ GOOD = (
 )
 STAGES: dict[str, Any] = {
     **RAW["stages"],
-    "explore": {"kind": "grpo", "init": "guided", "weights": {"alpha": 0, "beta": 0}},
+    "guided": {**RAW["stages"]["guided"], "weights": {"gate": False}},  # as in a run of an earlier release
+    "explore": {"kind": "grpo", "init": "guided", "weights": {"alpha": 0, "beta": 0, "gate": False}},
     "eval": {"kind": "evaluate", "models": ["base", "sft", "explore"]},
 }
 

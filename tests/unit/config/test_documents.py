@@ -199,7 +199,9 @@ PATH_KEYS = (
 
 
 @pytest.mark.parametrize("key", PATH_KEYS)
-@pytest.mark.parametrize("path", ["$HOME/x", "${HOME}/x", "a\\\\b", "x ", "", "~nobody-of-this-name/x", "a\\nb", "n" * 300])
+@pytest.mark.parametrize(
+    "path", ["$HOME/x", "${HOME}/x", "a\\\\b", "x ", "", "~nobody-of-this-name/x", "a\\nb", "n" * 300]
+)
 def test_a_path_that_cannot_be_meant_so_is_refused(key: str, path: str) -> None:
     with pytest.raises(TagprError, match="is no path"):
         load_recipe(SMOKE, (key.format(f'"{path}"'),))

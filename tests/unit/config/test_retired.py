@@ -31,6 +31,8 @@ from tagpr_rl.types import TagprError
             {"log": {"wandb": "online", "tensorboard": True}},
         ),
         ({"stages": {"g": {"norm_advantage_by_std": False}}}, {"stages": {"g": {"advantage": {"normalise": "none"}}}}),
+        ({"stages": {"g": {"weights": {"beta": 0.1}}}}, {"stages": {"g": {"weights": {"beta": 0.1, "gate": False}}}}),
+        ({"stages": {"g": {"weights": {"gate": True}}}}, {"stages": {"g": {"weights": {"gate": True}}}}),
         (
             {"stages": {"c": {"keep": {"evidence": {"require": "text", "shown": 2}, "label_twice": False}}}},
             {"stages": {"c": {"keep": {"profile_evidence": "text", "min_agreement": 0.0}}}},

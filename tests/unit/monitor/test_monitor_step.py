@@ -184,5 +184,5 @@ class TestSamples:
     def test_a_table_row_says_what_each_component_added(self) -> None:
         values = dict(zip(columns(NAMES), table_row("best", line("a", 0, 0.69), TERMS), strict=True))
         assert values["kind"] == "best" and values["reward_total"] == 0.69
-        assert values["weighted"] == "task_format +0.5000 tag +0.2000 prmu +0.0400 repetition -0.0500"
+        assert values["weighted"] == "task_format +0.5000 tag +0.2000 prmu_format +0.0400 repetition -0.0500"
         assert values["tag_parts"] == "coverage 1.000 sound 0.500"

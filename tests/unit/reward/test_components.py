@@ -272,8 +272,8 @@ def test_a_bad_list_is_refused_with_the_remedy(terms: list[dict[str, Any]], part
 def test_the_short_form_is_a_list() -> None:
     def change(raw: dict[str, Any]) -> None:
         raw["stages"]["guided"]["reward"] = [
-            {"name": "task_format", "weight": 1}, {"name": "tag", "weight": 0.2}, {"name": "prmu", "weight": 0.2},
-            {"name": "repetition", "weight": 0.1},
+            {"name": "task_format", "weight": 1}, {"name": "tag", "weight": 0.2},
+            {"name": "prmu", "weight": 0.2, "gate": True}, {"name": "repetition", "weight": 0.1},
         ]  # fmt: skip
 
     assert guided(made_recipe(change)).terms == guided(made_recipe()).terms

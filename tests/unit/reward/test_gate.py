@@ -106,7 +106,7 @@ def test_replay_finds_no_difference_and_sees_a_missing_gate(credit: str) -> None
     # Totals .195 and 0 around their mean. Every step is sound, so coverage stands for `tag`.
     assert [line["advantage"] for line in lines] == pytest.approx([0.0975, -0.0975])
     assert not any(item.beyond for item in compare(lines, recompute(rubric, rules, lines), rubric))
-    other, other_rules = stage_rules(plain := recipe(weights={"alpha": 0.1, "beta": 0.1}), guided(plain))
+    other, other_rules = stage_rules(plain := recipe(weights={"alpha": 0.1, "beta": 0.1, "gate": False}), guided(plain))
     wrong = {item.column for item in compare(lines, recompute(other, other_rules, lines), other) if item.beyond}
     assert {"reward_total", "advantage"} <= wrong
 
@@ -138,8 +138,8 @@ def test_the_composition_has_the_mean_of_the_product(tmp_path: Path) -> None:
 
 def test_stages_that_differ_in_the_gate_are_two_terms_in_the_report() -> None:
     def change(raw: dict[str, Any]) -> None:
-        raw["stages"]["guided"]["weights"] = {"gate": True}
-        raw["stages"]["explore"] |= {"prmu": "prmu", "weights": {"beta": 0.1}}
+        raw["stages"]["guided"]["weights"] = {"beta": 0.1}  # the gate is the default
+        raw["stages"]["explore"] |= {"prmu": "prmu", "weights": {"beta": 0.1, "gate": False}}
 
     assert [term.name for term in reward_terms(made_recipe(change))] == [
         "task_format", "tag", "prmu_format", "repetition", "prmu",

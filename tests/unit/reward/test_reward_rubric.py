@@ -45,7 +45,7 @@ def test_repetition_is_of_the_step_texts() -> None:
 
 
 def test_malformed_has_every_key_and_no_task_reward() -> None:
-    """Right answer, no thought: only PRMU and the raw text's repetition count (abcd bcda cdab dabc abcd)."""
+    """Right answer, no thought: only the raw text's repetition counts (abcd bcda cdab dabc abcd), and PRMU is gated."""
     answer = "a b c d a b c d"
     got = RUBRIC.score(answer, task="LaMP_2", gold=answer, prmu=1.0, prmu_status="scored")
     assert (got.components["task"], got.components["format"], got.components["tag"], got.components["prmu"]) == (
@@ -55,7 +55,7 @@ def test_malformed_has_every_key_and_no_task_reward() -> None:
         1.0,
     )
     assert got.components["repetition"] == pytest.approx(-1 / 5)
-    assert got.total == pytest.approx(0.25 - 0.125 / 5)
+    assert got.total == pytest.approx(-0.125 / 5)
     assert got.parse_status == ParseStatus.NO_THOUGHT.value
     assert tuple(got.row()) == RUBRIC.keys
 
