@@ -6,7 +6,6 @@ pre-tokenizer), so the tokenizer is built here from the file's own fields: vocab
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from tagpr_rl.model.gguf_header import Header, read_header
 from tagpr_rl.types import TagprError
 
 CONTROL, USER_DEFINED = 3, 4
@@ -33,42 +33,12 @@ SPLITS: dict[str, tuple[str | None, bool, bool]] = {
 """How each family splits a text into words before the merges (llama.cpp, src/llama-vocab.cpp, names of `pre`)."""
 
 TORTURE = (
-    "A user wrote: \"it's 1,234.50 (or 7%)\"\n\n\tNext\r\nline   with  spaces \u00e9\u0301\u00df \u4f60\u597d "
+    'A user wrote: "it\'s 1,234.50 (or 7%)"\n\n\tNext\r\nline   with  spaces \u00e9\u0301\u00df \u4f60\u597d '
     "\U0001f600\u200d\U0001f525 <think>a_b</think> {}[]\\|~`"
 )
 """A text of what tokenizers get wrong: runs of spaces, tabs, line ends, digits, accents, emoji, markup."""
 PROBES = ("The capital of France is", "1 2 3 4 5 6")
 """Texts whose log-probabilities the written folder must repeat."""
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a GGUF file says of itself."""
-
-    path: Path
-    fields: dict[str, Any]
-
-    def get(self, key: str) -> Any:
-        """The value of `key`; TagprError if the file has none."""
-        if key not in self.fields:
-            raise TagprError(f"{self.path}: this GGUF file has no field {key}; its tokenizer cannot be rebuilt")
-        return self.fields[key]
-
-
-def read_header(path: Path) -> Header:
-    """The fields of a GGUF file. TagprError if it is none or is cut off."""
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items()}
-        ends = [int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors]
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError, MemoryError) as error:
-        raise TagprError(f"{path}: not a whole GGUF file ({error}); fetch it again") from None
-    size = path.stat().st_size
-    if not ends or max(ends) > size:
-        raise TagprError(f"{path}: the file has {size} bytes, its tensors need {max(ends, default=0)}; fetch it again")
-    return Header(path, fields)
 
 
 def build_tokenizer(header: Header) -> PreTrainedTokenizerFast:
@@ -90,7 +60,9 @@ def build_tokenizer(header: Header) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text, kind in pairs if kind == CONTROL])
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text, kind in pairs if kind == USER_DEFINED])
     if tokenizer.get_vocab_size() != len(tokens):
-        raise TagprError(f"{header.path}: {len(tokens)} tokens in the file, {tokenizer.get_vocab_size()} different ones")
+        raise TagprError(
+            f"{header.path}: {len(tokens)} tokens in the file, {tokenizer.get_vocab_size()} different ones"
+        )
 
     def named(key: str) -> str | None:
         index = header.fields.get(f"tokenizer.ggml.{key}_token_id")

@@ -12,6 +12,7 @@ from typing import Any
 
 from tagpr_rl.config import PrmuStage
 from tagpr_rl.files import is_hub_name
+from tagpr_rl.model.gguf_header import read_header
 from tagpr_rl.plan.memory import PRMU_TOKENS, longest
 from tagpr_rl.plan.shapes import SHAPES, ModelShape
 from tagpr_rl.preflight.finding import Finding, PlannedRun
@@ -62,7 +63,7 @@ def models(plan: PlannedRun) -> Iterator[Finding]:
     """Every model that the recipe names: its folder, or its config on the hub."""
     for model in named(plan):
         folder = Path(model.path)
-        if folder.is_dir():
+        if folder.is_dir() or (folder.suffix == ".gguf" and folder.is_file() and model.key == "model.path"):
             yield from _folder(plan, model, folder)
         elif not is_hub_name(model.path):
             what = "a file, not a folder" if folder.exists() else "no such folder"
@@ -137,6 +138,8 @@ def _folder(plan: PlannedRun, model: Model, folder: Path) -> Iterator[Finding]:
         yield model.wrong(str(error), here=True)
     if config:
         yield from _config(plan, model, config)
+    if folder.is_file():  # the model stage converts it, and compares the result with the file
+        return
     yield from _code(model, folder, config)
     yield from _tokenizer_files(model, folder)
     try:
@@ -159,6 +162,8 @@ def _folder(plan: PlannedRun, model: Model, folder: Path) -> Iterator[Finding]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    if folder.is_file():
+        return read_header(folder).config()
     if not any(folder.iterdir()):
         raise TagprError(f"{folder}: empty; download the model into it")
     if not (folder / "config.json").is_file():

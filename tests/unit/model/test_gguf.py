@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import numpy as np  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from tagpr_rl.model.gguf import TORTURE, build_tokenizer, convert_gguf, read_header  # noqa: E402
+from tagpr_rl.model.gguf import TORTURE, build_tokenizer, convert_gguf  # noqa: E402
+from tagpr_rl.model.gguf_header import read_header  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -66,7 +68,7 @@ def independent_encoder(fields: dict[str, Any]) -> Callable[[str], list[int]]:
     def merged(word: str) -> list[str]:
         parts = [characters[byte] for byte in word.encode()]
         while True:
-            pairs = [(ranks.get(pair, len(ranks)), i) for i, pair in enumerate(zip(parts, parts[1:], strict=False))]
+            pairs = [(ranks.get(pair, len(ranks)), i) for i, pair in enumerate(pairwise(parts))]
             if not pairs or min(pairs)[0] == len(ranks):
                 return parts
             _, i = min(pairs)
@@ -143,7 +145,10 @@ def write_gguf(path: Path, *, split: str = "smollm", leave_out: str = "", kind: 
 
 def test_the_folder_has_the_file_s_weights_ids_and_facts(tmp_path: Path) -> None:
     model = write_gguf(tmp_path / "m.gguf")
+    header = read_header(tmp_path / "m.gguf")
     facts = convert_gguf(tmp_path / "m.gguf", tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text(encoding="utf-8"))
+    assert header.config() == {key: config[key] for key in header.config()}  # what `plan` checks before the conversion
     assert facts["licence"] == "apache-2.0" and facts["architecture"] == "llama"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     ids = tokenizer("the cat's 42", return_tensors="pt")["input_ids"]
