@@ -34,7 +34,15 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _TAG = "tag:yaml.org,2002:"
-_TYPES = {"int": int, "float": (int, float), "bool": bool, "null": type(None), "str": str, "map": dict, "seq": list}
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "null": type(None),
+    "str": str,
+    "map": dict,
+    "seq": list,
+}
 
 
 def read_document(path: Path, what: str) -> Any:
@@ -136,9 +144,9 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes that say whether a scalar's type was left to the reader (`plain`) or written down as a tag."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()
         tag = None if isinstance(event, yaml.AliasEvent) else event.tag
-        node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node: Any = super().compose_node(parent, index)
         if not isinstance(event, yaml.AliasEvent):
             node.written_tag = tag
         return node

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, dump_recipe, upstream
+from tagpr_rl.config import ChainsStage, EndpointBlock, GrpoStage, PrmuStage, Recipe, dump_recipe, upstream
 from tagpr_rl.config.kinds import KINDS, WEIGHTS
 from tagpr_rl.files import content_sha256, is_hub_name, sha256_file, sha256_json, write_json
 from tagpr_rl.reward.components import source_file
@@ -97,6 +97,10 @@ def stage_inputs(recipe: Recipe, run: RunDir, name: str) -> dict[str, str]:
     if kind != "data":
         inputs |= _retrieval_files(recipe)
     stage = recipe.stages[name]
+    for role in ("teacher", "labeller") if isinstance(stage, ChainsStage) else ():
+        block = getattr(stage, role)
+        if isinstance(block, EndpointBlock) and block.kind == "vllm" and Path(block.model or "").is_dir():
+            inputs |= _model_files(Path(block.model or ""), role)
     if isinstance(stage, PrmuStage) and stage.backbone is not None:
         inputs |= _model_files(Path(stage.backbone), "backbone")
     if isinstance(stage, GrpoStage) and stage.rollouts_from is not None:

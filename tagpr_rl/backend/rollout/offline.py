@@ -17,13 +17,13 @@ from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.client.spend import Ledger, Spend
 from tagpr_rl.chains.client.usage import ReplyProgress
 from tagpr_rl.config import EndpointBlock, Recipe
+from tagpr_rl.files import content_sha256
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.tags.schema import schema_from
 from tagpr_rl.types import TagprError
 
 ROOM = 1024
 """Tokens for the teacher's instruction and a chain to label, beside the prompt of the recipe."""
-EDGE = 1 << 20
 
 
 class OfflineGenerator:
@@ -149,18 +149,10 @@ def _reply(text: str, prompt: int, completion: int, reason: str) -> Reply:
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """A hash of a folder's weights and tokenizer: sha256 over each file's name, size, and first and last MiB.
-
-    Training changes every tensor, so files of many GB need not be read as a whole. {} for a hub name.
-    """
+    """A hash of a folder's weights and tokenizer: over each file's name and content. {} for a hub name."""
     if not folder.is_dir():
         return {}
     total = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.jinja")]):
-        size = file.stat().st_size
-        total.update(f"{file.name}/{size}/".encode())
-        with file.open("rb") as handle:
-            total.update(handle.read(EDGE))
-            handle.seek(max(0, size - EDGE))
-            total.update(handle.read(EDGE))
+        total.update(f"{file.name}/{content_sha256(file)}/".encode())
     return {"weights": total.hexdigest()}
