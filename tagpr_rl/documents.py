@@ -144,7 +144,7 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes that say whether a scalar's type was left to the reader (`plain`) or written down as a tag."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         tag = None if isinstance(event, yaml.AliasEvent) else event.tag
         node: Any = super().compose_node(parent, index)
         if not isinstance(event, yaml.AliasEvent):
