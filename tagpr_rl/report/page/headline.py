@@ -16,14 +16,17 @@ from tagpr_rl.reward.components import Term
 def roles(recipe: Recipe, models: Iterable[str]) -> dict[str, str | None]:
     """The evaluated models that the headline speaks of; None if there is no such model.
 
-    final: the last GRPO stage of the recipe, else the last model. start: the model that RL of `final` started from.
+    final: the last GRPO stage of the recipe, else the last SFT on chains, else the last model. start: the model that RL
+    of `final` started from.
     base: the first model in the lineage of `final`, if it is neither of the two.
     """
     evaluated = [name for name in models if name in recipe.stages]
     trained = [name for name, stage in recipe.stages.items() if isinstance(stage, GrpoStage) and name in evaluated]
     if not evaluated:
         return {"final": None, "start": None, "base": None}
-    final = (trained or evaluated)[-1]
+    imitated = [name for name in evaluated if isinstance(recipe.stages[name], SftStage)]
+    imitated = [name for name in imitated if not answers_directly(recipe, name)]
+    final = (trained or imitated or evaluated)[-1]
     line = lineage(recipe, final)
     before = [name for name in line if not isinstance(recipe.stages[name], GrpoStage)]
     start = before[-1] if final in trained and before and before[-1] in evaluated else None

@@ -12,7 +12,7 @@ import made_chains
 import pytest
 from made_report import jsonl, make_recipe, make_run
 
-from tagpr_rl.config import dump_recipe
+from tagpr_rl.config import dump_recipe, load_recipe
 from tagpr_rl.files import write_json
 from tagpr_rl.prmu.training.preferences import KINDS
 from tagpr_rl.report import build_report, collect
@@ -158,6 +158,8 @@ def test_roles_follow_the_lineage() -> None:
     assert roles(recipe, ["base", "explore"]) == {"final": "explore", "start": None, "base": "base"}
     assert roles(recipe, ["base", "sft"]) == {"final": "sft", "start": None, "base": "base"}
     assert roles(recipe, ["base", "base, another prompt"])["final"] == "base"
+    arms = load_recipe(Path(__file__).resolve().parents[3] / "recipes" / "demo_answers.yaml")
+    assert roles(arms, ["base", "sft", "answers"])["final"] == "sft"  # the arm beside it is not the method's model
     assert roles(recipe, []) == {"final": None, "start": None, "base": None}
     assert [verdict(*pair) for pair in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (None, None))] == [
         "the interval is above 0", "the interval is below 0", "no difference shown", "",
