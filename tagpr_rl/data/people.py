@@ -133,8 +133,8 @@ def require_new_people(
         raise TagprError(
             f"{source}: {len(shared)} people have questions in both train and dev ({_names(shared)}), so that their "
             f"profiles give golds away. Take their {n_questions} questions out of train, set data.skip_defective: "
-            f"{n_questions + n_skipped} to leave them out, or set data.split: time if dev has later questions of the same "
-            "people"
+            f"{n_questions + n_skipped} to leave them out, or set data.split: time if dev has later questions of the "
+            "same people"
         )
 
 
