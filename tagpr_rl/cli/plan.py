@@ -11,10 +11,9 @@ from rich.console import Console
 from tagpr_rl.cli.arguments import Overrides, RecipeName, say
 from tagpr_rl.config import GrpoStage, Recipe, SftStage
 from tagpr_rl.config.recipe import nearest
-from tagpr_rl.plan.memory import GIB
 from tagpr_rl.plan.show import print_plan, verdict
 from tagpr_rl.preflight.examine import planned, require_ready
-from tagpr_rl.preflight.machine import disk_bytes, runs_here
+from tagpr_rl.preflight.machine import disk_bytes, runs_here, size_text
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.open import open_recipe, planned_run
 
@@ -39,7 +38,7 @@ def command(
     print_plan(loaded, folder, Console(), verl_overrides if verl else None, formulas=formulas)
     plan = planned(loaded, folder)
     require_ready(plan, say, here=runs_here(plan))
-    say(f"{verdict(loaded)}; checkpoints and weights: at most {disk_bytes(plan) / GIB:.1f} GiB on disk")
+    say(f"{verdict(loaded)}; checkpoints and weights: at most {size_text(disk_bytes(plan))} on disk")
 
 
 def verl_overrides(recipe: Recipe, run: RunDir, name: str) -> Sequence[str]:

@@ -37,6 +37,7 @@ CHECKS: tuple[Check, ...] = (
     schedule.response_room,
     source.schema,
     source.questions,
+    source.templates,
     source.rankings,
     source.own_rewards,
     folder.models,

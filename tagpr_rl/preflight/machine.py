@@ -207,6 +207,11 @@ def disk_bytes(plan: PlannedRun) -> int:
     return kept_bytes + written
 
 
+def size_text(count: float) -> str:
+    """A number of bytes in GiB, or in MiB below one."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / (1 << 20):.0f} MiB"
+
+
 def disk(plan: PlannedRun) -> Iterator[Finding]:
     """Checkpoints and weights against the free space of `out`."""
     needed = disk_bytes(plan)
@@ -218,7 +223,7 @@ def disk(plan: PlannedRun) -> Iterator[Finding]:
         yield Finding(
             "out",
             plan.folder.root,
-            f"checkpoints and weights take up to {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free",
+            f"checkpoints and weights take up to {size_text(needed)}, and {size_text(free)} are free",
             "free some, choose another folder, or lower keep_checkpoints",
             on_machine=True,
         )

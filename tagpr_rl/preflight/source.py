@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from tagpr_rl.config import ChainsStage, DataStage, EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage
 from tagpr_rl.data.lamp import outputs_path, questions_path, splits_present, stream_lamp
 from tagpr_rl.model.fit import examine
+from tagpr_rl.model.template import TemplateFacts
 from tagpr_rl.preflight.finding import Finding, PlannedRun
 from tagpr_rl.prompts.dataset import Dataset
 from tagpr_rl.prompts.prompt import prompt_phrases
@@ -218,6 +220,29 @@ def _all(recipe: Recipe, kind: type[Any]) -> list[tuple[str, Any]]:
     return [(name, stage) for name, stage in recipe.stages.items() if isinstance(stage, kind)]
 
 
+def templates(plan: PlannedRun) -> Iterator[Finding]:
+    """The policy's chat template and tokenizer: what they do with prompts, tags and thoughts."""
+    block = plan.recipe.model
+    if block.path is None or not (block.path / "tokenizer_config.json").is_file():
+        return
+    try:
+        own = schema_of(plan.recipe)
+    except TagprError:
+        own = default_schema()
+    _, mistakes = _template(block.path, own, block.chat_template, block.thought_prefilled)
+    for mistake in mistakes:
+        yield Finding("model.path", block.path, mistake, on_machine=True)
+
+
+@functools.lru_cache(maxsize=4)
+def _template(
+    folder: Path, own: TagSchema, file: Path | None, prefilled: bool | None
+) -> tuple[TemplateFacts | None, tuple[str, ...]]:
+    """`model.fit.examine`, once a process."""
+    facts, mistakes = examine(folder, own, file=file, prefilled=prefilled)
+    return facts, tuple(mistakes)
+
+
 def _prompts(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
     """Whether a prompt of each task fits its limit, with the rankings and the tokenizer that the run will use."""
     recipe = plan.recipe
@@ -231,11 +256,9 @@ def _prompts(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
     folder = recipe.model.path
     tokens: PromptTokens = WordTokens(prompt_phrases(own))
     if folder is not None and (folder / "tokenizer_config.json").is_file():
-        model = recipe.model
-        facts, mistakes = examine(folder, own, file=model.chat_template, prefilled=model.thought_prefilled)
-        yield from (Finding("model.path", folder, mistake) for mistake in mistakes)
+        facts, mistakes = _template(folder, own, recipe.model.chat_template, recipe.model.thought_prefilled)
         if mistakes or facts is None:
-            return
+            return  # `templates` names them
         chat = tokens = ChatTokenizer(folder, schema=own)
         chat.tokenizer.chat_template = facts.template or chat.tokenizer.chat_template
     records = [record for side in (found.train, found.held_out) for record in _first_of_tasks(side)]

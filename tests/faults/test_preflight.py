@@ -74,8 +74,11 @@ def model(config: dict[str, Any] | None = None, **change: Any) -> Make:
         own.mkdir()
         (own / "config.json").write_text(json.dumps({**CONFIG, **(config or {})}))
         vocabulary = {f"w{i}": i for i in range(change.get("vocabulary", 10))}
-        (own / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
-        (own / "tokenizer_config.json").write_text(json.dumps(change.get("tokenizer_config", {})))
+        words = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"}
+        tokenizer = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}, "model": words}
+        (own / "tokenizer.json").write_text(json.dumps(tokenizer))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", **change.get("tokenizer_config", {})}
+        (own / "tokenizer_config.json").write_text(json.dumps(settings))
         tensors = weights()
         if "value" in change:
             tensors["model.norm.weight"][5] = change["value"]
@@ -310,6 +313,15 @@ ROWS = [
         model({"max_position_embeddings": 512}),
     ),
     Row("model.tiny.hidden=63", "model.tiny.hidden", "heads times"),
+    Row(MODEL + " data.lamp_dir=/nowhere", "model.path", "no chat template", model()),
+    Row(MODEL + " model.chat_template={tmp}/nowhere", "model.path", "chat_template", model()),
+    Row(MODEL, "model.path", "raises", model(tokenizer_config={"chat_template": "{{ raise_exception('no') }}"})),
+    Row(
+        MODEL + " model.thought_prefilled=true",
+        "model.path",
+        "does not open <think>",
+        model(tokenizer_config={"chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}"}),
+    ),
     Row(MODEL, "model.path", "no lm_head", model({"tie_word_embeddings": False})),
     Row(MODEL, "model.path", "no eos_token_id", model(), warning=True),
     Row(MODEL + " platform.weight_bucket_mb=1", "", "does not hold the largest tensor", model({"vocab_size": 100_000})),
