@@ -98,8 +98,9 @@ class PrmuStage(TrainingStage):
     user: Literal["attention", "identity", "text", "generic"] = "attention"
     """Where PRMU gets the user from. attention = from the profile, by attention. The baselines: identity = a table of
     training users (P-RLHF), text = the profile in the backbone's prompt, generic = nowhere."""
-    identity: bool = True
-    """With `user: attention`: training users also have a learned vector of their own."""
+    identity: bool | None = None
+    """With `user: attention`: training users also have a learned vector of their own. null = if most of them have
+    several questions; true is refused if they do not, since the vector would stand for the question."""
     steps: Count = 200
     """Updates of the weights."""
     max_epochs: Annotated[float, Field(gt=0.0)] = 10.0
@@ -151,9 +152,9 @@ class PrmuStage(TrainingStage):
     """The newest checkpoints that stay on disk while the stage trains."""
 
     @property
-    def learns_users(self) -> bool:
-        """Whether a training user has a learned vector of their own."""
-        return self.user == "identity" or (self.user == "attention" and self.identity)
+    def asks_for_vectors(self) -> bool:
+        """Whether the recipe says that a training user has a learned vector of their own."""
+        return self.user == "identity" or (self.user == "attention" and self.identity is True)
 
     @model_validator(mode="after")
     def _evaluated(self) -> PrmuStage:

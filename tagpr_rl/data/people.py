@@ -133,20 +133,25 @@ def require_new_people(
         raise TagprError(
             f"{source}: {len(shared)} people have questions in both train and dev ({_names(shared)}), so that their "
             f"profiles give golds away. Take their {n_questions} questions out of train, set data.skip_defective: "
-            f"{n_questions + n_skipped} to leave them out, or set data.split: time if dev has later questions of the "
-            "same people"
+            f"{n_questions + n_skipped} to leave them out, or set data.split: time if dev has later questions of "
+            "the same people"
         )
 
 
-def require_several_questions(records: Sequence[LampRecord], where: str) -> None:
-    """TagprError if most people have one question: a vector of their own would stand for the question."""
+def with_one_question(records: Iterable[LampRecord]) -> tuple[list[str], int]:
+    """(people with a single question, number of people)."""
     questions = Counter(record.user_id for record in records)
-    single = [user for user, count in questions.items() if count == 1]
-    if 2 * len(single) > len(questions):
+    return [user for user, count in questions.items() if count == 1], len(questions)
+
+
+def require_several_questions(records: Iterable[LampRecord], where: str) -> None:
+    """TagprError if most people have one question: a vector of their own would stand for the question."""
+    single, n_people = with_one_question(records)
+    if 2 * len(single) > n_people:
         raise TagprError(
-            f"{where}: a learned vector for each user, but {len(single)} of {len(questions)} training users "
-            f"({_names(single)}) have one question, which the vector would stand for; set {where}: false, or give "
-            "files with several questions of a person"
+            f"{where}: a learned vector for each user, but {len(single)} of {n_people} training users "
+            f"({_names(single)}) have one question, which the vector would stand for; set {where}.identity: false "
+            "with user: attention, or give files with several questions of a person"
         )
 
 

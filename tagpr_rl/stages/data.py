@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 from tagpr_rl.config import PrmuStage, Recipe
 from tagpr_rl.data.lamp import write_lamp
-from tagpr_rl.data.people import require_several_questions
+from tagpr_rl.data.people import require_several_questions, with_one_question
 from tagpr_rl.data.world.generate import World
 from tagpr_rl.files import write_json
 from tagpr_rl.prompts.dataset import HELD_OUT, LAMP, TRAIN, make_splits
 from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.types import LampRecord
 
 
 def run(context: StageContext) -> StageResult:
@@ -23,8 +21,8 @@ def run(context: StageContext) -> StageResult:
     splits = make_splits(recipe, recipe.stages[context.name].seed)
     train, held_out = splits.train, splits.held_out
     for name, stage in recipe.stages.items():
-        if isinstance(stage, PrmuStage) and stage.learns_users:
-            require_several_questions(train, f"stages.{name}.identity")
+        if isinstance(stage, PrmuStage) and stage.asks_for_vectors:
+            require_several_questions(train, f"stages.{name}")
     folder = context.dir.root / LAMP
     for task in recipe.data.tasks:
         write_lamp(folder, task, TRAIN, [r for r in train if r.task == task])
@@ -37,7 +35,7 @@ def run(context: StageContext) -> StageResult:
         "n_used": len(train) + len(held_out),
         "by_task": {t: {split: counts[split][t] for split in counts} for t in recipe.data.tasks},
         "users": {"train": len({r.user_id for r in train}), "held_out": len({r.user_id for r in held_out})},
-        "several_questions": {"train": _with_several(train), "held_out": _with_several(held_out)},
+        "one_question": {"train": len(with_one_question(train)[0]), "held_out": len(with_one_question(held_out)[0])},
         "skipped": list(splits.skipped),
         "empty_profiles": sum(not r.profile for r in (*train, *held_out)),
         "bounds": None if splits.world is None else _bounds(recipe, splits.world),
@@ -48,11 +46,6 @@ def run(context: StageContext) -> StageResult:
     for note in notes:
         context.console.print(f"  {note}", markup=False)
     return StageResult(outputs=(folder, context.dir.root / "data.json"), metrics=metrics, notes=tuple(notes))
-
-
-def _with_several(records: Sequence[LampRecord]) -> int:
-    """Number of people with two questions or more."""
-    return sum(count > 1 for count in Counter(record.user_id for record in records).values())
 
 
 def _bounds(recipe: Recipe, world: World) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config import PrmuStage, prompt_style
+from tagpr_rl.data.people import with_one_question
 from tagpr_rl.files import sha256_file, sha256_json, write_json, write_text
 from tagpr_rl.model.fetch import model_folder
 from tagpr_rl.prmu.training.preferences import read_pairs, write_pairs
@@ -60,6 +61,9 @@ def run(context: StageContext) -> StageResult:
         "warmup": min(stage.warmup_steps, steps // 2),
         **{name: getattr(stage, name) for name in _SAME_NAME},
     }
+    if stage.identity is None:
+        single, n_people = with_one_question(context.dataset.train)
+        settings["identity"] = 2 * len(single) <= n_people
     if stage.backbone is not None:
         backbone = model_folder(stage.backbone, f"stages.{context.name}.backbone")
     else:

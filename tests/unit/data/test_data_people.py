@@ -139,9 +139,9 @@ def test_a_user_split_is_no_time_split(tmp_path: Path) -> None:
 
 
 def test_a_vector_for_each_user_needs_several_questions_of_a_user() -> None:
-    require_several_questions([question("1", "u"), question("2", "u"), question("3", "v")], "stages.prmu.identity")
+    require_several_questions([question("1", "u"), question("2", "u"), question("3", "v")], "stages.prmu")
     with pytest.raises(TagprError, match=r"2 of 3 training users \('v', 'w'\) have one question.*identity: false"):
-        require_several_questions([question(f"{n}", user) for n, user in enumerate("uuvw")], "stages.prmu.identity")
+        require_several_questions([question(f"{n}", user) for n, user in enumerate("uuvw")], "stages.prmu")
 
 
 def test_missing_outputs_stop_a_folder_with_both_splits(tmp_path: Path) -> None:
@@ -186,11 +186,14 @@ def test_run_rank_and_check_agree_on_a_question_without_query(
     monkeypatch.chdir(Path(__file__).parents[3])
     folder = folder_of(tmp_path / "lamp", TRAIN, DEV)
     spoil(questions_path(folder, "LaMP_7", "dev"), lambda rows: rows[1].update(input="no mark"))
-    recipe = ["recipes/smoke.yaml", f"data.lamp_dir={folder}", "data.tasks=[LaMP_7]", "stages.prmu.identity=false"]
+    recipe = ["recipes/smoke.yaml", f"data.lamp_dir={folder}", "data.tasks=[LaMP_7]"]
     command = ["run", *recipe, f"out={tmp_path / 'runs'}", "name=case", "--until", "data"]
     assert main(command) == 2
     assert "LaMP_7 record '1': input has no ':'" in capsys.readouterr().err
-    assert main([*command, "data.skip_defective=1"]) == 0
+    command.append("data.skip_defective=1")
+    assert main([*command, "stages.prmu.identity=true"]) == 2  # everyone has one question
+    assert "stages.prmu: a learned vector for each user, but 4 of 4 training users" in capsys.readouterr().err
+    assert main(command) == 0
     [facts] = (tmp_path / "runs" / "case").glob("*_data/data.json")
     assert ["LaMP_7 record '1'" in fault for fault in json.loads(facts.read_text())["skipped"]] == [True]
     [manifest] = (tmp_path / "runs" / "case").glob("*_data/manifest.json")
