@@ -100,7 +100,7 @@ def numbers(plan: PlannedRun) -> Iterator[Finding]:
     for name, grpo in plan.stages(GrpoStage):
         for term in grpo.terms:
             if term.name != "task_format":
-                key = next((k for k, v in SHORT_FORM.items() if v == term.name), term.name)
+                key = next((k for k, v in SHORT_FORM.items() if v in (term.name, *term.factors)), term.name)
                 yield from _WEIGHT.judge(
                     f"stages.{name}.{'weights' if grpo.reward is None else 'reward'}.{key}", term.weight
                 )
