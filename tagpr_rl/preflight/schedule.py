@@ -73,7 +73,7 @@ def unlogged(plan: PlannedRun, stage: GrpoStage, metric: str) -> tuple[str, str]
     """(what is wrong, remedy) if the stage's steps do not all log the metric; None if they do."""
     family, _, rest = metric.partition("/")
     first, _, last = rest.partition("/")
-    components = [TOTAL, *COMPONENTS, *(term.name for term in stage.terms if term.fn)]
+    components = [TOTAL, *COMPONENTS, *(name for term in stage.terms if term.fn for name in term.factors)]
     if not stage.uses_prmu:
         components.remove("prmu")
     schema = _schema(plan)
