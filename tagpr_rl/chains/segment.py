@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from tagpr_rl.chains.client.leftovers import bare, own_turn, thought_and_rest, turn_end, visible
+from tagpr_rl.chains.client.leftovers import bare, holds_control, own_turn, thought_and_rest, turn_end, visible
 
 MIN_STEPS, MAX_STEPS = 3, 15
 
@@ -39,7 +39,8 @@ def split_answer(text: str) -> tuple[str, str] | None:
     The answer follows the last `Answer:` that begins a line; without one it follows a native `</think>`. The thought
     is the text before `Answer:`. If there is a native `<think>` block and the text after it has fewer than MIN_STEPS
     lines before `Answer:`, the block is the thought. Emphasis marks around the answer are dropped, and what a server
-    or a template left around the text (leftovers.py). A thought that never ends has no answer.
+    or a template left around the text (leftovers.py); one inside it makes the text None. A thought that never ends has
+    no answer.
     """
     parts = thought_and_rest(text)
     if parts is None:  # the thought was cut: an "Answer:" in it is no answer
@@ -60,7 +61,9 @@ def split_answer(text: str) -> tuple[str, str] | None:
     few = sum(bool(line.strip()) for line in before.split("\n")) < MIN_STEPS
     thought = native if native and few else visible(before)
     answer = visible(own_turn(own_turn(_LAST_FENCE.sub("", bare(answer))).strip("*")))
-    return (thought, answer) if thought and answer else None
+    if not thought or not answer or holds_control(thought + answer):
+        return None
+    return thought, answer
 
 
 def segment(thought: str, least: int = MIN_STEPS, most: int = MAX_STEPS) -> list[str]:

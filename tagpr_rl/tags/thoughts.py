@@ -1,8 +1,10 @@
 """Where a response's thought ends, also in the notations of other models: the one place that says what the answer is.
 
-A thought may stand in `<think>`, `<thinking>`, `<thought>`, `<thoughts>` or `<reasoning>` (any case), `[THINK]`
-(Magistral), `◁think▷` (Kimi), `<seed:think>`, `<|START_THINKING|>` (Command), `<|begin_of_thought|>` (Sky-T1), or in
-the analysis channel of the Harmony format, with or without its special tokens.
+A thought may stand in `<think>`, `<thinking>`, `<thought>`, `<reasoning>`, `<reflection>`, `<scratchpad>`,
+`<analysis>`, `<antThinking>` and the like (any case, also with attributes), `[THINK]` (Magistral), `◁think▷` (Kimi),
+`<seed:think>`, `<|START_THINKING|>` (Command), `<|begin_of_thought|>` (Sky-T1), `<|thinking|>`, `<|channel>thought`
+(Gemma), between `Thinking...` and `...done thinking.` (Ollama's command line), or in the analysis channel of the
+Harmony format, with or without its special tokens.
 """
 
 from __future__ import annotations
@@ -12,15 +14,23 @@ from collections.abc import Sequence
 
 from tagpr_rl.tags.schema import THINK
 
-_MARKERS = re.compile(
-    r"<\s*+(?P<a>/?+)\s*+(?P<b>think|thinking|thoughts?|reasoning|seed:think)\s*+>"
-    r"|\[(?P<c>/?+)(?P<d>THINK)\]"
-    r"|◁(?P<e>/?+)(?P<f>think)▷"
-    r"|<\|(?:START|begin)_(?:of_)?(?P<g>THINKING|thought)\|>"
-    r"|<\|(?P<h>END|end)_(?:of_)?(?P<i>THINKING|thought)\|>",
-    re.IGNORECASE,
+_PAIRS = (
+    (r"\[THINK\]", r"\[/THINK\]"),
+    ("◁think▷", "◁/think▷"),
+    (r"<\|(?:START|begin)_(?:of_)?(?:THINKING|thought)\|>", r"<\|END_(?:of_)?(?:THINKING|thought)\|>"),
+    (r"<\|think(?:ing)?\|>", r"<(?:\|/|/\|)think(?:ing)?\|>"),
+    (r"(?:<\|channel>|<unused94>)thought\n", r"<channel\|>|<unused95>"),
+    (r"\A\s*+Thinking\.\.\.\n", r"^\.\.\.done thinking\.[ \t]*+$"),
 )
-_CHANNEL = re.compile(r"<\|channel\|>\s*+(\w++)[^<]*+<\|message\|>")
+"""(opening, closing) marker of a thought, beside `<word>` and `</word>`."""
+_MARKERS = re.compile(
+    r"<\s*+(?P<slash>/?+)\s*+(?P<word>think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|analysis|cot"
+    r"|antthinking|inner_thoughts?|internal_reasoning|(?:thinking|thought)_process|(?:seed:|mm:|longcat_)think)"
+    r"(?:\s++[\w-]++=[^<>]*+)?\s*+>"
+    + "".join(f"|(?P<o{i}>{opening})|(?P<c{i}>{closing})" for i, (opening, closing) in enumerate(_PAIRS)),
+    re.IGNORECASE | re.MULTILINE,
+)
+_CHANNEL = re.compile(r"<\|channel\|>\s*+(\w++)[^<]*+(?:<\|constrain\|>[^<]*+)?<\|message\|>")
 _HARMONY_END = re.compile(r"<\|(?:end|return|start|call)\|>")
 _HARMONY_MARKS = re.compile(rf"<\|start\|>assistant|{_HARMONY_END.pattern}|{_CHANNEL.pattern}")
 _BARE_ANALYSIS = re.compile(r"\s*(?:assistant)?analysis(?=[A-Z\"'(\[*0-9])")
@@ -40,12 +50,12 @@ def split_thought(text: str, *, prefilled: bool = False) -> tuple[str, str] | No
     if (channels := _channels(text)) is not None:
         return channels if channels[1].strip() else None
     opened = [THINK] if prefilled else []
-    marks = [(_name(match), match) for match in _MARKERS.finditer(text)]
-    if prefilled or any(name == THINK for name, _ in marks):
-        marks = [(name, match) for name, match in marks if name == THINK]  # the others are the thought's own text
+    marks = [(*_name(match), match) for match in _MARKERS.finditer(text)]
+    if prefilled or any(name == THINK for name, *_ in marks):
+        marks = [mark for mark in marks if mark[0] == THINK]  # the others are the thought's own text
     start = end = 0
-    for name, match in marks:
-        if not any(match[key] for key in "aceh"):
+    for name, closes, match in marks:
+        if not closes:
             opened += [name] * (name not in opened)
             continue
         if name in opened:
@@ -60,9 +70,12 @@ def without_markers(thought: str) -> str:
     return _MARKERS.sub("", _HARMONY_MARKS.sub("", thought))
 
 
-def _name(match: re.Match[str]) -> str:
-    name = next(match[key] for key in "bdfgi" if match[key]).lower()
-    return name if match["b"] else f"{name} "  # `[THINK]` is another marker than `<think>`
+def _name(match: re.Match[str]) -> tuple[str, bool]:
+    """(name of the notation, whether the marker closes a thought)."""
+    if match["word"]:
+        return match["word"].lower(), bool(match["slash"])
+    group = str(match.lastgroup)
+    return group[1:], group[0] == "c"
 
 
 def begin_inside(texts: Sequence[str]) -> bool:

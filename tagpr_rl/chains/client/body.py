@@ -14,16 +14,20 @@ from tagpr_rl.tags.thoughts import split_thought
 
 _HTML: Final = re.compile(rb"\s*(<!doctype|<html|<head|<body)", re.IGNORECASE)
 _EXCERPT_CHARACTERS = 200
+_MOST_TOKENS: Final = 1 << 31  # a larger count in a body is no count
 _STOPS: Final[Mapping[str, ReplyStatus]] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete"), ReplyStatus.OK),
-    **dict.fromkeys(("length", "max_tokens", "max_length", "model_length"), ReplyStatus.LENGTH),
+    **dict.fromkeys(
+        ("length", "max_tokens", "max_length", "model_length", "token_limit", "model_context_window_exceeded"),
+        ReplyStatus.LENGTH,
+    ),
     **dict.fromkeys(
         ("content_filter", "content_filtered", "safety", "refusal", "recitation", "blocklist", "prohibited_content",
-         "spii", "sensitive", "guardrail_intervened"), ReplyStatus.REFUSED,
+         "spii", "sensitive", "guardrail_intervened", "error_toxic"), ReplyStatus.REFUSED,
     ),
 }  # fmt: skip
 """Stop reasons of OpenAI and vLLM, of TGI, Anthropic, Gemini, Mistral, Cohere, Zhipu and Bedrock behind a gateway, in
-lower case. A text that stopped for another reason (abort, error, none at all) is not known to be whole."""
+lower case with underscores. A text that stopped for another reason (abort, error, none at all) is not known to be whole."""
 _THOUGHT_KEYS: Final = (
     "reasoning_content", "reasoning", "reasoning_details", "reasoning_text", "thinking", "thinking_blocks",
 )  # fmt: skip
@@ -71,8 +75,8 @@ def read_body(content: bytes) -> tuple[Reply, bool]:
     choices = value.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, dict) else None
-    error = value.get("error") or (choice.get("error") if isinstance(choice, dict) else None)
-    if error:
+    places = [place for place in (value, choice, message) if isinstance(place, dict)]
+    if error := next((place["error"] for place in places if place.get("error")), None):
         raise UnfinishedError(f"the body holds an error: {_shown(error)}")
     if not isinstance(choice, dict) or not isinstance(message, dict):
         raise BadBodyError(f"the body holds no choice with a message: {excerpt(content)}")
@@ -81,12 +85,18 @@ def read_body(content: bytes) -> tuple[Reply, bool]:
     thoughts = (*(message.get(key) for key in _THOUGHT_KEYS), _parts_of(parts, _is_thought))
     thought = next((found for value in thoughts if (found := _thought(value))), "")
     refusal = _thought(message.get("refusal")) or _thought(_parts_of(parts, _is_refusal))
-    status, detail = judge(text, choice.get("finish_reason"), only_thought=bool(thought))
+    stop, native = (choice.get(key) for key in ("finish_reason", "native_finish_reason"))
+    if _status(native) not in (None, ReplyStatus.OK):  # a gateway may call every end "stop"
+        stop = native
+    status, detail = judge(text, stop, only_thought=bool(thought))
     if refusal:
         status, detail = ReplyStatus.REFUSED, refusal
     prompt, completion = _tokens(value.get("usage"))
     known = prompt is not None and completion is not None
-    return Reply(_joined(thought, text), status, prompt or 0, completion or 0, detail=detail), known
+    whole = _joined(thought, text)
+    if not (whole + detail).isascii() and any("\ud800" <= c <= "\udfff" for c in whole + detail):
+        raise UnfinishedError("the text holds half a character (a lone surrogate), which no file can hold")
+    return Reply(whole, status, prompt or 0, completion or 0, detail=detail), known
 
 
 def judge(text: str, stop: Any, *, only_thought: bool = False) -> tuple[ReplyStatus, str]:
@@ -94,7 +104,7 @@ def judge(text: str, stop: Any, *, only_thought: bool = False) -> tuple[ReplySta
 
     UnfinishedError if `stop` is no known reason to end a text.
     """
-    status = _STOPS.get(stop.lower()) if isinstance(stop, str) else None
+    status = _status(stop)
     if status is None:
         raise UnfinishedError(
             f"the text stopped for the reason {stop!r} ({len(text)} characters came): it is not known to be whole"
@@ -104,9 +114,14 @@ def judge(text: str, stop: Any, *, only_thought: bool = False) -> tuple[ReplySta
     if status is ReplyStatus.REFUSED:
         return status, f"stopped by the endpoint's content filter ({stop})"
     if not visible(without_thought(text)):
-        thought = only_thought or bool(visible(text))
+        thought = only_thought or split_thought(text) != ("", text)
         return ReplyStatus.EMPTY, _ONLY_A_THOUGHT if thought else "the answer has no text"
     return status, ""
+
+
+def _status(stop: Any) -> ReplyStatus | None:
+    name = stop.strip().lower().replace("-", "_") if isinstance(stop, str) else ""
+    return _STOPS.get(name.removeprefix("finish_reason_"))
 
 
 def _joined(thought: str, text: str) -> str:
@@ -137,7 +152,7 @@ def _text(content: Any) -> str:
         if key is not None:
             return _text(content[key])
         if kind is None:
-            return json.dumps(content)  # some servers parse structured output themselves
+            return json.dumps(content) if content else ""  # some servers parse structured output themselves
     raise BadBodyError(f"the message's content has a part that is no text: {_shown(content)}")
 
 
@@ -173,8 +188,8 @@ def _tokens(usage: Any) -> tuple[int | None, int | None]:
     if not isinstance(usage, dict):
         return None, None
     prompt, completion = (usage.get(f"{name}_tokens") for name in ("prompt", "completion"))
-    prompt = prompt if type(prompt) is int and prompt >= 0 else None
-    completion = completion if type(completion) is int and completion >= 0 else None
+    prompt = prompt if type(prompt) is int and 0 <= prompt < _MOST_TOKENS else None
+    completion = completion if type(completion) is int and 0 <= completion < _MOST_TOKENS else None
     return prompt, completion
 
 

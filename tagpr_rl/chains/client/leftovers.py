@@ -17,9 +17,10 @@ INVISIBLE: Final = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad\u061c\x00"
 _NOWHERE: Final = re.compile("[\ufeff\u200b\u2060\x00]")  # those that mean nothing inside a text either
 _END: Final = (  # a control token behind which the turn is over: `<|...|>` of most templates, then the others
     r"<[|\uff5c][^<>\s]{1,60}[|\uff5c]>|</s>|<eos>|<(?:start|end)_of_turn>|<\|turn>|<turn\|>|<end_of_utterance>"
-    r"|<seed:eos>|<eop>|<eod>|\[/?INST\]|\[EOS\]|\[e~\["
+    r"|<seed:eos>|<eop>|<eod>|<eot>|<eom>|<?<end>>?|<stop>|<\[end▁of▁[a-z]{1,20}\]>|\[/?INST\]|\[EOS\]|\[e~\["
+    r"|\[DONE\]|\[end of text\]"
 )
-_AROUND: Final = rf"{_END}|<s>|<bos>|<pad>|<unk>|\[BOS\]|\[PAD\]|\[gMASK\]|<sop>|<seed:bos>|\]~!?b[\[\]]"
+_AROUND: Final = rf"{_END}|<s>|<bos>|<pad>|<unk>|<mask>|<unused\d+>|</?(?:answer|final_answer|response|assistant)>|\[BOS\]|\[PAD\]|\[gMASK\]|<sop>|<seed:bos>|\]~!?b[\[\]]"
 _LONGEST: Final = 64  # characters of the longest token or header at the end
 _BLANK: Final = rf"[\s{INVISIBLE}]"
 _ROLE_FIRST: Final = (
@@ -31,11 +32,12 @@ _AFTER: Final = re.compile(rf"(?:{_BLANK}|{_AROUND}|{_ROLE_LAST})*\Z", re.IGNORE
 # "comedyassistant" and an empty line: a header of Llama 3 whose tokens were left out on decoding.
 _OVER: Final = re.compile(rf"{_END}|(?<=\S)assistant(?=\n\n|\Z)", re.IGNORECASE)
 
-_HALF: Final = re.compile(r"<\|[a-z_]{2,30}\|?\Z", re.IGNORECASE)  # an end token that a stop string cut in two
+# An end token that a stop string cut in two.
+_HALF: Final = re.compile(r"<\|[a-z_]{0,30}\|?\Z|<(?:start|end)_[a-z_]{0,20}\Z|</[a-z_]{0,20}\Z", re.IGNORECASE)
 
 
 def bare(text: str) -> str:
-    """`text` without what stands around it. A control token inside it may be a quotation and stays."""
+    """`text` without what stands around it. A control token inside it stays (`holds_control`)."""
     text = _NOWHERE.sub("", text)
     while True:
         size, text = len(text), _HALF.sub("", visible(text))
@@ -45,6 +47,11 @@ def bare(text: str) -> str:
         text = text[: tail.start()] if tail else text
         if len(text) == size:
             return text
+
+
+def holds_control(text: str) -> bool:
+    """Whether a control token stands anywhere in `text`."""
+    return re.search(_AROUND, text, re.IGNORECASE) is not None
 
 
 def turn_end(text: str, start: int = 0) -> int:

@@ -314,6 +314,10 @@ def completion(message: dict[str, Any], finish: str | None = "stop", **rest: Any
         ({"content": {"parts": [{"text": "a"}]}}, "stop", "a", "OK"),
         ({"content": {"steps": []}}, "stop", '{"steps": []}', "OK"),
         ({"content": []}, "stop", "", "EMPTY"),
+        ({"content": {}}, "stop", "", "EMPTY"),
+        ({"content": "a"}, "FINISH_REASON_STOP", "a", "OK"),
+        ({"content": "a"}, "content-filter", "a", "REFUSED"),
+        ({"content": "a"}, "model_context_window_exceeded", "a", "LENGTH"),
         ({"content": None, "output_text": "a"}, "stop", "a", "OK"),
         ({"content": [{"type": "thinking", "thinking": [{"text": "t"}]}, {"type": "text", "text": "a"}]}, "stop",
          "<think>\nt\n</think>\n\na", "OK"),
@@ -338,11 +342,19 @@ def test_bodies_that_are_answers(message: dict[str, Any], finish: str | None, te
      completion({"content": [{"type": "image_url", "image_url": {}}]}), completion({"content": "a"}, None),
      completion({"content": "a"}, "error"), completion({"content": "a"}, "abort"), completion({"content": "a"}, ""),
      completion({"content": "a"}, "repetition"), completion({"content": None}, "tool_calls"),
-     completion({"content": "a"}, "stop", error={"code": 502})],
+     completion({"content": "a"}, "stop", error={"code": 502}), completion({"content": "a", "error": "cut"}),
+     completion({"content": "a\ud800"}), completion({"content": None, "refusal": "\udfff"})],
 )  # fmt: skip
 def test_bodies_that_are_not(content: bytes) -> None:
     with pytest.raises(BadBodyError):
         read_body(content)
+
+
+def test_a_gateway_s_stop_may_hide_the_token_limit_and_counts_out_of_reason_are_none() -> None:
+    choice = {"message": {"content": "a"}, "finish_reason": "stop", "native_finish_reason": "MAX_TOKENS"}
+    usage = {"prompt_tokens": 10**30, "completion_tokens": 1}
+    reply, known = read_body(json.dumps({"choices": [choice], "usage": usage}).encode())
+    assert (reply.status, reply.prompt_tokens, known) == ("LENGTH", 0, False)
 
 
 @pytest.mark.parametrize("finish", ["error", "abort"])

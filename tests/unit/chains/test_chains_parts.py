@@ -67,6 +67,7 @@ AFTER = [
     "assistant\n\nfoo\nAnswer: drama", "assistant", "\ufeff", "\u200b", "<|im_end", "</s></s>\n", "<turn|>",
     "<|im_end|>\n<|endoftext|>", "\n\nUser: another\n", "\n### Instruction:\nfoo", "\n```", "**", "<pad>" * 40,
     "\n\nHuman:", "[EOS]", "<|eom_id|>", "<|end_of_text|>", "<|user|>",
+    "</answer>", "<EOT>", "<end>", "<stop>", "[DONE]", "<mask>", "<unused1>", "<|", "<end_of_tur", "</",
 ]  # fmt: skip
 BEFORE = [
     "\ufeff", "<|im_start|>assistant\n", "<|start_header_id|>assistant<|end_header_id|>\n\n", "assistant\n\n",
@@ -104,6 +105,9 @@ def test_thoughts_of_other_templates(text: str) -> None:
         f"<think>{WHOLE}</think>",
         f"{WHOLE}\nUser:\nq\nAnswer: drama",
         f"{WHOLE}</think>",
+        WHOLE.replace("it.\nSo", "it.<|im_end|>\nSo"),
+        WHOLE.replace("it.\nSo", "it.</s>\nSo"),
+        WHOLE.replace("comedy", "come<unk>dy"),
         "<|im_end|>",
     ],
 )
