@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from tagpr_rl.chains.client.leftovers import turn_end
 from tagpr_rl.cli.arguments import in_path, out_file, out_folder, say
 from tagpr_rl.data.lamp import stream_lamp, write_predictions
 from tagpr_rl.data.people import has_user, link_users
@@ -19,7 +20,7 @@ from tagpr_rl.eval.predictions import Answers, read_answers, read_golds, require
 from tagpr_rl.eval.provenance import describe, metric_row
 from tagpr_rl.files import write_json
 from tagpr_rl.tags.schema import default_schema, load_schema
-from tagpr_rl.tags.thoughts import begin_inside, split_thought
+from tagpr_rl.tags.thoughts import begin_inside, closes_unopened, split_thought
 from tagpr_rl.types import LampRecord, TagprError
 
 Files = list[Path]
@@ -92,14 +93,26 @@ def command(
 
 
 def _begin_inside(texts: Sequence[str], responses: bool) -> bool:
-    """Whether the texts begin inside a thought that their chat template opened. Says so, and warns of thoughts that
-    would be scored as answers."""
+    """Whether the texts begin inside a thought that their chat template opened. Says so, and warns of thoughts and end
+    tokens that would be scored as answers."""
     held = sum(split_thought(text) != ("", text) for text in texts)
     if held and not responses:
         say(f"thoughts: {held} of {len(texts)} texts hold one, scored as part of the answer; see --responses")
     inside = responses and begin_inside(texts)
     if inside:
         say("thoughts: most texts close a <think> that they do not open, so the chat template opened it")
+    elif responses and (closing := sum(map(closes_unopened, texts))):
+        say(
+            f"thoughts: {closing} of {len(texts)} texts close a <think> that they do not open; if the chat template "
+            "opened it, texts without </think> are unfinished thoughts, and here they are scored as answers: write "
+            "<think> before each text"
+        )
+    if ended := [text for text in texts if turn_end(text) < len(text)]:
+        shown = repr(ended[0].strip()[-40:])
+        say(
+            f"end tokens: {len(ended)} of {len(texts)} texts hold one, scored as part of the answer (the first ends in "
+            f"{shown}); decode without special tokens"
+        )
     return inside
 
 

@@ -46,7 +46,8 @@ def proxy_of(url: str) -> str:
     for scheme in (parts.scheme, "all"):
         for name in (f"{scheme}_proxy", f"{scheme}_proxy".upper()):
             if value := os.environ.get(name):
-                return f"${name} ({urllib.parse.urlsplit(value).netloc.rpartition('@')[2] or value})"
+                # Without a scheme a value is no URL, and its login must not be shown either.
+                return f"${name} ({value.rpartition('://')[2].rpartition('@')[2].rstrip('/')})"
     return ""
 
 

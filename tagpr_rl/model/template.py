@@ -26,7 +26,7 @@ PINNED_DATE = date(2025, 1, 1)
 """The day that a template which writes today's date gets instead, so that a prompt never changes."""
 FILE_REMEDY = "give a template of your own with model.chat_template: FILE"
 
-_USER = [{"role": "user", "content": " zq1 Who wrote <b>it</b>, {{ braces }}?\n\nTwo  spaces zq2\n"}]
+_USER = [{"role": "user", "content": " zq1 Who <think>wrote</think> <b>it</b>, {{ braces }}?\n\nTwo  spaces zq2\n"}]
 _SYSTEM, _ANSWER, _THOUGHT, _DATE = "zq3 be brief", "zq4 answer", "zq5 thought", "zq6 date"
 _LONG = "zq1 " + "word " * 20_000 + "zq2"
 _THINK_TAG = re.compile(rf"<(/?){THINK}>")
@@ -284,9 +284,10 @@ def _turn_end(tokenizer: Any, prompt: str) -> tuple[int, list[str]]:
     """(id of the token that ends an assistant turn, mistakes of the generation prompt and the end)."""
     eos = tokenizer.eos_token_id
     try:
-        turn = _after(rendered(tokenizer, [*_USER, {"role": "assistant", "content": _ANSWER}], generation=False))
-    except TagprError:  # a template for one question alone
+        turn = rendered(tokenizer, [*_USER, {"role": "assistant", "content": _ANSWER}], generation=False)
+    except TagprError:
         turn = ""
+    turn = _after(turn) if "zq2" in turn else ""  # a template for one question alone shows the last message only
     head, found, tail = turn.partition(_ANSWER)
     own, wanted = (re.sub(r"\s+", "", _THINK_TAG.sub("", text)) for text in (_after(prompt), head))
     mistakes = []

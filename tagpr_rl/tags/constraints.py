@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from tagpr_rl.tags.schema import TagSchema
+from tagpr_rl.tags.schema import MAX_STEPS, TagSchema
 from tagpr_rl.tags.words import Plain, plain_tokens
 from tagpr_rl.types import Step, TaggedTrace
 
 DUPLICATE_JACCARD = 0.8
 """Two steps whose word-pair sets are at least this similar are near-duplicates."""
-MAX_STEPS = 64
-"""Steps after this many are surplus: a bound on the pairwise comparison."""
 MAX_CHARS, MAX_WORDS = 8192, 512
 """How much of a step's beginning is compared."""
 

@@ -20,6 +20,9 @@ NAME_PATTERN = "[A-Za-z_][A-Za-z0-9_-]*"
 THINK = "think"
 """The element around the steps; reserved in every spelling of its case."""
 
+MAX_STEPS = 64
+"""Steps of a thought after this many are surplus: a bound on their pairwise comparison."""
+
 _NAME = re.compile(NAME_PATTERN)
 _FILE_KEYS = ("version", "tags")
 _TAG_KEYS = ("name", "purpose", "required", "min_count", "max_count", "before")
@@ -255,10 +258,15 @@ def _semantic_problems(tags: Sequence[TagSpec]) -> list[str]:
                 f"{label}: required={tag.required} with min_count={tag.min_count}; "
                 "a required tag has min_count >= 1, an optional one 0"
             )
+        for other in sorted({other for other in tag.before if tag.before.count(other) > 1}):
+            problems.append(f"{label}: before names {other!r} {tag.before.count(other)} times; once is enough")
         for other in tag.before:
             if other not in names:
                 hint = did_you_mean(other, names, otherwise=f"known: {', '.join(names)}")
                 problems.append(f"{label}: before names unknown tag {other!r}; {hint}")
+    least = sum(tag.min_count for tag in tags)
+    if least > MAX_STEPS:
+        problems.append(f"the tags' min_count are {least} steps together; a thought has at most {MAX_STEPS}")
     try:
         TopologicalSorter({tag.name: tag.before for tag in tags}).prepare()
     except CycleError as error:

@@ -80,8 +80,12 @@ def _name(match: re.Match[str]) -> tuple[str, bool]:
 
 def begin_inside(texts: Sequence[str]) -> bool:
     """Whether a model's texts show that its template opened `<think>`: most close a thought that they did not open."""
-    closing = sum(f"</{THINK}>" in text and f"<{THINK}>" not in text for text in texts)
-    return 2 * closing > len(texts)
+    return 2 * sum(map(closes_unopened, texts)) > len(texts)
+
+
+def closes_unopened(text: str) -> bool:
+    """Whether `text` closes a `<think>` that it does not open."""
+    return f"</{THINK}>" in text and f"<{THINK}>" not in text
 
 
 def _channels(text: str) -> tuple[str, str] | None:

@@ -22,8 +22,11 @@ _STOPS: Final[Mapping[str, ReplyStatus]] = {
         ReplyStatus.LENGTH,
     ),
     **dict.fromkeys(
-        ("content_filter", "content_filtered", "safety", "refusal", "recitation", "blocklist", "prohibited_content",
-         "spii", "sensitive", "guardrail_intervened", "error_toxic"), ReplyStatus.REFUSED,
+        (
+            "content_filter", "content_filtered", "safety", "refusal", "recitation", "blocklist", "prohibited_content",
+            "spii", "sensitive", "guardrail_intervened", "error_toxic",
+        ),
+        ReplyStatus.REFUSED,
     ),
 }  # fmt: skip
 """Stop reasons of OpenAI and vLLM, of TGI, Anthropic, Gemini, Mistral, Cohere, Zhipu and Bedrock behind a gateway, in

@@ -20,7 +20,10 @@ _END: Final = (  # a control token behind which the turn is over: `<|...|>` of m
     r"|<seed:eos>|<eop>|<eod>|<eot>|<eom>|<?<end>>?|<stop>|<\[end▁of▁[a-z]{1,20}\]>|\[/?INST\]|\[EOS\]|\[e~\["
     r"|\[DONE\]|\[end of text\]"
 )
-_AROUND: Final = rf"{_END}|<s>|<bos>|<pad>|<unk>|<mask>|<unused\d+>|</?(?:answer|final_answer|response|assistant)>|\[BOS\]|\[PAD\]|\[gMASK\]|<sop>|<seed:bos>|\]~!?b[\[\]]"
+_AROUND: Final = (
+    rf"{_END}|<s>|<bos>|<pad>|<unk>|<mask>|<unused\d+>|</?(?:answer|final_answer|response|assistant)>"
+    r"|\[BOS\]|\[PAD\]|\[gMASK\]|<sop>|<seed:bos>|\]~!?b[\[\]]"
+)
 _LONGEST: Final = 64  # characters of the longest token or header at the end
 _BLANK: Final = rf"[\s{INVISIBLE}]"
 _ROLE_FIRST: Final = (

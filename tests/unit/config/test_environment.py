@@ -78,6 +78,8 @@ def test_proxies_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://u:p@proxy:3128")
     monkeypatch.setenv("no_proxy", "inside.example")
     assert proxy_of("https://api.example/v1") == "$https_proxy (proxy:3128)"
+    monkeypatch.setenv("https_proxy", "u:p@proxy:3128")
+    assert proxy_of("https://api.example/v1") == "$https_proxy (proxy:3128)"
     assert [proxy_of(url) for url in ("http://api.example", "https://a.inside.example", "https://127.0.0.5:1")] == [
         ""
     ] * 3

@@ -93,6 +93,17 @@ def test_a_predictions_file_of_another_system(tmp_path: Path, lamp: Path) -> Non
     assert actual["schema_sha256"]
 
 
+def test_what_would_be_scored_as_an_answer_and_may_be_none_is_said(
+    tmp_path: Path, lamp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preds = tmp_path / "p.json"
+    write_predictions(preds, "LaMP_2", {"1": "x</think>comedy", "2": "the user likes", "3": "action<|im_end|>"})
+    evaluate(tmp_path, "--preds", preds, "--golds", golds(lamp), "--responses")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 3 texts close a <think> that they do not open; if the chat template opened it" in said
+    assert "end tokens: 1 of 3 texts hold one" in said and "'action<|im_end|>'" in said
+
+
 def test_questions_give_users_and_the_leak_filter(tmp_path: Path, lamp: Path) -> None:
     preds = tmp_path / "p.json"
     write_predictions(preds, "LaMP_4", {"1": "The Gold", "2": "Two Dogs"})

@@ -81,6 +81,8 @@ def test_what_is_unusual_is_said() -> None:
         (lambda: byte_level(CHATML.replace("assistant\n' }}", "assistant\n<think>\n</think>\n' }}")), "closes the"),
         (lambda: byte_level(CHATML.replace("m.content", "m.content[:2000]")), "drops or changes the user's text"),
         (lambda: byte_level(CHATML.replace("m.content", "m.content | lower")), "drops or changes the user's text"),
+        (lambda: byte_level(CHATML.replace("m.content", "m.content.replace('<think>', '')")), "drops or changes"),
+        (lambda: byte_level(CHATML.replace("m.content", "m.content.split('</think>')[-1]")), "drops or changes"),
         (lambda: byte_level(CHATML.replace("m.content", "m.content.split('</b>')[-1]")), "drops or changes"),
         (lambda: byte_level("{{ range(90000) | random }}" + CHATML), "differently each time"),
         (
@@ -95,6 +97,11 @@ def test_what_cannot_be_used_is_refused_with_a_remedy(make: Any, mistake: str) -
     with pytest.raises(TagprError) as error:
         probe(make(), SCHEMA)
     assert mistake in str(error.value)
+
+
+def test_a_template_of_the_last_message_alone_is_read_by_its_question() -> None:
+    facts = probe(byte_level(CHATML.replace("in messages", "in messages[-1:]")), SCHEMA)
+    assert (facts.system, facts.end, facts.thought) == (MERGED, "<|im_end|>", NONE)
 
 
 def test_every_mistake_is_listed_at_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -114,6 +115,22 @@ def test_all_mistakes_at_once() -> None:
         "before has a cycle",
     ):
         assert part in message, part
+
+
+@pytest.mark.parametrize(
+    "tags, mistake",
+    [
+        ([{"name": "a", "before": ["b", "b"]}, {"name": "b"}], "tag 'a': before names 'b' 2 times"),
+        ([{"name": "a", "min_count": 40, "required": True}, {"name": "b", "min_count": 25, "required": True}],
+         "min_count are 65 steps together; a thought has at most 64"),
+        ([{"name": "a", "before": ["a"]}], "before has a cycle: a -> a"),
+    ],
+)  # fmt: skip
+def test_what_no_thought_can_meet_or_says_a_thing_twice_is_refused(tags: list[dict[str, Any]], mistake: str) -> None:
+    value = {"version": "1", "tags": [{"purpose": "p", **tag} for tag in tags]}
+    with pytest.raises(TagprError) as error:
+        schema_from_mapping(value, where="my.yaml")
+    assert mistake in str(error.value)
 
 
 def test_cycle_names_its_tags_in_order() -> None:
