@@ -30,7 +30,7 @@ _STOPS: Final[Mapping[str, ReplyStatus]] = {
     ),
 }  # fmt: skip
 """Stop reasons of OpenAI and vLLM, of TGI, Anthropic, Gemini, Mistral, Cohere, Zhipu and Bedrock behind a gateway, in
-lower case with underscores. A text that stopped for another reason (abort, error, none at all) is not known to be whole."""
+lower case with underscores. A text that stopped for another reason (abort, error, none) is not known to be whole."""
 _THOUGHT_KEYS: Final = (
     "reasoning_content", "reasoning", "reasoning_details", "reasoning_text", "thinking", "thinking_blocks",
 )  # fmt: skip
