@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config import PrmuStage
+from tagpr_rl.config.environment import proxy_hint
 from tagpr_rl.files import is_hub_name
 from tagpr_rl.model.gguf_header import read_header
 from tagpr_rl.plan.memory import PRMU_TOKENS, longest
@@ -88,16 +89,16 @@ def _hub(plan: PlannedRun, model: Model) -> Iterator[Finding]:
     if constants.HF_HUB_OFFLINE:
         yield model.wrong("not in the Hugging Face cache, and HF_HUB_OFFLINE is set", "download it first", here=True)
         return
-    request = urllib.request.Request(hf_hub_url(model.path, "config.json"))
+    request = urllib.request.Request(url := hf_hub_url(model.path, "config.json"))
     if token := plan.environment.get("HF_TOKEN"):
         request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=HUB_SECONDS) as reply:
+        with urllib.request.build_opener().open(request, timeout=HUB_SECONDS) as reply:
             config = json.loads(reply.read(10 << 20))
     except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
+        if error.code in (401, 403, 407):
             yield model.wrong(
-                f"the hub refuses it (HTTP {error.code}): gated, private, or no such model",
+                f"the hub refuses it (HTTP {error.code}): gated, private, or no such model{proxy_hint(url)}",
                 "accept its terms and set HF_TOKEN, or correct the name",
                 here=True,
             )
@@ -107,9 +108,8 @@ def _hub(plan: PlannedRun, model: Model) -> Iterator[Finding]:
             yield model.wrong(f"the hub answers HTTP {error.code}", "try again later", warning=True)
         return
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
         yield model.wrong(
-            f"not in the Hugging Face cache, and the hub cannot be reached ({reason})",
+            f"not in the hub's cache, and the hub cannot be reached ({getattr(error, 'reason', error)}{proxy_hint(url)})",
             f"download it on a machine with a network and give the folder with {model.key}=<folder>",
             here=True,
         )

@@ -39,15 +39,11 @@ def keys(plan: PlannedRun) -> Iterator[Finding]:
             "export WANDB_API_KEY, run `wandb login`, or use offline",
             on_machine=True,
         )
-    mode = plan.environment.get("WANDB_MODE")
-    if plan.todo and mode and mode != plan.recipe.log.wandb:
-        yield Finding(
-            "log.wandb",
-            plan.recipe.log.wandb,
-            f"WANDB_MODE={mode} in the environment says otherwise",
-            "unset one",
-            True,
-        )
+    for name, same in (("WANDB_MODE", (plan.recipe.log.wandb,)), ("WANDB_DISABLED", ("false", "0"))):
+        value = plan.environment.get(name, "").lower()
+        if plan.todo and value and value not in same and (name == "WANDB_MODE" or plan.recipe.log.wandb == "online"):
+            said = f"{name}={value} in the environment says otherwise"
+            yield Finding("log.wandb", plan.recipe.log.wandb, said, "unset one", True)
 
 
 def wandb_key(environment: Mapping[str, str]) -> bool:

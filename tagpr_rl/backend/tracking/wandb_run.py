@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +104,9 @@ def start(settings: TrackingSettings, config: dict[str, Any], warn: Callable[[st
         )  # fmt: skip
 
     mode = settings.wandb_mode
-    if mode == "online" and wanted.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+    if mode == "online" and keeps_back(wanted):
         mode = "offline"  # what the shell keeps back must not leave the machine
-        warn("the recipe's log.wandb is online, but WANDB_MODE of the shell is not: this part is recorded offline")
+        warn("log.wandb is online, but WANDB_MODE or WANDB_DISABLED of the shell is not: this part is recorded offline")
     try:
         run = init(mode)
     except Exception as error:
@@ -128,6 +128,12 @@ def start(settings: TrackingSettings, config: dict[str, Any], warn: Callable[[st
         config = {**config, "recipe": json.loads(recipe.read_text(encoding="utf-8"))}
     run.config.update(without_secrets(config), allow_val_change=True)
     return run
+
+
+def keeps_back(variables: Mapping[str, str]) -> bool:
+    """Whether the shell's variables say that nothing may leave the machine."""
+    disabled = variables.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes")
+    return disabled or variables.get("WANDB_MODE", "").lower() in ("offline", "disabled", "dryrun")
 
 
 def drop_variables(warn: Callable[[str], None]) -> dict[str, str]:

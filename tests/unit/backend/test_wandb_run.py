@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tagpr_rl.backend.tracking.wandb_run import drop_variables
+from tagpr_rl.backend.tracking.wandb_run import drop_variables, keeps_back
 
 SHELL = {
     "WANDB_SWEEP_ID": "abc", "WANDB_RUN_ID": "zzz", "WANDB_MODE": "disabled", "WANDB_PROJECT": "other",
@@ -40,6 +40,12 @@ def test_what_would_win_over_the_recipe_is_taken_out_and_named_once(monkeypatch:
     assert {name: value for name, value in os.environ.items() if name.startswith("WANDB_")} == KEPT
     assert len(warnings) == 1 and all(name in warnings[0] for name in SHELL)
     assert drop_variables(warnings.append) == {} and len(warnings) == 1
+
+
+def test_what_the_shell_keeps_back_stays_on_the_machine() -> None:
+    for name, values in {"WANDB_MODE": ("offline", "DISABLED", "dryrun"), "WANDB_DISABLED": ("true", "1")}.items():
+        assert all(keeps_back({name: value}) for value in values)
+    assert not keeps_back({"WANDB_MODE": "online", "WANDB_DISABLED": "false", "WANDB_NAME": "offline"})
 
 
 @pytest.mark.stack
