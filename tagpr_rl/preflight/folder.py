@@ -109,7 +109,7 @@ def _hub(plan: PlannedRun, model: Model) -> Iterator[Finding]:
         return
     except (OSError, ValueError) as error:
         yield model.wrong(
-            f"not in the hub's cache, and the hub cannot be reached ({getattr(error, 'reason', error)}{proxy_hint(url)})",
+            f"not cached, and the hub cannot be reached ({getattr(error, 'reason', error)}{proxy_hint(url)})",
             f"download it on a machine with a network and give the folder with {model.key}=<folder>",
             here=True,
         )
