@@ -79,6 +79,7 @@ def command(
     asked, texts = _pairs(gold_answers, predicted, records, split)
     inside = _begin_inside(list(texts.values()), responses)
     result = evaluate(asked, texts, tags, prefilled=inside, thoughts=responses, seed=seed)
+    predicted = _scored(predicted, result, responses)
     facts = _result_file(gold_answers, predicted, records, users, result, split, tags.sha256 if responses else None)
     if training:
         facts["baseline"] = {"name": baseline, "learned_from": training}
@@ -93,8 +94,8 @@ def command(
 
 
 def _begin_inside(texts: Sequence[str], responses: bool) -> bool:
-    """Whether the texts begin inside a thought that their chat template opened. Says so, and warns of thoughts and end
-    tokens that would be scored as answers."""
+    """Whether the texts begin inside a thought that their chat template opened. Says so, and warns of thoughts that
+    would be scored as answers."""
     held = sum(split_thought(text) != ("", text) for text in texts)
     if held and not responses:
         say(f"thoughts: {held} of {len(texts)} texts hold one, scored as part of the answer; see --responses")
@@ -107,13 +108,20 @@ def _begin_inside(texts: Sequence[str], responses: bool) -> bool:
             "opened it, texts without </think> are unfinished thoughts, and here they are scored as answers: write "
             "<think> before each text"
         )
-    if ended := [text for text in texts if turn_end(text) < len(text)]:
-        shown = repr(ended[0].strip()[-40:])
-        say(
-            f"end tokens: {len(ended)} of {len(texts)} texts hold one, scored as part of the answer (the first ends in "
-            f"{shown}); decode without special tokens"
-        )
     return inside
+
+
+def _scored(predicted: dict[str, Answers], result: EvalResult, responses: bool) -> dict[str, Answers]:
+    """The answers that were scored, for the files to write. Says how many hold an end token."""
+    answers = [question.answer for question in result.questions]
+    if ended := [answer for answer in answers if turn_end(answer) < len(answer)]:
+        say(
+            f"end tokens: {len(ended)} of {len(answers)} answers hold one, and it is scored too (the first ends in "
+            f"{ended[0][-40:]!r}); decode without special tokens"
+        )
+    if not responses:
+        return predicted
+    return {name: replace(own, outputs=result.answers(name)) for name, own in predicted.items()}
 
 
 def _read_all(
@@ -247,6 +255,7 @@ def _result_file(
         "metrics_without_leaks": [metric_row(metric) for metric in result.metrics_without_leaks],
         "strict_parse_rate": result.strict_rate if schema_sha256 is not None else None,
         "parse_counts": dict(result.parse_counts) if schema_sha256 is not None else None,
+        "truncated": result.truncated if schema_sha256 is not None else None,
         "score": {"value": result.score, "low": result.score_low, "high": result.score_high},
         "user_macro_score": result.user_macro_score,
     }
@@ -262,7 +271,10 @@ def _show(facts: dict[str, Any]) -> None:
     for row in facts["metrics_without_leaks"]:
         say(f"{row['task']} {row['name']} {row['value']:.4f} without leaked golds (n {row['n']})")
     if facts["strict_parse_rate"] is not None:
-        say(f"well-formed responses: {facts['strict_parse_rate']:.4f}")
+        say(
+            f"well-formed responses: {facts['strict_parse_rate']:.4f}; unfinished thoughts, which have no answer: "
+            f"{facts['truncated']:.4f}"
+        )
     if "baseline" in facts:
         say(f"baseline {facts['baseline']['name']}, learned from {facts['baseline']['learned_from']}")
     say(f"users: {facts['users']}; interval: {facts['interval']}")

@@ -101,7 +101,18 @@ def test_what_would_be_scored_as_an_answer_and_may_be_none_is_said(
     evaluate(tmp_path, "--preds", preds, "--golds", golds(lamp), "--responses")
     said = " ".join(capsys.readouterr().out.split())
     assert "1 of 3 texts close a <think> that they do not open; if the chat template opened it" in said
-    assert "end tokens: 1 of 3 texts hold one" in said and "'action<|im_end|>'" in said
+    assert "end tokens: 1 of 3 answers hold one" in said and "'action<|im_end|>'" in said
+
+
+def test_files_written_from_responses_hold_what_was_scored(tmp_path: Path, lamp: Path) -> None:
+    preds = tmp_path / "p.json"
+    write_predictions(preds, "LaMP_2", {"1": "<think>x</think>comedy", "2": "<think>cut", "3": "action"})
+    actual = evaluate(
+        tmp_path, "--preds", preds, "--golds", golds(lamp), "--responses", "--write-preds", tmp_path / "w"
+    )
+    assert actual["truncated"] == pytest.approx(1 / 3)
+    again = json.loads((tmp_path / "w" / "LaMP_2.json").read_text())
+    assert {item["id"]: item["output"] for item in again["golds"]} == {"1": "comedy", "2": "", "3": "action"}
 
 
 def test_questions_give_users_and_the_leak_filter(tmp_path: Path, lamp: Path) -> None:
