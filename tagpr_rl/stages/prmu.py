@@ -170,11 +170,13 @@ def pairs_of_samples(
 def sampled_responses(
     context: StageContext, model: str, records: Sequence[LampRecord], n: int, seed: int
 ) -> list[tuple[str, ...]]:
-    """`n` responses of the policy `model` to each record at temperature 1; stored once per run and set of questions."""
+    """`n` responses of the policy `model` to each record at temperature 1; stored once per run and set of prompts."""
     recipe = context.recipe
     folder = context.model_folder(model)
     weights = {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
     facts = {"model": model, "weights": weights, "samples": n, "seed": seed}
+    prompts = encoded_prompts(context.dataset, folder, model, records)
+    facts |= {"prompts": sha256_json(prompts), "max_response_tokens": recipe.data.prompt.max_response_tokens}
     facts |= {"questions": [f"{record.task}/{record.id}" for record in records]}
     path = context.run.root / "policy_samples" / f"{model}_{sha256_json(facts)[:12]}.json"
     if path.is_file():
@@ -184,7 +186,6 @@ def sampled_responses(
     from tagpr_rl.backend.rollout.generate import Engine
 
     context.start_ray()
-    prompts = encoded_prompts(context.dataset, folder, model, records)
     status = f"  {context.name}: {n} responses of {model} to {len(records)} questions"
     with context.console.status(status), Engine(recipe, folder) as engine:
         texts = sampled(engine, prompts, n, seed=seed)

@@ -32,9 +32,11 @@ def unfit_for_sockets(folder: str) -> str:
         return "it is no absolute path"
     if not os.path.isdir(folder):
         return "there is no such folder"
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return "it is not writable"
-    return ""
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell of a read-only or a full disk
+            return ""
+    except OSError as error:
+        return f"it is not writable ({error.strerror})"
 
 
 def unfit_folders(environment: Mapping[str, str]) -> dict[str, str]:

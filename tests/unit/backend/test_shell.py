@@ -29,6 +29,7 @@ def test_the_longest_folder_is_the_one_whose_sockets_just_fit(tmp_path: Path) ->
     assert "no such folder" in unfit_for_sockets(str(fits)) and "38 bytes are too long" in unfit_for_sockets(str(long))
     umlauts = "/tmp/" + "ü" * 17  # 22 characters, 39 bytes
     assert "39 bytes" in unfit_for_sockets(umlauts)
+    assert "not writable" in unfit_for_sockets("/proc")  # whatever its permissions say
     assert unfit_for_sockets("/tmp") == "" and "absolute" in unfit_for_sockets("tmp") and unfit_for_sockets("")
 
 
