@@ -33,6 +33,10 @@ def examine(
         return None, mistakes
     if file is not None:
         facts = replace(facts, template=facts.template or tokenizer.chat_template)
+    try:
+        stop_ids(folder, facts)
+    except TagprError as error:
+        mistakes.append(str(error))
     opens = facts.thought == OPEN
     if prefilled not in (None, opens):
         does = "opens <think> itself" if opens else "does not open <think>"
@@ -62,7 +66,9 @@ def config_mistakes(config: Mapping[str, Any], facts: TemplateFacts) -> list[str
     """What in the model's config.json does not fit its tokenizer."""
     inner = config.get("text_config")
     rows = config.get("vocab_size", inner.get("vocab_size") if isinstance(inner, Mapping) else None)
-    if not isinstance(rows, int) or rows >= facts.num_tokens:
+    if rows is not None and type(rows) is not int:
+        return [f"config.json's vocab_size is {rows!r}, not a whole number; copy the file again"]
+    if rows is None or rows >= facts.num_tokens:
         return []
     return [
         f"the tokenizer has ids up to {facts.num_tokens - 1}, and the model embeds {rows} tokens (vocab_size); use the "
@@ -71,11 +77,18 @@ def config_mistakes(config: Mapping[str, Any], facts: TemplateFacts) -> list[str
 
 
 def stop_ids(folder: Path, facts: TemplateFacts) -> tuple[list[int], list[int]]:
-    """(ids at which generation stops by the folder's generation_config.json and config.json, those it should have)."""
+    """(ids at which generation stops by the folder's generation_config.json and config.json, those it should have).
+
+    TagprError if a file has something else in their place.
+    """
     known: list[int] = []
     for name in ("generation_config.json", "config.json"):
         value = read_config(folder / name).get("eos_token_id")
         if value is not None:
-            known = [int(value)] if isinstance(value, int) else [int(i) for i in value]
+            known = value if isinstance(value, list) else [value]
+            if not all(type(token) is int for token in known):
+                raise TagprError(
+                    f"{folder / name}: eos_token_id is {value!r}, no token's id or list of them; copy the file again"
+                )
             break
     return known, known if facts.end_id in known else [*known, facts.end_id]

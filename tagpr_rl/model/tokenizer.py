@@ -17,9 +17,10 @@ def load_tokenizer(folder: Path | str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # damaged files fail in the depths of several libraries
+        why = " ".join(str(error).split())[:300]
         raise TagprError(
-            f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {first_line(error)}); the folder needs "
-            "tokenizer.json or the files of its tokenizer class"
+            f"{folder}: its tokenizer cannot be loaded ({type(error).__name__}: {why}); the folder needs "
+            "tokenizer.json or the files of its tokenizer class, and the config.json of its model"
         ) from error
 
 

@@ -176,6 +176,14 @@ def test_generation_stops_where_a_turn_ends(tmp_path: Path) -> None:
     assert stop_ids(tmp_path, facts) == ([1], [1, facts.end_id])
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, facts.end_id]}))
     assert stop_ids(tmp_path, facts) == ([1, facts.end_id], [1, facts.end_id])
+    for bad in ("<eos>", ["<eos>"], 1.5, True, {"a": 1}):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": bad}))
+        with pytest.raises(TagprError, match=r"generation_config\.json: eos_token_id is .*no token's id"):
+            stop_ids(tmp_path, facts)
+
+
+def test_a_vocabulary_size_that_is_no_number_is_said() -> None:
+    assert "vocab_size is '300'" in config_mistakes({"vocab_size": "300"}, probe(MADE["gemma"](), SCHEMA))[0]
 
 
 def test_a_vocabulary_must_hold_every_token() -> None:
