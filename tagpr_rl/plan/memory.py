@@ -193,8 +193,10 @@ def engine_parts(recipe: Recipe, shape: ModelShape, memory: float | None) -> tup
     problems = []
     if fits < 1:
         problems.append(
-            f"vLLM's weights take {weights / GIB:.1f} GiB of its share and leave no room for one sequence of {length} "
-            "tokens; raise platform.vllm_gpu_utilization or placement.tensor_parallel"
+            f"platform.vllm_memory_mb={recipe.platform.vllm_memory_mb} holds no sequence of {length} tokens; raise it"
+            if recipe.platform.device == "cpu"
+            else f"vLLM's weights take {weights / GIB:.1f} GiB of its share and leave no room for one sequence of "
+            f"{length} tokens; raise platform.vllm_gpu_utilization or placement.tensor_parallel"
         )
     parts = [
         Part("engine weights", weights, f"{width} B x {shape.parameters:,} / tensor_parallel {tensor}"),

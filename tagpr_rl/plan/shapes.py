@@ -124,6 +124,7 @@ def shape_of(path: Path | str) -> ModelShape | None:
         return None
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = {"num_key_value_heads": raw["num_attention_heads"], **raw}  # older models have as many
         sizes = {field: int(raw[key]) for field, key in _CONFIG_KEYS.items()}
         head_dim = int(raw.get("head_dim") or sizes["hidden"] // sizes["heads"])
         return ModelShape(str(path), head_dim=head_dim, tied=bool(raw.get("tie_word_embeddings", False)), **sizes)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tagpr_rl.config import Recipe
 from tagpr_rl.plan.show import problems
-from tagpr_rl.preflight import folder, machine, numbers, schedule, services, source
+from tagpr_rl.preflight import folder, machine, numbers, rewards, schedule, services, source
 from tagpr_rl.preflight.finding import Finding, PlannedRun
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.run.state import run_status
@@ -39,7 +39,7 @@ CHECKS: tuple[Check, ...] = (
     source.questions,
     source.templates,
     source.rankings,
-    source.own_rewards,
+    rewards.own_rewards,
     folder.models,
     machine.devices,
     machine.packages,

@@ -14,11 +14,12 @@ from tagpr_rl.config import PrmuStage
 from tagpr_rl.config.environment import proxy_hint
 from tagpr_rl.files import is_hub_name
 from tagpr_rl.model.gguf_header import read_header
+from tagpr_rl.model.loading import load_mistakes
 from tagpr_rl.plan.memory import PRMU_TOKENS, longest
 from tagpr_rl.plan.shapes import SHAPES, ModelShape
 from tagpr_rl.preflight.finding import Finding, PlannedRun
 from tagpr_rl.preflight.known import generating_architectures, model_types
-from tagpr_rl.preflight.weights import Tensor, not_finite, read_json_file, tensors, weight_files
+from tagpr_rl.preflight.weights import Tensor, blank, not_finite, read_json_file, tensors, weight_files
 from tagpr_rl.types import TagprError
 
 HUB_SECONDS = 5.0
@@ -68,7 +69,8 @@ def models(plan: PlannedRun) -> Iterator[Finding]:
             yield from _folder(plan, model, folder)
         elif not is_hub_name(model.path):
             what = "a file, not a folder" if folder.exists() else "no such folder"
-            yield model.wrong(what, "give a Hugging Face model folder or a hub name (owner/name)", here=True)
+            remedy = "give a Hugging Face model folder or a hub name (owner/name)"
+            yield model.wrong(what, remedy, here=not folder.exists())
         else:
             yield from _hub(plan, model)
     tiny = plan.recipe.model.path is None
@@ -135,7 +137,7 @@ def _folder(plan: PlannedRun, model: Model, folder: Path) -> Iterator[Finding]:
     try:
         config = _read_config(folder)
     except (TagprError, OSError) as error:
-        yield model.wrong(str(error), here=True)
+        yield model.wrong(str(error))
     if config:
         yield from _config(plan, model, config)
     if folder.is_file():  # the model stage converts it, and compares the result with the file
@@ -148,13 +150,15 @@ def _folder(plan: PlannedRun, model: Model, folder: Path) -> Iterator[Finding]:
         if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
             yield model.wrong("its weights are no safetensors files and are not checked", "convert them", warning=True)
         else:
-            yield model.wrong(str(error), here=True)
+            yield model.wrong(str(error))
         return
     except OSError as error:
-        yield model.wrong(f"cannot be read ({error})", here=True)
+        yield model.wrong(f"cannot be read ({error})")
         return
     if bad := list(not_finite(found)):
-        yield model.wrong(f"NaN or infinite weights in {', '.join(bad)}", "copy or download it again", here=True)
+        yield model.wrong(f"NaN or infinite weights in {', '.join(bad)}", "copy or download it again")
+    if bad := list(blank(found)):
+        yield model.wrong(f"only zeros in {', '.join(bad)}", "its file may be cut; copy or download it again")
     if config and model.trains:
         yield from _shapes(model, folder, config, found)
     if model.key == "model.path":
@@ -250,7 +254,6 @@ def _code(model: Model, folder: Path, config: Mapping[str, Any]) -> Iterator[Fin
         yield model.wrong(
             "config.json (auto_map) asks for code from the folder, and code from a model folder is never run",
             "use a model that transformers and vLLM know themselves",
-            here=False,
         )
     elif own or any(folder.glob("*.py")):
         yield model.wrong(
@@ -261,7 +264,7 @@ def _code(model: Model, folder: Path, config: Mapping[str, Any]) -> Iterator[Fin
         try:
             mapped = read_json_file(file).get("auto_map")
         except TagprError as error:
-            yield model.wrong(str(error), here=True)
+            yield model.wrong(str(error))
             return
         if mapped:
             yield model.wrong(
@@ -272,11 +275,9 @@ def _code(model: Model, folder: Path, config: Mapping[str, Any]) -> Iterator[Fin
 
 def _tokenizer_files(model: Model, folder: Path) -> Iterator[Finding]:
     if not any((folder / name).is_file() for name in TOKENIZERS):
-        yield model.wrong(
-            f"no tokenizer there ({', '.join(TOKENIZERS[:3])})", "copy the tokenizer's files into it", here=True
-        )
+        yield model.wrong(f"no tokenizer there ({', '.join(TOKENIZERS[:3])})", "copy the tokenizer's files into it")
     elif model.generates and not (folder / "tokenizer_config.json").is_file():
-        yield model.wrong("no tokenizer_config.json there", "copy the tokenizer's files into it", here=True)
+        yield model.wrong("no tokenizer_config.json there", "copy the tokenizer's files into it")
 
 
 def tokenizer_size(folder: Path) -> int | None:
@@ -296,48 +297,34 @@ def tokenizer_size(folder: Path) -> int | None:
 def _shapes(model: Model, folder: Path, config: Mapping[str, Any], found: list[Tensor]) -> Iterator[Finding]:
     """The tensors against config.json, and the vocabulary against the tokenizer."""
     text = _text(config)
-    vocabulary, layers = text.get("vocab_size"), text.get("num_hidden_layers")
+    vocabulary = text.get("vocab_size")
     embeddings = [t for t in found if t.name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))]
     if not found:
-        yield model.wrong("its weights' files hold no tensor", "download it again", here=True)
+        yield model.wrong("its weights' files hold no tensor", "download it again")
         return
     rows = embeddings[0].shape[0] if embeddings and embeddings[0].shape else None
     if rows is not None and isinstance(vocabulary, int) and rows != vocabulary:
         yield model.wrong(
             f"{embeddings[0].name} has {rows} rows, and config.json says vocab_size {vocabulary}",
             "copy config and weights of one model",
-            here=True,
         )
     try:
         size = tokenizer_size(folder)
     except TagprError as error:
-        yield model.wrong(str(error), here=True)
+        yield model.wrong(str(error))
         return
     most = rows or vocabulary
     if size is not None and isinstance(most, int) and size > most:
         yield model.wrong(
             f"its tokenizer has ids up to {size - 1}, and the model has {most} embeddings",
             "copy the model's own tokenizer, or resize its embeddings",
-            here=True,
-        )
-    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", True))
-    if model.generates and tied is False and not any("lm_head" in t.name or "embed_out" in t.name for t in found):
-        yield model.wrong(
-            "config.json says tie_word_embeddings: false, and the weights have no lm_head",
-            "the output layer would be random; download it again",
-            here=True,
         )
     if model.generates and text.get("eos_token_id", config.get("eos_token_id")) is None and vocabulary:
-        yield model.wrong(
-            "config.json names no eos_token_id: responses may run to their limit", "add it", warning=True, here=True
-        )
-    numbers = {int(part) for t in found for part in t.name.split(".") if part.isdigit() and ".experts." not in t.name}
-    if isinstance(layers, int) and numbers and max(numbers) + 1 < layers:
-        yield model.wrong(
-            f"config.json has {layers} layers, and the weights have {max(numbers) + 1}",
-            "the missing ones would be random; download it again",
-            here=True,
-        )
+        yield model.wrong("config.json names no eos_token_id: responses may run to their limit", "add it", warning=True)
+    if config.get("quantization_config") or str(config.get("model_type")) not in model_types():
+        return  # `_config` names it
+    for mistake in load_mistakes(folder, [(t.name, t.dtype, t.shape) for t in found], causal=model.generates):
+        yield model.wrong(mistake, "they would be random; download config and weights of one model again")
 
 
 def _adapters(plan: PlannedRun, found: list[Tensor]) -> Iterator[Finding]:

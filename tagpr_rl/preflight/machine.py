@@ -49,11 +49,10 @@ def _listed_devices() -> int:
 
 
 def runs_here(plan: PlannedRun) -> bool:
-    """Whether the run that is planned on this machine is likely to start on it: no Ray cluster, and its devices."""
+    """Whether the run that is planned on this machine is likely to start on it: its devices are here, or it joins a Ray
+    cluster from here."""
     platform = plan.recipe.platform
-    if platform.ray_address is not None:
-        return False
-    return platform.device == "cpu" or device_count(plan.environment) > 0
+    return platform.ray_address is not None or platform.device == "cpu" or device_count(plan.environment) > 0
 
 
 def devices(plan: PlannedRun) -> Iterator[Finding]:
@@ -158,6 +157,9 @@ def folders(plan: PlannedRun) -> Iterator[Finding]:
             wanted[f"stages.{name}.answers"] = stage.answers.parent
     if recipe.mirror is not None and recipe.mirror.startswith("file://"):
         wanted["mirror"] = Path(recipe.mirror.removeprefix("file://"))
+    for name, stage in plan.stages(ChainsStage):
+        if stage.answers is not None and stage.answers.is_dir():
+            yield Finding(f"stages.{name}.answers", stage.answers, "a folder, not a file", "name a file in it")
     for key, folder in wanted.items():
         if wrong := unwritable(folder):
             yield Finding(key, folder, wrong, f"choose another folder with {key}=<folder>", on_machine=True)

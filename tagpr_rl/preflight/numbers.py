@@ -54,7 +54,10 @@ _WAIT = Range(1, 5, 7200, 86_400, "it gives up before the other side can answer,
 _SHARED: dict[str, Range] = {"weight_decay": _DECAY, "max_grad_norm": _NORM}
 RANGES: dict[type[TrainingStage] | type[EvaluateStage], dict[str, Range]] = {
     SftStage: _SHARED,
-    PrmuStage: {"centre": Range(0, 0, 1, 100, "the penalty drowns the loss")},
+    PrmuStage: {
+        "centre": Range(0, 0, 1, 100, "the penalty drowns the loss"),
+        "max_items": Range(1, 1, 256, 10_000, "no memory holds the items of a batch"),
+    },
     GrpoStage: {
         **_SHARED,
         "temperature": Range(
@@ -69,6 +72,8 @@ RANGES: dict[type[TrainingStage] | type[EvaluateStage], dict[str, Range]] = {
 }
 _RUN = {
     "platform.zmq_timeout_s": _WAIT,
+    "data.retrieval.k": Range(1, 1, 1000, 100_000, "no prompt holds so many items"),
+    "data.retrieval.batch_size": Range(1, 1, 8192, 100_000, "no memory holds such a pass"),
     "platform.threads": Range(1, 1, 256, 1024, "more threads than any machine has cores"),
     "placement.warmup_batches": Range(0, 0, 4, 100, "responses come from weights that are so many steps old"),
     "placement.prmu_serving.restarts": Range(0, 0, 100, 10_000, "an actor that cannot start is started for hours"),
@@ -79,6 +84,7 @@ _RUN = {
 }
 _ENDPOINT = {
     "temperature": _TEMPERATURE,
+    "max_tokens": Range(8, 64, 200_000, LONGEST_TOKENS, "no chain fits, or no model writes so much"),
     "concurrency": Range(1, 1, 1024, 10_000, "more connections than a process may open"),
     "timeouts.attempt_s": Range(1, 5, 7200, 86_400, "every answer comes too late, or a hang is noticed after a day"),
     "retries.longest_wait_s": Range(0, 0, 3600, 86_400, "a request waits for days"),
@@ -121,6 +127,9 @@ def learning_rates(plan: PlannedRun) -> Iterator[Finding]:
     recipe = plan.recipe
     most, high = (0.03, 0.1) if recipe.model.path is None else (2e-3 if recipe.lora is not None else 3e-4, 0.02)
     why = "the weights diverge, or do not move at all"
+    if (lora := recipe.lora) is not None:
+        limits = Range(1e-3, 0.1, 16, 1000, "the adapter's product, which it scales, drowns the weights or is nothing")
+        yield from limits.judge("lora.alpha / lora.rank", lora.alpha / lora.rank)
     for name, stage in plan.stages(TrainingStage):
         yield from Range(1e-10, 1e-8, most, high, why).judge(f"stages.{name}.lr", getattr(stage, "lr", most))
         if isinstance(stage, PrmuStage):
@@ -133,7 +142,7 @@ def learning_rates(plan: PlannedRun) -> Iterator[Finding]:
 def _warmup(name: str, stage: TrainingStage) -> Iterator[Finding]:
     key = "lr_warmup_steps" if isinstance(stage, GrpoStage) else "warmup_steps"
     warmup = getattr(stage, key, 0)
-    if warmup > 4 * stage.steps and not isinstance(stage, PrmuStage):  # PRMU's is cut to half the steps
+    if warmup > 2 * stage.steps and not isinstance(stage, PrmuStage):  # PRMU's is cut to half the steps
         share = stage.steps / warmup
         yield Finding(
             f"stages.{name}.{key}",
@@ -189,10 +198,10 @@ def lengths(plan: PlannedRun) -> Iterator[Finding]:
     """Sequences, passes and a tiny model that no machine holds."""
     recipe = plan.recipe
     tokens = recipe.placement.prmu_serving.batch_tokens
-    if tokens is not None and tokens > LONGEST_TOKENS:
-        yield Finding(
-            "placement.prmu_serving.batch_tokens", tokens, "no memory holds such a pass", "use 16384 or fewer"
-        )
+    if tokens is not None:
+        why = "a response is a pass of its own, or no memory holds such a pass"
+        limits = Range(1, 1024, 131_072, LONGEST_TOKENS, why)
+        yield from limits.judge("placement.prmu_serving.batch_tokens", tokens)
     prompt = recipe.data.prompt
     for key in ("max_tokens", "max_response_tokens"):
         if (tokens := getattr(prompt, key)) > LONGEST_TOKENS:
@@ -294,11 +303,11 @@ def switched_off(plan: PlannedRun) -> Iterator[Finding]:
                 "use 0.8",
             )
     for name, chains in plan.stages(ChainsStage):
-        if chains.error_rate >= 1 and chains.keep_wrong_fraction <= 0:
+        if chains.error_rate >= 1:
             yield Finding(
                 f"stages.{name}.error_rate",
                 f"{chains.error_rate:g}",
-                "every chain is wrong, and keep_wrong_fraction=0 keeps none",
+                "every chain is wrong, so there is nothing right to learn",
                 "lower it",
             )
     for name, grpo in plan.stages(GrpoStage):

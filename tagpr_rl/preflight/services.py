@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import netrc
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,9 +14,13 @@ from urllib.request import getproxies, proxy_bypass
 from tagpr_rl.config import ChainsStage
 from tagpr_rl.deploy.address import require_reachable
 from tagpr_rl.preflight.finding import Finding, PlannedRun
+from tagpr_rl.preflight.source import absent
+from tagpr_rl.run.branch import until_mistakes
+from tagpr_rl.run.mirror import Mirror
 from tagpr_rl.types import TagprError
 
 CONNECT_SECONDS = 3.0
+MIRROR_SECONDS = 8.0
 RAY_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 """Where `ray start` notes its address for `auto`."""
 
@@ -109,7 +114,7 @@ def ray(plan: PlannedRun) -> Iterator[Finding]:
 
 
 def mirror(plan: PlannedRun) -> Iterator[Finding]:
-    """The mirror's file system: whether its package is there. Whether it may be written shows at the first copy."""
+    """The mirror's file system: whether its package is there and the URL answers. Writing shows at the first copy."""
     url = plan.recipe.mirror
     if url is None:
         return
@@ -118,22 +123,55 @@ def mirror(plan: PlannedRun) -> Iterator[Finding]:
     scheme = url.partition("://")[0]
     if scheme not in known_implementations and scheme not in registry:
         yield Finding("mirror", url, f"no file system is called {scheme}", "use s3://, gs:// or another one of fsspec")
-    elif scheme not in registry:
-        package = known_implementations[scheme]["class"].partition(".")[0]
-        if importlib.util.find_spec(package) is None:
-            yield Finding(
-                "mirror", url, f"the package {package} is not installed", f"pip install {package}", on_machine=True
-            )
-    if scheme == "memory":
+        return
+    package = known_implementations[scheme]["class"].partition(".")[0] if scheme not in registry else ""
+    if package and importlib.util.find_spec(package) is None:
+        yield Finding(
+            "mirror", url, f"the package {package} is not installed", f"pip install {package}", on_machine=True
+        )
+    elif scheme == "memory":
         yield Finding("mirror", url, "this copy ends with the process", "use a folder or a bucket", True)
+    elif scheme != "file" and (wrong := no_answer(f"{url.rstrip('/')}/{plan.recipe.name}")):
+        yield Finding("mirror", url, wrong, "correct the URL, or the credentials in the environment", on_machine=True)
+
+
+def no_answer(url: str) -> str:
+    """Why a run's copy at a URL cannot be read in MIRROR_SECONDS; "" if it can, or if there is none yet."""
+    said: list[str] = []
+
+    def ask() -> None:
+        try:
+            Mirror(url).require_answer()
+            said.append("")
+        except TagprError as error:
+            said.append(str(error).removeprefix(f"{url}: "))
+
+    thread = threading.Thread(target=ask, daemon=True)  # a file system's own limits are minutes
+    thread.start()
+    thread.join(MIRROR_SECONDS)
+    return said[0] if said else f"no answer in {MIRROR_SECONDS:g} seconds"
 
 
 def other_run(plan: PlannedRun) -> Iterator[Finding]:
     """The run whose finished stages this one starts from."""
     source = plan.recipe.from_run
-    if source is None or "://" in source.run:
+    if source is None or plan.folder.resolved.is_file():
+        return
+    if "://" in source.run:
+        if wrong := no_answer(source.run):
+            yield Finding("from_run.run", source.run, wrong, "correct the URL, or the credentials", on_machine=True)
         return
     folder = Path(source.run)
     if not (folder / "resolved.json").is_file():
         what = "no such folder" if not folder.is_dir() else "it holds no run (no resolved.json)"
-        yield Finding("from_run.run", source.run, what, "name a run's folder", on_machine=True)
+        yield Finding("from_run.run", source.run, what, "name a run's folder", on_machine=absent(folder))
+        return
+    try:
+        mistakes = until_mistakes(plan.recipe)
+    except TagprError as error:
+        yield Finding("from_run.run", source.run, str(error))
+        return
+    if mistakes:
+        yield Finding(
+            "from_run.until", source.until, "; ".join(mistakes), "name an earlier stage, or null to take what is equal"
+        )

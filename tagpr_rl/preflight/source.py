@@ -20,7 +20,6 @@ from tagpr_rl.prompts.prompt import prompt_phrases
 from tagpr_rl.prompts.rankings import rankings_path, read_rankings
 from tagpr_rl.prompts.rows import select
 from tagpr_rl.prompts.tokens import ChatTokenizer, PromptTokens, WordTokens
-from tagpr_rl.reward.components import load_components
 from tagpr_rl.run.layout import stage_dir
 from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
 from tagpr_rl.types import LampRecord, TagprError
@@ -44,6 +43,11 @@ class Questions:
     """All of them; otherwise counts mean nothing."""
 
 
+def absent(path: Path | None) -> bool:
+    """Whether a path that the recipe names is not on this machine. One that is here and wrong is wrong anywhere."""
+    return path is not None and not path.exists()
+
+
 def schema_of(recipe: Recipe) -> TagSchema:
     """The recipe's tag schema. TagprError if its file is missing or wrong."""
     return load_schema(recipe.schema_file) if recipe.schema_file is not None else default_schema()
@@ -55,15 +59,6 @@ def schema(plan: PlannedRun) -> Iterator[Finding]:
         schema_of(plan.recipe)
     except TagprError as error:
         yield Finding("schema_file", None, str(error))
-
-
-def own_rewards(plan: PlannedRun) -> Iterator[Finding]:
-    """The user's own reward functions, which are imported."""
-    for name, stage in plan.stages(GrpoStage):
-        try:
-            load_components(stage.terms)
-        except TagprError as error:
-            yield Finding(f"stages.{name}.reward", None, str(error))
 
 
 def questions(plan: PlannedRun) -> Iterator[Finding]:
@@ -83,7 +78,7 @@ def questions(plan: PlannedRun) -> Iterator[Finding]:
         found = read_questions(plan)
     except TagprError as error:
         key = "data.lamp_dir" if recipe.data.lamp_dir is not None else "data"
-        yield Finding(key, None, str(error), on_machine=recipe.data.lamp_dir is not None)
+        yield Finding(key, None, str(error), on_machine=absent(recipe.data.lamp_dir))
         return
     yield from _golds(recipe, found)
     yield from _teacher(plan)
@@ -116,7 +111,8 @@ def read_questions(plan: PlannedRun) -> Questions:
     if folder is not None and not source.is_dir():
         return Questions((), (), False)  # the stage that reads a finished one compares its files with their hashes
     if not source.is_dir():
-        raise TagprError(f"{source}: no such folder; give the folder that holds LaMP_1, LaMP_2, ...")
+        what = "a file, not a folder" if source.exists() else "no such folder"
+        raise TagprError(f"{source}: {what}; give the folder that holds LaMP_1, LaMP_2, ...")
     pairs = [(task, split) for task in data.tasks for split in splits_present(source, task)]
     size = sum(questions_path(source, task, split).stat().st_size for task, split in pairs)
     if size <= WHOLE_BYTES:
@@ -150,7 +146,6 @@ def _golds(recipe: Recipe, found: Questions) -> Iterator[Finding]:
                 recipe.data.lamp_dir,
                 f"{count} {side} questions of {task} have no gold",
                 f"put the task's *_outputs.json beside its questions, or leave {task} out of data.tasks",
-                on_machine=True,
             )
 
 
@@ -164,7 +159,6 @@ def _teacher(plan: PlannedRun) -> Iterator[Finding]:
                 "scripted",
                 "it knows the rules of the embedded world, not LaMP's questions",
                 "use heuristic, or a language model",
-                on_machine=False,
             )
 
 
@@ -192,6 +186,7 @@ def _whole_steps(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
                 f"there are at most {examples} training examples",
                 "lower it",
             )
+        yield from _epochs(name, sft, examples)
     for name, prmu in plan.stages(PrmuStage):
         pairs = min((stage.max_pairs for _, stage in _all(recipe, ChainsStage)), default=prmu.batch_size)
         if pairs < prmu.batch_size:
@@ -201,6 +196,7 @@ def _whole_steps(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
                 f"the chains stage makes at most {pairs} pairs (max_pairs)",
                 "lower it, or raise max_pairs",
             )
+        yield from _epochs(name, prmu, pairs)
     tasks = {record.task for record in found.held_out}
     for side, records in (("training", found.train), ("held-out", found.held_out)):
         if absent := [task for task in recipe.data.tasks if task not in {record.task for record in records}]:
@@ -216,6 +212,17 @@ def _whole_steps(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
             )
 
 
+def _epochs(name: str, stage: SftStage | PrmuStage, examples: int) -> Iterator[Finding]:
+    """Passes that end before the first update has all its examples."""
+    if stage.batch_size <= examples and stage.max_epochs * examples < stage.batch_size:
+        yield Finding(
+            f"stages.{name}.max_epochs",
+            f"{stage.max_epochs:g}",
+            f"of at most {examples} examples is less than one update of batch_size={stage.batch_size}",
+            "raise it",
+        )
+
+
 def _all(recipe: Recipe, kind: type[Any]) -> list[tuple[str, Any]]:
     return [(name, stage) for name, stage in recipe.stages.items() if isinstance(stage, kind)]
 
@@ -223,6 +230,8 @@ def _all(recipe: Recipe, kind: type[Any]) -> list[tuple[str, Any]]:
 def templates(plan: PlannedRun) -> Iterator[Finding]:
     """The policy's chat template and tokenizer: what they do with prompts, tags and thoughts."""
     block = plan.recipe.model
+    if block.path is None and block.chat_template is not None and not block.chat_template.is_file():
+        yield Finding("model.chat_template", block.chat_template, "no such file", "give a Jinja file, or leave it out")
     if block.path is None or not (block.path / "tokenizer_config.json").is_file():
         return
     try:
@@ -231,7 +240,7 @@ def templates(plan: PlannedRun) -> Iterator[Finding]:
         own = default_schema()
     _, mistakes = _template(block.path, own, block.chat_template, block.thought_prefilled)
     for mistake in mistakes:
-        yield Finding("model.path", block.path, mistake, on_machine=True)
+        yield Finding("model.path", block.path, mistake)
 
 
 @functools.lru_cache(maxsize=4)
@@ -264,10 +273,18 @@ def _prompts(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
     records = [record for side in (found.train, found.held_out) for record in _first_of_tasks(side)]
     try:
         make = Dataset(recipe, own).prompt_maker("reasoning", tokens)
-        shortest = min((make(record).n_tokens for record in records), default=0)
+        prompts = [make(record) for record in records]
     except TagprError as error:
         yield Finding("data.prompt.max_tokens" if "limit" in str(error) else "data.retrieval", None, str(error))
         return
+    if any(prompt.items_dropped for prompt in prompts) and not any(prompt.item_ids for prompt in prompts):
+        yield Finding(
+            "data.prompt.max_tokens",
+            recipe.data.prompt.max_tokens,
+            f"none of {len(prompts)} prompts has room for a profile item, so no answer can be personal",
+            "raise it",
+        )
+    shortest = min((prompt.n_tokens for prompt in prompts), default=0)
     for name, stage in plan.stages(GrpoStage):
         if stage.max_prompt_tokens is not None and stage.max_prompt_tokens < shortest:
             yield Finding(
@@ -300,4 +317,4 @@ def rankings(plan: PlannedRun) -> Iterator[Finding]:
     try:
         read_rankings(block.path, tasks)
     except TagprError as error:
-        yield Finding("data.retrieval.path", None, str(error), on_machine=True)
+        yield Finding("data.retrieval.path", None, str(error), on_machine=absent(block.path))

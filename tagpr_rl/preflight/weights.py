@@ -130,6 +130,19 @@ def not_finite(found: list[Tensor]) -> Iterator[str]:
             yield tensor.name
 
 
+def blank(found: list[Tensor]) -> Iterator[str]:
+    """Names of matrices at the end of a file whose last numbers are all 0, as a download that was cut leaves them."""
+    for path in sorted({tensor.path for tensor in found}):
+        matrices = [tensor for tensor in found if tensor.path == path and len(tensor.shape) > 1 and tensor.count]
+        if not matrices:
+            continue
+        last = max(matrices, key=lambda tensor: tensor.end)
+        with path.open("rb") as handle:
+            handle.seek(max(last.start, last.end - (1 << 20)))
+            if not any(handle.read(last.end - handle.tell())):
+                yield last.name
+
+
 def _has_nan(tensor: Tensor, each: int) -> bool:
     kind, exponent = _EXPONENTS[tensor.dtype]
     width, size = _WIDTHS[tensor.dtype], tensor.end - tensor.start

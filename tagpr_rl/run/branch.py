@@ -19,7 +19,7 @@ from tagpr_rl.run.layout import RunDir, StageDir, stage_dir
 from tagpr_rl.run.manifest import identity, read_manifest, verify_outputs, write_manifest
 from tagpr_rl.run.mirror import is_url
 from tagpr_rl.run.open import Run, open_run, read_resolved
-from tagpr_rl.run.state import StageStatus, differences
+from tagpr_rl.run.state import StageStatus, config_changes, differences
 from tagpr_rl.types import StageManifest, TagprError
 
 _LEFT_OUT = ("checkpoints", "manifest.json", "attempt.json")
@@ -82,6 +82,25 @@ def take_stages(recipe: Recipe, run: RunDir) -> tuple[str, ...]:
             assert origin is not None and manifest is not None
             lines.append(f"{name:<9} {_take(source, origin, manifest, stage_dir(recipe, run, name))} from {branch.run}")
     return tuple(lines)
+
+
+def until_mistakes(recipe: Recipe) -> list[str]:
+    """Why stages up to `from_run.until` cannot be taken from a run on this machine, as far as recipe values tell.
+
+    TagprError if the other run cannot be read.
+    """
+    branch = recipe.from_run
+    if branch is None or branch.until is None:
+        return []
+    source, names, mistakes = open_run(branch.run), list(recipe.stages), []
+    for name in names[: names.index(branch.until) + 1]:
+        known = name in source.recipe.stages
+        manifest = read_manifest(stage_dir(source.recipe, source.folder, name)) if known else None
+        if manifest is None:
+            mistakes.append(f"stage '{name}': the other run has not finished a stage of this name")
+        elif manifest.config:
+            mistakes += [f"stage '{name}': {change}" for change in config_changes(recipe, name, manifest.config)]
+    return mistakes
 
 
 def _obstacles(

@@ -114,6 +114,10 @@ class Mirror:
 
     # --- reading ------------------------------------------------------------------------------------------
 
+    def require_answer(self) -> None:
+        """TagprError if the other side cannot be read: no network, no credentials, no such bucket."""
+        self._read("resolved.json")
+
     def recipe(self) -> Recipe:
         """The recipe of the run at the URL, with the URL as its mirror."""
         raw = self._read("resolved.json")

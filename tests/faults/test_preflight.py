@@ -80,6 +80,8 @@ def model(config: dict[str, Any] | None = None, **change: Any) -> Make:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **change.get("tokenizer_config", {})}
         (own / "tokenizer_config.json").write_text(json.dumps(settings))
         tensors = weights()
+        if "tail" in change:
+            tensors["model.layers.1.mlp.up_proj.weight"][:] = change["tail"]
         if "value" in change:
             tensors["model.norm.weight"][5] = change["value"]
         safetensors(own / "model.safetensors", tensors)
@@ -116,6 +118,16 @@ def lamp(outputs: bool = True, questions: int = 40) -> Make:
             golds = [{"id": row["id"], "output": "sci-fi"} for row in rows]
             if outputs:
                 (own / f"{split}_outputs.json").write_text(json.dumps({"task": "LaMP_2", "golds": golds}))
+
+    return make
+
+
+def reward_module(name: str, content: str) -> Make:
+    """A module of the user's, where imports find it."""
+
+    def make(folder: Path) -> None:
+        file(f"{name}.py", content + "\n")(folder)
+        sys.path.append(str(folder))
 
     return make
 
@@ -253,6 +265,8 @@ ROWS = [
     Row("stages.sft.batch_size=100000", "stages.sft.batch_size", "at most"),
     Row("stages.chains.max_pairs=2", "stages.prmu.batch_size", "at most 2 pairs"),
     Row("stages.eval.questions=2", "stages.eval.questions", "fewer than the 4 tasks", warning=True),
+    Row("data.prompt.max_tokens=10", "data.prompt.max_tokens", "room for a profile item"),
+    Row("stages.prmu.max_epochs=0.0001", "stages.prmu.max_epochs", "less than one update"),
     Row("data.prompt.max_tokens=3", "data.prompt.max_tokens", "limit max_tokens is 3"),
     Row("schema_file={tmp}/nowhere.yaml", "schema_file", "no such"),
     Row("schema_file={tmp}/s.yaml", "schema_file", "s.yaml", file("s.yaml", "version: 1\ntags: [")),
@@ -273,6 +287,36 @@ ROWS = [
         'stages.guided.weights=null stages.guided.reward=[{fn: "nowhere_rewards:f", weight: 1}]',
         "stages.guided.reward",
         "nowhere_rewards",
+    ),
+    Row(
+        'stages.guided.weights=null stages.guided.reward=[{fn: "rw_syntax:f", weight: 1}]',
+        "stages.guided.reward",
+        "SyntaxError",
+        reward_module("rw_syntax", "def f(:"),
+    ),
+    Row(
+        'stages.guided.weights=null stages.guided.reward=[{fn: "rw_import:f", weight: 1}]',
+        "stages.guided.reward",
+        "nopackage_zz",
+        reward_module("rw_import", "import nopackage_zz"),
+    ),
+    Row(
+        'stages.guided.weights=null stages.guided.reward=[{fn: "rw_arguments:f", weight: 1}]',
+        "stages.guided.reward",
+        "raises TypeError",
+        reward_module("rw_arguments", "def f(): return 0.0"),
+    ),
+    Row(
+        'stages.guided.weights=null stages.guided.reward=[{fn: "rw_none:f", weight: 1}]',
+        "stages.guided.reward",
+        "on a malformed response",
+        reward_module("rw_none", "def f(response): return len(response.trace.steps) / 99"),
+    ),
+    Row(
+        'stages.guided.weights=null stages.guided.reward=[{fn: "rw_large:f", weight: 1}]',
+        "stages.guided.reward",
+        "in [-1, 1]",
+        reward_module("rw_large", "def f(response): return 7.0"),
     ),
     # models
     Row(MODEL, "model.path", "no such folder"),
@@ -295,7 +339,8 @@ ROWS = [
     Row(MODEL, "model.path", "not a tokenizer", model(files={"tokenizer.json": '{"model": {}}'})),
     Row(MODEL, "model.path", "ids up to 11", model(vocabulary=12)),
     Row(MODEL, "model.path", "10 rows", model({"vocab_size": 20})),
-    Row(MODEL, "model.path", "has 3 layers", model({"num_hidden_layers": 3})),
+    Row(MODEL, "model.path", "weights are missing", model({"num_hidden_layers": 3})),
+    Row(MODEL, "model.path", "(10, 8) in place of (10, 16)", model({"hidden_size": 16})),
     Row(MODEL, "model.path", "vLLM cannot write text", model({"architectures": ["OwnForCausalLM"]})),
     Row(MODEL, "model.path", "unknown to the installed transformers", model({"model_type": "own"})),
     Row(MODEL, "model.path", "code from the folder", model({"model_type": "own", "auto_map": {"AutoConfig": "own.C"}})),
@@ -312,6 +357,8 @@ ROWS = [
         "512 positions",
         model({"max_position_embeddings": 512}),
     ),
+    Row("model.chat_template={tmp}/nowhere", "model.chat_template", "no such file"),
+    Row(MODEL, "model.path", "only zeros in model.layers.1.mlp.up_proj.weight", model(tail=0.0)),
     Row("model.tiny.hidden=63", "model.tiny.hidden", "heads times"),
     Row(MODEL + " data.lamp_dir=/nowhere", "model.path", "no chat template", model()),
     Row(MODEL + " model.chat_template={tmp}/nowhere", "model.path", "chat_template", model()),
@@ -322,7 +369,7 @@ ROWS = [
         "does not open <think>",
         model(tokenizer_config={"chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}"}),
     ),
-    Row(MODEL, "model.path", "no lm_head", model({"tie_word_embeddings": False})),
+    Row(MODEL, "model.path", "missing: lm_head.weight", model({"tie_word_embeddings": False})),
     Row(MODEL, "model.path", "no eos_token_id", model(), warning=True),
     Row(MODEL + " platform.weight_bucket_mb=1", "", "does not hold the largest tensor", model({"vocab_size": 100_000})),
     Row(MODEL + " lora.target_modules=[q_prj]", "", "q_prj", model()),
@@ -338,6 +385,9 @@ ROWS = [
     Row("platform.ray_address=head", "", "not an address"),
     Row("cluster.devices_per_node=1 platform.devices_per_node=2", "cluster.devices_per_node", "on one node"),
     Row("log.wandb=online", "log.wandb", "no key"),
+    Row("stages.chains.answers={tmp}", "stages.chains.answers", "a folder, not a file"),
+    Row("platform.vllm_memory_mb=1", "", "vllm_memory_mb=1 holds no sequence"),
+    Row("lora={rank: 8, alpha: 80000}", "lora.alpha / lora.rank", "drowns"),
     Row("from_run={run: {tmp}/nowhere}", "from_run.run", "no such folder"),
     Row("platform.threads=200", "platform.threads", "this machine has", warning=True),
     # sizes that the check itself must survive
