@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tagpr_rl.model.tokenizer import first_line
 
@@ -35,7 +36,7 @@ def load_mistakes(
     with _silence():
         try:
             config = AutoConfig.from_pretrained(folder)
-            kinds = (AutoModelForCausalLM if causal else AutoModel)._model_mapping
+            kinds: Any = (AutoModelForCausalLM if causal else AutoModel)._model_mapping
             if type(config) not in kinds:
                 return []
             kind = kinds[type(config)]
@@ -58,7 +59,7 @@ def _silence() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(50)  # critical
     logging.disable_progress_bar()
     try:
         yield

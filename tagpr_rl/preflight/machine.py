@@ -261,21 +261,32 @@ def memory(plan: PlannedRun) -> Iterator[Finding]:
 
 
 def _processes(plan: PlannedRun, total: int) -> Iterator[Finding]:
-    """The largest stage of a CPU run against the machine's memory. It is an estimate: twice as much is a mistake."""
+    """The largest stage of a CPU run against the machine's memory. Weights and states that do not fit are a mistake;
+    what inputs take beside them is counted at its limit, and a warning."""
     try:
         budgets = stage_budgets(plan.recipe)
     except TagprError:  # batches_and_memory names it
         return
-    phases = [(phase.bytes, name) for name, budget in budgets.items() if name in plan.todo for phase in budget.phases]
-    most, name = max(phases, default=(0.0, ""))
-    needed = most * plan.recipe.platform.devices
+    by_input = ("activations", "logits", "prmu activations")
+    phases = [
+        (sum(part.bytes for part in phase.parts if part.name not in by_input), phase.bytes, name)
+        for name, budget in budgets.items()
+        if name in plan.todo
+        for phase in budget.phases
+    ]
+    count = plan.recipe.platform.devices
+    states, _, first = max(phases, default=(0.0, 0.0, ""))
+    _, needed, name = max(phases, key=lambda phase: phase[1], default=(0.0, 0.0, ""))
+    if states * count > total:
+        needed, name = states, first
+    needed *= count
     if needed > total:
         yield Finding(
             f"stages.{name}",
             None,
             f"its processes take about {needed / GIB:.0f} GiB, and this machine has {total / GIB:.0f}",
             "use a smaller model, shorter sequences or fewer processes",
-            warning=needed < 2 * total,
+            warning=states * count <= total,
             on_machine=True,
         )
 
