@@ -84,6 +84,10 @@ def replacing(path: Path) -> Iterator[Path]:
         temp.chmod(0o666 & ~umask)  # mkstemp makes 0600
         temp.replace(path)
         sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, name):  # a full disk is reported without a name
+            error.filename = str(path)
+        raise
     finally:
         temp.unlink(missing_ok=True)
 
@@ -130,7 +134,10 @@ def content_sha256(path: Path) -> str:
     if stat.st_size < CACHED_FROM_BYTES:
         return sha256_file(path)
     mark = [str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    entry = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tagpr_rl/sha256" / sha256_json(mark)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if cache.startswith("~"):  # this user has no home folder
+        return sha256_file(path)
+    entry = Path(cache) / "tagpr_rl/sha256" / sha256_json(mark)
     with suppress(OSError):
         if re.fullmatch("[0-9a-f]{64}", known := entry.read_text(encoding="ascii")):
             return known

@@ -124,6 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit code: 0, 1 (the command ran and its answer is no), 2 (a mistake, explained), 130 (interrupted).
     """
     try:
+        os.getcwd()
+    except OSError as error:
+        print(f"error: the working directory is gone ({error.strerror}); cd into a folder that exists", file=sys.stderr)
+        return 2
+    try:
         code = get_command(app).main(args=argv, prog_name="tagpr", standalone_mode=False)
     except typer.TyperException as error:
         return _wrong_line(error)

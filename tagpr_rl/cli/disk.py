@@ -66,7 +66,8 @@ def disk_error(error: BaseException, words: Sequence[str]) -> str | None:
             file = os.fsdecode(name) if isinstance(name, str | bytes) else ""
             what = _WORDS.get(number, os.strerror(number))
             notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
-            return f"cannot use {file or 'a file of the run'}: {what}; {_remedy(file, words)}{notes}"
+            target = file or "a file of the run, or the printed output"
+            return f"cannot use {target}: {what}; {_remedy(file, words)}{notes}"
     return None
 
 

@@ -12,11 +12,18 @@ import typer
 from tagpr_rl.chains.client.leftovers import turn_end
 from tagpr_rl.cli.arguments import in_path, out_file, out_folder, say
 from tagpr_rl.data.lamp import stream_lamp, write_predictions
-from tagpr_rl.data.people import has_user, link_users
+from tagpr_rl.data.people import files_with_users, link_users
 from tagpr_rl.data.tasks import task_name
 from tagpr_rl.eval.controls import baseline_answers
 from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
-from tagpr_rl.eval.predictions import Answers, read_answers, read_golds, require_same_questions, write_zip
+from tagpr_rl.eval.predictions import (
+    Answers,
+    read_answers,
+    read_golds,
+    require_archive,
+    require_same_questions,
+    write_zip,
+)
 from tagpr_rl.eval.provenance import describe, metric_row
 from tagpr_rl.files import write_json
 from tagpr_rl.tags.schema import default_schema, load_schema
@@ -75,6 +82,8 @@ def command(
     if set(predicted) != set(gold_answers):
         tasks = f"golds of {', '.join(gold_answers)}, predictions of {', '.join(predicted)}"
         raise TagprError(f"eval: {tasks}; name files of the same tasks")
+    if write_archive is not None:
+        require_archive(write_archive, predicted)
     tags = default_schema() if schema is None else load_schema(schema)
     asked, texts = _pairs(gold_answers, predicted, records, split)
     inside = _begin_inside(list(texts.values()), responses)
@@ -151,7 +160,7 @@ def _questions(paths: Sequence[Path], golds: dict[str, Answers], split: str) -> 
                 "they must be of the same split"
             )
         users[task] = "user_id of the questions file"
-        if not all(map(has_user, records)):
+        if not files_with_users(records):
             users[task] = "the questions file has no user_id, so people are questions with nearly the same profile"
         by_task[task] = [replace(record, gold=wanted[record.id]) for record in link_users(records)]
     same = len(set(users.values())) == 1

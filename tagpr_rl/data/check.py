@@ -42,7 +42,8 @@ class FileCheck:
     """File name -> hash."""
     n_read: int = 0
     n_refused: int = 0
-    users: int = 0
+    users: int | None = None
+    """People; None if the file does not name them (a run finds them by their profiles)."""
     items: int = 0
     items_max: int = 0
     empty_profiles: int = 0
@@ -111,14 +112,16 @@ def check_files(folder: Path, task: str, split: str) -> FileCheck:
     files = [questions, *([outputs] if own_outputs else [])]
     check = FileCheck(task, split, questions, own_outputs, {path.name: sha256_file(path) for path in files})
     users: set[str] = set()
+    named = False
     try:
         for record in stream_lamp(questions, own_outputs, split, task=task, query=True, on_fault=check.refused.append):
             check.n_read += 1
             users.add(record.user_id)
+            named |= record.user_id != record.id
             _count(check, record)
     except TagprError as error:
         check.broken = str(error)
-    check.n_refused, check.users = len(check.refused), len(users)
+    check.n_refused, check.users = len(check.refused), len(users) if named else None
     return check
 
 
@@ -150,8 +153,9 @@ def describe(check: FileCheck) -> list[str]:
     mean = check.items / check.n_read if check.n_read else 0.0
     lines = [
         f"{check.task} {check.split} ({check.setting} split): {check.n_read} questions read, {check.n_refused} entries "
-        f"refused, {check.users} users, {mean:.1f} profile items on average, at most {check.items_max}, "
-        f"{check.empty_profiles} empty profiles" + ("" if check.outputs else "; no outputs file, so no golds")
+        f"refused, {'no' if check.users is None else check.users} user ids, {mean:.1f} profile items on average, at "
+        f"most {check.items_max}, {check.empty_profiles} empty profiles"
+        + ("" if check.outputs else "; no outputs file, so no golds")
     ]
     lines += [f"  sha256 {digest}  {name}" for name, digest in check.sha256.items()]
     for kind, defects in check.defects.items():

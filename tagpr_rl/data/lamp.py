@@ -113,6 +113,7 @@ def stream_lamp(
         )
     ids: set[str] = set()
     n_nameless, index = 0, -1
+    with_user: bool | None = None
     for index, row in enumerate(stream_list(questions)):
         key = id_of(row)
         again = key in ids
@@ -121,6 +122,7 @@ def stream_lamp(
         try:
             record = _read_question(questions, index, row, TASKS[name], split)
             where = f"{questions}: record {index} (id {record.id!r})"
+            with_user = _same_ids(row, with_user, where)
             if again:
                 raise TagprError(f"{where}: id {record.id!r} stands twice; ids must be unique")
             if query and not TASKS[name].query(record).split():
@@ -140,8 +142,8 @@ def stream_lamp(
 def write_lamp(folder: Path, task: str, split: str, records: Sequence[LampRecord]) -> None:
     """Write the official pair of files for one task and split, each atomically.
 
-    `user_id` is written if it differs from the question id, a `date` if the item has one. Either all records have a
-    gold or none: without golds there is no outputs file, and an older one is removed.
+    `user_id` is written if one of them differs from the question's id, a `date` if the item has one. Either all records
+    have a gold or none: without golds there is no outputs file, and an older one is removed.
     """
     name = task_name(task)
     if split not in SPLITS:
@@ -156,7 +158,8 @@ def write_lamp(folder: Path, task: str, split: str, records: Sequence[LampRecord
             raise TagprError(
                 f"{name} {split}: record {record.id!r} is of task {record.task}; write each task on its own"
             )
-    write_json(questions_path(folder, name, split), [_question_row(record) for record in records])
+    with_user = any(record.user_id != record.id for record in records)
+    write_json(questions_path(folder, name, split), [_question_row(record, with_user) for record in records])
     if golds:
         write_predictions(outputs_path(folder, name, split), name, {r.id: str(r.gold) for r in records})
     else:
@@ -212,6 +215,16 @@ def _read_question(path: Path, index: int, row: Any, spec: TaskSpec, split: str)
     return LampRecord(id=key, task=spec.name, split=split, user_id=user, input=text, profile=items)
 
 
+def _same_ids(row: Mapping[str, Any], with_user: bool | None, where: str) -> bool:
+    """Whether the file's questions have a user_id; TagprError if this one differs from those before it."""
+    own = row.get("user_id") is not None
+    if with_user not in (None, own):
+        raise TagprError(
+            f"{where}: has {'a' if own else 'no'} user_id, unlike the questions before it; give one to all, or none"
+        )
+    return own
+
+
 def _read_item(where: str, row: Any, spec: TaskSpec) -> ProfileItem:
     if not isinstance(row, dict):
         raise TagprError(f"{where}: {kind_of(row)} instead of an object")
@@ -226,9 +239,9 @@ def _read_item(where: str, row: Any, spec: TaskSpec) -> ProfileItem:
     return ProfileItem(id=text_of(row["id"], f'{where}: "id"'), fields=fields, date=date)
 
 
-def _question_row(record: LampRecord) -> dict[str, Any]:
+def _question_row(record: LampRecord, with_user: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"id": record.id}
-    if record.user_id != record.id:
+    if with_user:
         row["user_id"] = record.user_id
     row["input"] = record.input
     row["profile"] = [

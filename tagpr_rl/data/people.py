@@ -17,9 +17,12 @@ NAMED = 5
 """People that a message names."""
 
 
-def has_user(record: LampRecord) -> bool:
-    """Whether the record's file says who asked the question; the official user split's files do not."""
-    return record.user_id != record.id
+def files_with_users(records: Iterable[LampRecord]) -> set[tuple[str, str]]:
+    """(task, split) of the files that say who asked; the official user split's files do not.
+
+    A user may have a question's id by chance, so one question cannot tell.
+    """
+    return {(record.task, record.split) for record in records if record.user_id != record.id}
 
 
 def link_users(records: Sequence[LampRecord], min_overlap: float = MIN_OVERLAP) -> list[LampRecord]:
@@ -34,7 +37,12 @@ def link_users(records: Sequence[LampRecord], min_overlap: float = MIN_OVERLAP) 
     if not 0.5 <= min_overlap <= 1.0:
         raise TagprError(f"min_overlap is {min_overlap}; it must lie in [0.5, 1]")
     numbers: dict[tuple[str | None, ...], int] = {}
-    contents = [_contents(record, numbers) for record in records]
+    known = files_with_users(records)
+    named = [(record.task, record.split) in known for record in records]
+    contents = [
+        frozenset[int]() if has_user else _contents(record, numbers)
+        for record, has_user in zip(records, named, strict=True)
+    ]
     dated = [any(item.date is not None for item in record.profile) for record in records]
     n_holders = Counter(item for items in contents for item in items)
     parent = list(range(len(records)))
@@ -69,7 +77,7 @@ def link_users(records: Sequence[LampRecord], min_overlap: float = MIN_OVERLAP) 
         for item in items:
             groups.setdefault(item, set()).add(root(index))
     return [
-        record if has_user(record) else replace(record, user_id=_person(records[root(index)]))
+        record if named[index] else replace(record, user_id=_person(records[root(index)]))
         for index, record in enumerate(records)
     ]
 
@@ -80,12 +88,21 @@ def _person(first: LampRecord) -> str:
 
 def _contents(record: LampRecord, numbers: dict[tuple[str | None, ...], int]) -> frozenset[int]:
     """A number for each of the profile's items, the same for items of one task, date and content."""
-    if has_user(record):
-        return frozenset()
     return frozenset(
         numbers.setdefault((record.task, item.date, *(item.fields[key] for key in sorted(item.fields))), len(numbers))
         for item in record.profile
     )
+
+
+def require_comparable_people(records: Sequence[LampRecord], source: str) -> None:
+    """TagprError if one file of a task names its users and the other does not: nobody could be found in both."""
+    named = files_with_users(records)
+    for task, split in sorted({(record.task, record.split) for record in records} - named):
+        if other := next((name for name in sorted(named) if name[0] == task), None):
+            raise TagprError(
+                f"{source}: {task}'s {other[1]} questions have a user_id and its {split} questions have none, so "
+                "people of one file cannot be found in the other. Give both files user ids, or neither"
+            )
 
 
 def shared_people(train: Iterable[LampRecord], held_out: Iterable[LampRecord]) -> list[str]:
@@ -104,10 +121,11 @@ def require_setting(train: Sequence[LampRecord], held_out: Sequence[LampRecord],
     n_evaluated = len({record.user_id for record in held_out})
     dated = any(item.date is not None for side in (train, held_out) for record in side for item in record.profile)
     if setting == "time":
-        if not shared and not dated:
+        if not dated and 2 * len(shared) <= n_evaluated:
             raise TagprError(
-                f"{source}: data.split is time, but no profile item has a date and nobody has questions in both train "
-                "and dev: these are files of a user split. Set data.split: user"
+                f"{source}: data.split is time, but no profile item has a date and {len(shared) or 'none'} of the "
+                f"{n_evaluated} people of dev have questions in train: these are files of a user split. Set "
+                "data.split: user"
             )
         return
     signs = ["profile items have dates"] if dated else []
@@ -132,9 +150,8 @@ def require_new_people(
         n_questions = sum(record.user_id in set(shared) for record in train)
         raise TagprError(
             f"{source}: {len(shared)} people have questions in both train and dev ({_names(shared)}), so that their "
-            f"profiles give golds away. Take their {n_questions} questions out of train, set data.skip_defective: "
-            f"{n_questions + n_skipped} to leave them out, or set data.split: time if dev has later questions of "
-            "the same people"
+            f"profiles give golds away. Take their {n_questions} questions out of train, or set data.skip_defective: "
+            f"{n_questions + n_skipped} to leave them out"
         )
 
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tagpr_rl.data.lamp import folders_present, load_folder, splits_present
-from tagpr_rl.data.people import link_users, require_new_people, require_setting, shared_people
+from tagpr_rl.data.people import (
+    link_users,
+    require_comparable_people,
+    require_new_people,
+    require_setting,
+    shared_people,
+)
 from tagpr_rl.types import LampRecord, TagprError
 
 SHOWN = 5
@@ -44,7 +50,8 @@ def split_folder(
     """
     source = f"data.lamp_dir={folder}"
     if not folder.is_dir():
-        raise TagprError(f"{source}: no such folder; it must hold <task>/<split>_questions.json")
+        wrong = "it is a file" if folder.exists() else "no such folder"
+        raise TagprError(f"{source}: {wrong}; it must be a folder that holds <task>/<split>_questions.json")
     present = {task: splits_present(folder, task) for task in tasks}
     for task, splits in present.items():
         if not splits:
@@ -90,6 +97,7 @@ def _new_people(
     train: Sequence[LampRecord], held_out: Sequence[LampRecord], setting: str, folder: Path
 ) -> tuple[list[LampRecord], list[LampRecord], list[LampRecord]]:
     """(train, held out, training questions of people who are evaluated, in the user split), with everyone linked."""
+    require_comparable_people([*train, *held_out], f"data.lamp_dir={folder}")
     linked = link_users([*train, *held_out])
     train, held_out = linked[: len(train)], linked[len(train) :]
     require_setting(train, held_out, setting, f"data.lamp_dir={folder}")

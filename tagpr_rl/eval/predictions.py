@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,8 @@ def read_answers(path: Path, task: str | None = None) -> dict[str, Answers]:
     """
     path = Path(path)
     if not path.is_file():
-        raise TagprError(f"{path}: no such file; give an official predictions or outputs file, or a zip of them")
+        wrong = "it is a folder" if path.is_dir() else "no such file"
+        raise TagprError(f"{path}: {wrong}; give an official predictions or outputs file, or a zip of them")
     digest = sha256_file(path)
     if zipfile.is_zipfile(path):
         members = _members(path)
@@ -89,13 +90,7 @@ def read_golds(path: Path, task: str | None = None) -> dict[str, Answers]:
 def write_zip(path: Path, answers: Iterable[Answers]) -> None:
     """The zip that `eval_all.py` reads: `LaMP_1.json` ... `LaMP_7.json`. TagprError unless it is all seven."""
     by_task = {answer.task: answer for answer in answers}
-    missing = [task for task in ZIP_TASKS if task not in by_task]
-    extra = [task for task in by_task if task not in ZIP_TASKS]
-    if missing or extra:
-        raise TagprError(
-            f"{path}: the official zip has exactly {', '.join(ZIP_TASKS)}; missing: {', '.join(missing) or 'none'}; "
-            f"not among them: {', '.join(extra) or 'none'}"
-        )
+    require_archive(path, by_task)
     with replacing(Path(path)) as temp, zipfile.ZipFile(temp, "w", zipfile.ZIP_DEFLATED) as archive:
         for task in ZIP_TASKS:
             golds = [{"id": key, "output": text} for key, text in by_task[task].outputs.items()]
@@ -103,6 +98,17 @@ def write_zip(path: Path, answers: Iterable[Answers]) -> None:
             info = zipfile.ZipInfo(f"{task}.json", date_time=(1980, 1, 1, 0, 0, 0))
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, json.dumps({"task": task, "golds": golds}, ensure_ascii=False))
+
+
+def require_archive(path: Path, tasks: Collection[str]) -> None:
+    """TagprError unless `tasks` are the seven of the official zip."""
+    missing = [task for task in ZIP_TASKS if task not in tasks]
+    extra = [task for task in tasks if task not in ZIP_TASKS]
+    if missing or extra:
+        raise TagprError(
+            f"{path}: the official zip has exactly {', '.join(ZIP_TASKS)}; missing: {', '.join(missing) or 'none'}; "
+            f"not among them: {', '.join(extra) or 'none'}"
+        )
 
 
 def _members(path: Path) -> dict[str, object]:

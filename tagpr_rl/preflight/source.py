@@ -12,6 +12,8 @@ from typing import Any
 
 from tagpr_rl.config import ChainsStage, DataStage, EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage
 from tagpr_rl.data.lamp import outputs_path, questions_path, splits_present, stream_lamp
+from tagpr_rl.data.people import require_several_questions
+from tagpr_rl.data.split import at_most
 from tagpr_rl.model.fit import examine
 from tagpr_rl.model.template import TemplateFacts
 from tagpr_rl.preflight.finding import Finding, PlannedRun
@@ -81,10 +83,21 @@ def questions(plan: PlannedRun) -> Iterator[Finding]:
         yield Finding(key, None, str(error), on_machine=absent(recipe.data.lamp_dir))
         return
     yield from _golds(recipe, found)
+    yield from _own_vectors(plan, found)
     yield from _teacher(plan)
     if found.whole:
         yield from _whole_steps(plan, found)
     yield from _prompts(plan, found)
+
+
+def _own_vectors(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
+    """A learned vector for each user, where most users have one question. Without a whole file this is not known."""
+    for name, stage in plan.stages(PrmuStage) if found.whole else ():
+        if stage.asks_for_vectors:
+            try:
+                require_several_questions(found.train, f"stages.{name}")
+            except TagprError as error:
+                yield Finding(f"stages.{name}.identity", None, str(error))
 
 
 def read_questions(plan: PlannedRun) -> Questions:
@@ -121,18 +134,19 @@ def read_questions(plan: PlannedRun) -> Questions:
     missing = [task for task in data.tasks if task not in {task for task, _ in pairs}]
     if missing:
         raise TagprError(f"{source}: no questions of {', '.join(missing)}; download them, or leave the task out")
-    return _first_records(source, pairs)
+    return _first_records(source, pairs, data.skip_defective)
 
 
-def _first_records(folder: Path, pairs: Sequence[tuple[str, str]]) -> Questions:
+def _first_records(folder: Path, pairs: Sequence[tuple[str, str]], skip_defective: int) -> Questions:
     """The first records of each file. A gold without a question is not looked for: most questions are not read."""
     sides: dict[str, list[LampRecord]] = {"train": [], "dev": [], "test": []}
+    faults: list[str] = []
     for task, split in pairs:
         outputs = outputs_path(folder, task, split)
-        stream = stream_lamp(
-            questions_path(folder, task, split), outputs if outputs.is_file() else None, split, task=task
-        )
+        golds = outputs if outputs.is_file() else None
+        stream = stream_lamp(questions_path(folder, task, split), golds, split, task=task, on_fault=faults.append)
         sides[split] += islice(stream, SAMPLE)
+    at_most(faults, skip_defective, f"data.lamp_dir={folder}")
     return Questions(sides["train"] or sides["dev"], sides["dev"] or sides["train"], False)
 
 

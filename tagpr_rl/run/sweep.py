@@ -118,6 +118,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     for key, value in map(parse_override, overrides):
         if key in ("name", "out", "questions", "metric"):
             raw[key] = value
+        elif key in Sweep.model_fields:
+            raise TagprError(f"{key}=... stands in the sweep's file ({path}); of its seeds --seeds chooses some")
         else:
             own = raw.get("overrides")
             raw["overrides"] = {**(own if isinstance(own, dict) else {}), key: value}

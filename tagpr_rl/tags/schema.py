@@ -264,6 +264,8 @@ def _semantic_problems(tags: Sequence[TagSpec]) -> list[str]:
             if other not in names:
                 hint = did_you_mean(other, names, otherwise=f"known: {', '.join(names)}")
                 problems.append(f"{label}: before names unknown tag {other!r}; {hint}")
+        if len(set(tag.before)) < len(tag.before):
+            problems.append(f"{label}: before names a tag twice: {', '.join(tag.before)}")
     least = sum(tag.min_count for tag in tags)
     if least > MAX_STEPS:
         problems.append(f"the tags' min_count are {least} steps together; a thought has at most {MAX_STEPS}")

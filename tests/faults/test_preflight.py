@@ -257,6 +257,12 @@ ROWS = [
         "embedded world",
         lamp(),
     ),
+    Row(
+        "data.lamp_dir={tmp}/lamp data.tasks=[LaMP_2] stages.prmu.identity=true",
+        "stages.prmu.identity",
+        "40 of 40 training users",
+        lamp(),
+    ),
     Row("data.limit=1", "stages.guided.prompts_per_step", "training questions"),
     Row("data.limit=1", "stages.base.batch_size", "at most 4 training examples"),
     Row("stages.guided.filter.min_items=99", "stages.guided.prompts_per_step", "leaves 0 questions"),

@@ -36,7 +36,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_anything_is_read(
 ) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
-    wrong = {f"{file}/x": "Not a directory", f"{tmp_path}/{'n' * 300}": "too long", "$HOME/x": "is no path"}
+    wrong = {f"{file}/x": "Not a directory", f"{tmp_path}/{'n' * 300}": "255 bytes", "$HOME/x": "is no path"}
     wrong |= {str(tmp_path): "is a folder"} if words in OUT else {str(file): "is a file"}
     for target, part in wrong.items():
         assert main([*words, target]) == 2
@@ -89,9 +89,9 @@ def test_missing_predictions_are_counted_and_named(tmp_path: Path, capsys: pytes
 
     golds, few, many = answers("g.json", "1", "2"), answers("p.json", "1"), answers("q.json", "1", "2", "3")
     assert main(["eval", "--preds", few, "--golds", golds]) == 2
-    assert "1 of 2 questions have no prediction, first '2'; predictions must" in capsys.readouterr().err
+    assert "1 of 2 questions have no prediction: '2'; predictions must" in capsys.readouterr().err
     assert main(["eval", "--preds", many, "--golds", golds]) == 2
-    assert "1 predictions belong to no gold, first '3'; predictions must" in capsys.readouterr().err
+    assert "1 predictions belong to no gold: '3'; predictions must" in capsys.readouterr().err
     assert main(["eval", "--preds", few, few, "--golds", golds]) == 2
     assert "stands twice" in capsys.readouterr().err
 
@@ -111,3 +111,46 @@ def test_a_large_file_is_read_once_and_again_when_it_changes(tmp_path: Path, mon
         handle.write(b"other")
     files.os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert content_sha256(path) == sha256_file(path) != first and len(reads) == 2
+
+
+def test_a_full_disk_names_the_file_and_its_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    target = tmp_path / "a.json"
+    with pytest.raises(OSError) as caught:
+        files.write_text(target, "x")
+    message = disk_error(caught.value, ["eval", "--out", str(target)])
+    assert message == f"cannot use {target}: no space is left; free some; choose another with --out"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_home_folder_a_large_file_is_read_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").write_text("abc")
+    monkeypatch.setattr(files, "CACHED_FROM_BYTES", 1)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    assert content_sha256(tmp_path / "x") == sha256_file(tmp_path / "x") and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_working_directory_that_is_gone_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["plan", "nope.yaml"]) == 2
+    assert "the working directory is gone" in capsys.readouterr().err
+
+
+def test_a_zip_that_cannot_be_written_leaves_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    golds, out = tmp_path / "golds.json", tmp_path / "out.json"
+    golds.write_text(json.dumps({"task": "LaMP_3", "golds": [{"id": "1", "output": "5"}]}))
+    line = ["eval", "--golds", str(golds), "--preds", str(golds), "--out", str(out)]
+    assert main([*line, "--write-zip", str(tmp_path / "z.zip")]) == 2
+    assert "missing: LaMP_1, LaMP_2, LaMP_4" in capsys.readouterr().err and not out.exists()
+    assert main(["eval", "--golds", str(tmp_path), "--preds", str(golds)]) == 2
+    assert f"{tmp_path}: it is a folder" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_what_is_written_is_read_back_equal(tmp_path: Path, drawn: tuple[str, li
 
 
 def test_written_files_have_the_official_shapes(tmp_path: Path) -> None:
-    write_lamp(tmp_path, "LaMP-2", "dev", [movie("7"), movie("8", "classic", user_id="u3")])
+    write_lamp(tmp_path, "LaMP-2", "dev", [movie("7"), movie("8", "classic")])
     questions = json.loads((tmp_path / "LaMP_2" / "dev_questions.json").read_text())
     outputs = json.loads((tmp_path / "LaMP_2" / "dev_outputs.json").read_text())
     assert questions[0] == {
@@ -72,12 +72,14 @@ def test_written_files_have_the_official_shapes(tmp_path: Path) -> None:
         "input": movie("7").input,
         "profile": [{"id": "70", "tag": "action", "description": "A chase."}],
     }
-    assert questions[1]["user_id"] == "u3"
+    write_lamp(tmp_path, "LaMP-2", "train", [movie("7", user_id="7"), movie("8", user_id="u3")])
+    named = json.loads((tmp_path / "LaMP_2" / "train_questions.json").read_text())
+    assert [row["user_id"] for row in named] == ["7", "u3"]
     assert outputs == {
         "task": "LaMP_2",
         "golds": [{"id": "7", "output": "comedy"}, {"id": "8", "output": "classic"}],
     }
-    assert splits_present(tmp_path, "LaMP-2") == ("dev",)
+    assert splits_present(tmp_path, "LaMP-2") == ("train", "dev")
     assert splits_present(tmp_path, "LaMP_3") == ()
 
 
@@ -89,8 +91,11 @@ def test_user_split_and_time_split(tmp_path: Path) -> None:
         {"id": 1, "input": "review: a", "profile": []},
         {"id": "2", "user_id": "u9", "input": "review: b", "profile": [{**item, "date": "2016-05-21"}]},
     ]
-    path.write_text(json.dumps(rows))
-    first, second = load_lamp(path, None, "dev")
+    records = []
+    for row in rows:
+        path.write_text(json.dumps([row]))
+        records += load_lamp(path, None, "dev")
+    first, second = records
     assert (first.id, first.user_id, first.profile, first.gold) == ("1", "1", (), None)
     assert second.user_id == "u9"
     assert second.profile == (ProfileItem("11", {"text": "Good.", "score": "5"}, "2016-05-21"),)

@@ -41,7 +41,7 @@ def test_questions_of_one_person_are_linked_by_their_profiles() -> None:
         question("2", "2", texts="bcdefghijk"),
         question("3", "3", texts="cdefghijkl"),
         question("4", "4", texts="axy"),
-        question("5", "u5", texts="abcdefghij"),  # the file names this user
+        question("5", "u5", texts="abcdefghij", split="train"),  # the file names this user
         question("6", "6", texts=""),
         question("7", "7", texts=""),
         question("8", "8", task="LaMP_6", texts="abcdefghij"),  # another task
@@ -126,9 +126,37 @@ def test_a_time_split_must_be_called_one(tmp_path: Path, year: int | None) -> No
         require_setting(linked[:6], linked[6:], "user", "x")
 
 
+def test_a_user_may_have_a_question_s_id(tmp_path: Path) -> None:
+    # The file names two users, "0" and "1", and asks "0" the questions "0" and "1": ids that meet by chance.
+    train = [question(str(n), str(n // 2), texts="abcdefgh"[n:], split="train") for n in range(4)]
+    assert [r.user_id for r in link_users(train)] == ["0", "0", "1", "1"]
+    folder = folder_of(tmp_path, train, [replace(record, split="dev") for record in train])
+    assert [r.user_id for r in load_folder(folder, ["LaMP_7"], "train")] == ["0", "0", "1", "1"]
+    assert {r.user_id for r in divide(folder, setting="time").held_out} == {"0", "1"}
+
+
+def test_people_of_files_with_and_without_ids_cannot_be_compared(tmp_path: Path) -> None:
+    named = [replace(record, user_id=f"u{record.id}") for record in TRAIN]
+    with pytest.raises(TagprError, match="LaMP_7's train questions have a user_id and its dev questions have none"):
+        divide(folder_of(tmp_path, named, DEV))
+    rows = json.loads(questions_path(tmp_path, "LaMP_7", "train").read_text())
+    rows[2]["user_id"] = None
+    questions_path(tmp_path, "LaMP_7", "train").write_text(json.dumps(rows))
+    with pytest.raises(TagprError, match=r"record 2 \(id '2'\): has no user_id, unlike the questions before it"):
+        load_folder(tmp_path, ["LaMP_7"], "train")
+
+
+def test_a_few_people_in_both_halves_make_no_time_split(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, [*TRAIN, anonymous("9", "BCDEF", "train")], DEV)
+    with pytest.raises(TagprError, match=r"1 of the 4 people of dev have questions in train: .* Set data.split: user"):
+        divide(folder, setting="time")
+
+
 def test_a_user_split_is_no_time_split(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, TRAIN, DEV)
-    with pytest.raises(TagprError, match=r"no profile item has a date and nobody .* Set data.split: user"):
+    with pytest.raises(
+        TagprError, match=r"no profile item has a date and none of the 4 people .* Set data.split: user"
+    ):
         divide(folder, setting="time")
     dated = [replace(r, profile=tuple(replace(i, date="2019-01-01") for i in r.profile)) for r in TRAIN]
     with pytest.raises(TagprError, match="profile items have dates: these are files of a time split"):

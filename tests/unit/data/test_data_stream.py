@@ -286,7 +286,7 @@ def test_the_check_counts_and_names(tmp_path: Path) -> None:
     rows.insert(1, {"id": "bad"})
     path.write_text(json.dumps(rows))
     [actual] = check_folder(tmp_path)
-    assert (actual.n_read, actual.n_refused, actual.users, actual.items, actual.items_max) == (3, 2, 3, 3, 2)
+    assert (actual.n_read, actual.n_refused, actual.users, actual.items, actual.items_max) == (3, 2, None, 3, 2)
     assert (actual.empty_profiles, actual.setting, actual.fine, actual.broken) == (1, "user", False, None)
     assert {kind: (d.count, d.examples[0].partition(":")[0]) for kind, d in actual.defects.items()} == {
         "gold stands in the user's own profile": (1, "1"),

@@ -288,7 +288,7 @@ def test_the_old_news_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_data_check_and_rank(tmp_path: Path, lamp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(lamp), "--json", str(tmp_path / "c.json")]) == 0
     said = capsys.readouterr().out
-    assert "LaMP_2 dev (user split): 3 questions read, 0 entries refused, 2 users" in said
+    assert "LaMP_2 dev (user split): 3 questions read, 0 entries refused, 2 user ids" in said
     assert "defect: gold stands in the user's own profile: 1 (id 1)" in said
     actual = json.loads((tmp_path / "c.json").read_text())
     assert [(row["task"], row["n_read"], row["setting"]) for row in actual] == [

@@ -299,6 +299,8 @@ def test_overrides_hold_for_all_arms_and_out_is_the_sweep_s(tmp_path: Path) -> N
     made = plan_seed(actual, 3).recipe
     assert made.out == tmp_path / "else" / "s"
     assert [made.stages[name].steps for name in ("guided", "guided_b")] == [4, 4]  # type: ignore[union-attr]
+    with pytest.raises(TagprError, match=r"seeds=\.\.\. stands in the sweep's file .*--seeds"):
+        load_sweep(path, ("seeds=[1,1]",))
 
 
 def test_the_table_fits_a_terminal() -> None:

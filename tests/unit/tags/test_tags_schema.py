@@ -182,3 +182,8 @@ def test_code_building_an_inconsistent_schema_raises_value_error() -> None:
         TagSchema("1", (TagSpec("a", "p", before=("b",)),))
     with pytest.raises(ValueError, match="no tags"):
         TagSchema("1", ())
+
+
+def test_before_names_each_tag_once() -> None:
+    with pytest.raises(ValueError, match="tag 'a': before names a tag twice: b, b"):
+        TagSchema("1", (TagSpec("a", "x", before=("b", "b")), TagSpec("b", "y")))
