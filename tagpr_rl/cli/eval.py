@@ -79,9 +79,7 @@ def command(
     if baseline is not None:
         learned = _read_all(train_golds or (), task, read_golds)
         predicted, training = _baseline(baseline, constant, learned, gold_answers, records, split=split, seed=seed)
-    if set(predicted) != set(gold_answers):
-        tasks = f"golds of {', '.join(gold_answers)}, predictions of {', '.join(predicted)}"
-        raise TagprError(f"eval: {tasks}; name files of the same tasks")
+    _require_same_tasks(gold_answers, predicted)
     if write_archive is not None:
         require_archive(write_archive, predicted)
     tags = default_schema() if schema is None else load_schema(schema)
@@ -100,6 +98,12 @@ def command(
             write_predictions(write_preds / f"{name}.json", name, answers.outputs)
     if write_archive is not None:
         write_zip(write_archive, predicted.values())
+
+
+def _require_same_tasks(golds: dict[str, Answers], preds: dict[str, Answers]) -> None:
+    if set(preds) != set(golds):
+        tasks = f"golds of {', '.join(golds)}, predictions of {', '.join(preds)}"
+        raise TagprError(f"eval: {tasks}; name files of the same tasks")
 
 
 def _begin_inside(texts: Sequence[str], responses: bool) -> bool:

@@ -14,6 +14,7 @@ import codecs
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -35,7 +36,17 @@ def _integer(digits: str) -> float:
     return int(digits) if len(digits) <= 300 else math.inf
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(counts.most_common(1)[0][0])
+    return value
+
+
 DECODER = json.JSONDecoder(parse_int=_integer)
+UNIQUE = json.JSONDecoder(parse_int=_integer, object_pairs_hook=_unique)
+"""Of whole files, whose keys may be question ids: a key that stands twice is refused (ValueError)."""
 
 
 def stream_list(path: Path) -> Iterator[Any]:
@@ -56,12 +67,14 @@ def stream_list(path: Path) -> Iterator[Any]:
 def decode(path: Path, text: str) -> Any:
     """The JSON value of a whole file's text; TagprError with the place if it is broken."""
     try:
-        value, end = DECODER.raw_decode(text, _end_of_space(text, 0))
+        value, end = UNIQUE.raw_decode(text, _end_of_space(text, 0))
     except json.JSONDecodeError as error:
         raise TagprError(
             f"{path}: broken JSON at line {error.lineno} column {error.colno} (character {error.pos} of "
             f"{len(text)}): {error.msg}; the download may be cut short, download it again"
         ) from None
+    except ValueError as error:
+        raise TagprError(f"{path}: the key {str(error)!r} stands twice in one object; keep the right one") from None
     except RecursionError:
         raise TagprError(f"{path}: JSON nested too deeply to be LaMP's; download it again") from None
     if (end := _end_of_space(text, end)) != len(text):

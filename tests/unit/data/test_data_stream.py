@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tagpr_rl.data import stream
 from tagpr_rl.data.check import check_files, check_folder, describe, query_fault
 from tagpr_rl.data.lamp import questions_path, stream_lamp, write_lamp
-from tagpr_rl.data.stream import stream_list
+from tagpr_rl.data.stream import read_json, stream_list
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.types import LampRecord, ProfileItem, TagprError
 
@@ -338,3 +338,10 @@ def test_a_question_without_query_is_refused_if_one_is_needed(tmp_path: Path, ta
     assert [record.id for record in stream_lamp(path, None, "dev")] == ["1"]
     with pytest.raises(TagprError, match=re.escape(fault)):
         list(stream_lamp(path, None, "dev", query=True))
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "LaMP_2.json"
+    path.write_text('{"7": ["a"], "8": [], "7": ["b"]}')
+    with pytest.raises(TagprError, match="the key '7' stands twice in one object"):
+        read_json(path)
