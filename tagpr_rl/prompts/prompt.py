@@ -16,9 +16,8 @@ from typing import Literal
 
 from tagpr_rl.data.tasks import TASKS, literals
 from tagpr_rl.prompts.official import Tokens, official_text
-from tagpr_rl.tags.constraints import MAX_STEPS
 from tagpr_rl.tags.grammar import neutralise
-from tagpr_rl.tags.schema import TagSchema, TagSpec
+from tagpr_rl.tags.schema import MAX_STEPS, TagSchema, TagSpec
 from tagpr_rl.types import LampRecord, ProfileItem, Prompt, TagprError
 
 Style = Literal["reasoning", "direct", "thinking", "official"]

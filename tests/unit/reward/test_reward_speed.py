@@ -18,9 +18,9 @@ from tagpr_rl.reward.repetition import repetition_penalty
 from tagpr_rl.reward.rubric import Rubric
 from tagpr_rl.reward.task import rouge, rouge_tokens
 from tagpr_rl.tags import constraints, grammar
-from tagpr_rl.tags.constraints import DUPLICATE_JACCARD, MAX_STEPS, tag_score, violations
+from tagpr_rl.tags.constraints import DUPLICATE_JACCARD, tag_score, violations
 from tagpr_rl.tags.grammar import parse
-from tagpr_rl.tags.schema import TagSchema, default_schema
+from tagpr_rl.tags.schema import MAX_STEPS, TagSchema, default_schema
 from tagpr_rl.types import ParseStatus, Step, TaggedTrace
 
 SCHEMA = default_schema()

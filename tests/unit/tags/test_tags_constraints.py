@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagpr_rl.tags.constraints import MAX_STEPS, tag_score, violations
-from tagpr_rl.tags.schema import TagSchema, TagSpec, default_schema
+from tagpr_rl.tags.constraints import tag_score, violations
+from tagpr_rl.tags.schema import MAX_STEPS, TagSchema, TagSpec, default_schema
 from tagpr_rl.types import Step, TaggedTrace
 
 SCHEMA = default_schema()
