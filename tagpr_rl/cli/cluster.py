@@ -36,7 +36,9 @@ def render(
     from tagpr_rl.deploy.render import as_text, write_files
     from tagpr_rl.deploy.render import render as make
 
-    files = make(open_recipe(recipe, overrides or ()), target, recipe_path(recipe), overrides or ())
+    loaded = open_recipe(recipe, overrides or ())
+    files = make(loaded, target, recipe_path(recipe), overrides or ())
+    require_ready(planned(*planned_run(loaded)), warn, here=False)
     if out is None:
         sys.stdout.write(as_text(files))
         return

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tagpr_rl.cli import main
-from tagpr_rl.config import load_recipe
+from tagpr_rl.config import dump_recipe, load_recipe
 from tagpr_rl.preflight import machine
 from tagpr_rl.preflight.examine import examine, planned
 from tagpr_rl.preflight.finding import Finding
@@ -550,3 +550,25 @@ def test_of_a_gpu_recipe(overrides: str, key: str, words: str, tmp_path: Path) -
 def test_a_number_of_machines_that_would_fill_the_memory_is_refused(key: str) -> None:
     with pytest.raises(TagprError, match=key.replace(".", r"\.")):
         load_recipe(SMOKE, (f"{key}=1000000000",))
+
+
+def test_what_is_here_and_damaged_is_a_mistake_for_a_run_elsewhere(tmp_path: Path) -> None:
+    model(value=np.nan)(tmp_path)
+    cuda = load_recipe(SMOKE, (f"model.path={tmp_path}/model", "platform.device=cuda", "data.lamp_dir=/nowhere"))
+    findings = examine(planned(cuda, RunDir(tmp_path / "run")), here=False)
+    mistakes = [str(finding) for finding in findings if not finding.warning]
+    assert any("NaN or infinite" in text for text in mistakes)
+    assert not any("no such folder" in text for text in mistakes)  # the other machine may have it
+
+
+def test_a_run_that_joins_a_cluster_starts_here(tmp_path: Path) -> None:
+    joined = load_recipe(SMOKE, (f"platform.ray_address=127.0.0.1:{closed_port()}", f"out={tmp_path}"))
+    assert machine.runs_here(planned(joined, RunDir(tmp_path / "run")))
+
+
+def test_stages_that_cannot_be_taken_from_another_run_are_named(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "resolved.json").write_text(json.dumps(dump_recipe(load_recipe(SMOKE, ()))))
+    findings = found(tmp_path, ["name=new", f"from_run={{run: {other}, until: data}}"])
+    assert any(f.key == "from_run.until" and "not finished a stage" in f.wrong for f in findings)
