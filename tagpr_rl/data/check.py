@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tagpr_rl.data.lamp import SPLITS, outputs_path, questions_path, stream_lamp
+from tagpr_rl.data.lamp import SPLITS, folders_present, outputs_path, questions_path, stream_lamp
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.files import sha256_file
 from tagpr_rl.types import LampRecord, TagprError
@@ -95,11 +95,9 @@ def check_folder(folder: Path, tasks: Iterable[str] = TASKS, splits: Iterable[st
     """One check for each task and split in `folder`. TagprError if there is none."""
     files = present(folder, tasks, splits)
     if not files:
-        if packed := sorted(path for end in ("gz", "zip", "bz2", "xz") for path in folder.glob(f"**/*.{end}")):
-            raise TagprError(f"{folder}: its files are packed, first {packed[0]}; unpack them (gunzip, unzip)")
         raise TagprError(
-            f"{folder}: no <task>/<split>_questions.json there (tasks {', '.join(TASKS)}; splits {', '.join(SPLITS)}); "
-            "name the folder that holds one folder per task"
+            f"{folder}: no <task>/<split>_questions.json there (tasks {', '.join(TASKS)}; splits {', '.join(SPLITS)})"
+            f"{folders_present(folder)}; name the folder that holds one folder per task"
         )
     for task, split in files:
         yield check_files(folder, task, split)

@@ -40,7 +40,11 @@ def splits_present(folder: Path, task: str) -> tuple[str, ...]:
 
 
 def folders_present(folder: Path) -> str:
-    """` (it holds LaMP-2, other)`: the folders in `folder`, for a message that misses one; "" if there is none."""
+    """` (it holds LaMP-2, other)`: the folders in `folder`, or its first packed file, for a message that misses one."""
+    ends = [f"{below}*.{end}" for below in ("*/", "") for end in ("gz", "zip", "bz2", "xz")]
+    packed = sorted(path for end in ends for path in Path(folder).glob(end))
+    if packed:
+        return f" (its files are packed, first {packed[0]}; unpack them with gunzip or unzip)"
     names = sorted(path.name for path in Path(folder).iterdir() if path.is_dir()) if Path(folder).is_dir() else []
     return f" (it holds {', '.join(names[:12])}{', ...' if len(names) > 12 else ''})" if names else ""
 
@@ -65,7 +69,7 @@ def load_folder(
             present = splits_present(folder, task)
             raise TagprError(
                 f"{questions}: no such file; splits of {task_name(task)} in {folder}: "
-                f"{', '.join(present) or 'none'}. "
+                f"{', '.join(present) or 'none'}{'' if present else folders_present(folder)}. "
                 f"Download the task's {split} files from LaMP into that folder, or name another split or task"
             )
         outputs = outputs_path(folder, task, split)

@@ -277,3 +277,10 @@ def test_real_questions_load() -> None:
     for record in records:
         head = literals(TASKS[record.task].input_template)[0]
         assert record.input.startswith(head)
+
+
+def test_packed_files_are_seen(tmp_path: Path) -> None:
+    (tmp_path / "LaMP_2").mkdir()
+    (tmp_path / "LaMP_2" / "dev_questions.json.gz").write_bytes(b"x")
+    with pytest.raises(TagprError, match=r"none \(its files are packed, first .*dev_questions\.json\.gz; unpack them"):
+        load_folder(tmp_path, ["LaMP_2"], "dev")
