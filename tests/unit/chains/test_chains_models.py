@@ -204,7 +204,8 @@ def test_a_profile_that_gives_orders_reaches_no_set_unescaped(text):
     )
     assert all("<|" not in m["content"] and "<conclude>" not in m["content"] for m in teacher.asked[0].messages)
     assert sum(chains.counts[key] for key in ("kept", *Rejection)) == 1
-    assert chains.rows or chains.wrong, "defused, not lost"
+    # Defused, or refused as a text with a server's control token inside; never learned.
+    assert chains.rows or chains.wrong or [item.reason for item in chains.rejected] == [Rejection.NO_ANSWER]
     for row in chains.rows + chains.wrong:
         parsed = parse(row.response, SCHEMA)
         assert parsed.status is ParseStatus.OK
