@@ -67,7 +67,8 @@ demo: install  ## the whole method on the embedded world; FRESH=1 starts over
 	@$(VENV)/bin/tagpr run $(RECIPE) $(if $(FRESH),--fresh)
 
 test: install  ## every test, two files at a time
-	@$(PY) -m pytest -n 2 --dist loadfile tests
+	@# In the order of the folders: the long tests of contract/ and smoke/ do not wait for the end.
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
 
 test-fast: install  ## the tests without torch and Ray that take no time
 	@$(PY) -m pytest -n 2 --dist loadfile -m "not torch and not stack and not slow" tests/unit tests/test_layers.py
