@@ -434,6 +434,7 @@ def no_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read when another test imported it
 
 
 WORLD = ("data.world={seed: 1, train_users: 12, held_out_users: 2, time_users: 2, questions_per_user: 8}",)
