@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tagpr_rl.model.template import KEPT, TemplateFacts, look, merged_system, rendered, require, turn_end
-from tagpr_rl.model.tokenizer import decoded, dropped_ids, encoded, keeps_spaces, load_tokenizer, schema_tags
+from tagpr_rl.model.tokenizer import decoded, dropped_ids, encoded, load_tokenizer, schema_tags
 from tagpr_rl.prompts.official import Tokens
 from tagpr_rl.tags.schema import THINK, TagSchema, default_schema
 
@@ -111,7 +111,6 @@ class ChatTokenizer:
         self.thinking = THINKING.get(style)
         self.tokenizer = load_tokenizer(folder)
         self._schema = schema or default_schema()
-        self._keeps_spaces = keeps_spaces(self.tokenizer)
 
     @cached_property
     def facts(self) -> TemplateFacts:
@@ -143,8 +142,7 @@ class ChatTokenizer:
 
     def learned(self, prompt: str, response: str) -> str:
         """What the model learns to write after the rendered prompt, for the whole `response`."""
-        text = continuation(prompt, response)
-        return text if self._keeps_spaces else " ".join(text.split())
+        return continuation(prompt, response)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, nothing added."""

@@ -111,7 +111,7 @@ def serving(model: Path, folder: Path) -> Iterator[str]:
 
 
 def check(generator: Generator, first: int = 0) -> list[Reply]:
-    """Twelve labellings and one free text, asked twice: whole answers come from the cache. Returns all that was paid."""
+    """Twelve labellings and one free text, asked twice: whole answers come from the cache. Returns what was paid."""
     requests = [*labelling(12), *labelling(1, json_schema=None, max_tokens=9, temperature=0.0)]
     replies = generator.generate(requests)
     whole = [reply for reply in replies[:12] if reply.status == "OK"]
