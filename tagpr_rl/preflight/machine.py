@@ -142,7 +142,7 @@ def packages(plan: PlannedRun) -> Iterator[Finding]:
     for name, (needed, what) in wanted.items():
         if needed and importlib.util.find_spec(name) is None:
             yield Finding(
-                "", None, f"the package {name} is not installed, and {what} needs it", "install it", on_machine=True
+                "", None, f"the package {name} is not installed; it is needed for {what}", "install it", on_machine=True
             )
 
 

@@ -17,7 +17,7 @@ from tagpr_rl.data.split import at_most
 from tagpr_rl.model.fit import examine
 from tagpr_rl.model.template import TemplateFacts
 from tagpr_rl.preflight.finding import Finding, PlannedRun
-from tagpr_rl.prompts.dataset import Dataset
+from tagpr_rl.prompts.dataset import Dataset, first_of_task
 from tagpr_rl.prompts.prompt import prompt_phrases
 from tagpr_rl.prompts.rankings import rankings_path, read_rankings
 from tagpr_rl.prompts.rows import select
@@ -28,6 +28,8 @@ from tagpr_rl.types import LampRecord, TagprError
 
 WHOLE_BYTES = 100 << 20
 """Question files of this size together are read as the run reads them; of larger ones the beginning is."""
+EACH_TASK = 20
+"""Questions of a task and side whose prompts are made."""
 SAMPLE = 200
 """Records of a larger file that are read."""
 WORLD_USERS, WORLD_QUESTIONS = 4000, 40
@@ -284,7 +286,7 @@ def _prompts(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
             return  # `templates` names them
         chat = tokens = ChatTokenizer(folder, schema=own)
         chat.tokenizer.chat_template = facts.template or chat.tokenizer.chat_template
-    records = [record for side in (found.train, found.held_out) for record in _first_of_tasks(side)]
+    records = [record for side in (found.train, found.held_out) for record in first_of_task(side, EACH_TASK)]
     try:
         make = Dataset(recipe, own).prompt_maker("reasoning", tokens)
         prompts = [make(record) for record in records]
@@ -307,16 +309,6 @@ def _prompts(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
                 f"the shortest of {len(records)} prompts has {shortest} tokens, so no question is left",
                 "raise it",
             )
-
-
-def _first_of_tasks(records: Sequence[LampRecord], each: int = 20) -> list[LampRecord]:
-    counts: Counter[str] = Counter()
-    chosen = []
-    for record in records:
-        counts[record.task] += 1
-        if counts[record.task] <= each:
-            chosen.append(record)
-    return chosen
 
 
 def rankings(plan: PlannedRun) -> Iterator[Finding]:

@@ -96,10 +96,10 @@ def _by_task(records: Iterable[LampRecord], tasks: Sequence[str], split: str) ->
     return [record for rows in own.values() for record in rows]
 
 
-def first_of_task(records: list[LampRecord], limit: int | None) -> list[LampRecord]:
+def first_of_task(records: Sequence[LampRecord], limit: int | None) -> list[LampRecord]:
     """The first `limit` records of each task; all of them if `limit` is None."""
     if limit is None:
-        return records
+        return list(records)
     counts: Counter[str] = Counter()
     kept = []
     for record in records:
