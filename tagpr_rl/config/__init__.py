@@ -2,7 +2,7 @@
 
 from tagpr_rl.config.base import Closed
 from tagpr_rl.config.cluster import ClusterBlock
-from tagpr_rl.config.data import DataBlock, PromptBlock, RetrievalBlock, WorldBlock
+from tagpr_rl.config.data import CompactBlock, DataBlock, PromptBlock, RetrievalBlock, WorldBlock
 from tagpr_rl.config.endpoints import EndpointBlock
 from tagpr_rl.config.grpo import GrpoStage
 from tagpr_rl.config.keep import KeepBlock

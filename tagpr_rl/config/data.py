@@ -60,12 +60,27 @@ class RetrievalBlock(Closed):
         return self
 
 
+class CompactBlock(Closed):
+    """What a compact prompt shows."""
+
+    labels: Count = 5
+    """Most of the user's labels that are counted over the whole history, the most frequent first."""
+    item_words: Count = 24
+    """Words of an item's text; the rest is cut."""
+    question_words: Count = 60
+    """Words of the question's text; the rest is cut."""
+
+
 class PromptBlock(Closed):
     """The prompt's form and limits."""
 
-    style: Literal["reasoning", "official"] = "reasoning"
-    """reasoning = an instruction with the tag schema, then items and question; official = LaMP's published template
-    with its token budget, which asks for no tags."""
+    style: Literal["reasoning", "compact", "official"] = "reasoning"
+    """reasoning = an instruction with the tag schema, then items and question; compact = counts of the user's labels,
+    short items and a short question, for small models that SFT teaches the tags; official = LaMP's published template
+    with its token budget, which asks for no tags. The model of `model.path` itself is asked as with reasoning where
+    the run's style is compact."""
+    compact: CompactBlock = CompactBlock()
+    """What a compact prompt shows."""
     max_tokens: Count = 192
     """Longest prompt after the chat template; the least relevant items are dropped to meet it."""
     max_response_tokens: Count = 96

@@ -13,6 +13,7 @@ from tagpr_rl.data.lamp import load_folder
 from tagpr_rl.data.split import split_folder
 from tagpr_rl.data.world.generate import World, WorldConfig, make_world
 from tagpr_rl.model.embeddings import EmbeddingStore
+from tagpr_rl.prompts.compact import INSTRUCTIONS, build_compact_prompt
 from tagpr_rl.prompts.prompt import build_official_prompt, build_prompt
 from tagpr_rl.prompts.rankings import read_rankings
 from tagpr_rl.prompts.retrieve import Retriever, query_and_texts
@@ -67,7 +68,7 @@ def make_splits(recipe: Recipe, seed: int | None = None) -> Splits:
             seed,
             setting=data.split,
             skip_defective=data.skip_defective,
-            query=data.retrieval.method in ("bm25", "dense"),
+            query=data.retrieval.method in ("bm25", "dense") or data.prompt.style == "compact",
         )
         train, held_out, skipped = actual.train, actual.held_out, actual.skipped
     train, held_out = _by_task(train, data.tasks, TRAIN), _by_task(held_out, data.tasks, HELD_OUT)
@@ -181,21 +182,27 @@ class Dataset:
         return model.store(block.cache or self.recipe.out / "embeddings")
 
     def prompt_maker(
-        self, style: str, tokens: PromptTokens, *, foreign: bool = False
+        self, style: str, tokens: PromptTokens, *, foreign: bool = False, untrained: bool = False
     ) -> Callable[[LampRecord], Prompt]:
         """record -> its prompt under the recipe's retrieval and limit.
 
-        `style` (reasoning or direct) is that of the project's own prompts; with `data.prompt.style: official` the
-        prompts are LaMP's.
+        `style` (reasoning, direct or thinking) is that of the project's own prompts; with `data.prompt.style: official`
+        the prompts are LaMP's.
         `foreign`: see `retriever`.
+        `untrained`: for a model that no stage has trained, which a compact prompt would not tell enough.
         """
-        retrieve, limit = self.retriever(foreign=foreign), self.recipe.data.prompt.max_tokens
-        official = self.recipe.data.prompt.style == "official"
+        retrieve, block = self.retriever(foreign=foreign), self.recipe.data.prompt
+        limit, official = block.max_tokens, block.style == "official"
+        compact = block.style == "compact" and not untrained and style in INSTRUCTIONS
 
         def make(record: LampRecord) -> Prompt:
             items, count = retrieve(record), tokens.count
             if official:
                 return build_official_prompt(record, items, max_tokens=limit, count_tokens=count, tokens=tokens)
+            if compact:
+                return build_compact_prompt(
+                    record, items, style=style, block=block.compact, max_tokens=limit, count_tokens=count
+                )
             return build_prompt(record, items, style=style, schema=self.schema, max_tokens=limit, count_tokens=count)
 
         return make

@@ -2,6 +2,7 @@
 
 There are four styles. `official` is LaMP's published prompt. `reasoning`, `direct` and `thinking` have one constant
 instruction, one line per item (LaMP's item template), then LaMP's input; they differ only in the instruction.
+compact.py has a shorter form of `reasoning` and `direct`.
 `build_prompt` keeps whole items, best first, and leaves out the rest. `build_official_prompt` shares the profile's
 budget among the items and cuts each, as upstream does.
 """
@@ -93,14 +94,23 @@ def direct_messages(messages: Sequence[Mapping[str, str]], schema: TagSchema) ->
 
     TagprError for a prompt that does not begin with the schema's instruction, as one of another schema or version.
     """
-    asked = reasoning_instruction(schema)
+    return with_instruction(
+        messages,
+        reasoning_instruction(schema),
+        DIRECT_INSTRUCTION,
+        f"the instruction of tag schema {schema.version!r}: its chains were made with another schema",
+    )
+
+
+def with_instruction(messages: Sequence[Mapping[str, str]], old: str, new: str, what: str) -> Messages:
+    """The messages with the instruction `old` replaced by `new`. TagprError, naming `what`, if they do not begin with
+    `old`."""
     (turn,) = messages
-    if not turn["content"].startswith(asked):
+    if not turn["content"].startswith(old):
         raise TagprError(
-            f"the prompt {turn['content'][:60]!r}... does not begin with the instruction of tag schema "
-            f"{schema.version!r}: its chains were made with another schema or an older version; make them anew"
+            f"the prompt {turn['content'][:60]!r}... does not begin with {what} or an older version; make them anew"
         )
-    return _user_turn(DIRECT_INSTRUCTION + turn["content"].removeprefix(asked))
+    return user_turn(new + turn["content"].removeprefix(old))
 
 
 def prompt_phrases(schema: TagSchema) -> tuple[str, ...]:
@@ -142,21 +152,46 @@ def build_prompt(
     def messages(kept: int, text: str) -> Messages:
         return _messages(record.task, lines[:kept], text, style, schema)
 
+    head = TASKS[record.task].input_head(question)
+    return fit_prompt(
+        record, items, head, question, messages, style=style, max_tokens=max_tokens, count_tokens=count_tokens
+    )
+
+
+def fit_prompt(
+    record: LampRecord,
+    items: Sequence[ProfileItem],
+    head: str,
+    question: str,
+    messages: Callable[[int, str], Messages],
+    *,
+    style: str,
+    max_tokens: int,
+    count_tokens: CountTokens,
+) -> Prompt:
+    """The prompt with as many items, and then as much of the question, as `max_tokens` allows.
+
+    Args:
+        head: the constant beginning of `question`, which is never cut.
+        messages: (number of items, text of the question) -> the chat.
+        style: its name in the error.
+
+    Raises TagprError if not even the chat without items and with the bare head fits.
+    """
+
     def fits(kept: int, text: str) -> bool:
         return count_tokens(messages(kept, text)) <= max_tokens
 
-    kept = _most_items(len(lines), lambda count: fits(count, question))
+    kept = _most_items(len(items), lambda count: fits(count, question))
     text = question
     if kept < 0:
         kept = 0
-        head = TASKS[record.task].input_head(question)
         text = head + _longest_prefix(question[len(head) :], lambda tail: fits(0, head + tail))
         if text == head:
             bare = count_tokens(messages(0, head))
             raise TagprError(
-                f"record {record.id!r} ({record.task}, style {style}): the prompt needs {bare} tokens before "
-                f"the first word of the question's text, and the limit max_tokens is {max_tokens}; raise the "
-                "limit"
+                f"record {record.id!r} ({record.task}, style {style}): the prompt needs {bare} tokens before the first "
+                f"word of the question's text, and the limit max_tokens is {max_tokens}; raise the limit"
             )
     final = messages(kept, text)
     return Prompt(
@@ -184,10 +219,10 @@ def build_official_prompt(
     `max_tokens` is the limit after the chat template, whose own tokens are taken off first. All texts pass `clean`;
     text without markup is LaMP's to the letter. Raises TagprError if the template alone is over the limit.
     """
-    limit = max_tokens - count_tokens(_user_turn(""))
+    limit = max_tokens - count_tokens(user_turn(""))
     while limit > 0:
         official = official_text(record, items, limit, tokens)
-        messages = _user_turn(clean(official.text))
+        messages = user_turn(clean(official.text))
         over = count_tokens(messages) - max_tokens
         if over <= 0:
             return Prompt(
@@ -202,7 +237,7 @@ def build_official_prompt(
             )
         limit -= over  # template and text may share no token, or cleaned text may need more of them
     raise TagprError(
-        f"record {record.id!r} ({record.task}): the chat template alone needs {count_tokens(_user_turn(''))} tokens, "
+        f"record {record.id!r} ({record.task}): the chat template alone needs {count_tokens(user_turn(''))} tokens, "
         f"and the limit max_tokens is {max_tokens}; raise the limit"
     )
 
@@ -247,7 +282,6 @@ def profile_items(task: str, profile: str) -> list[str]:
 
 
 def _messages(task: str, lines: list[str], text: str, style: str, schema: TagSchema) -> Messages:
-    """One user turn: every chat template has one, not every one has a system turn."""
     if style == "official":
         content = clean(TASKS[task].assemble(lines, text))
     else:
@@ -255,10 +289,11 @@ def _messages(task: str, lines: list[str], text: str, style: str, schema: TagSch
         profile = [PROFILE_HEADER, *lines] if lines else [NO_PROFILE]
         # Cleaned once more as a whole: two harmless texts could join to markup.
         content = f"{instruction}\n" + clean("\n".join([*profile, QUESTION_HEADER, text]))
-    return _user_turn(content)
+    return user_turn(content)
 
 
-def _user_turn(content: str) -> Messages:
+def user_turn(content: str) -> Messages:
+    """One user turn: every chat template has one, not every one has a system turn."""
     return ({"role": "user", "content": content},)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from tagpr_rl.config import EvaluateStage
+from tagpr_rl.config import EvaluateStage, ModelStage
 from tagpr_rl.eval.lamp_eval import EvalResult, evaluate, question_key
 from tagpr_rl.prompts.dataset import evenly
 from tagpr_rl.prompts.tokens import ChatTokenizer, continuation
@@ -72,7 +72,8 @@ class Asker:
         context, records = self.context, request.records
         folder = context.model_folder(request.model)
         tokenizer = ChatTokenizer(folder, request.style, context.schema)
-        make = context.dataset.prompt_maker(request.style, tokenizer)
+        untrained = isinstance(context.recipe.stages[request.model], ModelStage)
+        make = context.dataset.prompt_maker(request.style, tokenizer, untrained=untrained)
         prompts = [make(record) for record in records]
         rendered = [tokenizer.render(prompt.messages) for prompt in prompts]
         self.engine.use(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tagpr_rl.chains.models import teacher_for
@@ -14,6 +15,7 @@ from tagpr_rl.files import write_json, write_text
 from tagpr_rl.model.fetch import model_folder
 from tagpr_rl.model.fit import config_mistakes, examine, read_config, stop_ids
 from tagpr_rl.model.template import TemplateFacts, require
+from tagpr_rl.prompts.compact import build_compact_prompt
 from tagpr_rl.prompts.dataset import TRAIN
 from tagpr_rl.prompts.prompt import DIRECT_INSTRUCTION, build_prompt, prompt_phrases
 from tagpr_rl.stages.context import StageContext, StageResult
@@ -145,14 +147,17 @@ def corpus(context: StageContext, schema: TagSchema) -> list[str]:
     dataset = context.dataset
     train, held_out = dataset.train, dataset.held_out
     dataset.embed()
-    retrieve = dataset.retriever()
+    retrieve, block = dataset.retriever(), context.recipe.data.prompt
 
     def unlimited(record: LampRecord, style: str) -> Prompt:
-        items = retrieve(record)
-        return build_prompt(record, items, style=style, schema=schema, max_tokens=sys.maxsize, count_tokens=lambda _: 0)
+        items, limit = retrieve(record), sys.maxsize
+        build = partial(build_prompt, schema=schema)
+        if block.style == "compact":
+            build = partial(build_compact_prompt, block=block.compact)
+        return build(record, items, style=style, max_tokens=limit, count_tokens=lambda _: 0)
 
     texts = [record.gold for record in train if record.gold is not None]
-    style = context.recipe.data.prompt.style
+    style = "official" if block.style == "official" else "reasoning"
     shown = [(record, unlimited(record, style)) for record in (*train, *held_out)[:CORPUS_SIZE]]
     bare = [replace(record, profile=()) for record in first_of_each_task(train)]
     shown += [(record, unlimited(record, style)) for record in bare for style in ("reasoning", "direct")]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tagpr_rl.backend.trainer.overrides import sft_overrides, world_size
 from tagpr_rl.config import SftStage, prompt_style
 from tagpr_rl.files import read_parquet, write_parquet
+from tagpr_rl.prompts.compact import compact_direct
 from tagpr_rl.prompts.prompt import direct_messages
 from tagpr_rl.prompts.rows import sft_rows
 from tagpr_rl.prompts.tokens import ChatTokenizer, Messages
@@ -25,7 +27,6 @@ from tagpr_rl.stages.common import (
     wait_for,
 )
 from tagpr_rl.stages.context import StageContext, StageResult
-from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, TagprError
 
 
@@ -73,19 +74,22 @@ def _examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str, An
     path = context.nearest("chains", reads=("chains.parquet",)).root / "chains.parquet"
     chains = list(read_parquet(path, ["task", "record_id", "messages", "response"]))
     if stage.dataset == "answers":
-        schema = context.schema if recipe.data.prompt.style == "reasoning" else None
-        return sft_rows(tokenizer, answer_examples(chains, train, schema), limit)
+        direct: Mapping[str, Callable[[Messages], Messages]] = {
+            "reasoning": partial(direct_messages, schema=context.schema),
+            "compact": compact_direct,
+            "official": tuple,
+        }
+        return sft_rows(tokenizer, answer_examples(chains, train, direct[recipe.data.prompt.style]), limit)
     return sft_rows(tokenizer, [(row["messages"], row["response"]) for row in chains], limit)
 
 
 def answer_examples(
-    chains: Sequence[Mapping[str, Any]], train: Sequence[LampRecord], schema: TagSchema | None
+    chains: Sequence[Mapping[str, Any]], train: Sequence[LampRecord], direct: Callable[[Messages], Messages]
 ) -> list[tuple[Messages, str]]:
     """(direct prompt, gold) of each row of chains.parquet: the same questions and items, as often, without the thought.
 
-    The gold also stands in for a chain's wrong answer. `schema`: the one in the prompts' instruction; None for LaMP's
-    published prompts, which have none and stay as they are.
+    The gold also stands in for a chain's wrong answer. `direct`: a prompt that asks for a thought -> one that does not.
     """
     golds = {(record.task, record.id): str(record.gold) for record in train}
-    prompts = [direct_messages(row["messages"], schema) if schema else tuple(row["messages"]) for row in chains]
+    prompts = [direct(row["messages"]) for row in chains]
     return [(prompt, golds[row["task"], row["record_id"]]) for prompt, row in zip(prompts, chains, strict=True)]

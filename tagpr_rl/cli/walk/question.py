@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tagpr_rl.config import Recipe
 from tagpr_rl.data.lamp import load_lamp, questions_path
+from tagpr_rl.prompts.compact import build_compact_prompt
 from tagpr_rl.prompts.dataset import LAMP, TRAIN, Dataset, make_splits
 from tagpr_rl.prompts.prompt import build_official_prompt, build_prompt, prompt_phrases
 from tagpr_rl.prompts.rows import to_row
@@ -59,12 +60,16 @@ def source(dataset: Dataset, record: LampRecord) -> str:
     return f"the embedded world, seed {data.world.seed}, {data.split} split; the data stage of a run makes the same"
 
 
+BUILDERS = {"reasoning": build_prompt, "compact": build_compact_prompt, "official": build_official_prompt}
+"""data.prompt.style -> what writes the prompt."""
+
+
 def show_prompt(page: Page, dataset: Dataset, run: RunDir, record: LampRecord) -> Prompt:
     """Hop 2: retrieval, and the prompt within the recipe's limit."""
     block, retrieval = dataset.recipe.data.prompt, dataset.recipe.data.retrieval
     page.hop(
         2,
-        build_official_prompt if block.style == "official" else build_prompt,
+        BUILDERS[block.style],
         "The profile items nearest to the question are retrieved and written above it. A profile can never forge a "
         "tag: its markup is neutralised.",
     )

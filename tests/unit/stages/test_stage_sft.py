@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tagpr_rl.config import Recipe, answers_directly, prompt_style, recipe_from_dict, upstream
-from tagpr_rl.prompts.prompt import DIRECT_INSTRUCTION, reasoning_instruction
+from tagpr_rl.prompts.prompt import DIRECT_INSTRUCTION, direct_messages, reasoning_instruction
 from tagpr_rl.stages.sft import answer_examples
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import LampRecord, TagprError
 
 SCHEMA = default_schema()
+DIRECT = partial(direct_messages, schema=SCHEMA)
 
 
 def record(task: str, key: str, gold: str) -> LampRecord:
@@ -32,7 +34,7 @@ def test_answers_are_the_golds_of_the_chains_questions_with_the_same_items() -> 
         chain("LaMP_3", "1", "an item", "2"),  # a wrong one that was kept: the gold stands in
         chain("LaMP_2", "1", "no item", "comedy"),  # the same question, taught without a profile too
     ]  # question LaMP_2/2 has no chain that was kept, so it is not taught either
-    examples = [(messages[0]["content"], answer) for messages, answer in answer_examples(chains, train, SCHEMA)]
+    examples = [(messages[0]["content"], answer) for messages, answer in answer_examples(chains, train, DIRECT)]
     assert examples == [
         (f"{DIRECT_INSTRUCTION}\nan item\nthe question", "comedy"),
         (f"{DIRECT_INSTRUCTION}\nan item\nthe question", "5"),
@@ -44,8 +46,8 @@ def test_chains_with_another_instruction_are_refused_and_published_prompts_stay(
     made = chain("LaMP_2", "1", "an item", "comedy")
     made["messages"][0]["content"] = "An older instruction.\nan item\nthe question"
     with pytest.raises(TagprError, match="'An older instruction"):
-        answer_examples([made], [record("LaMP_2", "1", "comedy")], SCHEMA)
-    (example,) = answer_examples([made], [record("LaMP_2", "1", "comedy")], None)
+        answer_examples([made], [record("LaMP_2", "1", "comedy")], DIRECT)
+    (example,) = answer_examples([made], [record("LaMP_2", "1", "comedy")], tuple)
     assert example == (tuple(made["messages"]), "comedy")
 
 
