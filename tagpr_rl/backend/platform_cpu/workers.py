@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from tagpr_rl.backend.scoring.coalesce import Coalescer
 from tagpr_rl.backend.session.worker_settings import from_environment
+from tagpr_rl.backend.trainer.loss_tokens import LossTokenEngine
 
 
 def prepare() -> None:
@@ -34,7 +34,7 @@ def prepare() -> None:
 
 
 @EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")
-class CpuFsdp2Engine(FSDPEngineWithLMHead):
+class CpuFsdp2Engine(LossTokenEngine):
     """FSDP2 over gloo. Upstream registers the engine for cuda and npu only (transformer_impl.py:1143)."""
 
     def _build_fsdp_module(self, module: torch.nn.Module) -> Any:
