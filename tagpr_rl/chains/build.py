@@ -170,7 +170,7 @@ def _answers_without_profile(
     for request in requests:
         prompt = prompts.get(request.record.id)
         if prompt is not None and prompt.task == request.record.task:
-            bare[_key(request.record)] = TeacherRequest(request.record, prompt)
+            bare[_key(request.record)] = TeacherRequest(request.record, prompt, foreign=True)
     replies = teacher.generate(list(bare.values())) if bare else []
     return dict(zip(bare, map(answer_of, replies), strict=True))
 
@@ -210,7 +210,7 @@ def _evidence(
             swapped[i] = other_user[0]
     if rules.evidence.asks_teacher:
         records = {_key(swapped[i]): swapped[i] for i in evidence if i in swapped and verdicts[i][1] is None}
-        replies = teacher.generate([TeacherRequest(r, swap.make_prompt(r)) for r in records.values()])
+        replies = teacher.generate([TeacherRequest(r, swap.make_prompt(r), foreign=True) for r in records.values()])
         answers = dict(zip(records, map(answer_of, replies), strict=True))
         for i in evidence:
             item = verdicts[i][0]

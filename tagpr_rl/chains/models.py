@@ -19,6 +19,7 @@ from tagpr_rl.chains.evidence import EvidenceRules
 from tagpr_rl.chains.keep import WORLD_ANSWERS, AnswerRules, KeepRules
 from tagpr_rl.chains.labellers.label import Labeller, ModelLabeller, ScriptedLabeller
 from tagpr_rl.chains.similar import SimilarRules
+from tagpr_rl.chains.teachers.grounded import GroundedTeacher
 from tagpr_rl.chains.teachers.heuristic import HeuristicTeacher
 from tagpr_rl.chains.teachers.interface import ModelTeacher, Sampling, Teacher, TrainedTeacher
 from tagpr_rl.chains.teachers.scripted import ScriptedTeacher
@@ -114,6 +115,8 @@ def teacher_for(
         kind = "scripted" if recipe.data.lamp_dir is None else "heuristic"
     if kind == "heuristic":
         return HeuristicTeacher()
+    if kind == "grounded":
+        return GroundedTeacher(stage.seed)
     return ScriptedTeacher(error_rate=stage.error_rate if error_rate is None else error_rate, seed=stage.seed)
 
 

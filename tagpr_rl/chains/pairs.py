@@ -58,7 +58,7 @@ def build_pairs(
     pairs: list[PairRow] = []
 
     def write(changed: Sequence[LampRecord]) -> Sequence[Draft]:
-        requests = [TeacherRequest(record, make_prompt(record)) for record in changed]
+        requests = [TeacherRequest(record, make_prompt(record), foreign=True) for record in changed]
         return write_chains(requests, teacher, labeller, schema, rules).items
 
     if CROSS in wanted:

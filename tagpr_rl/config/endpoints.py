@@ -59,9 +59,9 @@ class TimeoutsBlock(Closed):
 class EndpointBlock(Closed):
     """A teacher or labeller: rules, any OpenAI-compatible endpoint, or vLLM in this run."""
 
-    kind: Literal["scripted", "heuristic", "auto", "openai", "vllm"]
-    """scripted and heuristic = rules without a model; auto = one of the two by the data; openai = an endpoint over
-    HTTP; vllm = an engine in this run."""
+    kind: Literal["scripted", "heuristic", "grounded", "auto", "openai", "vllm"]
+    """scripted, heuristic and grounded = rules without a model, grounded with the gold at hand; auto = scripted or
+    heuristic by the data; openai = an endpoint over HTTP; vllm = an engine in this run."""
     base_url: Annotated[str, worded(r"https?://[^\s$\\]+", "a web address such as http://localhost:8000/v1")] | None = (
         None
     )
@@ -119,7 +119,8 @@ def _how(value: Any) -> str:
 
 
 TeacherChoice = Annotated[
-    Annotated[Literal["scripted", "heuristic", "auto"], Tag(BY_NAME)] | Annotated[EndpointBlock, Tag(BY_BLOCK)],
+    Annotated[Literal["scripted", "heuristic", "grounded", "auto"], Tag(BY_NAME)]
+    | Annotated[EndpointBlock, Tag(BY_BLOCK)],
     Discriminator(_how),
 ]
 LabellerChoice = Annotated[

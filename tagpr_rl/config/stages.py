@@ -36,7 +36,7 @@ class ChainsStage(StageBase):
     kind: Literal["chains"] = "chains"
     teacher: TeacherChoice = "auto"
     """Who writes the chains: a name, or the block of a language model. auto = scripted for the embedded world, and
-    heuristic for LaMP files."""
+    heuristic for LaMP files; grounded = rules that know the gold and lead to it by facts of the history."""
     labeller: LabellerChoice = "scripted"
     """Who tags the steps: scripted = by cue words; or the block of a language model of kind openai or vllm."""
     answers: UserPath | None = None
@@ -59,7 +59,7 @@ class ChainsStage(StageBase):
 
     @model_validator(mode="after")
     def _labeller_fits(self) -> ChainsStage:
-        if not isinstance(self.labeller, str) and self.labeller.kind in ("heuristic", "auto"):
+        if not isinstance(self.labeller, str) and self.labeller.kind in ("heuristic", "grounded", "auto"):
             raise ValueError(f"labeller.kind is {self.labeller.kind}; use scripted, openai or vllm")
         return self
 

@@ -174,7 +174,7 @@ def _teacher(plan: PlannedRun) -> Iterator[Finding]:
                 f"stages.{name}.teacher",
                 "scripted",
                 "it knows the rules of the embedded world, not LaMP's questions",
-                "use heuristic, or a language model",
+                "use grounded or heuristic, or a language model",
             )
 
 

@@ -22,7 +22,7 @@ from tagpr_rl.stages.prmu import PAIRS, pairs_of_samples, sampled_responses
 from tagpr_rl.tags.grammar import final_answer
 from tagpr_rl.types import LampRecord, PairRow, TagprError
 
-FREE_TEACHERS = ("scripted", "heuristic", "auto")
+FREE_TEACHERS = ("scripted", "heuristic", "grounded", "auto")
 """Teachers that cost nothing, so that they may also answer held-out questions."""
 
 

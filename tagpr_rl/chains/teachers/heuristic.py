@@ -61,19 +61,24 @@ class HeuristicTeacher:
         return [Reply(self._one(request)) for request in requests]
 
     def _one(self, request: TeacherRequest) -> str:
-        record = request.record
-        spec = TASKS[record.task]
-        items = [item.fields for item in request.items]
-        if spec.name == "LaMP_1":
-            steps, answer = _choose_reference(record, items)
-        elif spec.kind == "classification":
-            steps, answer = _choose_label(record, spec, items)
-        elif spec.kind == "rating":
-            steps, answer = _choose_rating(record, spec, items)
-        else:
-            steps, answer = _write_text(record, spec, items)
-        lines = [neutralise(" ".join(line.split())) for line in (*steps, f"Answer: {answer}")]
-        return "\n".join(lines)
+        return chain_text(*heuristic_chain(request.record, [item.fields for item in request.items]))
+
+
+def heuristic_chain(record: LampRecord, items: Sequence[Mapping[str, str]]) -> tuple[list[str], str]:
+    """(steps, answer) from the fields of the items that are shown; without items a fallback of the task."""
+    spec = TASKS[record.task]
+    if spec.name == "LaMP_1":
+        return _choose_reference(record, items)
+    if spec.kind == "classification":
+        return _choose_label(record, spec, items)
+    if spec.kind == "rating":
+        return _choose_rating(record, spec, items)
+    return _write_text(record, spec, items)
+
+
+def chain_text(steps: Sequence[str], answer: str) -> str:
+    """A teacher's text: a step a line, then the answer, all without markup."""
+    return "\n".join(neutralise(" ".join(line.split())) for line in (*steps, f"Answer: {answer}"))
 
 
 def _nearest(text: str, spec: TaskSpec, items: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:

@@ -38,6 +38,9 @@ class TeacherRequest:
     """The teacher sees the profile items that `prompt.item_ids` names, and no others."""
     sample: int = 0
     """Number of the sample for this prompt, from 0. Different samples may give different chains."""
+    foreign: bool = False
+    """Whether the record stands here with a profile that is not its user's (another's, or none): its gold is then not
+    what the profile suggests."""
 
     @property
     def items(self) -> tuple[ProfileItem, ...]:

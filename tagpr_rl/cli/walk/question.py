@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rich.pretty import Pretty
 from rich.text import Text
@@ -60,7 +62,11 @@ def source(dataset: Dataset, record: LampRecord) -> str:
     return f"the embedded world, seed {data.world.seed}, {data.split} split; the data stage of a run makes the same"
 
 
-BUILDERS = {"reasoning": build_prompt, "compact": build_compact_prompt, "official": build_official_prompt}
+BUILDERS: Mapping[str, Callable[..., Any]] = {
+    "reasoning": build_prompt,
+    "compact": build_compact_prompt,
+    "official": build_official_prompt,
+}
 """data.prompt.style -> what writes the prompt."""
 
 

@@ -1,0 +1,107 @@
+"""Logits for the loss's tokens alone: verl's own log-probabilities, entropies and gradients, on both kinds of batch."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("VERL_PLATFORM", "cpu")
+
+import torch
+from tensordict import TensorDict
+from transformers import LlamaConfig, LlamaForCausalLM
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+
+from tagpr_rl.backend.platform_cpu.workers import logprobs_by_cross_entropy
+from tagpr_rl.backend.trainer.loss_tokens import LossTokenEngine, loss_positions, padded_indices
+
+pytestmark = [pytest.mark.stack, pytest.mark.torch]
+LENGTHS, RESPONSES = (7, 4, 9), (3, 1, 5)
+VOCABULARY = 29
+
+
+def jagged(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.nested_tensor(rows, layout=torch.jagged)
+
+
+def batch(kind: str) -> Any:
+    """Three sequences; the loss covers the last 3, 1 and 5 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    ids = [torch.randint(1, VOCABULARY, (n,), generator=generator) for n in LENGTHS]
+    masks = [torch.arange(n) >= n - r for n, r in zip(LENGTHS, RESPONSES, strict=True)]
+    fields: dict[str, Any] = {
+        "input_ids": jagged(ids),
+        "position_ids": jagged([torch.arange(n) for n in LENGTHS]),
+        "temperature": torch.tensor([1.0, 0.7, 1.3]),
+    }
+    if kind == "sft":
+        fields["loss_mask"] = jagged([mask.long() for mask in masks])
+    else:
+        fields["responses"] = jagged([row[mask] for row, mask in zip(ids, masks, strict=True)])
+        fields["loss_mask"] = jagged([torch.ones(r, dtype=torch.long) for r in RESPONSES])
+    made = TensorDict(fields, batch_size=[3])
+    tu.assign_non_tensor(made, use_remove_padding=False, pad_token_id=0, calculate_entropy=True)
+    return made
+
+
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+        )
+    )
+
+
+def outputs(base: type, kind: str) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[tuple[int, ...]]]:
+    """(values of the loss's tokens, gradient of the embeddings, shapes of the logits) of a forward pass by `base`."""
+    engine = object.__new__(base)
+    engine.module, engine._autocast_dtype, engine.pad_to_length = model(), torch.float32, False
+    engine.engine_config = SimpleNamespace(entropy_checkpointing=False)
+    engine.get_data_parallel_group = lambda: None
+    shapes: list[tuple[int, ...]] = []
+    engine.module.lm_head.register_forward_hook(lambda *call: shapes.append(tuple(call[2].shape)))
+    micro = batch(kind)
+    positions = loss_positions(micro)
+    assert positions is not None
+
+    def loss(model_output: Any, **_: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        kept.update({key: value.values()[positions] for key, value in model_output.items()})
+        return -kept["log_probs"].sum(), {}
+
+    kept: dict[str, torch.Tensor] = {}
+    value, _ = engine.forward_step(micro, loss, forward_only=False)
+    value.backward()
+    return kept, engine.module.model.embed_tokens.weight.grad, shapes
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_values_and_gradients_are_verl_s(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from verl.utils import torch_functional
+
+    monkeypatch.setattr(torch_functional, "logprobs_from_logits_v2", logprobs_by_cross_entropy)
+    wanted, gradient, every = outputs(FSDPEngineWithLMHead, kind)
+    got, own_gradient, few = outputs(LossTokenEngine, kind)
+    assert every == [(3, 9, VOCABULARY)] and few == [(1, sum(RESPONSES), VOCABULARY)]
+    for key in ("log_probs", "entropy"):
+        torch.testing.assert_close(got[key], wanted[key], rtol=0, atol=1e-6)
+    torch.testing.assert_close(own_gradient, gradient, rtol=0, atol=1e-5)
+    assert wanted["entropy"].requires_grad and not got["entropy"].requires_grad
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo"])
+def test_positions_are_one_before_each_token_of_the_loss(kind: str) -> None:
+    positions = loss_positions(batch(kind))
+    assert positions is not None and positions.tolist() == [3, 4, 5, 9, 14, 15, 16, 17, 18]
+    rows, columns = padded_indices(batch(kind)["input_ids"].offsets(), positions)
+    assert rows.tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 2] and columns.tolist() == [3, 4, 5, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_batch_that_asks_for_more_goes_verl_s_way() -> None:
+    micro = batch("grpo")
+    tu.assign_non_tensor(micro, calculate_sum_pi_squared=True)
+    assert loss_positions(micro) is None
