@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from tagpr_rl.backend.platform_cpu.loss_tokens import LossTokenEngine, loss_positions, padded_indices
 from tagpr_rl.backend.platform_cpu.workers import logprobs_by_cross_entropy
-from tagpr_rl.backend.trainer.loss_tokens import LossTokenEngine, loss_positions, padded_indices
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch]
 LENGTHS, RESPONSES = (7, 4, 9), (3, 1, 5)

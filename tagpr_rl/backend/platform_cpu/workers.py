@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
+from tagpr_rl.backend.platform_cpu.loss_tokens import LossTokenEngine
 from tagpr_rl.backend.scoring.coalesce import Coalescer
 from tagpr_rl.backend.session.worker_settings import from_environment
-from tagpr_rl.backend.trainer.loss_tokens import LossTokenEngine
 
 
 def prepare() -> None:
