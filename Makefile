@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help preflight install install-gpu weights demo test test-fast lint docs lock clean
+.PHONY: help preflight install install-gpu weights demo real real-folder test test-fast lint docs lock clean
 
 VENV ?= .venv
 RECIPE ?= recipes/demo.yaml
@@ -65,6 +65,17 @@ weights: install  ## fetch two small real models (190 MB) into weights/: SmolLM2
 
 demo: install  ## the whole method on the embedded world; FRESH=1 starts over
 	@$(VENV)/bin/tagpr run $(RECIPE) $(if $(FRESH),--fresh)
+
+real: real-folder weights  ## a real pretrained model on LaMP files: REAL=<folder>; FRESH=1 starts over
+	@$(VENV)/bin/tagpr run recipes/real/smollm2_135m.yaml data.lamp_dir="$(REAL)" $(if $(TASKS),data.tasks=$(TASKS)) \
+		$(if $(FRESH),--fresh)
+
+real-folder:
+	@test -d "$(REAL)" || { printf '%s\n' \
+		"error: REAL='$(REAL)' is no folder; give one with LaMP's files: make real REAL=<folder>" \
+		"  <folder>/LaMP_2N/train_questions.json, train_outputs.json, dev_questions.json, dev_outputs.json" \
+		"  and the same for LaMP_2 and LaMP_4; with other tasks: TASKS='[LaMP_3,LaMP_4]'" \
+		"  .venv/bin/tagpr data download data/lamp --tasks LaMP_2 LaMP_2N LaMP_4 fetches LaMP; docs/guides/lamp.md says more" >&2; exit 2; }
 
 test: install  ## every test, two files at a time
 	@# In the order of the folders: the long tests of contract/ and smoke/ do not wait for the end.

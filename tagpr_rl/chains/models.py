@@ -96,13 +96,13 @@ def teacher_for(
     error_rate: float | None = None,
     models: Generators | None = None,
     schema: TagSchema | None = None,
+    stage: ChainsStage | None = None,
 ) -> Teacher:
-    """The teacher that the recipe's chains stage names; `error_rate` overrides the stage's. Without `models` a
-    language model is asked nothing: the rules of `auto` stand in for it. `schema`: the tags of a teacher
-    that was trained on them."""
-    stage = next((s for s in recipe.stages.values() if isinstance(s, ChainsStage)), ChainsStage())
-    chosen = stage.teacher
-    kind = chosen if isinstance(chosen, str) else chosen.kind
+    """The teacher that `stage` names (None = the recipe's first chains stage); `error_rate` overrides the stage's.
+    Without `models` a language model is asked nothing: the rules of `auto` stand in for it. `schema`: the tags of a
+    teacher that was trained on them."""
+    stage = stage or next((s for s in recipe.stages.values() if isinstance(s, ChainsStage)), ChainsStage())
+    chosen, kind = stage.teacher, stage.teacher_kind
     if not isinstance(chosen, str) and kind in ("openai", "vllm"):
         if models is not None:
             generator = models.generator_for(chosen, "teacher")
@@ -111,7 +111,7 @@ def teacher_for(
                 return TrainedTeacher(generator, schema, sampling(chosen, stage))
             return ModelTeacher(generator, sampling(chosen, stage))
         kind = "auto"
-    if kind == "auto":
+    if kind in ("auto", "self"):
         kind = "scripted" if recipe.data.lamp_dir is None else "heuristic"
     if kind == "heuristic":
         return HeuristicTeacher()

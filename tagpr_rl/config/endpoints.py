@@ -59,9 +59,10 @@ class TimeoutsBlock(Closed):
 class EndpointBlock(Closed):
     """A teacher or labeller: rules, any OpenAI-compatible endpoint, or vLLM in this run."""
 
-    kind: Literal["scripted", "heuristic", "grounded", "auto", "openai", "vllm"]
+    kind: Literal["scripted", "heuristic", "grounded", "auto", "openai", "vllm", "self"]
     """scripted, heuristic and grounded = rules without a model, grounded with the gold at hand; auto = scripted or
-    heuristic by the data; openai = an endpoint over HTTP; vllm = an engine in this run."""
+    heuristic by the data; openai = an endpoint over HTTP; vllm = an engine in this run; self = the weights of the
+    stage's `init` in such an engine, whose right chains the next SFT learns (STaR, arXiv 2203.14465)."""
     base_url: Annotated[str, worded(r"https?://[^\s$\\]+", "a web address such as http://localhost:8000/v1")] | None = (
         None
     )
@@ -98,7 +99,8 @@ class EndpointBlock(Closed):
         missing = [key for key in needs if getattr(self, key) is None]
         if missing:
             raise ValueError(f"kind: {self.kind} needs {' and '.join(missing)}")
-        foreign = {"vllm": {"base_url", "api_key_env", "extra_body"}, "openai": {"max_model_len"}}
+        remote = {"base_url", "api_key_env", "extra_body"}
+        foreign = {"vllm": remote, "self": {*remote, "model", "trained"}, "openai": {"max_model_len"}}
         fields = type(self).model_fields
         unused = foreign.get(self.kind, set(fields) - {"kind"})
         extra = sorted(
@@ -119,7 +121,7 @@ def _how(value: Any) -> str:
 
 
 TeacherChoice = Annotated[
-    Annotated[Literal["scripted", "heuristic", "grounded", "auto"], Tag(BY_NAME)]
+    Annotated[Literal["scripted", "heuristic", "grounded", "auto", "self"], Tag(BY_NAME)]
     | Annotated[EndpointBlock, Tag(BY_BLOCK)],
     Discriminator(_how),
 ]

@@ -79,7 +79,7 @@ KINDS: dict[str, Kind] = {
     "data": Kind(DataStage, "tagpr_rl.stages.data:run"),
     "model": Kind(ModelStage, "tagpr_rl.stages.model:run", lambda stage: ("data",)),
     "prompts": Kind(PromptsStage, "tagpr_rl.stages.prompts:run", lambda stage: ("data", "model")),
-    "chains": Kind(ChainsStage, "tagpr_rl.stages.chains:run", lambda stage: ("data", "model")),
+    "chains": Kind(ChainsStage, "tagpr_rl.stages.chains:run", lambda stage: ("data", "model"), {"init": WEIGHTS}),
     "sft": Kind(
         SftStage,
         "tagpr_rl.stages.sft:run",

@@ -36,7 +36,10 @@ class ChainsStage(StageBase):
     kind: Literal["chains"] = "chains"
     teacher: TeacherChoice = "auto"
     """Who writes the chains: a name, or the block of a language model. auto = scripted for the embedded world, and
-    heuristic for LaMP files; grounded = rules that know the gold and lead to it by facts of the history."""
+    heuristic for LaMP files; grounded = rules that know the gold and lead to it by facts of the history;
+    self = the weights of `init`, sampled `samples` times."""
+    init: str | None = None
+    """With `teacher: self`: the earlier stage whose weights write the chains."""
     labeller: LabellerChoice = "scripted"
     """Who tags the steps: scripted = by cue words; or the block of a language model of kind openai or vllm."""
     answers: UserPath | None = None
@@ -59,8 +62,19 @@ class ChainsStage(StageBase):
 
     @model_validator(mode="after")
     def _labeller_fits(self) -> ChainsStage:
-        if not isinstance(self.labeller, str) and self.labeller.kind in ("heuristic", "grounded", "auto"):
+        if not isinstance(self.labeller, str) and self.labeller.kind in ("heuristic", "grounded", "auto", "self"):
             raise ValueError(f"labeller.kind is {self.labeller.kind}; use scripted, openai or vllm")
+        return self
+
+    @property
+    def teacher_kind(self) -> str:
+        """The kind of the teacher, whether it is named or has a block."""
+        return self.teacher if isinstance(self.teacher, str) else self.teacher.kind
+
+    @model_validator(mode="after")
+    def _init_is_the_teacher(self) -> ChainsStage:
+        if (self.init is not None) != (self.teacher_kind == "self"):
+            raise ValueError(f"teacher is {self.teacher_kind} and init {self.init}: init belongs to teacher: self")
         return self
 
 

@@ -168,8 +168,7 @@ def _golds(recipe: Recipe, found: Questions) -> Iterator[Finding]:
 def _teacher(plan: PlannedRun) -> Iterator[Finding]:
     """The rule-based teacher of the embedded world cannot read other questions."""
     for name, stage in plan.stages(ChainsStage):
-        kind = stage.teacher if isinstance(stage.teacher, str) else stage.teacher.kind
-        if kind == "scripted" and plan.recipe.data.lamp_dir is not None:
+        if stage.teacher_kind == "scripted" and plan.recipe.data.lamp_dir is not None:
             yield Finding(
                 f"stages.{name}.teacher",
                 "scripted",

@@ -33,8 +33,9 @@ def run(context: StageContext) -> StageResult:
     """Write chains.parquet, pairs.parquet, rejected.parquet and chains.json (counts, reasons and label quality)."""
     stage = context.recipe.stages[context.name]
     assert isinstance(stage, ChainsStage)
+    stage = with_own_weights(context, stage)
     with language_models(context.recipe, stage, context.start_ray, context.console) as models:
-        return _run(context, models)
+        return _run(context, stage, models)
 
 
 def language_models(
@@ -51,16 +52,25 @@ def language_models(
     return Generators(recipe, stage, make_engine=make_engine, console=console)
 
 
-def _run(context: StageContext, models: Generators) -> StageResult:
+def with_own_weights(context: StageContext, stage: ChainsStage) -> ChainsStage:
+    """The stage with `teacher: self` replaced by a block of kind vllm on the weights of `init`."""
+    if stage.init is None:
+        return stage
+    given = EndpointBlock(kind="self") if isinstance(stage.teacher, str) else stage.teacher
+    own = {"kind": "vllm", "model": str(context.model_folder(stage.init)), "trained": True}
+    if isinstance(stage.teacher, str):
+        own |= {"max_tokens": context.recipe.data.prompt.max_response_tokens}
+    return stage.model_copy(update={"teacher": given.model_copy(update=own)})
+
+
+def _run(context: StageContext, stage: ChainsStage, models: Generators) -> StageResult:
     recipe, schema = context.recipe, context.schema
-    stage = recipe.stages[context.name]
-    assert isinstance(stage, ChainsStage)
     context.clean()
     dataset, records = context.dataset, context.dataset.train
     tokenizer = ChatTokenizer(context.nearest("model", reads=("hf",)).hf)
     make = dataset.prompt_maker("reasoning", tokenizer)
     make_foreign = dataset.prompt_maker("reasoning", tokenizer, foreign=True)
-    teacher = MeteredTeacher(teacher_for(recipe, models=models, schema=schema))
+    teacher = MeteredTeacher(teacher_for(recipe, models=models, schema=schema, stage=stage))
     labeller = MeteredLabeller(labeller_for(stage, models))
     rules = keep_rules(recipe, stage)
     questions = with_empty_profiles(records, stage.empty_profile_fraction, stage.seed)
