@@ -137,6 +137,8 @@ class PrmuStage(TrainingStage):
     """Probability that a training pair's user counts as unknown, so that PRMU learns to rely on the profile."""
     max_items: Count = 16
     """Most profile items that PRMU reads."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the backbone's forward pass, in training and scoring; weights stay in float32."""
     user_shards: Count | None = None
     """Number of files that hold the vectors of known users, in float16 and read through memory maps; null = they are
     part of the model's file."""

@@ -28,6 +28,7 @@ from tagpr_rl.types import TagprError
 FORMAT = "tagpr_rl.prmu/2"
 COHERENCE_GAIN = 8.0
 """Score of one nat of mean log-probability before training."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MASKED = -1e9
 """Logit of a token that is padding or another token."""
 
@@ -43,12 +44,16 @@ class PrmuModelConfig:
     window: int = 6
     """Number of preceding response tokens that say which item a claim is about."""
     limits: Limits = field(default_factory=Limits)
+    dtype: str = "float32"
+    """Number format of the backbone's forward pass, float32 or bfloat16; its weights and all else stay in float32."""
     score_mean: float = 0.0
     score_std: float = 1.0
 
     def __post_init__(self) -> None:
         if self.user not in USERS:
             raise TagprError(f"PRMU: user is {self.user!r}; use one of {', '.join(USERS)}")
+        if self.dtype not in DTYPES:
+            raise TagprError(f"PRMU: dtype is {self.dtype!r}; use one of {', '.join(DTYPES)}")
         if self.window < 1:
             raise TagprError(f"PRMU: window is {self.window}; it must be at least 1")
         if not self.score_std > 0:
@@ -117,8 +122,9 @@ class PrmuModel(nn.Module):
 
     def layers(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Every layer's states, each fp32 `[n, T, D]`: the embeddings first, the last after the model's own norm."""
-        attention = mask.long()
-        out = self.backbone(input_ids=ids, attention_mask=attention, output_hidden_states=True, use_cache=False)
+        dtype = DTYPES[self.config.dtype]
+        with torch.autocast(ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            out = self.backbone(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False)
         return tuple(layer.float() for layer in out.hidden_states)
 
     def states(self, layers: Sequence[Tensor]) -> Tensor:
@@ -258,6 +264,7 @@ def _read_config(folder: Path) -> tuple[PrmuModelConfig, list[str]]:
         raise TagprError(f"{path}: format is not {FORMAT!r}; train PRMU again")
     if raw.pop("interaction", None) != "token":
         raise TagprError(f"{path}: its interaction is not 'token'; train PRMU again")
+    raw.setdefault("dtype", "float32")  # written before there was a choice
     unknown = sorted(set(raw) ^ {f.name for f in fields(PrmuModelConfig)})
     if unknown:
         raise TagprError(f"{path}: key {unknown[0]!r} is unknown or missing; train PRMU again")

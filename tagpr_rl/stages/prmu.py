@@ -42,7 +42,7 @@ POLICY_PAIRS = 2
 """Most pairs from one question."""
 _SAME_NAME = (
     "batch_size", "lr", "head_lr", "individual_weight", "centre", "user", "identity", "user_dropout", "max_items",
-    "eval_every", "patience", "seed",
+    "eval_every", "patience", "seed", "dtype",
 )  # fmt: skip
 
 

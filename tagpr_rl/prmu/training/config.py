@@ -38,6 +38,8 @@ class PrmuConfig:
     max_tokens: int = 1024
     max_items: int = 16
     max_item_tokens: int = 128
+    dtype: str = "float32"
+    """Number format of the backbone's forward pass: see `PrmuModelConfig.dtype`."""
     unseen_fraction: float = 0.15
     """Share of the users held out, in (0, 1), if no validation pairs are given."""
     seen_fraction: float = 0.1
@@ -53,7 +55,7 @@ class PrmuConfig:
     def model(self) -> PrmuModelConfig:
         """The settings that the model itself needs."""
         limits = Limits(self.max_tokens, self.max_items, self.max_item_tokens)
-        return PrmuModelConfig(self.user, self.heads, self.window, limits)
+        return PrmuModelConfig(self.user, self.heads, self.window, limits, self.dtype)
 
     @property
     def has_table(self) -> bool:

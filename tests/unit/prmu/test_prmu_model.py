@@ -54,6 +54,23 @@ def scorer(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     return Scorer(folder)
 
 
+def test_a_backbone_in_bfloat16_gives_nearly_the_scores_of_float32(backbone: Path, tmp_path: Path) -> None:
+    request = ScoreRequest("u0", ("an item text", "another item"), "a question", "a response of some words")
+    scores = {}
+    for dtype in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        model, encoder = new_model(backbone, PrmuModelConfig(dtype=dtype), UserTable(["u0", "u1"]))
+        randomised(model).save_pretrained(tmp_path / dtype, encoder.tokenizer)
+        scorer = Scorer(tmp_path / dtype)
+        assert scorer.model.config.dtype == dtype
+        assert all(weight.dtype == torch.float32 for weight in scorer.model.parameters())
+        (scores[dtype],) = scorer.score([request])
+    assert scores["float32"] != scores["bfloat16"]
+    assert scores["bfloat16"] == pytest.approx(scores["float32"], abs=0.02)
+    with pytest.raises(TagprError, match="dtype is 'float16'"):
+        PrmuModelConfig(dtype="float16")
+
+
 def test_loss_by_hand() -> None:
     # -log sigmoid(2) = log(1 + e^-2) = 0.1269280; -log sigmoid(0) = log 2 = 0.6931472; (2 + 0)^2 = 4
     # 0.8 * 0.1269280 + 0.2 * 0.6931472 + 0.01 * 4 = 0.2801718
