@@ -18,20 +18,28 @@ def empty_profiles(records: Sequence[LampRecord]) -> list[LampRecord]:
     return [replace(record, profile=()) for record in records]
 
 
+def tasks_of_one_user(records: Sequence[LampRecord]) -> tuple[str, ...]:
+    """Tasks whose questions all have the same user, so that no profile can be swapped."""
+    users: dict[str, set[str]] = {}
+    for record in records:
+        users.setdefault(record.task, set()).add(record.user_id)
+    return tuple(task for task, own in users.items() if len(own) < 2)
+
+
 def shuffle_profiles(records: Sequence[LampRecord], seed: int) -> list[LampRecord]:
     """The same questions, each with the profile of another user of the same task.
 
     The users of a task form a random circle, and each gets the profile of the next one. So nobody keeps the own profile
     and every profile is used. Only `profile` changes, not `user_id`. TagprError if a task has a single user.
     """
+    if lonely := tasks_of_one_user(records):
+        raise TagprError(f"shuffled profiles: {lonely[0]} has one user only; use a split with two users or more")
     donors: dict[tuple[str, str], list[LampRecord]] = {}
     for task in dict.fromkeys(record.task for record in records):
         by_user: dict[str, list[LampRecord]] = {}
         for record in records:
             if record.task == task:
                 by_user.setdefault(record.user_id, []).append(record)
-        if len(by_user) < 2:
-            raise TagprError(f"shuffled profiles: {task} has one user only; use a split with two users or more")
         circle = sorted(by_user)
         random.Random(f"{seed}/{task}").shuffle(circle)
         for position, user in enumerate(circle):

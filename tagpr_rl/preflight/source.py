@@ -14,10 +14,11 @@ from tagpr_rl.config import ChainsStage, DataStage, EvaluateStage, GrpoStage, Pr
 from tagpr_rl.data.lamp import outputs_path, questions_path, splits_present, stream_lamp
 from tagpr_rl.data.people import require_several_questions
 from tagpr_rl.data.split import at_most
+from tagpr_rl.eval.controls import tasks_of_one_user
 from tagpr_rl.model.fit import examine
 from tagpr_rl.model.template import TemplateFacts
 from tagpr_rl.preflight.finding import Finding, PlannedRun
-from tagpr_rl.prompts.dataset import Dataset, first_of_task
+from tagpr_rl.prompts.dataset import Dataset, evenly, first_of_task
 from tagpr_rl.prompts.prompt import prompt_phrases
 from tagpr_rl.prompts.rankings import rankings_path, read_rankings
 from tagpr_rl.prompts.rows import select
@@ -224,6 +225,14 @@ def _whole_steps(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
                 f"fewer than the {len(tasks)} tasks: some are not evaluated",
                 "raise it",
                 True,
+            )
+        lonely = tasks_of_one_user(evenly(found.held_out, evaluate.questions))
+        if "shuffled" in evaluate.controls and lonely:
+            yield Finding(
+                f"stages.{name}.controls",
+                "shuffled",
+                f"the questions of {', '.join(lonely)} have one user, and a swap needs two",
+                "take more questions or more users, or leave the control out",
             )
 
 

@@ -117,14 +117,13 @@ def _ask_all(
 
 
 def _controls(stage: EvaluateStage, held_out: list[LampRecord]) -> dict[str, list[LampRecord]]:
-    """Control -> its questions."""
-    records = evenly(held_out, stage.control_questions)
+    """Control -> its questions. Profiles are swapped among all of `held_out`, of which a control may ask a few."""
     made: dict[str, list[LampRecord]] = {}
     if "shuffled" in stage.controls:
-        made["shuffled"] = shuffle_profiles(records, stage.seed)
+        made["shuffled"] = shuffle_profiles(held_out, stage.seed)
     if "empty" in stage.controls:
-        made["empty"] = empty_profiles(records)
-    return made
+        made["empty"] = empty_profiles(held_out)
+    return {name: evenly(records, stage.control_questions) for name, records in made.items()}
 
 
 def choice_notes(base_prompts: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
