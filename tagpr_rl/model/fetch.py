@@ -18,6 +18,8 @@ def model_folder(path: Path | str, key: str) -> Path:
     if Path(path).is_dir():
         return Path(path)
     if not is_hub_name(path):
+        if str(path).endswith(".gguf"):
+            raise TagprError(f"{key}={path}: no such file; `make weights` fetches the recipes' GGUF file")
         raise TagprError(f"{key}={path}: no such folder; give a Hugging Face model folder or a hub name (owner/name)")
     from huggingface_hub import snapshot_download
 
