@@ -175,3 +175,11 @@ def require_several_questions(records: Iterable[LampRecord], where: str) -> None
 def _names(people: Sequence[str]) -> str:
     more = f" and {len(people) - NAMED} more" if len(people) > NAMED else ""
     return ", ".join(map(repr, people[:NAMED])) + more
+
+
+def tasks_of_one_user(records: Sequence[LampRecord]) -> tuple[str, ...]:
+    """Tasks whose questions all have the same user, so that no profile can be swapped."""
+    users: dict[str, set[str]] = {}
+    for record in records:
+        users.setdefault(record.task, set()).add(record.user_id)
+    return tuple(task for task, own in users.items() if len(own) < 2)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from tagpr_rl.data.people import tasks_of_one_user
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.eval.lamp_eval import question_key
 from tagpr_rl.prompts.retrieve import bm25_scores, rank
@@ -16,14 +17,6 @@ from tagpr_rl.types import LampRecord, TagprError
 def empty_profiles(records: Sequence[LampRecord]) -> list[LampRecord]:
     """The same questions with empty profiles."""
     return [replace(record, profile=()) for record in records]
-
-
-def tasks_of_one_user(records: Sequence[LampRecord]) -> tuple[str, ...]:
-    """Tasks whose questions all have the same user, so that no profile can be swapped."""
-    users: dict[str, set[str]] = {}
-    for record in records:
-        users.setdefault(record.task, set()).add(record.user_id)
-    return tuple(task for task, own in users.items() if len(own) < 2)
 
 
 def shuffle_profiles(records: Sequence[LampRecord], seed: int) -> list[LampRecord]:

@@ -12,9 +12,8 @@ from typing import Any
 
 from tagpr_rl.config import ChainsStage, DataStage, EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage
 from tagpr_rl.data.lamp import outputs_path, questions_path, splits_present, stream_lamp
-from tagpr_rl.data.people import require_several_questions
+from tagpr_rl.data.people import require_several_questions, tasks_of_one_user
 from tagpr_rl.data.split import at_most
-from tagpr_rl.eval.controls import tasks_of_one_user
 from tagpr_rl.model.fit import examine
 from tagpr_rl.model.template import TemplateFacts
 from tagpr_rl.preflight.finding import Finding, PlannedRun
