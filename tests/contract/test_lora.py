@@ -5,28 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from made_models import ARCHITECTURES, small_model
 
 from tagpr_rl.types import TagprError
 
 pytestmark = [pytest.mark.torch]
 
 
+@pytest.mark.parametrize("family", ARCHITECTURES)
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_merged_folder_computes_the_adapted_model_s_logits(
-    tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tied: bool, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from tagpr_rl.backend.trainer import lora
 
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, tie_word_embeddings=tied,
-    )  # fmt: skip
-    base = Qwen3ForCausalLM(config).eval()
+    base = small_model(family, 64, tied=tied)
     adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=12, target_modules="all-linear"))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():

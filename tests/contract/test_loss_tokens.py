@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made_models import ARCHITECTURES, small_model
 
 os.environ.setdefault("VERL_PLATFORM", "cpu")
 
 import torch
 from tensordict import TensorDict
-from transformers import LlamaConfig, LlamaForCausalLM
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
@@ -48,19 +48,11 @@ def batch(kind: str) -> Any:
     return made
 
 
-def model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-        )
-    )
-
-
-def outputs(base: type, kind: str) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[tuple[int, ...]]]:
+def outputs(base: type, kind: str, family: str) -> tuple[dict[str, torch.Tensor], torch.Tensor, list[tuple[int, ...]]]:
     """(values of the loss's tokens, gradient of the embeddings, shapes of the logits) of a forward pass by `base`."""
     engine = object.__new__(base)
-    engine.module, engine._autocast_dtype, engine.pad_to_length = model(), torch.float32, False
+    engine.module = small_model(family, VOCABULARY, tied=kind == "sft")
+    engine._autocast_dtype, engine.pad_to_length = torch.float32, False
     engine.engine_config = SimpleNamespace(entropy_checkpointing=False)
     engine.get_data_parallel_group = lambda: None
     shapes: list[tuple[int, ...]] = []
@@ -79,13 +71,14 @@ def outputs(base: type, kind: str) -> tuple[dict[str, torch.Tensor], torch.Tenso
     return kept, engine.module.model.embed_tokens.weight.grad, shapes
 
 
+@pytest.mark.parametrize("family", ARCHITECTURES)
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
-def test_values_and_gradients_are_verl_s(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_and_gradients_are_verl_s(kind: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from verl.utils import torch_functional
 
     monkeypatch.setattr(torch_functional, "logprobs_from_logits_v2", logprobs_by_cross_entropy)
-    wanted, gradient, every = outputs(FSDPEngineWithLMHead, kind)
-    got, own_gradient, few = outputs(LossTokenEngine, kind)
+    wanted, gradient, every = outputs(FSDPEngineWithLMHead, kind, family)
+    got, own_gradient, few = outputs(LossTokenEngine, kind, family)
     assert every == [(3, 9, VOCABULARY)] and few == [(1, sum(RESPONSES), VOCABULARY)]
     for key in ("log_probs", "entropy"):
         torch.testing.assert_close(got[key], wanted[key], rtol=0, atol=1e-6)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from made_models import FAMILIES, small_model
 from made_tokenizers import MADE
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from tagpr_rl.model.convert import convert  # noqa: E402
+from tagpr_rl.model.fit import config_mistakes, examine, read_config, stop_ids  # noqa: E402
 from tagpr_rl.model.loading import load_mistakes  # noqa: E402
+from tagpr_rl.plan.shapes import shape_of  # noqa: E402
 from tagpr_rl.prmu.inputs import Limits  # noqa: E402
 from tagpr_rl.prmu.model import PrmuModelConfig, new_model  # noqa: E402
 from tagpr_rl.prmu.serving.requests import ScoreRequest  # noqa: E402
@@ -25,18 +27,6 @@ from tagpr_rl.tags.schema import default_schema  # noqa: E402
 from tagpr_rl.types import ParseStatus  # noqa: E402
 
 pytestmark = pytest.mark.torch
-SIZES = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
-}  # fmt: skip
-FAMILIES: dict[str, tuple[str, str, str]] = {
-    "llama": ("LlamaConfig", "llama3", "model.layers.0.self_attn.q_proj.weight"),
-    "smollm2": ("LlamaConfig", "smollm2", "model.layers.0.self_attn.q_proj.weight"),
-    "qwen2": ("Qwen2Config", "r1_distill", "model.layers.0.self_attn.q_proj.bias"),
-    "qwen3": ("Qwen3Config", "qwen3", "model.layers.0.self_attn.q_norm.weight"),
-    "gemma3": ("Gemma3TextConfig", "gemma", "model.layers.0.pre_feedforward_layernorm.weight"),
-}
-"""Family -> its configuration, a tokenizer in its manner, and a tensor that tells it from the others."""
 CHAIN = (
     '<think>\n<examine_examples>item "a"</examine_examples>\n<infer_preference>user likes b</infer_preference>\n'
     "<apply_preference>so b</apply_preference>\n</think>\nb"
@@ -48,13 +38,10 @@ QUESTION = ({"role": "user", "content": "The user's history is empty.\nThe quest
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved model and tokenizer; embeddings tied to the output layer or not."""
     name, tied = request.param
-    config, tokenizer_name, _ = FAMILIES[name]
-    tokenizer = MADE[tokenizer_name]()
+    tokenizer = MADE[FAMILIES[name][1]]()
     path: Path = tmp_path_factory.mktemp(f"{name}_{tied}")
-    torch.manual_seed(0)
-    made = getattr(transformers, config)(vocab_size=len(tokenizer), tie_word_embeddings=tied, **SIZES)
-    model = transformers.AutoModelForCausalLM.from_config(made)
-    assert FAMILIES[name][2] in model.state_dict()
+    # More rows than tokens, as published models have: transformers reads a qwen2's tokenizer with one token more.
+    model = small_model(name, len(tokenizer) + 8, tied=tied)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
@@ -67,6 +54,28 @@ def test_the_saved_weights_are_whole(folder: Path) -> None:
         tensors = [(name, "F32", tuple(weights.get_slice(name).get_shape())) for name in weights.keys()]  # noqa: SIM118
     assert load_mistakes(folder, tensors) == []
     assert load_mistakes(folder, tensors[1:]) != []
+
+
+def test_the_plan_counts_its_parameters_and_the_model_stage_finds_nothing_wrong(folder: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    shape = shape_of(folder)
+    assert shape is not None and shape.tied == model.config.tie_word_embeddings
+    assert shape.parameters == pytest.approx(model.num_parameters(), rel=0.01)  # norms and biases differ
+    facts, mistakes = examine(folder, default_schema())
+    assert mistakes == [] and facts is not None
+    assert config_mistakes(read_config(folder / "config.json"), facts) == []
+    assert facts.end_id in stop_ids(folder, facts)[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_export_holds_every_number_rounded_once(folder: Path, tmp_path: Path, dtype: str) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    facts = convert(folder, tmp_path / dtype, dtype)
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / dtype)
+    assert facts["parameters"] == model.num_parameters() == exported.num_parameters()  # a tied tensor once
+    assert exported.dtype == getattr(torch, dtype)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(exported.state_dict()[name], tensor.to(exported.dtype))
 
 
 def test_a_chain_is_learned_whole_and_read_back(folder: Path) -> None:
@@ -123,19 +132,3 @@ def test_bfloat16_on_the_cpu_is_close(folder: Path) -> None:
             near = torch.log_softmax(model(ids).logits.float(), -1)
     assert float((exact - near).abs().max()) < 0.1
     assert not torch.equal(exact, near)
-
-
-def test_logits_of_the_loss_alone_are_the_model_s(folder: Path) -> None:
-    """The hook of backend.platform_cpu.loss_tokens finds every family's output layer."""
-    make: Callable[..., Any] = transformers.AutoModelForCausalLM.from_pretrained
-    model = make(folder)
-    ids = torch.arange(5, 25).reshape(2, 10)
-    rows, columns = torch.tensor([0, 0, 1]), torch.tensor([3, 7, 2])
-    handle = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, inputs: (inputs[0][rows, columns].unsqueeze(0),)
-    )
-    with torch.no_grad():
-        few = model(ids).logits
-        handle.remove()
-        every = model(ids).logits
-    torch.testing.assert_close(few[0], every[rows, columns], rtol=0, atol=1e-5)
