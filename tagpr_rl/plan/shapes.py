@@ -127,7 +127,8 @@ def shape_of(path: Path | str) -> ModelShape | None:
         raw = {"num_key_value_heads": raw["num_attention_heads"], **raw}  # older models have as many
         sizes = {field: int(raw[key]) for field, key in _CONFIG_KEYS.items()}
         head_dim = int(raw.get("head_dim") or sizes["hidden"] // sizes["heads"])
-        return ModelShape(str(path), head_dim=head_dim, tied=bool(raw.get("tie_word_embeddings", False)), **sizes)
+        usual = str(raw.get("model_type")).startswith("gemma")  # transformers' default where the file does not say
+        return ModelShape(str(path), head_dim=head_dim, tied=bool(raw.get("tie_word_embeddings", usual)), **sizes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TagprError(f"{file}: not the config.json of a decoder ({type(error).__name__}: {error})") from error
 

@@ -69,6 +69,11 @@ def test_shape_of_a_local_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(raw))
     actual = shape_of(tmp_path)
     assert actual is not None and actual.parameters == SMALL.parameters
+    raw.pop("tie_word_embeddings")  # as in published files: each family has its own default
+    for family, tied in (("qwen3", False), ("gemma3_text", True)):
+        (tmp_path / "config.json").write_text(json.dumps(raw | {"model_type": family}))
+        actual = shape_of(tmp_path)
+        assert actual is not None and actual.tied == tied
     (tmp_path / "config.json").write_text(json.dumps({key: raw[key] for key in list(raw)[1:]}))
     with pytest.raises(TagprError, match="num_hidden_layers"):
         shape_of(tmp_path)
