@@ -225,7 +225,7 @@ def _whole_steps(plan: PlannedRun, found: Questions) -> Iterator[Finding]:
                 "raise it",
                 True,
             )
-        lonely = tasks_of_one_user(evenly(found.held_out, evaluate.questions))
+        lonely = tasks_of_one_user(evenly(list(found.held_out), evaluate.questions))
         if "shuffled" in evaluate.controls and lonely:
             yield Finding(
                 f"stages.{name}.controls",
