@@ -1,4 +1,4 @@
-"""recipes/real/smoke.yaml on made-up LaMP files: a pretrained model through all stages, if `make weights` was run."""
+"""recipes/real/smollm2_smoke.yaml on made-up LaMP files: a pretrained model through all stages, if `make weights` was run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tagpr_rl.data.tasks import NEWS_CATEGORIES, TASKS
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "real" / "smoke.yaml"
+RECIPE = ROOT / "recipes" / "real" / "smollm2_smoke.yaml"
 WEIGHTS = ROOT / yaml.safe_load((RECIPE.parent / "smollm2_135m.yaml").read_text())["model"]["path"]
 PLACES = ("harbour", "school", "garden", "market", "station", "museum", "bridge", "library")
 
@@ -58,10 +58,10 @@ def test_a_pretrained_model_goes_through_all_stages(tmp_path: Path) -> None:
         command, cwd=tmp_path, capture_output=True, text=True, timeout=1100, check=False, env=environment
     )
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
-    (found,) = (tmp_path / "real_smoke").glob("*_eval/eval.json")
+    (found,) = (tmp_path / "smollm2_smoke").glob("*_eval/eval.json")
     results = json.loads(found.read_text())
     assert {"model", "direct", "sft", "guided", "explore"} <= set(results["results"])
-    prompts = json.loads(next((tmp_path / "real_smoke").glob("*_chains/chains.json")).read_text())
+    prompts = json.loads(next((tmp_path / "smollm2_smoke").glob("*_chains/chains.json")).read_text())
     assert prompts["kept"] == prompts["asked"] and prompts["teacher"]["name"] == "grounded"
 
 
