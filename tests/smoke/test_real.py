@@ -1,4 +1,4 @@
-"""recipes/real/smollm2_smoke.yaml on made-up LaMP files: all stages of a pretrained model, if `make weights` was run."""
+"""recipes/real/smollm2_smoke.yaml on made-up LaMP files: all stages of a real model, if `make weights` was run."""
 
 from __future__ import annotations
 
