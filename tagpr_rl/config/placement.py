@@ -75,8 +75,8 @@ def placement_mistakes(
             f"placement.prmu={placement.prmu} needs an accelerator; with platform.device=cpu use cpu",
         ),
         (
-            cpu and kernel != "sdpa",
-            "training.attention=flash_attention_2 needs a GPU; with platform.device=cpu use auto or sdpa",
+            cpu and kernel == "flash_attention_2",
+            "training.attention=flash_attention_2 needs a GPU; with platform.device=cpu use auto, sdpa or eager",
         ),
         (
             training.sequence_parallel > 1 and kernel != "flash_attention_2",

@@ -40,9 +40,10 @@ class PlatformBlock(Closed):
 class TrainingBlock(Closed):
     """How a training process uses its device."""
 
-    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """auto: sdpa on the CPU, flash_attention_2 on CUDA. flash_attention_2 needs the flash-attn package and packs
-    sequences without padding; sdpa pads."""
+    sequences without padding; the others pad. eager keeps all `[T, T]` weights, and on a CPU it is the fastest below
+    about 400 tokens."""
     fsdp_size: Count | None = None
     """Devices that share one copy of the weights; null = all. Smaller = hybrid sharding."""
     sequence_parallel: Count = 1
@@ -54,7 +55,8 @@ class TrainingBlock(Closed):
     offload_optimizer: bool = False
     """Keep optimizer states in host memory between updates."""
     max_tokens_per_device: Count | None = None
-    """Micro-batches by tokens instead of `micro_batch_size` sequences; at least the longest sequence."""
+    """Micro-batches by tokens instead of `micro_batch_size` sequences; at least the longest sequence. On the CPU
+    padding counts, and sequences of like length come together."""
 
 
 class BudgetBlock(Closed):

@@ -32,7 +32,7 @@ CUDA = ("platform.device=cuda", "platform.devices_per_node=8")
         (("placement.rollout=separate", "lora.rank=8"), "set lora.merge=true"),
         (("placement.rollout=separate", "stages.guided.reuse_rollout_logprobs=false"), "set it true"),
         (("placement.prmu=shared",), "placement.prmu=shared needs an accelerator"),
-        (("training.attention=flash_attention_2",), "use auto or sdpa"),
+        (("training.attention=flash_attention_2",), "use auto, sdpa or eager"),
         (
             (*CUDA, "training.attention=sdpa", "training.sequence_parallel=2"),
             "needs training.attention=flash_attention_2",
