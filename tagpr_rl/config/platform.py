@@ -55,8 +55,7 @@ class TrainingBlock(Closed):
     offload_optimizer: bool = False
     """Keep optimizer states in host memory between updates."""
     max_tokens_per_device: Count | None = None
-    """Micro-batches by tokens instead of `micro_batch_size` sequences; at least the longest sequence. On the CPU
-    padding counts, and sequences of like length come together."""
+    """Micro-batches by tokens instead of `micro_batch_size` sequences; at least the longest sequence."""
 
 
 class BudgetBlock(Closed):

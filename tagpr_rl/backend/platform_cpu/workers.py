@@ -20,7 +20,6 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
 from tagpr_rl.backend.platform_cpu.loss_tokens import LossTokenEngine
-from tagpr_rl.backend.platform_cpu.micro_batches import padded_micro_batches
 from tagpr_rl.backend.scoring.coalesce import Coalescer
 from tagpr_rl.backend.session.worker_settings import from_environment
 
@@ -29,7 +28,6 @@ def prepare() -> None:
     """Make this process a worker of the CPU platform."""
     gloo_process_group()
     fused_logprobs()
-    little_padding()
     direct_agent_loops()
     coalesced_puts()
     torch.set_num_threads(from_environment().threads)
@@ -85,17 +83,6 @@ def logprobs_by_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tor
     """Log-probabilities `[...]` of `labels` `[...]` under `logits` `[..., V]`."""
     losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
     return -losses.view(labels.shape)
-
-
-def little_padding() -> None:
-    """Put sequences of like length into a micro-batch, if `training.max_tokens_per_device` limits it.
-
-    verl/workers/engine/utils.py:92 balances the sums of lengths, for engines that pack; see `micro_batches`.
-    """
-    if not getattr(transformer_impl.prepare_micro_batches, "tagpr_padded", False):
-        prepare = padded_micro_batches(transformer_impl.prepare_micro_batches)
-        prepare.tagpr_padded = True  # type: ignore[attr-defined]
-        transformer_impl.prepare_micro_batches = prepare
 
 
 def direct_agent_loops() -> None:
