@@ -57,6 +57,11 @@ class RunDir:
         return self.root / "environment.json"
 
     @property
+    def ray_logs(self) -> Path:
+        """Logs of the run's own Ray cluster, if it ended with an error."""
+        return self.root / "ray_logs"
+
+    @property
     def tracking(self) -> Path:
         """The run's id at its trackers (W&B)."""
         return self.root / "tracking.json"

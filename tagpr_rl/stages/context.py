@@ -116,8 +116,8 @@ class StageContext:
 class LazyRay:
     """The run's Ray session, started by the first stage that needs it and ended with the pipeline."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: Recipe, logs: Path | None = None) -> None:
+        self._recipe, self._logs = recipe, logs
         self._stack = ExitStack()
         self._ray: Any = None
 
@@ -125,11 +125,11 @@ class LazyRay:
         if self._ray is None:
             from tagpr_rl.backend.session.ray_session import ray_session
 
-            self._ray = self._stack.enter_context(ray_session(self._recipe))
+            self._ray = self._stack.enter_context(ray_session(self._recipe, self._logs))
         return self._ray
 
     def __enter__(self) -> LazyRay:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._stack.close()
+        self._stack.__exit__(*error)

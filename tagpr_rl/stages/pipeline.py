@@ -86,7 +86,7 @@ def _run_all(recipe: Recipe, run: RunDir, until: str | None, only: Collection[st
             load_components(stage.terms)  # a user's module that is missing is reported before hours of training
     made: list[str] = []
     outages: list[str] = []
-    with LazyRay(recipe) as start_ray:
+    with LazyRay(recipe, run.ray_logs) as start_ray:
         if recipe.platform.ray_address and any(KINDS[recipe.stages[name].kind].uses_ray for name in todo):
             start_ray()  # a cluster that is too small says so now, not after the first stages
         for name in wanted:

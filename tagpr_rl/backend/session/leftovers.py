@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tagpr_rl.backend.session.check import OK, WARNING, Check
+from tagpr_rl.backend.session.shell import PREFIX
 
 PROC = Path("/proc")
 MARK = b"TAGPR_WORKER_SETTINGS="
@@ -120,7 +121,8 @@ def _target(handle: Path) -> str:
 
 def dead_sessions(folder: Path) -> list[Path]:
     """Ray's session folders below `folder` whose process has ended."""
-    sessions = [path for path in folder.glob("ray/session_*") if not path.is_symlink() and _SESSION.search(path.name)]
+    found = (path for pattern in ("ray/session_*", f"{PREFIX}*/ray/session_*") for path in folder.glob(pattern))
+    sessions = [path for path in found if not path.is_symlink() and _SESSION.search(path.name)]
     dead = [path for path in sessions if not (PROC / _SESSION.search(path.name)[1]).exists()]  # type: ignore[index]
     return [path for path in dead if path.stat().st_uid == os.getuid()]
 

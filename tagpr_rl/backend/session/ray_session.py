@@ -8,9 +8,11 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
+from tagpr_rl.backend.session.private import private_folder, share_secret
 from tagpr_rl.backend.session.shell import drop_ray_variables, require_socket_folder
 from tagpr_rl.backend.session.worker_settings import WorkerSettings, to_environment
 from tagpr_rl.config import Recipe
@@ -18,6 +20,7 @@ from tagpr_rl.deploy.address import require_reachable
 from tagpr_rl.deploy.need import Need, NodeSize, need, shortages
 from tagpr_rl.types import TagprError
 
+_WORKER_HOOK = "tagpr_rl.backend.session.private.prepare_worker"
 LOCAL_NODE_ADDRESS = "127.0.0.2"
 """Ray rewrites 127.0.0.1 to the host's address and would listen on it; this loopback address sticks."""
 NODE_WAIT_S = 15.0
@@ -68,19 +71,19 @@ def environment(recipe: Recipe, settings: WorkerSettings) -> dict[str, str]:
 
 
 @contextmanager
-def ray_session(recipe: Recipe) -> Iterator[Any]:
+def ray_session(recipe: Recipe, logs: Path | None = None) -> Iterator[Any]:
     """Start or join Ray for the run; yields the `ray` module; always disconnects.
 
-    Without `platform.ray_address` a private cluster starts on loopback with as many logical GPUs as
-    the recipe has devices; it ends with the session. With one, TagprError if the cluster cannot be
-    reached, or is smaller than the recipe asks for longer than `cluster.wait_s`.
+    Without `platform.ray_address` a private cluster starts behind a token, with as many logical GPUs as
+    the recipe has devices; it ends with the session, and after an error leaves its logs in `logs`. With an address,
+    TagprError if the cluster cannot be reached, or is smaller than the recipe asks for longer than `cluster.wait_s`.
     """
     prepare_shell(recipe)
     import ray
 
-    variables = environment(recipe, worker_settings(recipe))
+    settings = worker_settings(recipe)
     options: dict[str, Any] = {
-        "runtime_env": {"env_vars": variables},
+        "runtime_env": {"env_vars": environment(recipe, settings), "worker_process_setup_hook": _WORKER_HOOK},
         "log_to_driver": False,
         "logging_level": "error",
         "namespace": "tagpr",
@@ -100,18 +103,19 @@ def ray_session(recipe: Recipe) -> Iterator[Any]:
         }
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    if recipe.platform.ray_address:
-        # In a submitted job, the recipe's variables win over those that the job was submitted with.
-        os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
-        _join(ray, options)
-    else:
-        _start(ray, options)
-    try:
+    with ExitStack() as stack:
+        if recipe.platform.ray_address:
+            # In a submitted job, the recipe's variables win over those that the job was submitted with.
+            os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+            _join(ray, options)
+        else:
+            options["_temp_dir"] = str(stack.enter_context(private_folder(os.environ, logs)))
+            _start(ray, options)
+        stack.callback(ray.shutdown)
+        share_secret(settings.run_id)
         if recipe.platform.ray_address:
             wait_for_resources(need(recipe), recipe.platform.ray_address, recipe.cluster.wait_s)
         yield ray
-    finally:
-        ray.shutdown()
 
 
 def prepare_shell(recipe: Recipe) -> None:
@@ -128,6 +132,9 @@ def prepare_shell(recipe: Recipe) -> None:
 
 def _start(ray: Any, options: dict[str, Any]) -> None:
     """`ray.init` of a private cluster; TagprError with the remedy if it does not start."""
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")  # Ray read its variables when it was imported; so does its own authentication_token_setup.py
     try:
         ray.init(**options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

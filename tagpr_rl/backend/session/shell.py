@@ -14,8 +14,10 @@ from tagpr_rl.types import TagprError
 
 SOCKET_BYTES = 107
 """Longest path of a Unix socket on Linux (sun_path without its last zero)."""
-BELOW = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
-"""What Ray puts below its folder for temporary files. Sockets of vLLM and of multiprocessing are shorter."""
+PREFIX = "tagpr-"
+"""How the folder of a run's own Ray cluster begins."""
+BELOW = len("/tagpr-abcdefgh/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1")
+"""What a run and Ray put below the folder for temporary files. Sockets of vLLM and of multiprocessing are shorter."""
 OTHER_CLUSTER = (
     "RAY_ADDRESS", "RAY_NAMESPACE", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_RUNTIME_ENV_HOOK", "RAY_OVERRIDE_RESOURCES",
     "RAY_OVERRIDE_JOB_RUNTIME_ENV", "RAY_REDIS_ADDRESS", "RAY_CLIENT_MODE",

@@ -21,14 +21,14 @@ from tagpr_rl.types import TagprError
 
 
 def test_the_longest_folder_is_the_one_whose_sockets_just_fit(tmp_path: Path) -> None:
-    """By hand: 107 bytes, of which Ray's own part takes 70."""
-    assert (SOCKET_BYTES, BELOW) == (107, 70)
+    """By hand: 107 bytes, of which the run's folder takes 15 and Ray's own part 70."""
+    assert (SOCKET_BYTES, BELOW) == (107, 85)
     base = Path("/tmp")
-    fits, long = base / ("a" * (37 - 5)), base / ("b" * (38 - 5))
-    assert (len(str(fits)), len(str(long))) == (37, 38)
-    assert "no such folder" in unfit_for_sockets(str(fits)) and "38 bytes are too long" in unfit_for_sockets(str(long))
-    umlauts = "/tmp/" + "ü" * 17  # 22 characters, 39 bytes
-    assert "39 bytes" in unfit_for_sockets(umlauts)
+    fits, long = base / ("a" * (22 - 5)), base / ("b" * (23 - 5))
+    assert (len(str(fits)), len(str(long))) == (22, 23)
+    assert "no such folder" in unfit_for_sockets(str(fits)) and "23 bytes are too long" in unfit_for_sockets(str(long))
+    umlauts = "/tmp/" + "ü" * 10  # 15 characters, 25 bytes
+    assert "25 bytes" in unfit_for_sockets(umlauts)
     assert "not writable" in unfit_for_sockets("/proc")  # whatever its permissions say
     assert unfit_for_sockets("/tmp") == "" and "absolute" in unfit_for_sockets("tmp") and unfit_for_sockets("")
 
@@ -48,7 +48,7 @@ def test_a_folder_in_which_no_socket_can_lie_is_replaced_and_named(
 
 def test_no_folder_at_all_is_one_error_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(TagprError, match="set TMPDIR to a writable folder whose path has at most 37 bytes"):
+    with pytest.raises(TagprError, match="set TMPDIR to a writable folder whose path has at most 22 bytes"):
         short_folder((str(tmp_path / "file"), "/proc/nowhere"))
 
 

@@ -1,0 +1,113 @@
+"""What keeps a run's own Ray cluster to its user: a token for Ray's ports, a folder, and keys for TransferQueue.
+
+Ray 2.60's servers listen on every interface whatever its node address is, and run code for whoever reaches them without
+a token (https://docs.ray.io/en/latest/ray-security/token-auth.html); its session folder is open to every local user.
+TransferQueue 0.1.11 listens on TCP and unpickles what arrives (utils/serial_utils.py:121).
+"""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import wrapt
+
+from tagpr_rl.backend.session.shell import PREFIX
+from tagpr_rl.backend.session.worker_settings import from_environment
+
+_NAMESPACE = b"tagpr"
+
+
+@functools.cache
+def _token() -> str:
+    """One token for all of this process's clusters: Ray reads its variable once."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def private_folder(environment: MutableMapping[str, str], logs: Path | None = None) -> Iterator[Path]:
+    """A folder for Ray's files that only this user can enter; the variables of a token are set in `environment`.
+
+    The folder goes with the session. After an error, Ray's logs are copied to `logs` first.
+    """
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
+    environment.pop("RAY_AUTH_TOKEN_PATH", None)
+    outer = Path(tempfile.mkdtemp(prefix=PREFIX, dir=environment.get("RAY_TMPDIR") or None))  # mode 0700
+    inner = outer / "ray"  # Ray opens its own folder to everyone
+    try:
+        yield inner
+    except Exception:
+        if logs is not None:
+            shutil.rmtree(logs, ignore_errors=True)
+            shutil.copytree(inner / "session_latest" / "logs", logs, ignore_dangling_symlinks=True)
+        raise
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+def share_secret(run_id: str) -> None:
+    """Put a new secret for the run's TransferQueue into the cluster's key-value store."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(_key(run_id), secrets.token_bytes(32), namespace=_NAMESPACE)
+
+
+def prepare_worker() -> None:
+    """Give TransferQueue's sockets the run's keys if this process imports it; Ray calls this in every worker."""
+    wrapt.register_post_import_hook(_replace, "transfer_queue.utils.zmq_utils")
+
+
+def _replace(module: Any) -> None:
+    module.create_zmq_socket = with_keys(module.create_zmq_socket, _run_keys)
+
+
+def with_keys(create: Callable[..., Any], keys: Callable[[], tuple[bytes, bytes]]) -> Callable[..., Any]:
+    """`create`, TransferQueue's only maker of sockets (zmq_utils.py:326), with CURVE.
+
+    All processes share one pair of keys, and its public half is secret as well: a client that does not know it cannot
+    begin a handshake, and the handshake does not show it (RFC 26/CurveZMQ). Sockets that bind to TCP are ROUTERs.
+    """
+    import zmq
+
+    @functools.wraps(create)
+    def create_zmq_socket(ctx: Any, socket_type: Any, ip: str, identity: Any = None) -> Any:
+        socket = create(ctx, socket_type, ip, identity)
+        public, socket.curve_secretkey = keys()
+        socket.curve_publickey = public
+        if socket_type == zmq.ROUTER:
+            socket.curve_server = True
+        else:
+            socket.curve_serverkey = public
+        return socket
+
+    return create_zmq_socket
+
+
+def curve_keys(secret: bytes) -> tuple[bytes, bytes]:
+    """(public, secret) CURVE keys in Z85, 40 bytes each, of 32 random bytes."""
+    import zmq
+    from zmq.utils import z85
+
+    encoded = z85.encode(secret)
+    return zmq.curve_public(encoded), encoded
+
+
+@functools.cache
+def _run_keys() -> tuple[bytes, bytes]:
+    from ray.experimental import internal_kv
+
+    run_id = from_environment().run_id
+    secret = internal_kv._internal_kv_get(_key(run_id), namespace=_NAMESPACE)
+    if not secret:
+        raise RuntimeError(f"the Ray cluster has no secret for the TransferQueue of run {run_id}")
+    return curve_keys(secret)
+
+
+def _key(run_id: str) -> bytes:
+    return f"transfer_queue_{run_id}".encode()
