@@ -58,6 +58,7 @@ def render(recipe: Recipe, target: str, recipe_path: Path, overrides: Sequence[s
         keep_trailing_newline=True,
     )
     jinja.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)  # JSON is YAML
+    jinja.filters["comment"] = lambda value: " ".join(str(value).split())  # a second line would be no comment
     names = [name.format(device=recipe.platform.device) for name in FILES[target]]
     return {name: jinja.get_template(_template(name)).render(values) for name in names}
 

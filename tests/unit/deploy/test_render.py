@@ -126,11 +126,27 @@ def test_skypilot_tasks_ask_for_the_platform(device: str, nodes: int, tmp_path: 
     (text,) = files("skypilot", device, nodes).values()
     task = yaml.safe_load(text)
     assert task["num_nodes"] == nodes and task["resources"]["instance_type"] == "p5en.48xlarge"
-    assert task["secrets"] == {"WANDB_API_KEY": None, "HF_TOKEN": None}
+    token = {"RAY_AUTH_TOKEN": None} if nodes > 1 else {}
+    assert task["secrets"] == {"WANDB_API_KEY": None, "HF_TOKEN": None, **token}
+    assert ("export RAY_AUTH_MODE=token" in task["run"]) == (nodes > 1)
     assert task["setup"] == "echo 'x: y'\na\nb\n"
     subprocess.run(["bash", "-n"], input=task["run"], text=True, check=True)
     (other,) = files("skypilot", device, nodes, "cluster.node_type=null").values()
     assert yaml.safe_load(other)["resources"].get("accelerators") == ("H200:8" if device == "cuda" else None)
+
+
+@pytest.mark.parametrize("target", FILES)
+def test_a_file_s_name_adds_no_line(target: str) -> None:
+    named = render(made("cuda", 4), target, SMOKE.with_name("a\nrun: evil.yaml"), OVERRIDES)
+    for text in named.values():
+        assert not any(line.startswith("run: evil") for line in text.splitlines())
+
+
+def test_ray_on_kubernetes_wants_a_token() -> None:
+    written = files("kuberay", "cuda", 4)
+    cluster, job = (yaml.safe_load(text) for text in written.values())
+    assert cluster["spec"]["authOptions"] == {"mode": "token"} == job["spec"]["rayClusterSpec"]["authOptions"]
+    assert "kubectl get secret smoke " in written["raycluster.yaml"]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
