@@ -44,7 +44,9 @@ def render(recipe: Recipe, target: str, recipe_path: Path, overrides: Sequence[s
 
     Raises TagprError with everything that the recipe lacks for the target; nothing is written here.
     """
-    if mistakes := problems(recipe, target, recipe_path):
+    words = [str(recipe_path), *overrides]
+    broken = [f"{word!r} has a second line; the files hold the command on one" for word in words if "\n" in word]
+    if mistakes := problems(recipe, target, recipe_path) + broken:
         lines = "\n  ".join(mistakes)
         raise TagprError(
             f"recipe {recipe_path} cannot be rendered for {target}, {len(mistakes)} mistake(s):\n  {lines}"

@@ -136,10 +136,12 @@ def test_skypilot_tasks_ask_for_the_platform(device: str, nodes: int, tmp_path: 
 
 
 @pytest.mark.parametrize("target", FILES)
-def test_a_file_s_name_adds_no_line(target: str) -> None:
-    named = render(made("cuda", 4), target, SMOKE.with_name("a\nrun: evil.yaml"), OVERRIDES)
-    for text in named.values():
-        assert not any(line.startswith("run: evil") for line in text.splitlines())
+def test_a_second_line_in_the_command_is_refused(target: str) -> None:
+    """In SkyPilot's YAML it would be a key of its own."""
+    with pytest.raises(TagprError, match="has a second line"):
+        render(made("cuda", 4), target, SMOKE.with_name("a\nrun: evil.yaml"), OVERRIDES)
+    with pytest.raises(TagprError, match="has a second line"):
+        render(made("cuda", 4), target, SMOKE, ("log.notes=a\nrun: evil",))
 
 
 def test_ray_on_kubernetes_wants_a_token() -> None:
