@@ -1,5 +1,5 @@
 """Fuzz the parser, the constraints, the spans and the rubric: seeded mutations of valid responses; no exception, every
-key, every range.
+key, every range. Every tenth response is also streamed, one character at a time.
 
 Run: python bench/fuzz_parser.py --n 1000000 --seed 0
 """
@@ -27,6 +27,7 @@ from tagpr_rl.reward.task import TASK_NAMES, task_reward
 from tagpr_rl.tags.constraints import violations
 from tagpr_rl.tags.grammar import is_markup, neutralise, parse, render
 from tagpr_rl.tags.schema import TagSchema, TagSpec, default_schema
+from tagpr_rl.tags.stream import ThoughtStream, split_response
 from tagpr_rl.types import Parsed, ParseStatus, Step, TaggedTrace
 
 VOCABULARY = (
@@ -206,6 +207,17 @@ def check_response(text: str, rubric: Rubric, index: int) -> str:
     return parsed.status.value
 
 
+def check_stream(text: str, schema: TagSchema, prefilled: bool) -> None:
+    """The response cut after every character gives the whole's thought and answer, and the parser's."""
+    stream = ThoughtStream(prefilled)
+    pieces = [stream.feed(character) for character in text]
+    joined = "".join(piece[0] for piece in pieces), "".join(piece[1] for piece in pieces)
+    assert joined == split_response(text, prefilled=prefilled), (text, joined)
+    trace = parse(text, schema, prefilled=prefilled).trace
+    assert trace is None or joined[1] == trace.answer, (text, joined)
+    assert trace is None or parse(f"<think>{joined[0]}</think>{joined[1]}", schema).trace == trace, (text, joined)
+
+
 def fuzz(job: tuple[int, int]) -> tuple[Counter[str], float, int, float]:
     """Run `(n, seed)`: counts by status, slowest check (CPU s), longest response, CPU seconds in all."""
     began = time.process_time()
@@ -231,6 +243,8 @@ def fuzz(job: tuple[int, int]) -> tuple[Counter[str], float, int, float]:
                 text = rng.choice(MUTATIONS)(rng, text)
         started = time.process_time()
         status = check_response(text, rubrics[schema.version, prefilled, rng.random() < 0.5], index)
+        if index % 10 == 0:
+            check_stream(text, schema, prefilled)
         slowest = max(slowest, time.process_time() - started)
         longest = max(longest, len(text))
         counts[status] += 1

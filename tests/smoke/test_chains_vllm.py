@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,7 +27,10 @@ from tagpr_rl.chains.client.chat import ChatRequest, Generator, Reply
 from tagpr_rl.chains.client.openai_client import OpenAIGenerator
 from tagpr_rl.chains.labellers.label import read_labels
 from tagpr_rl.config import EndpointBlock, recipe_from_dict
+from tagpr_rl.tags.ebnf import ebnf
+from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import default_schema
+from tagpr_rl.tags.stream import split_response
 from tagpr_rl.types import TagprError
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(600)]
@@ -90,7 +94,8 @@ def serving(model: Path, folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("vllm")), "serve", str(model), "--served-model-name", "tiny"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32"]
-    command += ["--max-model-len", "1024", "--max-num-seqs", "16"]
+    command += ["--max-model-len", "1024", "--max-num-seqs", "16", "--reasoning-parser", "tagpr"]
+    command += ["--structured-outputs-config", '{"enable_in_reasoning": true}']
     log = folder / "serve.log"
     with log.open("w") as out:
         # Its own process group: the engine is a process of its own.
@@ -143,6 +148,35 @@ def test_a_real_server(tiny: Path, tmp_path: Path) -> None:
         other = EndpointBlock(kind="openai", base_url=url, model="big", concurrency=8)
         with pytest.raises(TagprError, match=r"404.*the endpoint has tiny"):
             OpenAIGenerator(other, cache, account="p").generate(labelling(1))
+        check_reasoning(url)
+
+
+def check_reasoning(url: str) -> None:
+    """The parser `tagpr` behind the same server: thought and answer apart, whole and streaming."""
+    from openai import OpenAI
+
+    response = (
+        "<think>\n<examine_examples>dry titles</examine_examples>\n<conclude>so 4</conclude>\n</think>\n4 < 5"
+    )
+    thought, answer = split_response(response)
+    client = OpenAI(base_url=url, api_key="none")
+
+    def ask(outputs: dict[str, Any], **options: Any) -> Any:
+        messages = [{"role": "user", "content": "The tags are <think></think>. word1"}]
+        extra = {"structured_outputs": outputs}
+        return client.chat.completions.create(model="tiny", messages=messages, extra_body=extra, **options)
+
+    whole = ask({"choice": [response]}).choices[0].message
+    assert (whole.reasoning, whole.content) == (thought, answer)
+    assert parse(f"<think>{whole.reasoning}</think>{whole.content}", SCHEMA) == parse(response, SCHEMA)
+    pieces = [chunk.choices[0].delta for chunk in ask({"choice": [response]}, stream=True) if chunk.choices]
+    assert "".join(getattr(piece, "reasoning", None) or "" for piece in pieces) == thought
+    assert "".join(piece.content or "" for piece in pieces) == answer
+    assert len(pieces) > 5  # it came bit by bit
+    plain = ask({"choice": ["no thought"]}).choices[0].message
+    assert (plain.reasoning, plain.content) == (None, "no thought")
+    free = ask({"grammar": ebnf(SCHEMA)}, max_tokens=60).choices[0].message
+    assert re.match(rf"<({'|'.join(SCHEMA.names)})>\S", free.reasoning) and free.content is None
 
 
 def test_the_offline_engine(tiny: Path, tmp_path: Path) -> None:

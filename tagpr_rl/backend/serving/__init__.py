@@ -1,0 +1,1 @@
+"""What `vllm serve` loads from this package."""
