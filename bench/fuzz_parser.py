@@ -27,7 +27,7 @@ from tagpr_rl.reward.task import TASK_NAMES, task_reward
 from tagpr_rl.tags.constraints import violations
 from tagpr_rl.tags.grammar import is_markup, neutralise, parse, render
 from tagpr_rl.tags.schema import TagSchema, TagSpec, default_schema
-from tagpr_rl.tags.stream import ThoughtStream, split_response
+from tagpr_rl.tags.streaming import ThoughtStream, split_response
 from tagpr_rl.types import Parsed, ParseStatus, Step, TaggedTrace
 
 VOCABULARY = (

@@ -30,7 +30,7 @@ from tagpr_rl.config import EndpointBlock, recipe_from_dict
 from tagpr_rl.tags.ebnf import ebnf
 from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import default_schema
-from tagpr_rl.tags.stream import split_response
+from tagpr_rl.tags.streaming import split_response
 from tagpr_rl.types import TagprError
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(600)]
@@ -155,9 +155,7 @@ def check_reasoning(url: str) -> None:
     """The parser `tagpr` behind the same server: thought and answer apart, whole and streaming."""
     from openai import OpenAI
 
-    response = (
-        "<think>\n<examine_examples>dry titles</examine_examples>\n<conclude>so 4</conclude>\n</think>\n4 < 5"
-    )
+    response = "<think>\n<examine_examples>dry titles</examine_examples>\n<conclude>so 4</conclude>\n</think>\n4 < 5"
     thought, answer = split_response(response)
     client = OpenAI(base_url=url, api_key="none")
 

@@ -13,7 +13,7 @@ from typing import Any
 from vllm.entrypoints.openai.engine.protocol import DeltaMessage
 from vllm.reasoning import ReasoningParser
 
-from tagpr_rl.tags.stream import CLOSING, OPENING, ThoughtStream, split_response
+from tagpr_rl.tags.streaming import CLOSING, OPENING, ThoughtStream, split_response
 
 _TAIL_TOKENS = 64
 """Tokens at the end of a prompt that hold what the template may add: `<think>`, or an empty thought."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tagpr_rl.tags.ebnf import ebnf
 from tagpr_rl.tags.grammar import parse
 from tagpr_rl.tags.schema import TagSchema, TagSpec, default_schema
-from tagpr_rl.tags.stream import ThoughtStream, split_response
+from tagpr_rl.tags.streaming import ThoughtStream, split_response
 
 SCHEMA = default_schema()
 PIECES = (
