@@ -6,6 +6,7 @@ A random model writes noise, so that JSON of the schema can come from structured
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import signal
@@ -157,23 +158,24 @@ def check_reasoning(url: str) -> None:
 
     response = "<think>\n<examine_examples>dry titles</examine_examples>\n<conclude>so 4</conclude>\n</think>\n4 < 5"
     thought, answer = split_response(response)
+    only = f"root ::= {json.dumps(response)}"  # a random model can write nothing else
     client = OpenAI(base_url=url, api_key="none")
 
-    def ask(outputs: dict[str, Any], **options: Any) -> Any:
+    def ask(grammar: str, **options: Any) -> Any:
         messages = [{"role": "user", "content": "The tags are <think></think>. word1"}]
-        extra = {"structured_outputs": outputs}
+        extra = {"structured_outputs": {"grammar": grammar}}
         return client.chat.completions.create(model="tiny", messages=messages, extra_body=extra, **options)
 
-    whole = ask({"choice": [response]}).choices[0].message
+    whole = ask(only).choices[0].message
     assert (whole.reasoning, whole.content) == (thought, answer)
     assert parse(f"<think>{whole.reasoning}</think>{whole.content}", SCHEMA) == parse(response, SCHEMA)
-    pieces = [chunk.choices[0].delta for chunk in ask({"choice": [response]}, stream=True) if chunk.choices]
+    pieces = [chunk.choices[0].delta for chunk in ask(only, stream=True) if chunk.choices]
     assert "".join(getattr(piece, "reasoning", None) or "" for piece in pieces) == thought
     assert "".join(piece.content or "" for piece in pieces) == answer
     assert len(pieces) > 5  # it came bit by bit
-    plain = ask({"choice": ["no thought"]}).choices[0].message
+    plain = ask('root ::= "no thought"').choices[0].message
     assert (plain.reasoning, plain.content) == (None, "no thought")
-    free = ask({"grammar": ebnf(SCHEMA)}, max_tokens=60).choices[0].message
+    free = ask(ebnf(SCHEMA), max_tokens=60).choices[0].message
     assert re.match(rf"<({'|'.join(SCHEMA.names)})>\S", free.reasoning) and free.content is None
 
 
