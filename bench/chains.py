@@ -130,11 +130,13 @@ def overhead(url: str, folder: Path, n: int, rounds: int) -> dict[str, dict[str,
 def reading(folder: Path, n: int) -> dict[str, float]:
     """Seconds to answer n requests from the cache's file, from opening it to the last reply."""
     requests = chats(n, 0)
+    block = EndpointBlock(kind="openai", base_url="http://127.0.0.1:9/v1", model="m")
+    extra = {"base_url": block.base_url}
     with AnswerCache(folder / "full.sqlite") as cache:
         start = time.perf_counter()
-        cache.put("m", [(question_key("m", r), Reply(f"{TEXT} {i}", prompt_tokens=1)) for i, r in enumerate(requests)])
+        replies = [Reply(f"{TEXT} {i}", prompt_tokens=1) for i in range(n)]
+        cache.put("m", [(question_key("m", r, extra), reply) for r, reply in zip(requests, replies, strict=True)])
         written = time.perf_counter() - start
-    block = EndpointBlock(kind="openai", base_url="http://127.0.0.1:9/v1", model="m")
     start = time.perf_counter()
     with AnswerCache(folder / "full.sqlite") as cache:
         replies = OpenAIGenerator(block, cache, account="bench").generate(requests)

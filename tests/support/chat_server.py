@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import json
 import re
 import subprocess
@@ -112,6 +113,10 @@ class Server:
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         await asyncio.sleep(args.slow_s if kind == "slow" else args.latency_s)
         self.in_flight -= 1
+        if kind == "endless":
+            return await self.pour(writer, compressed=False)
+        if kind == "bomb":
+            return await self.pour(writer, compressed=True)
         # Idempotency keys as the IETF's draft has them: the same request with the same key is charged once.
         token = re.search(r"(?i)idempotency-key: *([\w-]+)", head)
         self.orders.append(token[1] if token else "")
@@ -119,6 +124,21 @@ class Server:
             self.charges += 1
             self.paid.add(token[1] if token else "")
         return self.finish(writer, kind, number, text)
+
+    async def pour(self, writer: asyncio.StreamWriter, *, compressed: bool) -> bool:
+        """A body without end, or one of 1 GiB in 1 MiB."""
+        head = "HTTP/1.1 200 x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n"
+        writer.write(f"{head}{'content-encoding: gzip' + chr(13) + chr(10) if compressed else ''}\r\n".encode())
+        data = gzip.compress(b" " * (1 << 30), 1) if compressed else b" " * (1 << 16)
+        try:
+            while True:
+                writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+                await writer.drain()
+                if compressed:
+                    writer.write(b"0\r\n\r\n")
+                    return True
+        except ConnectionError:
+            return False
 
     def finish(self, writer: asyncio.StreamWriter, kind: str, number: int, prompt: str) -> bool:
         steps = [{"i": i + (kind == "wrong_indexes"), "tag": "conclude"} for i in range(3)]

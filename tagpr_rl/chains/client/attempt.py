@@ -128,7 +128,7 @@ class Endpoint:
             async with asyncio.timeout(seconds):
                 # The raw response, because the library's own parser accepts a page of HTML as an answer.
                 # A server that honours the key charges once for a question, however often the answer was lost.
-                options: RequestOptions = {"headers": {"Idempotency-Key": order}}
+                options: RequestOptions = {"headers": {"Idempotency-Key": order, "Accept-Encoding": "identity"}}
                 response = await self.client.post(
                     "/chat/completions", cast_to=httpx2.Response, body=body, options=options
                 )
@@ -143,6 +143,8 @@ class Endpoint:
                 return Fault(f"no connection ({cause}){self.proxy}", charged=False, connected=False)
             if isinstance(cause, TimeoutError):
                 return timeout
+            if isinstance(cause, BadBodyError):  # its length, while it came
+                return Fault(str(cause), charged=True)
             if isinstance(cause, ClientHttpProxyError):  # the proxy's answer to CONNECT: the endpoint saw nothing
                 self._proxy_refused(cause.status)
                 return Fault(f"the proxy answered HTTP {cause.status}{self.proxy}", charged=False, connected=False)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
+
+import httpx2
 
 from tagpr_rl.chains.client.chat import Reply, ReplyStatus
 from tagpr_rl.chains.client.leftovers import thought_and_rest, visible, without_thought
 from tagpr_rl.tags.schema import THINK
 from tagpr_rl.tags.thoughts import split_thought
 
+MOST_BYTES: Final = 16 << 20
+"""Longest body: ten times the longest completion of any model."""
+MOST_COMPRESSED_BYTES: Final = 256 << 10
 _HTML: Final = re.compile(rb"\s*(<!doctype|<html|<head|<body)", re.IGNORECASE)
 _EXCERPT_CHARACTERS = 200
 _MOST_TOKENS: Final = 1 << 31  # a larger count in a body is no count
@@ -49,6 +54,33 @@ class BadBodyError(Exception):
 
 class UnfinishedError(BadBodyError):
     """A whole chat completion, but its text broke off: the same question may be answered at another try."""
+
+
+class LimitedBody(httpx2.AsyncByteStream):
+    """The bytes of `stream`; BadBodyError after `limit` of them."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream, limit: int) -> None:
+        self._stream, self._limit = stream, limit
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        received = 0
+        async for chunk in self._stream:
+            received += len(chunk)
+            if received > self._limit:
+                raise BadBodyError(f"the body has more than {self._limit >> 10} KiB")
+            yield chunk
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._stream.aclose()
+
+
+async def limit_body(response: httpx2.Response) -> None:
+    """A hook of the HTTP client: no reply fills the memory. Requests ask for bodies that are not compressed; one that
+    is all the same may hold a thousand times its size."""
+    plain = response.headers.get("content-encoding", "identity") == "identity"
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    response.stream = LimitedBody(response.stream, MOST_BYTES if plain else MOST_COMPRESSED_BYTES)
 
 
 def excerpt(content: bytes) -> str:

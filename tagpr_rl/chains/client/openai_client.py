@@ -20,6 +20,7 @@ from rich.console import Console
 
 from tagpr_rl.chains.client.answers import AnswerCache, Questions
 from tagpr_rl.chains.client.attempt import CONNECT_S, Endpoint, Fault, api_key, backoff
+from tagpr_rl.chains.client.body import limit_body
 from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus, to_body
 from tagpr_rl.chains.client.spend import Ledger, most_tokens
 from tagpr_rl.chains.client.usage import ReplyProgress
@@ -56,7 +57,9 @@ class OpenAIGenerator:
 
     def generate(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """One reply per request, in order; known answers come from the cache. See `Generator`."""
-        questions = Questions(self.name, requests, self.cache, self.block.extra_body)
+        # Two endpoints may have different models of one name.
+        extra = {"base_url": self.block.base_url, **self.block.extra_body}
+        questions = Questions(self.name, requests, self.cache, extra)
         answers: dict[bytes, Reply] = {}
         if questions.open:
             answers = asyncio.run(self._ask(questions.open))
@@ -70,6 +73,7 @@ class OpenAIGenerator:
         http = DefaultAioHttpClient(
             timeout=httpx2.Timeout(attempt, connect=min(CONNECT_S, attempt)),
             limits=httpx2.Limits(max_connections=n, max_keepalive_connections=n),
+            event_hooks={"response": [limit_body]},
         )
         client = AsyncOpenAI(base_url=self.block.base_url, api_key=self._key, max_retries=0, http_client=http)
         async with client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,8 @@ from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import ParseStatus, Step, TaggedTrace, TagprError
 
 Tags = tuple[str, ...]
+TRIAL = 32
+"""Requests that are asked first: if no reply is a chain, no more are paid for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,11 @@ def write_chains(
     """Make one chain per request and check its form, but not its answer.
 
     Only complete replies are labelled, and only chains with valid labels are labelled a second time. TagprError if the
-    teacher or the labeller does not return one reply per request.
+    teacher or the labeller does not return one reply per request, or if none of the first `TRIAL` replies has a form.
     """
-    replies = teacher.generate(requests)
-    _one_each("the teacher", len(replies), len(requests), "requests")
-    items = [_segment(request, reply, rules) for request, reply in zip(requests, replies, strict=True)]
+    items = _ask(requests[:TRIAL], teacher, rules)
+    _require_a_use(items, teacher)
+    items += _ask(requests[TRIAL:], teacher, rules) if requests[TRIAL:] else []
     items = _label(items, labeller, schema, 0)
     first = {i: item.tags for i, item in enumerate(items) if item.reason is None}
     agreement = None
@@ -69,6 +72,26 @@ def write_chains(
         for i, (one, two) in both.items():
             items[i] = _agree(items[i], one, two, rules)
     return Batch(tuple(_form(item, schema, rules) for item in items), agreement)
+
+
+def _ask(requests: Sequence[TeacherRequest], teacher: Teacher, rules: KeepRules) -> list[Draft]:
+    replies = teacher.generate(requests)
+    _one_each("the teacher", len(replies), len(requests), "requests")
+    return [_segment(request, reply, rules) for request, reply in zip(requests, replies, strict=True)]
+
+
+def _require_a_use(items: Sequence[Draft], teacher: Teacher) -> None:
+    """TagprError if the first `TRIAL` replies came and none is a chain: the rest would be paid for in vain."""
+    reasons = Counter(item.reason for item in items)
+    if len(items) < TRIAL or reasons[None] or reasons.keys() & {NOT_OK[ReplyStatus.BUDGET], NOT_OK[ReplyStatus.FAILED]}:
+        return
+    counts = ", ".join(f"{reason.value} {n}" for reason, n in reasons.most_common() if reason is not None)
+    text = " ".join(items[0].text.split())
+    raise TagprError(
+        f"none of the first {TRIAL} replies of the teacher {teacher.name} is a chain ({counts}); the first: "
+        f"{text[:200]!r}. No more were asked for, and these are kept. Check the model's name, its chat template and "
+        "extra_body (a thinking model needs more max_tokens), then run again"
+    )
 
 
 def _one_each(who: str, replies: int, requests: int, what: str) -> None:

@@ -110,13 +110,13 @@ def test_nothing_committed_is_asked_again_after_twenty_kills(tmp_path: Path) -> 
     at most `concurrency` per kill, and with the same idempotency key, so that a server that honours it charges once.
     A worker that took its next question before it committed its answer would make it more."""
     n, concurrency, path = 1500, 16, tmp_path / "answers"
-    keys = {question_key("m", request): i for i, request in enumerate(ask(n))}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tagpr_rl.chains.client.openai_client"])
     rng = Random(11)
     in_flight: list[int] = []
     done: set[int] = set()
     with serving(latency_s=0.02) as url:
+        keys = {question_key("m", request, {"base_url": url}): i for i, request in enumerate(ask(n))}
         for _ in range(20):
             before = {i: len(kinds) for i, kinds in log_of(url)["begun"].items()}
             process = context.Process(target=run_client, args=(url, str(path), n))
@@ -364,7 +364,7 @@ def test_a_text_that_broke_off_is_ordered_again_and_never_kept(tmp_path: Path, f
     path = tmp_path / "a"
     with serving(finish=finish, message='{"content": "a\\nb\\nc\\nAnswer: Ten ways to save mon"}') as url:
         reply = generate(url, path, ask(1), retries=QUICK | {"times": 2})[0]
-        key = question_key("m", ask(1)[0]).hex()
+        key = question_key("m", ask(1)[0], {"base_url": url}).hex()
         assert log_of(url)["orders"] == [key, f"{key}-1", f"{key}-2"]
     assert (reply.status, reply.text) == ("FAILED", "") and f"'{finish}'" in reply.detail
     with AnswerCache(path) as cache:
