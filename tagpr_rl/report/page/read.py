@@ -35,7 +35,7 @@ def read_object(path: Path) -> Row | None:
 
 def read_rows(path: Path) -> list[Row]:
     """Rows of a JSONL file of the run, read as run/metrics.py reads one, non-finite numbers as None."""
-    return [finite(row) for row in metrics.rows(path)]
+    return [finite(row) for row in metrics.each(path)]
 
 
 def finite(value: Any) -> Any:
