@@ -18,7 +18,8 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from tagpr_rl import __version__
-from tagpr_rl.cli.arguments import Command
+from tagpr_rl.cli.arguments import Command, warn
+from tagpr_rl.cli.terminal import guard_rich
 from tagpr_rl.types import TagprError, did_you_mean
 
 COMMANDS: dict[str, dict[str, str]] = {
@@ -128,12 +129,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: the working directory is gone ({error.strerror}); cd into a folder that exists", file=sys.stderr)
         return 2
+    guard_rich()
     try:
         code = get_command(app).main(args=argv, prog_name="tagpr", standalone_mode=False)
     except typer.TyperException as error:
         return _wrong_line(error)
     except TagprError as error:
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {error}")
         return 2
     except BrokenPipeError:  # `tagpr plan demo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -144,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = disk_error(error, sys.argv[1:] if argv is None else argv)
         if message is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        warn(f"error: {message}")
         return 2
     if code == 130:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
@@ -163,5 +165,5 @@ def _wrong_line(error: typer.TyperException) -> int:
             known = getattr(getattr(context, "command", None), "commands", {})
             text = f"{text}; the commands are {', '.join(known)}" if known else text
         where = f"\n`{context.command_path} --help` explains the command" if context is not None else ""
-        print(f"error: {text}{where}", file=sys.stderr)
+        warn(f"error: {text}{where}")
     return 2

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from tagpr_rl.cli.terminal import visible
 from tagpr_rl.files import target_mistake, user_path
 from tagpr_rl.types import TagprError, did_you_mean
 
@@ -97,13 +98,13 @@ class Command(TyperCommand):
 
 
 def say(line: object) -> None:
-    """Print one line as it is: no markup, no colours, no wrapping."""
-    print(line, flush=True)
+    """Print one line as it is: no markup, no colours, no wrapping. Control characters become pictures."""
+    print(visible(str(line)), flush=True)
 
 
 def warn(line: object) -> None:
-    """Print one line as it is to the error stream."""
-    print(line, file=sys.stderr, flush=True)
+    """Print one line as `say` does, to the error stream."""
+    print(visible(str(line)), file=sys.stderr, flush=True)
 
 
 def check_stage(name: str | None, known: Any, option: str = "--until") -> None:
