@@ -79,7 +79,7 @@ real-folder:
 
 test: install  ## every test, two files at a time
 	@# In the order of the folders: the long tests of contract/ and smoke/ do not wait for the end.
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 tests
 
 test-fast: install  ## the tests without torch and Ray that take no time
 	@$(PY) -m pytest -n 2 --dist loadfile -m "not torch and not stack and not slow" tests/unit tests/test_layers.py

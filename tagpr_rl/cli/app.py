@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -123,7 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the process's own).
 
     Returns the exit code: 0, 1 (the command ran and its answer is no), 2 (a mistake, explained), 130 (interrupted).
+    SIGTERM, which schedulers send, ends the process with 143 as Ctrl-C does with 130: what the command holds is closed.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         os.getcwd()
     except OSError as error:
@@ -151,6 +156,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == 130:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
     return int(code or 0)
+
+
+def _terminate(number: int, _frame: object) -> None:
+    """Unwind; a second signal kills."""
+    signal.signal(number, signal.SIG_DFL)
+    warn("terminated; the same command goes on where this one stopped")
+    raise SystemExit(128 + number)
 
 
 def _wrong_line(error: typer.TyperException) -> int:

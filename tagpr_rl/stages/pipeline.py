@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
@@ -140,9 +139,7 @@ def _run_stage(context: StageContext) -> None:
     except TagprError:
         raise
     except Exception as error:
-        error.add_note(
-            f"in stage '{name}' of {run.root}; its processes' logs: {tempfile.gettempdir()}/ray/session_latest/logs"
-        )
+        error.add_note(f"in stage '{name}' of {run.root}; its processes' logs: {run.ray_logs}")
         raise
     seconds = time.monotonic() - clock
     manifest = make_manifest(

@@ -54,28 +54,77 @@ def steps(metrics: Path) -> list[int]:
     return [json.loads(line)["step"] for line in metrics.read_text(encoding="utf-8").splitlines()]
 
 
+def wait_for(process: subprocess.Popen[str], moment: Callable[[], object], what: str) -> None:
+    """Wait until `moment()` is true; the process must live until then."""
+    deadline = time.monotonic() + 600
+    while not moment():
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < deadline, f"ten minutes without: {what}"
+        time.sleep(0.005)
+
+
 def killed(process: subprocess.Popen[str], moment: Callable[[], object], what: str) -> None:
     """Kill the driver and the Ray processes it started as soon as `moment()` is true."""
-    deadline = time.monotonic() + 600
     try:
-        while not moment():
-            assert process.poll() is None, process.stdout.read() if process.stdout else ""
-            assert time.monotonic() < deadline, f"ten minutes without: {what}"
-            time.sleep(0.005)
+        wait_for(process, moment, what)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def test_two_runs_side_by_side_then_one_is_killed_three_times_and_goes_on(tmp_path: Path) -> None:
-    """In the SFT stage, between two stages, and while a checkpoint is written. `b` is the same recipe undisturbed."""
+def terminated(process: subprocess.Popen[str], moment: Callable[[], object], what: str) -> None:
+    """Ask the driver alone to end at `moment()`, as Slurm does: it answers, and nothing that it started stays."""
+    try:
+        wait_for(process, moment, what)
+        family = in_session(process.pid)
+        assert len(family) > 5
+        folder = ray_folder(family)
+        process.terminate()
+        output, _ = process.communicate(timeout=60)  # 5 s on a machine with nothing else to do
+        assert process.returncode == 143 and "terminated; the same command goes on" in output, output[-3000:]
+        assert "Traceback" not in output and "Stack trace" not in output, output[-3000:]
+        deadline = time.monotonic() + 20
+        while left := family & in_session(process.pid):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
+        assert not folder.exists()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def in_session(leader: int) -> set[int]:
+    """Processes of the session that `leader` began."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            found.add(int(stat.parent.name))
+    return found
+
+
+def ray_folder(family: set[int]) -> Path:
+    """The private folder of the Ray cluster among the processes."""
+    for process in family:
+        command = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
+        if match := re.search(r"(/\S*?tagpr-\w+)/ray/session_", command):
+            assert Path(match[1]).is_dir()
+            return Path(match[1])
+    raise AssertionError("no process of Ray")
+
+
+def test_two_runs_side_by_side_then_one_is_ended_three_times_and_goes_on(tmp_path: Path) -> None:
+    """SIGTERM in the SFT stage, SIGKILL between two stages and while a checkpoint is written. `b` is undisturbed."""
     run, undisturbed = tmp_path / "a" / "short", tmp_path / "b" / "short"
     sft, guided = run / "050_sft", run / "070_guided"
     first = start(tmp_path / "a")
     second = start(tmp_path / "b")
     resume = ("resume", str(run))
     try:
-        killed(first, lambda: len(steps(sft / "metrics.jsonl")) > 15, "a step of the SFT stage")
+        terminated(first, lambda: len(steps(sft / "metrics.jsonl")) > 15, "a step of the SFT stage")
         killed(launch(*resume), lambda: (run / "060_prmu" / "manifest.json").exists(), "the end of the PRMU stage")
         third = launch(*resume)
         killed(third, lambda: list(guided.glob("checkpoints/.writing-*/global_step_3/actor/*")), "a third save")

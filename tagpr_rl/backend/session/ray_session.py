@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -136,7 +138,7 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
 
     Config.initialize("")  # Ray read its variables when it was imported; so does its own authentication_token_setup.py
     try:
-        ray.init(**options)
+        _init(ray, options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TagprError(
@@ -154,7 +156,7 @@ def _join(ray: Any, options: dict[str, Any]) -> None:
     try:
         if "://" not in address and not _node_is_here(address):
             raise ConnectionError("this machine is none of its nodes")
-        ray.init(**options)
+        _init(ray, options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TagprError(
@@ -162,6 +164,14 @@ def _join(ray: Any, options: dict[str, Any]) -> None:
             "The run must start on one of its nodes, with the Ray version and the token of the cluster; "
             "`tagpr cluster submit` starts it there from any machine."
         ) from error
+
+
+def _init(ray: Any, options: dict[str, Any]) -> None:
+    """`ray.init` without its handler of SIGTERM, which aborts the process in C++ (ray/_private/worker.py)."""
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(**options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def automatic_address() -> str:
