@@ -12,11 +12,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from tagpr_rl.backend.session.check import MISTAKE, OK, WARNING
-from tagpr_rl.backend.session.machine import machine_checks
+from tagpr_rl.backend.session.leftovers import clean
+from tagpr_rl.backend.session.machine import machine_checks, temporary_folders
+from tagpr_rl.cli.arguments import say
 
 
 def command(
     folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Where runs will be written.")] = Path("."),
+    cleans: Annotated[bool, typer.Option("--clean", help="First end and delete what dead runs left here.")] = False,
 ) -> None:
     """Check this machine: package versions, verl's plugin, shared memory, ports, temporary files, memory, disk, what
     earlier runs left behind, and variables of the shell that would win over a recipe.
@@ -26,6 +29,9 @@ def command(
 
     Example: tagpr doctor --folder /scratch/runs
     """
+    if cleans:
+        for line in clean(temporary_folders(os.environ)):
+            say(line)
     rows = sorted(machine_checks(folder, os.environ), key=lambda row: (MISTAKE, WARNING, OK).index(row.state))
     table = Table("", "what", "seen", "remedy", title="This machine")
     colours = {MISTAKE: "bold red", WARNING: "yellow", OK: "green"}

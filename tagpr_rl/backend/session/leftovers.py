@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import signal
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +22,8 @@ PRIVATE = "127.0.0.2"
 """The address of Ray's processes of a run's own cluster (ray_session.py)."""
 _SESSION = re.compile(r"session_[\d-]+_[\d-]+_\d+_(\d+)$")
 LARGE = 1 << 30
+QUIET_S = 600.0
+"""A session of a process that lives, in whatever container, writes a log more often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ def leftovers(temporary: Sequence[str]) -> Iterator[Check]:
     if orphans:
         pids = " ".join(str(process.pid) for process in orphans)
         seen = f"{len(orphans)} processes of a run that has ended: {', '.join(p.command[:30] for p in orphans[:3])}"
-        yield Check("earlier runs", WARNING, seen, f"kill {pids}")
+        yield Check("earlier runs", WARNING, seen, f"tagpr doctor --clean, or kill {pids}")
     else:
         yield Check("earlier runs", OK, f"no process is left over, {live} belong to runs that go on")
     if stale := stale_segments():
@@ -50,7 +56,47 @@ def leftovers(temporary: Sequence[str]) -> Iterator[Check]:
     size = sum(_size(path) for path in dead)
     if size >= LARGE:
         seen = f"{len(dead)} sessions of ended runs, {size >> 20} MiB below {', '.join({str(p.parent) for p in dead})}"
-        yield Check("earlier runs", WARNING, seen, f"rm -r {' '.join(map(str, dead[:3]))}{' ...' if dead[3:] else ''}")
+        yield Check("earlier runs", WARNING, seen, "tagpr doctor --clean")
+
+
+def clean(temporary: Sequence[str]) -> Iterator[str]:
+    """End what runs that are gone have left of processes, and delete their Ray sessions; a line for each.
+
+    Only what bears a run's mark: processes with its variable, private Ray clusters without a driver, sessions of
+    processes that have ended. Shared memory bears none, so `leftovers` names its files and they stay.
+    """
+    for process in orphaned(own_processes()):
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # its parent's end was its own
+            continue
+        yield f"ended process {process.pid}: {process.command[:60]}"
+    for session in (path for folder in dict.fromkeys(temporary) for path in dead_sessions(Path(folder))):
+        if _last_write(session) > time.time() - QUIET_S:
+            yield f"left {session}: it was written to just now, perhaps by a container that shares the folder"
+            continue
+        outer = session.parent.parent
+        private = outer.name.startswith(PREFIX) and outer.stat().st_uid == os.getuid()
+        target = outer if private and not _live_sessions(session.parent) else session
+        size = _size(target)
+        shutil.rmtree(target, ignore_errors=True)
+        yield f"deleted {target} ({size >> 20} MiB)"
+
+
+def _last_write(folder: Path) -> float:
+    """The latest change of a file or folder below it, in seconds since 1970."""
+    times = [folder.lstat().st_mtime]
+    for base, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            with suppress(OSError):
+                times.append(os.lstat(os.path.join(base, name)).st_mtime)
+    return max(times)
+
+
+def _live_sessions(folder: Path) -> bool:
+    """Whether a session below Ray's folder belongs to a process that lives."""
+    names = (_SESSION.search(path.name) for path in folder.glob("session_*") if not path.is_symlink())
+    return any((PROC / name[1]).exists() for name in names if name)
 
 
 def own_processes() -> dict[int, Process]:

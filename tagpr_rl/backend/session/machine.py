@@ -40,8 +40,13 @@ def machine_checks(folder: Path, environment: Mapping[str, str]) -> Iterator[Che
     yield from temporary_files(environment)
     yield from memory()
     yield from basics(folder)
-    yield from leftovers(tuple({tempfile.gettempdir(), environment.get("RAY_TMPDIR") or "/tmp", "/tmp"}))
+    yield from leftovers(temporary_folders(environment))
     yield from variables(environment)
+
+
+def temporary_folders(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Where runs keep temporary files."""
+    return tuple({tempfile.gettempdir(), environment.get("RAY_TMPDIR") or "/tmp", "/tmp"})
 
 
 def packages() -> Iterator[Check]:

@@ -83,7 +83,7 @@ def test_processes_of_a_run_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [process.pid for process in leftovers.orphaned(processes)] == [21, 22, 30]
     monkeypatch.setattr(leftovers, "own_processes", lambda: processes)
     first = next(iter(leftovers.leftovers(())))
-    assert first.state == WARNING and first.remedy == "kill 21 22 30"
+    assert first.state == WARNING and first.remedy == "tagpr doctor --clean, or kill 21 22 30"
 
 
 def test_a_real_process_is_seen_by_its_environment() -> None:
@@ -107,6 +107,35 @@ def test_segments_and_sessions_that_nobody_uses(tmp_path: Path) -> None:
     for pid in (os.getpid(), 2**22 + 1):
         (tmp_path / "ray" / f"session_2026-01-01_00-00-00_000000_{pid}").mkdir(parents=True)
     assert [path.name.rpartition("_")[2] for path in leftovers.dead_sessions(tmp_path)] == [str(2**22 + 1)]
+
+
+def test_clean_ends_a_dead_run_s_processes_and_deletes_its_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose driver is gone, another process, and sessions: dead, dead but written to, and alive."""
+    dead, alive = 2**22 + 1, os.getpid()
+    names = {"old": (dead, True), "busy": (dead, False), "live": (alive, True)}
+    for name, (pid, quiet) in names.items():
+        session = tmp_path / f"tagpr-{name}" / "ray" / f"session_2026-01-01_00-00-00_000000_{pid}"
+        session.mkdir(parents=True)
+        (session / "raylet.out").write_text("log")
+        if quiet:
+            for path in (session / "raylet.out", session):
+                os.utime(path, (1e9, 1e9))
+    command = [sys.executable, "-c", "input()"]
+    environment = {**os.environ, "TAGPR_WORKER_SETTINGS": "{}"}
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as worker,
+        subprocess.Popen(command, stdin=subprocess.PIPE) as other,
+    ):
+        rows = {p.pid: leftovers.Process(p.pid, 1, "ray::worker", p is worker) for p in (worker, other)}
+        monkeypatch.setattr(leftovers, "own_processes", lambda: rows)
+        lines = list(leftovers.clean([str(tmp_path)]))
+        assert worker.wait(timeout=10) == -9 and other.poll() is None
+        assert other.stdin is not None
+        other.stdin.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tagpr-busy", "tagpr-live"]
+    assert sorted(line.split()[0] for line in lines) == ["deleted", "ended", "left"]
 
 
 @pytest.mark.parametrize("states, code", [((OK, WARNING), 0), ((OK, MISTAKE, WARNING), 2)])
