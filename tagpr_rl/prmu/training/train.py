@@ -91,9 +91,13 @@ def _split(pairs: Sequence[PairRow], validation: Sequence[PairRow] | None, confi
     return PairSplit(tuple(pairs), (), tuple(validation), 0)
 
 
+EVALUATION_TOKENS = 8_192
+"""Padded tokens of a batch: the optimizer's states are still in memory."""
+
+
 def _evaluate_saved(out: Path, split: PairSplit, config: PrmuConfig, device: str) -> dict[str, float]:
     """Evaluate the saved model, and store the mean and deviation of its scores on the held-out pairs."""
-    scorer = Scorer(out, device)
+    scorer = Scorer(out, device, max_padded_tokens=EVALUATION_TOKENS)
     mean, std = score_statistics(scorer.raw, (*split.seen, *split.unseen))
     fixed = replace(scorer.model.config, score_mean=mean, score_std=std)
     write_config(out, fixed)
