@@ -20,6 +20,18 @@ def wins(chosen: Sequence[float], rejected: Sequence[float]) -> list[float]:
     return [1.0 if c > r else 0.5 if c == r else 0.0 for c, r in zip(chosen, rejected, strict=True)]
 
 
+def remembered(raw: RawScore) -> RawScore:
+    """`raw` that scores equal requests once, over all calls."""
+    known: dict[ScoreRequest, float] = {}
+
+    def scores(requests: Sequence[ScoreRequest]) -> list[float]:
+        new = list(dict.fromkeys(request for request in requests if request not in known))
+        known.update(zip(new, raw(new), strict=True) if new else ())
+        return [known[request] for request in requests]
+
+    return scores
+
+
 def mean(values: Sequence[float]) -> float:
     """Arithmetic mean of at least one value."""
     assert values

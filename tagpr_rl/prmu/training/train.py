@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tagpr_rl.files import write_json
-from tagpr_rl.prmu.accuracy import evaluate, score_statistics
+from tagpr_rl.prmu.accuracy import evaluate, remembered, score_statistics
 from tagpr_rl.prmu.inputs import TextEncoder
 from tagpr_rl.prmu.model import new_model, write_config
 from tagpr_rl.prmu.serving.score import Scorer
@@ -98,10 +98,11 @@ EVALUATION_TOKENS = 8_192
 def _evaluate_saved(out: Path, split: PairSplit, config: PrmuConfig, device: str) -> dict[str, float]:
     """Evaluate the saved model, and store the mean and deviation of its scores on the held-out pairs."""
     scorer = Scorer(out, device, max_padded_tokens=EVALUATION_TOKENS)
-    mean, std = score_statistics(scorer.raw, (*split.seen, *split.unseen))
+    raw = remembered(scorer.raw)
+    mean, std = score_statistics(raw, (*split.seen, *split.unseen))
     fixed = replace(scorer.model.config, score_mean=mean, score_std=std)
     write_config(out, fixed)
-    figures = evaluate(scorer.raw, split.seen, split.unseen, seed=config.seed)
+    figures = evaluate(raw, split.seen, split.unseen, seed=config.seed)
     return figures | {"score_mean": mean, "score_std": std}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prmu_toy import toy_pairs
 
-from tagpr_rl.prmu.accuracy import evaluate, per_user_macro, score_statistics, shuffled, wins
+from tagpr_rl.prmu.accuracy import evaluate, per_user_macro, remembered, score_statistics, shuffled, wins
 from tagpr_rl.prmu.serving.batcher import Batcher
 from tagpr_rl.prmu.serving.requests import ScoreRequest, check_request
 from tagpr_rl.prmu.training.preferences import (
@@ -168,3 +169,16 @@ def test_batcher_gathers_and_isolates_faults() -> None:
     assert got[6] == 2.0
     # 3 * 3 <= 10 < 4 * 3; the faulty batch is scored again one by one
     assert batches == [["abc"] * 3, ["abc"], ["a", "bad", "ab"], ["a"], ["bad"], ["ab"]]
+
+
+def test_a_request_is_scored_once_over_all_calls() -> None:
+    asked: list[str] = []
+
+    def raw(requests: Sequence[ScoreRequest]) -> list[float]:
+        asked.extend(request.response for request in requests)
+        return [float(len(request.response)) for request in requests]
+
+    scores = remembered(raw)
+    a, b, c = (ScoreRequest("u", (), "q", "x" * n) for n in (1, 2, 3))
+    assert scores([b, a, b]) == [2.0, 1.0, 2.0] and scores([a, c]) == [1.0, 3.0] and scores([]) == []
+    assert asked == ["xx", "x", "xxx"]
