@@ -127,8 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit code: 0, 1 (the command ran and its answer is no), 2 (a mistake, explained), 130 (interrupted).
     SIGTERM, which schedulers send, ends the process with 143 as Ctrl-C does with 130: what the command holds is closed.
     """
+    terminated = threading.Event()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, lambda number, _: _interrupt(number, terminated))
     try:
         os.getcwd()
     except OSError as error:
@@ -154,15 +155,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         warn(f"error: {message}")
         return 2
     if code == 130:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        code, word = (143, "terminated") if terminated.is_set() else (130, "interrupted")
+        warn(f"{word}; the same command goes on where this one stopped")
     return int(code or 0)
 
 
-def _terminate(number: int, _frame: object) -> None:
-    """Unwind; a second signal kills."""
+def _interrupt(number: int, terminated: threading.Event) -> None:
+    """Unwind as Ctrl-C does: Ray turns another exception of a signal's handler into the end of the process. A second
+    signal kills."""
     signal.signal(number, signal.SIG_DFL)
-    warn("terminated; the same command goes on where this one stopped")
-    raise SystemExit(128 + number)
+    terminated.set()
+    raise KeyboardInterrupt
 
 
 def _wrong_line(error: typer.TyperException) -> int:

@@ -110,7 +110,7 @@ def ray_folder(family: set[int]) -> Path:
     """The private folder of the Ray cluster among the processes."""
     for process in family:
         command = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
-        if match := re.search(r"(/\S*?tagpr-\w+)/ray/session_", command):
+        if match := re.search(r"(/[^=\0]*/tagpr-\w+)/ray/session_", command):
             assert Path(match[1]).is_dir()
             return Path(match[1])
     raise AssertionError("no process of Ray")
