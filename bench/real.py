@@ -1,7 +1,8 @@
 """Models of finished runs beside baselines and other systems' published answers, on the very same real questions.
 
-Run: python bench/real.py --lamp <LaMP folder> RUN [RUN ...] [--peers <folder>] [--pair <row>:<row>] [--out <file>]
-A RUN is a run's folder; every model and control of its last evaluation is a row, `<run>/<model>`. The folder given by
+Run: python bench/real.py --lamp <LaMP folder> RUN [RUN ...] [--peers <folder>] [--pair <row>:<row>] [--controls]
+A RUN is a run's folder; every model of its last evaluation is a row, `<run>/<model>`. With --controls the final model's
+answers to shuffled and empty profiles are rows too; they answer fewer questions. The folder given by
 --peers (default: <LaMP folder>/peers, if there is one) holds LaMP's prediction files, one per system. A row answers the
 questions that all rows of its task answer, so that every number of a column has the same questions; `n` says how many.
 Prints a Markdown table per task with official metrics, 95 % intervals over people, and paired differences of the task
@@ -32,6 +33,7 @@ from tagpr_rl.eval.predictions import read_answers
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import LampRecord, TagprError
 
+CONTROLS = ("shuffled", "empty")
 Answers = Mapping[str, str]
 """Question id -> answer."""
 
@@ -89,14 +91,16 @@ def difference(table: Table, first: str, second: str) -> tuple[float, float, flo
     return paired_difference(one.scores(), two.scores(), one.users())
 
 
-def systems_of(runs: Sequence[Path], peers: Path | None) -> dict[str, dict[str, Answers]]:
-    """Task -> system -> answers, from the runs' last evaluations and the peers' files."""
+def systems_of(runs: Sequence[Path], peers: Path | None, *, controls: bool = False) -> dict[str, dict[str, Answers]]:
+    """Task -> system -> answers, from the runs' last evaluations, with their controls if so, and the peers' files."""
     found: dict[str, dict[str, Answers]] = {}
     for run in runs:
         folders = sorted(run.glob("*/predictions"))
         if not folders:
             raise TagprError(f"{run}: no finished evaluation; give the folder of a run with an evaluate stage")
         for file in sorted(folders[-1].glob("*/*.json")):
+            if file.parent.name in CONTROLS and not controls:
+                continue
             (answers,) = read_answers(file, file.stem).values()
             found.setdefault(answers.task, {})[f"{run.name}/{file.parent.name}"] = answers.outputs
     for file in sorted(peers.glob("*.json")) if peers is not None else ():
@@ -144,11 +148,12 @@ def main() -> None:
     parser.add_argument("--lamp", type=Path, required=True)
     parser.add_argument("--peers", type=Path)
     parser.add_argument("--pair", type=_pair, action="append", default=[])
+    parser.add_argument("--controls", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("real.json"))
     given = parser.parse_args()
     peers = given.peers or (given.lamp / "peers" if (given.lamp / "peers").is_dir() else None)
     facts: dict[str, Any] = {}
-    for task, systems in systems_of(given.runs, peers).items():
+    for task, systems in systems_of(given.runs, peers, controls=given.controls).items():
         train, dev = (load_folder(given.lamp, [task], split) for split in ("train", "dev"))
         table = table_of(task, train, dev, systems)
         print("\n".join(markdown(table, given.pair)))

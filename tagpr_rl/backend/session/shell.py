@@ -88,5 +88,5 @@ def drop_ray_variables(environment: MutableMapping[str, str], *, cpu: bool) -> l
         f"{name} of the shell is not used: this run starts a Ray cluster of its own"
         + (" (platform.ray_address joins one)" if name == "RAY_ADDRESS" else "")
         for name in dropped
-        if values[name] and name not in hiding
+        if values[name] not in ("", "0") and name not in hiding  # importing Ray sets RAY_CLIENT_MODE=0 itself
     ]

@@ -65,9 +65,12 @@ def test_runs_and_peers_are_read_from_their_files(tmp_path: Path) -> None:
 
     write(tmp_path / "runs/mine/010_first/predictions/sft/LaMP_2N.json", "LaMP_2N", TWO)
     write(tmp_path / "runs/mine/020_eval/predictions/sft/LaMP_2N.json", "LaMP_2N", ONE)
+    write(tmp_path / "runs/mine/020_eval/predictions/empty/LaMP_2N.json", "LaMP_2N", {"d1": "crime"})
     write(tmp_path / "peers/LaMP_2N_big_k9.json", "LaMP_2", TWO)
     write(tmp_path / "peers/LaMP_4_big_k9.json", "LaMP_4", {"x": "a title"})
     found = real.systems_of([tmp_path / "runs/mine"], tmp_path / "peers")
     assert found == {"LaMP_2N": {"mine/sft": ONE, "big_k9": TWO}}
+    more = real.systems_of([tmp_path / "runs/mine"], None, controls=True)
+    assert more == {"LaMP_2N": {"mine/sft": ONE, "mine/empty": {"d1": "crime"}}}
     with pytest.raises(TagprError, match="no finished evaluation"):
         real.systems_of([tmp_path], None)
