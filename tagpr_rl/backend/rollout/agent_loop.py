@@ -27,6 +27,10 @@ from tagpr_rl.tags.schema import schema_from
 _Worker: Any = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
 
+ATTEMPTS = 3
+"""How often a response is asked for that the engine does not end by itself."""
+
+
 class TagprAgentLoopWorker(_Worker):
     """AgentLoopWorkerTQ whose reward is `ResponseScorer`'s."""
 
@@ -109,14 +113,18 @@ class WholeResponseClient(LLMServerClient):
     """A client that lets no response pass which the engine ended before its end: it would be rewarded as it is."""
 
     async def generate(self, request_id: str, **kwargs: Any) -> Any:
-        """verl's TokenOutput of one prompt. RuntimeError if the engine ended it (abort, error)."""
-        output = await super().generate(request_id, **kwargs)
-        if output.stop_reason != "completed":  # verl's word for vLLM's stop and length
-            raise RuntimeError(
-                f"the engine ended a response for the reason {output.stop_reason!r}; it is not whole, and the step "
-                "cannot be taken: go on from the last checkpoint with `tagpr resume`"
-            )
-        return output
+        """verl's TokenOutput of one prompt. A response that the engine ended (abort, error) is asked for again.
+
+        RuntimeError if it ended `ATTEMPTS` of them: nothing that is not whole is rewarded.
+        """
+        for _ in range(ATTEMPTS):
+            output = await super().generate(request_id, **kwargs)
+            if output.stop_reason == "completed":  # verl's word for vLLM's stop and length
+                return output
+        raise RuntimeError(
+            f"the engine ended a response {ATTEMPTS} times, the last for the reason {output.stop_reason!r}; it is not "
+            "whole, and the step cannot be taken: go on from the last checkpoint with `tagpr resume`"
+        )
 
 
 class OneServerClient(WholeResponseClient):
