@@ -92,6 +92,11 @@ class Recipe(Closed):
             if isinstance(stage, GrpoStage):
                 mistakes += stage_limits_mistakes(name, stage, self.data)
                 mistakes += rollout_mistakes(f"stages.{name}", stage, earlier, self.placement.rollout)
+            if isinstance(stage, SftStage) and stage.dataset == "both" and self.data.prompt.style == "official":
+                mistakes.append(
+                    f"stages.{name}.dataset: both would teach two responses to one prompt, because official prompts "
+                    "are the same with a thought and without; use chains or answers, or another data.prompt.style"
+                )
             shuffled = isinstance(stage, EvaluateStage) and "shuffled" in stage.controls
             if shuffled and self.data.retrieval.method == "file":
                 mistakes.append(
@@ -204,4 +209,4 @@ def answers_directly(recipe: Recipe, name: str) -> bool:
     """Whether the weights of stage `name` were last taught answers without a thought. GRPO teaches thoughts, whatever
     it starts from: its prompts ask for them."""
     stage = recipe.stages[name]
-    return isinstance(stage, SftStage) and stage.dataset != "chains"
+    return isinstance(stage, SftStage) and stage.dataset in ("direct", "answers")

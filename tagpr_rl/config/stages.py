@@ -82,9 +82,10 @@ class SftStage(TrainingStage):
     """Supervised fine-tuning with verl's SFT trainer."""
 
     kind: Literal["sft"] = "sft"
-    dataset: Literal["direct", "chains", "answers"] = "chains"
+    dataset: Literal["direct", "chains", "answers", "both"] = "chains"
     """chains = tagged chains; answers = the golds of the chains' questions without a thought, the arm beside `chains`;
-    direct = the golds of all training questions without a thought, which makes the demo's base model."""
+    both = chains and answers; direct = the golds of all training questions without a thought, which makes the demo's
+    base model."""
     steps: Count = 500
     """Updates of the weights."""
     max_epochs: Annotated[float, Field(gt=0.0)] = 20.0

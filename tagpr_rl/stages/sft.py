@@ -73,14 +73,23 @@ def _examples(context: StageContext, stage: SftStage) -> tuple[list[dict[str, An
         return sft_rows(tokenizer, [(make(record).messages, str(record.gold)) for record in train], limit)
     path = context.nearest("chains", reads=("chains.parquet",)).root / "chains.parquet"
     chains = list(read_parquet(path, ["task", "record_id", "messages", "response"]))
-    if stage.dataset == "answers":
-        direct: Mapping[str, Callable[[Messages], Messages]] = {
-            "reasoning": partial(direct_messages, schema=context.schema),
-            "compact": compact_direct,
-            "official": tuple,
-        }
-        return sft_rows(tokenizer, answer_examples(chains, train, direct[recipe.data.prompt.style]), limit)
-    return sft_rows(tokenizer, [(row["messages"], row["response"]) for row in chains], limit)
+    direct: Mapping[str, Callable[[Messages], Messages]] = {
+        "reasoning": partial(direct_messages, schema=context.schema),
+        "compact": compact_direct,
+        "official": tuple,
+    }
+    return sft_rows(tokenizer, chain_examples(stage.dataset, chains, train, direct[recipe.data.prompt.style]), limit)
+
+
+def chain_examples(
+    dataset: str,
+    chains: Sequence[Mapping[str, Any]],
+    train: Sequence[LampRecord],
+    direct: Callable[[Messages], Messages],
+) -> list[tuple[Messages, str]]:
+    """(prompt, response) of each example made of the rows of chains.parquet; `dataset`: chains, answers or both."""
+    tagged = [(row["messages"], row["response"]) for row in chains] if dataset != "answers" else []
+    return tagged + (answer_examples(chains, train, direct) if dataset != "chains" else [])
 
 
 def answer_examples(

@@ -134,6 +134,7 @@ SFT_DATA: Mapping[str, str] = {
     "direct": "answers alone",
     "answers": "the answers alone to the chains' questions",
     "chains": "tagged chains (imitation)",
+    "both": "tagged chains and the answers alone to their questions",
 }
 
 PROMPTS: Mapping[str, str] = {

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tagpr_rl.config import Recipe, answers_directly, prompt_style, recipe_from_dict, upstream
+from tagpr_rl.config import Recipe, answers_directly, load_recipe, prompt_style, recipe_from_dict, upstream
 from tagpr_rl.prompts.prompt import DIRECT_INSTRUCTION, direct_messages, reasoning_instruction
-from tagpr_rl.stages.sft import answer_examples
+from tagpr_rl.stages.sft import answer_examples, chain_examples
 from tagpr_rl.tags.schema import default_schema
 from tagpr_rl.types import LampRecord, TagprError
 
 SCHEMA = default_schema()
+SMOKE = Path(__file__).resolve().parents[3] / "recipes" / "smoke.yaml"
 DIRECT = partial(direct_messages, schema=SCHEMA)
 
 
@@ -40,6 +42,18 @@ def test_answers_are_the_golds_of_the_chains_questions_with_the_same_items() -> 
         (f"{DIRECT_INSTRUCTION}\nan item\nthe question", "5"),
         (f"{DIRECT_INSTRUCTION}\nno item\nthe question", "comedy"),
     ]
+
+
+def test_both_are_the_chains_and_then_their_answers() -> None:
+    made, train = chain("LaMP_2", "1", "an item", "comedy"), [record("LaMP_2", "1", "comedy")]
+    tagged, direct = (made["messages"], made["response"]), answer_examples([made], train, DIRECT)
+    assert chain_examples("both", [made], train, DIRECT) == [tagged, *direct]
+    assert chain_examples("chains", [made], train, DIRECT) == [tagged]
+    assert chain_examples("answers", [made], train, DIRECT) == direct
+    with pytest.raises(TagprError, match="two responses to one prompt"):
+        load_recipe(SMOKE, ("stages.sft.dataset=both", "data.prompt.style=official"))
+    both = load_recipe(SMOKE, ("stages.sft.dataset=both",))
+    assert prompt_style(both, "sft") == "reasoning"
 
 
 def test_chains_with_another_instruction_are_refused_and_published_prompts_stay() -> None:
