@@ -134,9 +134,12 @@ def prepare_shell(recipe: Recipe) -> None:
 
 def _start(ray: Any, options: dict[str, Any]) -> None:
     """`ray.init` of a private cluster; TagprError with the remedy if it does not start."""
-    from ray._raylet import Config  # type: ignore[attr-defined]
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
-    Config.initialize("")  # Ray read its variables when it was imported; so does its own authentication_token_setup.py
+    # Ray has read its variables when it was imported, and perhaps the token of another cluster since; this is how its
+    # own authentication_token_setup.py makes it read them again.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
     try:
         _init(ray, options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:

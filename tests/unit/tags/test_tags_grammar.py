@@ -209,10 +209,10 @@ def test_final_answer_is_lenient() -> None:
      "<think> <" + "a" * 300_000]
 )  # fmt: skip
 def test_time_is_linear(text: str) -> None:
-    """A few milliseconds when linear; a scan that backtracks over the spaces or the name takes minutes."""
+    """Tenths of a second when linear; a scan that backtracks over the spaces or the name takes minutes."""
     started = time.process_time()
     parse(text, SCHEMA)
     parse(text, SCHEMA, prefilled=True)
     neutralise(text)
     final_answer(text)
-    assert time.process_time() - started < 0.5
+    assert time.process_time() - started < 5
