@@ -36,7 +36,7 @@ def private_folder(environment: MutableMapping[str, str], logs: Path | None = No
 
     The folder goes with the session. After an error, Ray's logs are copied to `logs` first.
     """
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
+    environment.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()})
     environment.pop("RAY_AUTH_TOKEN_PATH", None)
     outer = Path(tempfile.mkdtemp(prefix=PREFIX, dir=environment.get("RAY_TMPDIR") or None))  # mode 0700
     inner = outer / "ray"  # Ray opens its own folder to everyone
