@@ -94,6 +94,9 @@ def test_the_folder_is_private_and_goes_and_an_error_leaves_the_logs(tmp_path: P
         assert "RAY_AUTH_TOKEN_PATH" not in environment
         inner.mkdir()
     assert list(tmp_path.iterdir()) == []
+    shell = {"RAY_TMPDIR": str(tmp_path), "RAY_AUTH_TOKEN": "mine"}
+    with private_folder(shell):
+        assert shell["RAY_AUTH_TOKEN"] == "mine"  # Ray may have read it already, and reads it once
     logs = tmp_path / "run" / "ray_logs"
     with pytest.raises(RuntimeError, match="worker"):
         fail_with_logs(environment, logs)

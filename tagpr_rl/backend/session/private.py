@@ -34,9 +34,9 @@ def _token() -> str:
 def private_folder(environment: MutableMapping[str, str], logs: Path | None = None) -> Iterator[Path]:
     """A folder for Ray's files that only this user can enter; the variables of a token are set in `environment`.
 
-    The folder goes with the session. After an error, Ray's logs are copied to `logs` first.
+    A token of the shell stays: Ray may have read it already, and reads it once. The folder goes with the session. After an error, Ray's logs are copied to `logs` first.
     """
-    environment.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()})
+    environment.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": environment.get("RAY_AUTH_TOKEN") or _token()})
     environment.pop("RAY_AUTH_TOKEN_PATH", None)
     outer = Path(tempfile.mkdtemp(prefix=PREFIX, dir=environment.get("RAY_TMPDIR") or None))  # mode 0700
     inner = outer / "ray"  # Ray opens its own folder to everyone

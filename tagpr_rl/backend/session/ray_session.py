@@ -136,10 +136,9 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
     """`ray.init` of a private cluster; TagprError with the remedy if it does not start."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
-    # Ray has read its variables when it was imported, and perhaps the token of another cluster since; this is how its
-    # own authentication_token_setup.py makes it read them again.
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")  # Ray read its variables when it was imported; so does its own authentication_token_setup.py
+    # A process that has used another cluster keeps that one's token, so its own cluster gets the same.
+    os.environ["RAY_AUTH_TOKEN"] = AuthenticationTokenLoader.instance().get_raw_token()
     try:
         _init(ray, options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
