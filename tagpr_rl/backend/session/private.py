@@ -34,7 +34,8 @@ def _token() -> str:
 def private_folder(environment: MutableMapping[str, str], logs: Path | None = None) -> Iterator[Path]:
     """A folder for Ray's files that only this user can enter; the variables of a token are set in `environment`.
 
-    A token of the shell stays: Ray may have read it already, and reads it once. The folder goes with the session. After an error, Ray's logs are copied to `logs` first.
+    A token of the shell stays: Ray may have read it already, and reads it once. The folder goes with the session. After
+    an error, Ray's logs are copied to `logs` first.
     """
     environment.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": environment.get("RAY_AUTH_TOKEN") or _token()})
     environment.pop("RAY_AUTH_TOKEN_PATH", None)
@@ -43,9 +44,10 @@ def private_folder(environment: MutableMapping[str, str], logs: Path | None = No
     try:
         yield inner
     except Exception:
-        if logs is not None:
+        written = inner / "session_latest" / "logs"
+        if logs is not None and written.is_dir():  # Ray may not have come so far
             shutil.rmtree(logs, ignore_errors=True)
-            shutil.copytree(inner / "session_latest" / "logs", logs, ignore_dangling_symlinks=True)
+            shutil.copytree(written, logs, ignore_dangling_symlinks=True)
         raise
     finally:
         shutil.rmtree(outer, ignore_errors=True)
