@@ -50,7 +50,8 @@ def listening() -> set[int]:
 def attack(code: str, **variables: str) -> int:
     """The exit code of `code` in a process with `variables` in place of the run's own."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return subprocess.run([sys.executable, "-c", code], env=environment | variables, timeout=200).returncode
+    environment |= {"HOME": "/nonexistent", **variables}
+    return subprocess.run([sys.executable, "-c", code], env=environment, timeout=200).returncode
 
 
 def main(file: str) -> None:
@@ -84,7 +85,8 @@ def main(file: str) -> None:
             "joined": attack(JOIN.format(file=file, address=ray.get_runtime_context().gcs_address)),
             "written": Path(file).exists(),
         }
-        token = os.environ["RAY_AUTH_TOKEN"]
+        token = (Path.home() / ".ray" / "auth_token").read_text().strip()
+        results["token_mode"] = stat.S_IMODE((Path.home() / ".ray" / "auth_token").stat().st_mode)
         with_token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         results["joined_with_token"] = attack(
             JOIN.format(file=f"{file}.token", address=ray.get_runtime_context().gcs_address), **with_token

@@ -1,17 +1,18 @@
-"""What keeps a run's own Ray cluster to its user: a token for Ray's ports, a folder, and keys for TransferQueue.
+"""What keeps a run's own Ray cluster to its user: a folder, and keys for TransferQueue.
 
-Ray 2.60's servers listen on every interface whatever its node address is, and run code for whoever reaches them without
-a token (https://docs.ray.io/en/latest/ray-security/token-auth.html); its session folder is open to every local user.
+Ray 2.60's servers listen on every interface whatever the node's address is, and want the user's token by default
+(https://docs.ray.io/en/latest/ray-security/token-auth.html); its session folder is open to every local user.
 TransferQueue 0.1.11 listens on TCP and unpickles what arrives (utils/serial_utils.py:121).
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,12 @@ from tagpr_rl.backend.session.worker_settings import from_environment
 _NAMESPACE = b"tagpr"
 
 
-@functools.cache
-def _token() -> str:
-    """One token for all of this process's clusters: Ray reads its variable once."""
-    return secrets.token_hex(32)
-
-
 @contextmanager
-def private_folder(environment: MutableMapping[str, str], logs: Path | None = None) -> Iterator[Path]:
-    """A folder for Ray's files that only this user can enter; the variables of a token are set in `environment`.
+def private_folder(environment: Mapping[str, str], logs: Path | None = None) -> Iterator[Path]:
+    """A folder for Ray's files that only this user can enter.
 
-    A token of the shell stays: Ray may have read it already, and reads it once. The folder goes with the session. After
-    an error, Ray's logs are copied to `logs` first.
+    The folder goes with the session. After an error, Ray's logs are copied to `logs` first.
     """
-    environment.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": environment.get("RAY_AUTH_TOKEN") or _token()})
-    environment.pop("RAY_AUTH_TOKEN_PATH", None)
     outer = Path(tempfile.mkdtemp(prefix=PREFIX, dir=environment.get("RAY_TMPDIR") or None))  # mode 0700
     inner = outer / "ray"  # Ray opens its own folder to everyone
     try:
@@ -51,6 +43,13 @@ def private_folder(environment: MutableMapping[str, str], logs: Path | None = No
         raise
     finally:
         shutil.rmtree(outer, ignore_errors=True)
+
+
+def close_token_file() -> None:
+    """Ray 2.60 makes a token for a user's local clusters and leaves its file open to read for everyone."""
+    path = Path.home() / ".ray" / "auth_token"
+    if path.is_file() and path.stat().st_uid == os.getuid():
+        path.chmod(0o600)
 
 
 def share_secret(run_id: str) -> None:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.backend.session.private import private_folder, share_secret
+from tagpr_rl.backend.session.private import close_token_file, private_folder, share_secret
 from tagpr_rl.backend.session.shell import drop_ray_variables, require_socket_folder
 from tagpr_rl.backend.session.worker_settings import WorkerSettings, to_environment
 from tagpr_rl.config import Recipe
@@ -114,6 +114,7 @@ def ray_session(recipe: Recipe, logs: Path | None = None) -> Iterator[Any]:
             options["_temp_dir"] = str(stack.enter_context(private_folder(os.environ, logs)))
             _start(ray, options)
         stack.callback(ray.shutdown)
+        close_token_file()
         share_secret(settings.run_id)
         if recipe.platform.ray_address:
             wait_for_resources(need(recipe), recipe.platform.ray_address, recipe.cluster.wait_s)
@@ -134,11 +135,6 @@ def prepare_shell(recipe: Recipe) -> None:
 
 def _start(ray: Any, options: dict[str, Any]) -> None:
     """`ray.init` of a private cluster; TagprError with the remedy if it does not start."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    Config.initialize("")  # Ray read its variables when it was imported; so does its own authentication_token_setup.py
-    # A process that has used another cluster keeps that one's token, so its own cluster gets the same.
-    os.environ["RAY_AUTH_TOKEN"] = AuthenticationTokenLoader.instance().get_raw_token()
     try:
         _init(ray, options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
