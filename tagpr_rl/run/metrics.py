@@ -100,18 +100,19 @@ def _lines(path: Path) -> Iterator[tuple[str, Row]]:
     if not path.is_file():
         return
     # In bytes: a JSON string may hold U+2028 and others at which a text file's lines end.
-    for number, line in enumerate(path.open("rb"), start=1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            row = json.loads(line, object_pairs_hook=_with_shared_keys)
-        except ValueError as error:
-            raise TagprError(
-                f"{path}, line {number} is not valid JSON ({error}); remove the line or run the stage again"
-            ) from None
-        if not isinstance(row, dict):
-            raise TagprError(f"{path}, line {number} must be a JSON object, not {type(row).__name__}")
-        yield line[:-1].decode(), row
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line, object_pairs_hook=_with_shared_keys)
+            except ValueError as error:
+                raise TagprError(
+                    f"{path}, line {number} is not valid JSON ({error}); remove the line or run the stage again"
+                ) from None
+            if not isinstance(row, dict):
+                raise TagprError(f"{path}, line {number} must be a JSON object, not {type(row).__name__}")
+            yield line[:-1].decode(), row
 
 
 def _with_shared_keys(pairs: list[tuple[str, Any]]) -> Row:

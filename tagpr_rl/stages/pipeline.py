@@ -139,7 +139,8 @@ def _run_stage(context: StageContext) -> None:
     except TagprError:
         raise
     except Exception as error:
-        error.add_note(f"in stage '{name}' of {run.root}; its processes' logs: {run.ray_logs}")
+        logs = "" if recipe.platform.ray_address else f"; its processes' logs: {run.ray_logs}"
+        error.add_note(f"in stage '{name}' of {run.root}{logs}")
         raise
     seconds = time.monotonic() - clock
     manifest = make_manifest(

@@ -22,7 +22,7 @@ ray.init(address={address!r}, logging_level="error")
 ray.get(ray.remote(lambda: open({file!r}, "w").write("ray")).remote())
 """
 SEND = """
-import sys, time, zmq
+import os, time, zmq
 from transfer_queue.utils.zmq_utils import ZMQMessage, ZMQRequestType
 class Call:
     def __reduce__(self):
@@ -37,7 +37,7 @@ for port in {ports}:
     except zmq.Again:
         pass
 time.sleep(3)
-context.destroy(linger=0)
+os._exit(0)  # the context would wait for ever at times for a handshake with a port that is not ZeroMQ's
 """
 
 

@@ -28,6 +28,9 @@ from tagpr_rl.prmu.users.vectors import UserTable
 from tagpr_rl.run import metrics
 from tagpr_rl.types import PairRow, TagprError
 
+EVALUATION_TOKENS = 8_192
+"""Padded tokens of an evaluation's batch: the optimizer's states are still in memory."""
+
 
 def train_prmu(
     pairs: Sequence[PairRow],
@@ -89,10 +92,6 @@ def _split(pairs: Sequence[PairRow], validation: Sequence[PairRow] | None, confi
         raise TagprError(f"prmu: {len(pairs)} training, {len(validation)} validation pairs; both are needed")
     check_leakage(pairs, validation)
     return PairSplit(tuple(pairs), (), tuple(validation), 0)
-
-
-EVALUATION_TOKENS = 8_192
-"""Padded tokens of a batch: the optimizer's states are still in memory."""
 
 
 def _evaluate_saved(out: Path, split: PairSplit, config: PrmuConfig, device: str) -> dict[str, float]:

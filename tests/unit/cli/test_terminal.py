@@ -45,6 +45,13 @@ def test_rich_keeps_its_own_sequences(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == SHOWN + "\n"
 
 
+def test_rich_alone_passes_sequences_on() -> None:
+    """If this fails, rich guards terminals itself and `guard_rich` can go."""
+    code = f"from rich.console import Console; Console(force_terminal=True).print({EVIL!r}, highlight=False)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert b"\x1b]0;" in done.stdout
+
+
 def test_a_walk_over_hostile_files_on_a_terminal(tmp_path: Path) -> None:
     folder = tmp_path / "LaMP_4"
     folder.mkdir()
