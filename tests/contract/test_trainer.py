@@ -308,3 +308,31 @@ def test_a_response_is_parsed_once_a_step(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert [step["tag"] for step in lines[0]["step_credit"]] == ["examine_examples", "conclude"]
     assert metrics["tag/conclude/use"] == 0.5 and metrics["reward/length/min"] == -len(texts[0]) / 1000
     assert "reward_length" in tables[0][1]
+
+
+def test_scorers_on_the_policy_s_devices_start_when_these_are_chosen_and_before_the_first_weights_are_sent() -> None:
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    from tagpr_rl.backend.trainer.trainers import ScorerHooks, TagprSeparateTrainer, TagprTrainer
+
+    assert "self._setup()\n        self.on_init_end()" in inspect.getsource(PPOTrainer.init)
+    assert "update_weights" in inspect.getsource(PPOTrainerSync.on_init_end)
+    assert all(trainer.__mro__[1] is ScorerHooks for trainer in (TagprTrainer, TagprSeparateTrainer))
+    order: list[object] = []
+
+    class Base:
+        def __init__(self, config: str) -> None:
+            pool = SimpleNamespace(get_placement_groups=lambda: ["node 0", "node 1"])
+            self.resource_pool_manager = SimpleNamespace(resource_pool_dict={"global_pool": pool})
+            order.append(config)
+
+        def on_init_end(self) -> None:
+            order.append("weights")
+
+    class Trainer(ScorerHooks, Base):
+        pass
+
+    Trainer("alone").on_init_end()
+    Trainer("shared", start_scorers=order.append).on_init_end()
+    assert order == ["alone", "weights", "shared", ["node 0", "node 1"], "weights"]

@@ -6,11 +6,11 @@ Named in vLLM's `worker_extension_cls`; imports verl's own extension and adds to
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer as transfer
 from verl.workers.rollout.vllm_rollout.utils import _resolve_vllm_weight_sync_local_rank, vLLMColocateWorkerExtension
 from vllm.platforms import current_platform
@@ -54,19 +54,27 @@ class TagprWorkerExtension(vLLMColocateWorkerExtension):
         return socket_address(int(os.environ.get("VERL_REPLICA_RANK", "0")), local_rank)
 
     def load_folder(self, folder: str) -> int:
-        """Replace the model's weights by those of a Hugging Face folder; returns the tensor count."""
+        """Replace the model's weights by those of a Hugging Face folder; returns the tensor count.
+
+        Every worker of a tensor-parallel engine reads the whole folder, and keeps one tensor of it at a time.
+        """
         from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-        weights = list(_safetensors(Path(folder)))
+        places = [(name, file) for file in sorted(Path(folder).glob("*.safetensors")) for name in _names(file)]
         model = self.model_runner.model
-        model.load_weights(iter(weights))
+        model.load_weights((name, _tensor(file, name)) for name, file in places)
         device = self.device if self.device is not None else torch.device("cpu")
         process_weights_after_loading(model, self.model_runner.vllm_config.model_config, device)
-        return len(weights)
+        return len(places)
 
 
-def _safetensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    from safetensors.torch import load_file
+def _names(file: Path) -> list[str]:
+    with safe_open(file, "pt") as handle:
+        return list(handle.keys())
 
-    for file in sorted(folder.glob("*.safetensors")):
-        yield from load_file(file).items()
+
+def _tensor(file: Path, name: str) -> torch.Tensor:
+    """One tensor, in a mapping of its own that goes with it: an open file keeps what was read from it in memory."""
+    with safe_open(file, "pt") as handle:
+        tensor: torch.Tensor = handle.get_tensor(name)
+        return tensor

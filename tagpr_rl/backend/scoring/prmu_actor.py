@@ -22,6 +22,8 @@ MAX_CONCURRENT = 8192
 """Calls that may wait inside an actor; Ray queues the rest."""
 CHUNK = 2048
 """Requests of one call of an evaluation."""
+SHARE = 0.01
+"""Of a shared device, as Ray counts; it bounds nothing."""
 
 
 class PrmuActor:
@@ -112,13 +114,13 @@ class PrmuActor:
 
 
 def start(
-    name: str, path: str, *, number: int = 0, num_gpus: float = 0.0, num_cpus: float = 0.0, restarts: int = 3,
-    **settings: Any,
+    name: str, path: str, *, number: int = 0, groups: Sequence[Any] = (), num_gpus: float = 0.0, num_cpus: float = 0.0,
+    restarts: int = 3, **settings: Any,
 ) -> Any:  # fmt: skip
     """Start the named actor, the `number`th of its kind, and return its handle.
 
     `settings` are PrmuActor's other arguments. `device` "cuda" with `num_gpus` 0 shares a device that the policy has
-    reserved: Ray is told not to hide the devices from the actor, which is placed on a node that has some.
+    reserved with the placement `groups`.
 
     It restarts by itself after a crash, at most `restarts` times. A call that the crash broke is not repeated here:
     `prmu_client.ScorerPool` does so, and knows how long its caller still waits.
@@ -126,19 +128,22 @@ def start(
     options: dict[str, Any] = {"name": name, "num_cpus": num_cpus, "num_gpus": num_gpus}
     options["max_concurrency"] = MAX_CONCURRENT
     if settings.get("device", "cpu") != "cpu" and not num_gpus:
-        shared, device = _shared_device(number)
-        options |= shared
-        settings |= {"device": device}
+        options |= _shared_device(number, groups)
     actor = ray.remote(PrmuActor).options(**options, max_restarts=restarts, max_task_retries=0)
     return actor.remote(path, **settings)
 
 
+def names(name: str, scorers: int) -> list[str]:
+    """`name_0`, `name_1`, ...: the names of `scorers` actors."""
+    return [f"{name}_{number}" for number in range(scorers)]
+
+
 def start_all(name: str, scorers: int, **arguments: Any) -> dict[str, Any]:
-    """Start `scorers` actors `name_0`, `name_1`, ... with `start`'s arguments; name -> handle, all of them healthy.
+    """Start `scorers` actors (`names`) with `start`'s arguments; name -> handle, all of them healthy.
 
     TagprError with the reason when one cannot start.
     """
-    actors = {f"{name}_{number}": start(f"{name}_{number}", number=number, **arguments) for number in range(scorers)}
+    actors = {own: start(own, number=number, **arguments) for number, own in enumerate(names(name, scorers))}
     try:
         ray.get([actor.health.remote() for actor in actors.values()])
     except ray.exceptions.RayActorError as error:
@@ -152,24 +157,18 @@ def last_line(error: BaseException) -> str:
     return lines[-1][:300] if lines else type(error).__name__
 
 
-def _shared_device(number: int) -> tuple[dict[str, Any], str]:
-    """Actor options that show a node's devices to an actor which reserves none, and the device it takes.
+def _shared_device(number: int, groups: Sequence[Any]) -> dict[str, Any]:
+    """Actor options that put an actor on a device of the policy, beside its worker, and show it that device alone.
 
-    The last node's first device, then the node before it, and so on; then everyone's second device.
+    The last node's first device, then the node before it, and so on; then everyone's second device. A worker of verl
+    takes a third of its device's bundle (single_controller/ray/base.py:629), so Ray has some left to give.
     """
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= 1]
-    if not nodes:
-        raise TagprError("placement.prmu=shared: the cluster has no node with a device; use cpu")
-    node = nodes[-1 - number % len(nodes)]
-    device = number // len(nodes) % int(node["Resources"]["GPU"])
-    # Ray empties CUDA_VISIBLE_DEVICES of an actor that reserves no device (ray/_private/utils.py) but for this.
-    options = {
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-        "runtime_env": {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
-    }
-    return options, f"cuda:{device}"
+    assert groups, "the policy's placement groups are not known yet"
+    group = groups[-1 - number % len(groups)]
+    bundle = number // len(groups) % group.bundle_count
+    return {"num_gpus": SHARE, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, bundle)}
 
 
 @ray.remote(num_cpus=1, num_gpus=1)

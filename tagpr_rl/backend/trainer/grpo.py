@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -25,6 +27,11 @@ class ScorerSettings:
     """A PRMU actor that does not say within this that it is well is restarted."""
     stall_s: float
     """The longest that a PRMU actor may take for one batch."""
+
+    @property
+    def on_policy_devices(self) -> bool:
+        """Whether PRMU's actors share the policy's devices, which Ray chooses when the trainer starts."""
+        return self.prmu is not None and self.prmu["device"] != "cpu" and not self.prmu["num_gpus"]
 
 
 @ray.remote(num_cpus=1)
@@ -48,10 +55,13 @@ class GrpoDriver:
 
         platform_cpu.assert_platform(device)
         # verl compares the mode's name with "sync" in five places, so our trainers take verl's names.
-        trainer_base.TRAINER_REGISTRY.update(sync=TagprTrainer, separate_async=TagprSeparateTrainer)
+        actors = _Scorers(scorers)
+        later = actors.start_prmu if scorers.on_policy_devices else None
+        trainers = {"sync": TagprTrainer, "separate_async": TagprSeparateTrainer}
+        for name, trainer in trainers.items():
+            trainer_base.TRAINER_REGISTRY[name] = partial(trainer, start_scorers=later)
         trackers = TrackerFactory(tracking)
         trainer_base.Tracking = trackers
-        actors = _start_scorers(scorers)
         runner = main_ppo.TaskRunnerV1.__ray_metadata__.modified_class()
         try:
             runner.run(_valid_config(overrides | actors.overrides()))
@@ -72,46 +82,48 @@ def _valid_config(overrides: dict[str, Any]) -> Any:
     return config
 
 
-@dataclass(frozen=True, slots=True)
 class _Scorers:
-    """The running scoring actors. They live as long as this object: Ray ends an actor that has no handle left."""
+    """The scoring actors. They live as long as this object: Ray ends an actor that has no handle left."""
 
-    checker_name: str
-    checker: Any
-    prmu: dict[str, Any]
-    end_of_stage: threading.Event
-    """Set = the PRMU actors are watched no longer."""
+    def __init__(self, settings: ScorerSettings) -> None:
+        """Start the checker, and PRMU's actors unless they share the policy's devices (`start_prmu`)."""
+        from tagpr_rl.backend.scoring.response_scorer import start_checker
+
+        own = f"{ray.get_runtime_context().get_job_id()}_{os.getpid()}"
+        self.settings, self.prmu_name, self.prmu = settings, f"prmu_{own}", {}
+        self.end_of_stage = threading.Event()  # set = PRMU's actors are watched no longer
+        self.checker_name = f"tag_checker_{own}"
+        self.checker = start_checker(self.checker_name, **settings.checker)
+        if settings.prmu is not None and not settings.on_policy_devices:
+            self.start_prmu()
+        ray.get(self.checker.health.remote())
+
+    def start_prmu(self, groups: Sequence[Any] = ()) -> None:
+        """Start PRMU's actors, and a thread that watches them. `groups`: the policy's placement groups, to share."""
+        from tagpr_rl.backend.scoring import prmu_actor, prmu_client
+
+        assert self.settings.prmu is not None
+        started = time.monotonic()
+        self.prmu = prmu_actor.start_all(self.prmu_name, groups=groups, **self.settings.prmu)
+        arguments = {
+            "every_s": self.settings.health_s / 4,
+            "limit_s": self.settings.health_s,
+            "stall_s": self.settings.stall_s,
+            "start_s": max(60.0, 3 * (time.monotonic() - started)),
+            "stopped": self.end_of_stage.wait,
+            "report": lambda line: print(line, flush=True),
+        }
+        threading.Thread(target=prmu_client.watch, args=(self.prmu,), kwargs=arguments, daemon=True).start()
 
     def overrides(self) -> dict[str, Any]:
         """The overrides that name the actors to the agent loops."""
-        return {"+reward.reward_kwargs.tag_checker": self.checker_name, "+reward.reward_kwargs.prmu": list(self.prmu)}
+        from tagpr_rl.backend.scoring.prmu_actor import names
 
-
-def _start_scorers(settings: ScorerSettings) -> _Scorers:
-    """Start the scoring actors, and a thread that watches those of PRMU."""
-    from tagpr_rl.backend.scoring.response_scorer import start_checker
-
-    own = f"{ray.get_runtime_context().get_job_id()}_{os.getpid()}"
-    checker_name = f"tag_checker_{own}"
-    checker = start_checker(checker_name, **settings.checker)
-    prmu: dict[str, Any] = {}
-    end = threading.Event()
-    if settings.prmu is not None:
-        from tagpr_rl.backend.scoring import prmu_actor, prmu_client
-
-        started = time.monotonic()
-        prmu = prmu_actor.start_all(f"prmu_{own}", **settings.prmu)
-        arguments = {
-            "every_s": settings.health_s / 4,
-            "limit_s": settings.health_s,
-            "stall_s": settings.stall_s,
-            "start_s": max(60.0, 3 * (time.monotonic() - started)),
-            "stopped": end.wait,
-            "report": lambda line: print(line, flush=True),
+        count = self.settings.prmu["scorers"] if self.settings.prmu is not None else 0
+        return {
+            "+reward.reward_kwargs.tag_checker": self.checker_name,
+            "+reward.reward_kwargs.prmu": names(self.prmu_name, count),
         }
-        threading.Thread(target=prmu_client.watch, args=(prmu,), kwargs=arguments, daemon=True).start()
-    ray.get(checker.health.remote())
-    return _Scorers(checker_name, checker, prmu, end)
 
 
 def _remove_placement_groups(trainer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from verl.trainer.ppo.v1 import trainer_separate_async
@@ -23,7 +24,25 @@ POLL_SECONDS = 0.05
 trainer_separate_async.logger.setLevel(logging.WARNING)
 
 
-class TagprTrainer(StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSync):
+class ScorerHooks:
+    """For a V1 trainer: starts the scorers that share the policy's devices, as soon as Ray has chosen these."""
+
+    resource_pool_manager: Any
+
+    def __init__(self, config: Any, start_scorers: Callable[[Sequence[Any]], None] | None = None) -> None:
+        """`start_scorers` takes the policy's placement groups, one a node; None = the scorers run already."""
+        super().__init__(config)  # type: ignore[call-arg]
+        self._start_scorers = start_scorers
+
+    def on_init_end(self) -> None:
+        """Workers and engines stand, and the engines sleep; then verl's own end of the start."""
+        if self._start_scorers is not None:
+            (pool,) = self.resource_pool_manager.resource_pool_dict.values()
+            self._start_scorers(pool.get_placement_groups())
+        super().on_init_end()  # type: ignore[misc]
+
+
+class TagprTrainer(ScorerHooks, StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSync):
     """verl's synchronous trainer with all hooks."""
 
     def get_llm_client(self) -> Any:
@@ -32,7 +51,7 @@ class TagprTrainer(StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSync):
         return self.llm_server_manager.get_client(OneServerClient if one else WholeResponseClient)
 
 
-class TagprSeparateTrainer(StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSeparateAsync):
+class TagprSeparateTrainer(ScorerHooks, StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSeparateAsync):
     """verl's separate_async trainer with all hooks: rollout on devices of its own, with weights of earlier steps."""
 
 
