@@ -90,7 +90,8 @@ class _Scorers:
         from tagpr_rl.backend.scoring.response_scorer import start_checker
 
         own = f"{ray.get_runtime_context().get_job_id()}_{os.getpid()}"
-        self.settings, self.prmu_name, self.prmu = settings, f"prmu_{own}", {}
+        self.settings, self.prmu_name = settings, f"prmu_{own}"
+        self.prmu: dict[str, Any] = {}
         self.end_of_stage = threading.Event()  # set = PRMU's actors are watched no longer
         self.checker_name = f"tag_checker_{own}"
         self.checker = start_checker(self.checker_name, **settings.checker)
