@@ -66,3 +66,12 @@ def engine_keys(engine: str, stage: TrainingStage, recipe: Recipe, *, trains: bo
 def hooks(stage: TrainingStage) -> str | list[str]:
     """Modules that verl imports before it builds an engine."""
     return [HOOKS, _DEEPSPEED] if stage.strategy == "deepspeed" else HOOKS
+
+
+def load_format(recipe: Recipe) -> str:
+    """Where an engine's first weights come from: "dummy" = the actor sends them before the first token.
+
+    With an adapter that is sent alone, the engine reads the base from its folder ("auto"). verl would otherwise gather
+    the whole base in fp32 in the host memory of every process before it sends the first tensor (fsdp_utils.py:765).
+    """
+    return "dummy" if recipe.lora is None or recipe.lora.merge else "auto"

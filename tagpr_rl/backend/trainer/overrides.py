@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.backend.trainer.engine_keys import HOOKS, engine_keys, hooks, model_keys
+from tagpr_rl.backend.trainer.engine_keys import HOOKS, engine_keys, hooks, load_format, model_keys
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, stage_limits
 
 _AGENT_LOOPS = "tagpr_rl.backend.rollout.agent_loop.TagprAgentLoopManager"
@@ -133,7 +133,7 @@ def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         f"{rollout}.max_num_batched_tokens": max(8192, length),
         f"{rollout}.max_num_seqs": 256,  # a larger step comes in waves: PRMU scores one during the next
         f"{rollout}.gpu_memory_utilization": platform.vllm_gpu_utilization,
-        f"{rollout}.load_format": _load_format(recipe),
+        f"{rollout}.load_format": load_format(recipe),
         f"{rollout}.calculate_log_probs": True,
         f"{rollout}.log_prob_micro_batch_size_per_gpu": stage.micro_batch_size,
         f"{rollout}.enforce_eager": cpu,
@@ -151,15 +151,6 @@ def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         # Engine and worker in one process: two would spin on each other's core.
         keys[f"+{rollout}.engine_kwargs.vllm.distributed_executor_backend"] = "uni"
     return keys
-
-
-def _load_format(recipe: Recipe) -> str:
-    """Where an engine's first weights come from: "dummy" = the actor sends them before the first token.
-
-    With an adapter that is sent alone, the engine reads the base from its folder ("auto"). verl would otherwise gather
-    the whole base in fp32 in the host memory of every process before it sends the first tensor (fsdp_utils.py:765).
-    """
-    return "dummy" if recipe.lora is None or recipe.lora.merge else "auto"
 
 
 def _separate_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
