@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tagpr_rl.backend.session.supervisor import is_done
 from tagpr_rl.backend.tracking.settings import TrackingSettings
 from tagpr_rl.backend.tracking.tracker import warnings_file
 from tagpr_rl.backend.trainer.overrides import StagePaths, world_size
@@ -196,7 +197,7 @@ def wait_for(context: StageContext, ray: Any, task: Any, steps: int, describe: C
     def done(seconds: float) -> bool:
         _mirror_checkpoint(context, keep)
         tell_alerts()
-        return bool(ray.wait([task], timeout=seconds)[0])
+        return is_done(task, seconds)
 
     wait_with_progress(context.console, context.name, context.dir.metrics, steps, describe, done)
     try:

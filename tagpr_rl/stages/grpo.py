@@ -128,8 +128,10 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
     )
     try:
         wait_for(context, ray, task, stage.steps, lambda row: f"reward {row.get('reward/total/mean', 0):.3f}")
-    finally:
-        cluster.end_actor(driver, devices)
+    except BaseException:
+        ray.kill(driver, no_restart=True)  # the session ends too, and waits for nothing
+        raise
+    cluster.end_actor(driver, devices)
 
 
 def scorer_placement(placement: PlacementBlock) -> dict[str, Any]:

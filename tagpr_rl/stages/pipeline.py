@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from tagpr_rl import __version__
 from tagpr_rl.backend.session.ray_session import prepare_shell
+from tagpr_rl.backend.session.supervisor import LostPartError
 from tagpr_rl.config import KINDS, GrpoStage, Recipe, dump_recipe
 from tagpr_rl.config.environment import deciding
 from tagpr_rl.eval.provenance import code_version
@@ -136,11 +137,12 @@ def _run_stage(context: StageContext) -> None:
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     try:
         result = stage_function(recipe.stages[name].kind)(context)
+    except LostPartError as error:
+        raise TagprError(f"stage '{name}': {error}{_logs(recipe, run)}\n`tagpr resume {run.root}` goes on.") from error
     except TagprError:
         raise
     except Exception as error:
-        logs = "" if recipe.platform.ray_address else f"; its processes' logs: {run.ray_logs}"
-        error.add_note(f"in stage '{name}' of {run.root}{logs}")
+        error.add_note(f"in stage '{name}' of {run.root}{_logs(recipe, run)}")
         raise
     seconds = time.monotonic() - clock
     manifest = make_manifest(
@@ -191,3 +193,8 @@ def describe_environment() -> dict[str, Any]:
         "variables": without_secrets({name: os.environ[name] for name in deciding(os.environ)}),
         **code_version(),
     }
+
+
+def _logs(recipe: Recipe, run: RunDir) -> str:
+    """Where the logs of the run's own Ray session go after an error; a shared cluster keeps its own."""
+    return "" if recipe.platform.ray_address else f"\nLogs of the run's processes: {run.ray_logs}"

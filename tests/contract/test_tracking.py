@@ -257,3 +257,34 @@ tracker.finish()
         if record.WhichOneof("record_type") == "alert"
     ]
     assert [alert.title for alert in actual] == ["guided: masked"] and "50.0%" in actual[0].text
+
+
+STALL = """
+import json, os, signal, sys, time, psutil
+from tagpr_rl.backend.tracking import tracker
+from tagpr_rl.backend.tracking.settings import TrackingSettings
+tracker.FINISH_LIMIT_S = 2.0
+made = tracker.StageTracker(TrackingSettings(**json.load(sys.stdin)), {})
+made.log({"loss": 1.0}, 1)
+service = [p for p in psutil.Process().children(recursive=True) if "wandb" in " ".join(p.cmdline())]
+for process in service:
+    os.kill(process.pid, signal.SIGSTOP)
+made.log({"loss": 2.0}, 2)
+made.finish()
+for process in service:
+    os.kill(process.pid, signal.SIGKILL)
+print(len(service), flush=True)
+os._exit(0)
+"""
+
+
+def test_a_stopped_service_of_wandb_holds_no_stage(tmp_path: Path) -> None:
+    which = settings(tmp_path, "sft", 0)
+    done = subprocess.run(
+        [sys.executable, "-c", STALL], input=json.dumps(asdict(which)), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and int(done.stdout.split()[-1]) >= 1, done.stderr[-2000:]
+    path = Path(which.metrics_file)
+    assert [row["loss"] for row in metrics.rows(path)] == [1.0, 2.0]
+    warned = warnings_file(path.parent).read_text(encoding="utf-8")
+    assert warned == "W&B failed and is left out from here on: TimeoutError: no answer for 2 s\n"

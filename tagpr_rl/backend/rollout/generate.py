@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from tagpr_rl.backend.session.supervisor import result
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, prompt_style
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.run.layout import RunDir, stage_dir
@@ -135,7 +136,7 @@ class Engine:
 
     def use(self, folder: Path) -> None:
         """Generate with the weights of `folder` from now on."""
-        ray.get(self.actor.load.remote(str(folder)))
+        result(self.actor.load.remote(str(folder)))
 
     def __call__(self, prompts: Sequence[list[int]], *, temperature: float, seed: int | None = 0) -> list[str]:
         """Texts for prompts given as token ids; greedy when temperature is 0."""
@@ -153,7 +154,7 @@ class Engine:
             "seed": seed if seeded else None,
             "detokenize": False,
         }
-        answers = ray.get(self.actor.generate.remote(list(prompts), sampling))
+        answers = result(self.actor.generate.remote(list(prompts), sampling))
         return [(self._text(prompt, ids), cut) for prompt, (ids, cut) in zip(prompts, answers, strict=True)]
 
 

@@ -11,6 +11,7 @@ import ray
 from rich.console import Console
 
 from tagpr_rl.backend.rollout import generate
+from tagpr_rl.backend.session.supervisor import result
 from tagpr_rl.chains.client.answers import AnswerCache, Questions
 from tagpr_rl.chains.client.body import UnfinishedError, judge
 from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
@@ -120,7 +121,7 @@ class OfflineGenerator:
         spend = Spend()
         if encoded:
             prompts = [ids for ids, _ in encoded.values()]
-            outputs = ray.get(self._actor.answer.remote(prompts, samplings))
+            outputs = result(self._actor.answer.remote(prompts, samplings))
             for (key, (ids, most)), (reply, reason) in zip(encoded.items(), outputs, strict=True):
                 done[key] = _reply(self.tokenizer.text(ids, reply), len(ids), len(reply), reason)
                 used = len(ids), len(reply)

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from tagpr_rl.backend.session.supervisor import result
 from tagpr_rl.prmu.serving.batcher import Batcher, QueueFull
 from tagpr_rl.prmu.serving.requests import ScoreReply, ScoreRequest, check_request
 from tagpr_rl.types import TagprError
@@ -205,6 +206,6 @@ class RemoteScores:
         distinct = list(dict.fromkeys(requests))
         scores: list[float] = []
         for first in range(0, len(distinct), CHUNK):
-            scores += ray.get(self.actor.raw.remote(distinct[first : first + CHUNK]))
+            scores += result(self.actor.raw.remote(distinct[first : first + CHUNK]))
         score = dict(zip(distinct, scores, strict=True))
         return [score[request] for request in requests]

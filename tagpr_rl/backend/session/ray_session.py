@@ -16,6 +16,7 @@ from typing import Any
 
 from tagpr_rl.backend.session.private import close_token_file, private_folder, share_secret
 from tagpr_rl.backend.session.shell import drop_ray_variables, require_socket_folder
+from tagpr_rl.backend.session.supervisor import end_processes, supervised
 from tagpr_rl.backend.session.worker_settings import WorkerSettings, to_environment
 from tagpr_rl.config import Recipe
 from tagpr_rl.deploy.address import require_reachable
@@ -113,11 +114,13 @@ def ray_session(recipe: Recipe, logs: Path | None = None) -> Iterator[Any]:
         else:
             options["_temp_dir"] = str(stack.enter_context(private_folder(os.environ, logs)))
             _start(ray, options)
+        stack.callback(end_processes, settings.run_id)
         stack.callback(ray.shutdown)
         close_token_file()
         share_secret(settings.run_id)
         if recipe.platform.ray_address:
             wait_for_resources(need(recipe), recipe.platform.ray_address, recipe.cluster.wait_s)
+        stack.enter_context(supervised(ray, settings.run_id, private=not recipe.platform.ray_address))
         yield ray
 
 

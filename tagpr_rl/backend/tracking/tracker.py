@@ -7,11 +7,13 @@ Stands in for verl.utils.tracking.Tracking, whose file logger truncates on resta
 from __future__ import annotations
 
 import math
+import queue
+import threading
 import time
 from collections.abc import Callable
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from tagpr_rl.backend.tracking.settings import TrackingSettings
 from tagpr_rl.config.rules import AlertLimits
@@ -20,11 +22,17 @@ from tagpr_rl.run import metrics
 from tagpr_rl.run.trackers import StepGate
 from tagpr_rl.types import TagprError
 
+START_LIMIT_S, ROW_LIMIT_S, FINISH_LIMIT_S = 90.0, 30.0, 70.0
+"""The longest that a tracker's start, a row, and its end may hold a stage. W&B's own limits for the first and the last
+are shorter (wandb_run.py), but a service that is stopped keeps none of them."""
+T = TypeVar("T")
+
 
 class StageTracker:
     """Logs one stage. Same methods as verl's Tracking: `log(data, step)`, `finish(exit_code)`.
 
-    A tracker that fails is left out from then on, with one line in `warnings_file`: an outage never stops training.
+    A tracker that fails, or does not return in time, is left out from then on, with one line in `warnings_file`:
+    an outage never stops training.
     """
 
     def __init__(self, settings: TrackingSettings, config: dict[str, Any] | None = None) -> None:
@@ -98,21 +106,41 @@ class StageTracker:
     def finish(self, exit_code: int = 0) -> None:
         """Close the trackers. Safe to call twice."""
         for name in list(self._sinks):
-            self._try(name, lambda sink: sink.finish(exit_code))
+            self._try(name, lambda sink: sink.finish(exit_code), FINISH_LIMIT_S)
         self._sinks = {}
 
     def _add(self, name: str, make: Callable[[], Any]) -> None:
         try:
-            self._sinks[name] = make()
+            self._sinks[name] = within(START_LIMIT_S, make)
         except Exception as error:  # noqa: BLE001  (whatever a tracker's client raises, training goes on)
             self.warn(f"{name} could not start and is left out: {type(error).__name__}: {error}")
 
-    def _try(self, name: str, call: Callable[[Any], None]) -> None:
+    def _try(self, name: str, call: Callable[[Any], None], seconds: float = ROW_LIMIT_S) -> None:
         try:
-            call(self._sinks[name])
+            within(seconds, lambda: call(self._sinks[name]))
         except Exception as error:  # noqa: BLE001  (as above)
             del self._sinks[name]
             self.warn(f"{name} failed and is left out from here on: {type(error).__name__}: {error}")
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` returns or raises. TimeoutError after `seconds`; its thread is then left behind and ends with us."""
+    outcome: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((call(), None))
+        except Exception as error:  # noqa: BLE001  (raised again by the caller's thread)
+            outcome.put((None, error))
+
+    threading.Thread(target=run, name="tagpr-tracker", daemon=True).start()
+    try:
+        value, error = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer for {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return cast(T, value)
 
 
 class TrackerFactory:

@@ -1,0 +1,58 @@
+"""A run's Ray session in which a stage waits for a part that `stop`, `kill` or `head` takes away; prints the error and
+how many processes are left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tagpr_rl.backend.session import parts, supervisor
+from tagpr_rl.backend.session.ray_session import ray_session
+from tagpr_rl.config import load_recipe
+
+
+def main(fault: str) -> None:
+    supervisor.LOOK_S = 0.3
+    before = {part.pid for part in parts.look("", "no run", above=os.getpid())}
+    began = time.monotonic()
+    try:
+        with ray_session(load_recipe(Path("recipes/smoke.yaml"), [])) as ray:
+
+            @ray.remote(num_cpus=0)
+            class Silent:
+                def pid(self) -> int:
+                    return os.getpid()
+
+                def wait(self) -> None:
+                    print("the part's own last line", flush=True)
+                    time.sleep(3600)
+
+            silent = Silent.remote()
+            pid = ray.get(silent.pid.remote())
+
+            @ray.remote(num_cpus=0)
+            def stage(part: object) -> None:
+                part.wait.remote()  # type: ignore[attr-defined]
+                time.sleep(3600)  # verl's driver waits for an agent's answer and not for its actor
+
+            task = stage.remote(silent)
+            supervisor.is_done(task, 2)
+            if fault == "head":
+                servers = [part for part in parts.look("", "no run", above=os.getpid()) if "gcs_server" in part.title]
+                pid = servers[0].pid
+            os.kill(pid, signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
+            began = time.monotonic()
+            supervisor.result(task)
+    except supervisor.LostPartError as error:
+        print(error)
+    threading.Event().wait(0.5)
+    left = {part.pid for part in parts.look("", "no run", above=os.getpid())} - before
+    print(f"left: {len(left)} after {time.monotonic() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
