@@ -161,6 +161,7 @@ def view_of(recipe: Recipe) -> list[Section]:
             kl=stage.kl_coef > 0,
             gap=not stage.reuse_rollout_logprobs or stage.mini_batches == 1,
             entropy="actor/entropy_loss" if stage.reuse_rollout_logprobs else "actor/entropy",
+            validated=stage.validation is not None,
         )
         for name, stage in recipe.stages.items()
         if isinstance(stage, GrpoStage)

@@ -98,6 +98,9 @@ class DataBlock(Closed):
     """LaMP's setting: user = other users are held out; time = later questions of the same users are."""
     held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
     """Share of users held out if `lamp_dir` has only one labelled split."""
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the training users whose questions train nothing: GRPO stages are validated on them
+    (stages.<name>.validation)."""
     limit: Count | None = None
     """Most questions per task and split; null = all of them."""
     skip_defective: Annotated[int, Field(ge=0)] = 0
@@ -109,6 +112,15 @@ class DataBlock(Closed):
     """The prompt's form and the limits of prompt and response."""
     world: WorldBlock = WorldBlock()
     """Size and seed of the embedded world, if `lamp_dir` is null."""
+
+    @model_validator(mode="after")
+    def _validation_needs_other_users(self) -> DataBlock:
+        if self.validation_fraction and self.split == "time":
+            raise ValueError(
+                "validation_fraction sets users apart, but in the time split those of the test are the same users; "
+                "leave it out, or use split: user"
+            )
+        return self
 
     @model_validator(mode="after")
     def _recency_needs_dates(self) -> DataBlock:

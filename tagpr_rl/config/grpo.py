@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative, PathText
+from tagpr_rl.config.data import DataBlock
 from tagpr_rl.config.reward import RewardTerm, RewardWeights, list_mistake, prmu_terms
-from tagpr_rl.config.rules import AlertLimits, FilterBlock, StepLog, StopBlock
+from tagpr_rl.config.rules import AlertLimits, FilterBlock, StepLog, StopBlock, ValidationBlock
 from tagpr_rl.config.stage import StageBase, TrainingStage
 from tagpr_rl.reward.advantages.step import split_terms
 from tagpr_rl.reward.components import Term
@@ -243,6 +244,8 @@ class GrpoStage(TrainingStage):
 
     filter: FilterBlock | None = None
     """Training questions of this stage; null = all."""
+    validation: ValidationBlock | None = None
+    """Validate the policy on users who train nothing (data.validation_fraction); null = never."""
     stop: StopBlock | None = None
     """When to end before `steps`; null = never. The learning rate's schedule is that of `steps`."""
     max_prompt_tokens: Count | None = None
@@ -266,6 +269,16 @@ class GrpoStage(TrainingStage):
         if (weighted := prmu_terms(self.terms)) and self.prmu is None:
             key = "weights.beta" if self.reward is None else f"the weight of {weighted[0].component} in reward"
             raise ValueError(f"{key} is above 0 but no `prmu` stage is named; name one or set the weight to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _best_step_is_saved(self) -> GrpoStage:
+        block = self.validation
+        if block is not None and block.publish == "best" and block.every % (self.save_every or self.steps):
+            raise ValueError(
+                f"validation.publish: best needs a checkpoint of each validated step: save_every "
+                f"({self.save_every or 'null'}) must divide validation.every ({block.every})"
+            )
         return self
 
     @model_validator(mode="after")
@@ -295,4 +308,21 @@ def rollout_mistakes(where: str, stage: GrpoStage, earlier: Mapping[str, StageBa
         mistakes.append(f"{where}.rollouts_from: needs placement.rollout: colocated (else verl fills the steps itself)")
     if rollout == "separate" and stage.advantage.zero_variance == "resample":
         mistakes.append(f"{where}.advantage.zero_variance: resample needs placement.rollout: colocated; use drop")
+    return mistakes
+
+
+def validation_mistakes(where: str, stage: GrpoStage, data: DataBlock, rollout: str) -> list[str]:
+    """What is wrong with `validation`, or a stop rule on it, in a recipe with this data and placement.rollout."""
+    if stage.validation is None:
+        plateau = stage.stop.plateau if stage.stop is not None else None
+        if plateau is not None and plateau.metric.startswith("validation/"):
+            return [f"{where}.stop.plateau.metric: {plateau.metric} needs the stage's `validation`"]
+        return []
+    mistakes = []
+    if not data.validation_fraction:
+        mistakes.append(f"{where}.validation: no user is set aside for it; set data.validation_fraction, to 0.1 say")
+    if stage.rollouts_from is not None:
+        mistakes.append(f"{where}.validation: rollouts_from has saved responses in the place of the policy's")
+    if rollout == "separate":
+        mistakes.append(f"{where}.validation: needs placement.rollout: colocated")
     return mistakes

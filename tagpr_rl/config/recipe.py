@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from tagpr_rl.config.base import Closed, PathText, RunName, UserPath, worded
 from tagpr_rl.config.cluster import ClusterBlock
 from tagpr_rl.config.data import DataBlock
-from tagpr_rl.config.grpo import GrpoStage, rollout_mistakes
+from tagpr_rl.config.grpo import GrpoStage, rollout_mistakes, validation_mistakes
 from tagpr_rl.config.kinds import KINDS, Stage, named_stages, stages_read
 from tagpr_rl.config.log import Loggers
 from tagpr_rl.config.model import LoraBlock, ModelBlock
@@ -92,6 +92,7 @@ class Recipe(Closed):
             if isinstance(stage, GrpoStage):
                 mistakes += stage_limits_mistakes(name, stage, self.data)
                 mistakes += rollout_mistakes(f"stages.{name}", stage, earlier, self.placement.rollout)
+                mistakes += validation_mistakes(f"stages.{name}", stage, self.data, self.placement.rollout)
             if isinstance(stage, SftStage) and stage.dataset == "both" and self.data.prompt.style == "official":
                 mistakes.append(
                     f"stages.{name}.dataset: both would teach two responses to one prompt, because official prompts "

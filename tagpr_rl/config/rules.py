@@ -46,7 +46,7 @@ class PlateauBlock(Closed):
     """Stop when the mean of `metric` over `window` steps has not got better for `patience` steps."""
 
     metric: str = "reward/task/mean"
-    """A key of the stage's metrics.jsonl."""
+    """A key of the stage's metrics.jsonl. With `validation/score` each validated step counts as a step below."""
     window: Count = 5
     """Steps that a mean is taken over."""
     patience: Count = 10
@@ -66,6 +66,19 @@ class StopBlock(Closed):
     """End after this many seconds of training steps, over all attempts; start-up does not count."""
     max_tokens: Count | None = None
     """End after this many prompt and response tokens, counted over all responses trained on."""
+
+
+class ValidationBlock(Closed):
+    """The policy's score during training on the users of data.validation_fraction: greedy, on the stage's own rollout
+    server. It changes neither the order of the questions nor a random state."""
+
+    every: Count = 10
+    """Steps between two validations; the last step has one too."""
+    questions: Count | None = 100
+    """Questions asked, always the same, evenly spread over tasks and users; null = all of them."""
+    publish: Literal["last", "best"] = "last"
+    """The step whose weights the stage gives on: the last one, or the validated one with the best score, the first of
+    equals. Its checkpoint then stays on disk beside the newest."""
 
 
 AlertKind = Literal["prmu_up_task_down", "entropy_collapse", "malformed", "masked", "probability_gap", "flat_groups"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 from tagpr_rl.types import LampRecord, TagprError
 
@@ -183,3 +184,21 @@ def tasks_of_one_user(records: Sequence[LampRecord]) -> tuple[str, ...]:
     for record in records:
         users.setdefault(record.task, set()).add(record.user_id)
     return tuple(task for task, own in users.items() if len(own) < 2)
+
+
+def set_aside(records: Sequence[LampRecord], fraction: float) -> tuple[list[LampRecord], list[LampRecord]]:
+    """(the others, those of a `fraction` of the users), both in order; the same users however the records are ordered.
+
+    TagprError if one side would be without a user.
+    """
+    if not fraction:
+        return list(records), []
+    users = sorted({record.user_id for record in records}, key=lambda user: sha256(f"aside/{user}".encode()).digest())
+    count = max(1, round(fraction * len(users)))
+    if count >= len(users):
+        raise TagprError(
+            f"data.validation_fraction={fraction:g} sets {count} of {len(users)} training users aside, and none would "
+            "be left to train on; lower it, or take more users"
+        )
+    aside = set(users[:count])
+    return [r for r in records if r.user_id not in aside], [r for r in records if r.user_id in aside]

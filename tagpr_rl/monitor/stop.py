@@ -14,6 +14,8 @@ from tagpr_rl.types import TagprError
 
 SECONDS, TOKENS = "timing_s/step", "perf/total_num_tokens"
 """Keys of a metrics row: seconds of the step, and prompt and response tokens of its responses."""
+VALIDATION = "validation/"
+"""Keys that the rows of validated steps alone have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,9 @@ def stop_after(rows: Sequence[Mapping[str, Any]], rule: StopBlock | None, steps:
             if used >= limit:
                 return Stop(step, name, f"{name}: {used:,.0f} {unit}, the budget is {limit:,.0f}")
     if rule.plateau is not None:
-        reason = plateau([_value(row, rule.plateau.metric, "plateau.metric") for row in rows], rule.plateau)
+        metric = rule.plateau.metric
+        given = [row for row in rows if metric in row] if metric.startswith(VALIDATION) else rows
+        reason = plateau([_value(row, metric, "plateau.metric") for row in given], rule.plateau)
         if reason:
             return Stop(step, "plateau", reason)
     return None

@@ -38,6 +38,7 @@ class StageFacts:
     """Whether the rollout's and the actor's probabilities are compared."""
     entropy: str
     """Its key: verl's `actor/entropy` if old log-probabilities are computed, else `actor/entropy_loss`."""
+    validated: bool = False
 
 
 def sections(stages: Sequence[StageFacts], tasks: Sequence[str], tags: Sequence[str]) -> list[Section]:
@@ -75,6 +76,8 @@ def _reward_panels(stages: Sequence[StageFacts]) -> Iterator[Panel]:
         measured = [s for s in stages if key == TOTAL or (key in s.components and (s.prmu or not needs_prmu(key)))]
         if measured:
             yield _panel(measured, f"{key}: mean", f"reward/{key}/mean")
+    if validated := [stage for stage in stages if stage.validated]:
+        yield _panel(validated, "Validation", "validation/score", "validation/low", "validation/high")
     yield _panel(stages, "Groups in which the reward is equal", "groups/zero_variance_fraction")
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from tagpr_rl.config import DataStage, Recipe
 from tagpr_rl.data.lamp import load_folder
+from tagpr_rl.data.people import set_aside
 from tagpr_rl.data.split import split_folder
 from tagpr_rl.data.world.generate import World, WorldConfig, make_world
 from tagpr_rl.model.embeddings import EmbeddingStore
@@ -21,8 +23,11 @@ from tagpr_rl.prompts.tokens import PromptTokens
 from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, Prompt, TagprError
 
+T = TypeVar("T")
 TRAIN, HELD_OUT = "train", "dev"
 """The data stage writes official files under these split names."""
+VALIDATION = "validation"
+"""The split of those of the training file that train nothing; no file has this name."""
 LAMP = "lamp"
 """Their folder in the data stage's folder."""
 
@@ -110,7 +115,7 @@ def first_of_task(records: Sequence[LampRecord], limit: int | None) -> list[Lamp
     return kept
 
 
-def evenly(records: list[LampRecord], count: int | None) -> list[LampRecord]:
+def evenly(records: list[T], count: int | None) -> list[T]:
     """At most `count` questions, spread evenly over the records, so that tasks and users stay mixed; None = all."""
     if count is None or count >= len(records):
         return records
@@ -129,7 +134,17 @@ class Dataset:
     @cached_property
     def train(self) -> list[LampRecord]:
         """The training questions, in the recipe's order of tasks: row N of train.parquet is record N."""
-        return self._splits.train if self.folder is None else self._written(TRAIN)
+        return self._sides[0]
+
+    @cached_property
+    def validation(self) -> list[LampRecord]:
+        """The questions of data.validation_fraction's users, which train nothing, in the recipe's order of tasks."""
+        return [replace(record, split=VALIDATION) for record in self._sides[1]]
+
+    @cached_property
+    def _sides(self) -> tuple[list[LampRecord], list[LampRecord]]:
+        both = self._splits.train if self.folder is None else self._written(TRAIN)
+        return set_aside(both, self.recipe.data.validation_fraction)
 
     @cached_property
     def held_out(self) -> list[LampRecord]:
@@ -163,7 +178,8 @@ class Dataset:
     def embed(self) -> None:
         """Compute all embeddings of both splits in large batches, if the recipe's retrieval is dense."""
         if self.recipe.data.retrieval.encoder is not None:
-            pairs = [query_and_texts(record) for record in (*self.train, *self.held_out) if record.profile]
+            records = (*self.train, *self.validation, *self.held_out)
+            pairs = [query_and_texts(record) for record in records if record.profile]
             self._embeddings.prepare([text for query, texts in pairs for text in (query, *texts)])
 
     @cached_property

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +100,8 @@ def seal(folder: Path, step: int, identity: Identity) -> None:
     sync_folder(folder)
 
 
-def publish(root: Path, step: int, identity: Identity) -> bool:
-    """Give the sealed save of `step` its final name, point verl at it, drop old ones.
+def publish(root: Path, step: int, identity: Identity, spared: Collection[int] = ()) -> bool:
+    """Give the sealed save of `step` its final name, point verl at it, drop old ones but those of the steps `spared`.
 
     Returns False, and changes nothing, if another attempt has begun since.
     """
@@ -116,7 +116,7 @@ def publish(root: Path, step: int, identity: Identity) -> bool:
     sync_folder(root)
     point(root, step)
     shutil.rmtree(source.parent, ignore_errors=True)  # with verl's own pointer, which names a place that is gone
-    retain(root, identity.keep, newest=step)
+    retain(root, identity.keep, newest=step, spared=spared)
     return True
 
 
@@ -129,14 +129,14 @@ def point(root: Path, step: int) -> None:
     sync_folder(root)
 
 
-def retain(root: Path, keep: int, *, newest: int) -> None:
+def retain(root: Path, keep: int, *, newest: int, spared: Collection[int] = ()) -> None:
     """Keep the `keep` newest complete checkpoints up to `newest`; what is later or damaged and older goes.
 
-    `newest` has just been written and is kept whatever `keep` is.
+    `newest` has just been written and is kept whatever `keep` is; those `spared` are kept beside.
     """
     whole = steps(root)
     stale = [step for step in whole if step > newest]
-    older = [step for step in whole if step < newest]
+    older = [step for step in whole if step < newest and step not in spared]
     for step in stale + older[: max(0, len(older) - (keep - 1))]:
         _drop(step_folder(root, step))
     for step in _numbered(root, _DAMAGED):

@@ -72,9 +72,9 @@ class Mirror:
                 self._put(path, f"{prefix}/{name}")
         self._put(folder.manifest, f"{prefix}/{_MANIFEST}")
 
-    def push_checkpoint(self, run: RunDir, folder: StageDir, keep: int) -> bool:
+    def push_checkpoint(self, run: RunDir, folder: StageDir) -> bool:
         """Copy an unfinished stage's newest checkpoint and the files that belong to it, then delete older ones at the
-        URL.
+        URL that are gone here.
 
         False if there was nothing new. Rows and rollouts are copied first, so that no checkpoint is without them.
         """
@@ -102,7 +102,8 @@ class Mirror:
             return False  # dropped here meanwhile, because newer ones are whole
         self._sent.add(key)
         self.push_files(run)
-        for step in self._checkpoint_steps(prefix)[:-keep]:
+        kept = checkpoints.steps(folder.checkpoints)
+        for step in (old for old in self._checkpoint_steps(prefix) if old < steps[-1] and old not in kept):
             self._remove(f"{prefix}/checkpoints/global_step_{step}/{_MANIFEST}")
             self._remove(f"{prefix}/checkpoints/global_step_{step}", folder=True)
         return True

@@ -183,9 +183,6 @@ def progress_line(label: str, rows: list[metrics.Row], steps: int, describe: Des
 
 def wait_for(context: StageContext, ray: Any, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]) -> None:
     """Show progress until the Ray task ends; mirror checkpoints and pass on alerts meanwhile. Raises what it raised."""
-    stage = context.recipe.stages[context.name]
-    assert isinstance(stage, TrainingStage)
-    keep = stage.keep_checkpoints
     shown = len(read_alerts(context.dir.root / ALERTS))
 
     def tell_alerts() -> None:
@@ -195,7 +192,7 @@ def wait_for(context: StageContext, ray: Any, task: Any, steps: int, describe: C
             shown += 1
 
     def done(seconds: float) -> bool:
-        _mirror_checkpoint(context, keep)
+        _mirror_checkpoint(context)
         tell_alerts()
         return is_done(task, seconds)
 
@@ -220,14 +217,14 @@ def plain_error(error: TagprError) -> TagprError:
     return TagprError(str(cause))
 
 
-def _mirror_checkpoint(context: StageContext, keep: int) -> None:
+def _mirror_checkpoint(context: StageContext) -> None:
     """Copy a new checkpoint to the run's URL. After a failure, which is printed, the next checkpoint is tried."""
     if context.mirror is None:
         return
     newest = (context.name, max(checkpoints.steps(context.dir.checkpoints), default=0))
     try:
         if newest != context.mirror.failed:
-            context.mirror.push_checkpoint(context.run, context.dir, keep)
+            context.mirror.push_checkpoint(context.run, context.dir)
     except TagprError as error:
         context.mirror.failed = newest
         context.warn(str(error))

@@ -7,7 +7,7 @@ from typing import Any
 
 from tagpr_rl.config import PrmuStage, Recipe
 from tagpr_rl.data.lamp import write_lamp
-from tagpr_rl.data.people import require_several_questions, with_one_question
+from tagpr_rl.data.people import require_several_questions, set_aside, with_one_question
 from tagpr_rl.data.world.generate import World
 from tagpr_rl.files import write_json
 from tagpr_rl.prompts.dataset import HELD_OUT, LAMP, TRAIN, make_splits
@@ -15,7 +15,7 @@ from tagpr_rl.stages.context import StageContext, StageResult
 
 
 def run(context: StageContext) -> StageResult:
-    """Write `lamp/` (official files; split dev = held-out users) and `data.json`."""
+    """Write `lamp/` (official files; split dev = held-out users, train = all others) and `data.json`."""
     recipe = context.recipe
     context.clean()
     splits = make_splits(recipe, recipe.stages[context.name].seed)
@@ -23,6 +23,7 @@ def run(context: StageContext) -> StageResult:
     for name, stage in recipe.stages.items():
         if isinstance(stage, PrmuStage) and stage.asks_for_vectors:
             require_several_questions(train, f"stages.{name}")
+    _, aside = set_aside(train, recipe.data.validation_fraction)
     folder = context.dir.root / LAMP
     for task in recipe.data.tasks:
         write_lamp(folder, task, TRAIN, [r for r in train if r.task == task])
@@ -35,6 +36,7 @@ def run(context: StageContext) -> StageResult:
         "n_used": len(train) + len(held_out),
         "by_task": {t: {split: counts[split][t] for split in counts} for t in recipe.data.tasks},
         "users": {"train": len({r.user_id for r in train}), "held_out": len({r.user_id for r in held_out})},
+        "validation": {"users": len({r.user_id for r in aside}), "questions": len(aside)},
         "one_question": {"train": len(with_one_question(train)[0]), "held_out": len(with_one_question(held_out)[0])},
         "skipped": list(splits.skipped),
         "empty_profiles": sum(not r.profile for r in (*train, *held_out)),

@@ -14,10 +14,12 @@ from tagpr_rl.config import GrpoStage, PlacementBlock
 from tagpr_rl.config.placement import scorer_tokens
 from tagpr_rl.files import read_parquet, write_json, write_parquet
 from tagpr_rl.monitor.stop import Stop, stop_after
+from tagpr_rl.monitor.validation import SCORE, best
+from tagpr_rl.prompts.dataset import VALIDATION, evenly
 from tagpr_rl.prompts.rows import select, shuffled_rows
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.reward.task import task_reward
-from tagpr_rl.run import metrics
+from tagpr_rl.run import checkpoints, metrics
 from tagpr_rl.stages.common import (
     RESUMABLE,
     last_checkpoint,
@@ -47,12 +49,17 @@ def run(context: StageContext) -> StageResult:
     context.clean(*RESUMABLE, FILTER)
     rows, questions = training_rows(context, stage)
     paths = saved_paths(context, stage, stage_paths(context, stage.init, rows))
+    paths = replace(paths, validation=validation_rows(context, stage))
     start = resume_from(context, paths.model)
     stopped = _stopped(context, stage)
     if start.step < stage.steps and stopped is None:
         _train_grpo(context, stage, paths)
         stopped = _stopped(context, stage)
-    publish(context, last_checkpoint(context, stopped.step if stopped else stage.steps) / "actor" / "huggingface")
+    checkpoint = last_checkpoint(context, stopped.step if stopped else stage.steps)
+    validated = validation_facts(context, stage)
+    if validated:
+        checkpoint = checkpoints.step_folder(context.dir.checkpoints, validated["published"])
+    publish(context, checkpoint / "actor" / "huggingface")
     last = metrics.last(context.dir.metrics) or {}
     own = [term.component for term in stage.terms if term.fn]
     keys = [f"reward/{name}/mean" for name in ("total", "task", "format", "tag", "prmu", *own)]
@@ -64,14 +71,46 @@ def run(context: StageContext) -> StageResult:
         notes=(
             "weights are carried from the stage before; optimizer, schedule, data order and reference start afresh",
             *((stopped.note(stage.steps),) if stopped else ()),
+            *((validated["note"],) if validated else ()),
             *stage_notes(context, start),
         ),
         details={
             "carried": carried(stage),
             **({"filter": questions} if questions is not None else {}),
+            **({"validation": validated} if validated else {}),
             **({"stopped": {**asdict(stopped), "of": stage.steps}} if stopped else {}),
         },
     )
+
+
+def validation_rows(context: StageContext, stage: GrpoStage) -> Path | None:
+    """Write the prompts of the questions that the stage is validated on; None if it is not."""
+    if stage.validation is None:
+        return None
+    source = context.nearest("prompts", reads=(f"{VALIDATION}.parquet",)).root / f"{VALIDATION}.parquet"
+    target = context.dir.root / f"{VALIDATION}.parquet"
+    write_parquet(target, evenly(list(read_parquet(source)), stage.validation.questions))
+    return target.resolve()
+
+
+def validation_facts(context: StageContext, stage: GrpoStage) -> dict[str, Any]:
+    """The best and the last validated step, the step to publish, and a note for the manifest; {} without validation."""
+    if stage.validation is None:
+        return {}
+    rows = metrics.rows(context.dir.metrics)
+    top = best(rows, checkpoints.steps(context.dir.checkpoints) if stage.validation.publish == "best" else None)
+    last = int(rows[-1]["step"])
+    if top is None:  # a stop rule ended the stage before its first validation
+        return {"published": last, "note": f"published step {last}: no step was validated"}
+    newest = [row for row in rows if SCORE in row][-1]
+    published = top.step if stage.validation.publish == "best" else last
+    note = f"published step {published} of {last}; validation: best {top.score:.4f} at step {top.step}, "
+    return {
+        "published": published,
+        "best": asdict(top),
+        "last": {"step": int(newest["step"]), "score": float(newest[SCORE])},
+        "note": f"{note}last {newest[SCORE]:.4f} at step {newest['step']}",
+    }
 
 
 def carried(stage: GrpoStage) -> dict[str, str]:

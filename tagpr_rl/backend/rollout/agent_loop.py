@@ -18,6 +18,7 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens
 from tagpr_rl.backend.scoring.response_scorer import ResponseScorer, ScoredResponse
+from tagpr_rl.prompts.dataset import VALIDATION
 from tagpr_rl.prompts.tokens import ResponseText
 from tagpr_rl.reward.response import ResponseParts, to_tokens
 from tagpr_rl.reward.spans import starts_by_encoding, token_starts
@@ -44,10 +45,16 @@ class TagprAgentLoopWorker(_Worker):
     async def _compute_score(self, outputs: list[Any], kwargs: dict[str, Any]) -> None:
         """Set the last output's reward and reward row (overrides verl's agent_loop.py:967)."""
         final = outputs[-1]
+        info = kwargs["extra_info"]
+        if info["split"] == VALIDATION:  # the trainer scores it (trainer.hooks.validation)
+            text = self.text(final.prompt_ids, final.response_ids)
+            final.reward_score = 0.0
+            final.extra_fields["reward_extra_info"] = {"key": f"{info['task']}/{info['record_id']}", "text": text}
+            return
         timing: dict[str, float] = {}
         with simple_timer("compute_score", timing):
             response = self.text(final.prompt_ids, final.response_ids)
-            output, times = await self.scorer.score(kwargs["extra_info"], response)
+            output, times = await self.scorer.score(info, response)
         parts = output.parts
         if self.step_tokens is not None:
             parts = self.step_tokens.locate(final.prompt_ids, final.response_ids, parts)

@@ -29,6 +29,8 @@ class StagePaths:
     rollouts: Path
     saved: Path | None = None
     """A grpo stage's responses to train on instead of generating (`rollouts_from`)."""
+    validation: Path | None = None
+    """Prompts of the questions that the stage is validated on."""
 
 
 def world_size(recipe: Recipe) -> int:
@@ -63,8 +65,7 @@ def _data_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str,
     prompt_tokens, response_tokens = stage_limits(recipe, stage)
     return {
         "data.train_files": str(paths.train),
-        "data.val_files": str(paths.train),  # verl needs a file; validation is off, the evaluate stage does it
-        "data.val_max_samples": 1,
+        **_validation_keys(stage, paths),
         "data.train_batch_size": stage.prompts_per_step,
         "data.max_prompt_length": prompt_tokens,
         "data.max_response_length": response_tokens,
@@ -73,6 +74,18 @@ def _data_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str,
         "data.seed": stage.seed,
         "data.shuffle": stage.rollouts_from is None,  # saved rows stand in the order of their steps
         "data.dataloader_num_workers": 0,
+    }
+
+
+def _validation_keys(stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
+    """The questions of verl's validation, all at once; it answers greedily. verl needs a file without one, too."""
+    if stage.validation is None:
+        return {"data.val_files": str(paths.train), "data.val_max_samples": 1}
+    return {
+        "data.val_files": str(paths.validation),
+        "data.validation_shuffle": False,
+        "actor_rollout_ref.rollout.val_kwargs.temperature": 0.0,
+        "actor_rollout_ref.rollout.val_kwargs.n": 1,
     }
 
 
@@ -181,6 +194,7 @@ def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[st
         "+reward.reward_kwargs.prmu_timeout_s": stage.prmu_timeout_s,
         "+reward.reward_kwargs.max_masked_fraction": stage.max_masked_fraction,
         "+reward.reward_kwargs.save_tokens": stage.save_tokens,
+        "+reward.reward_kwargs.keep_best": stage.validation is not None and stage.validation.publish == "best",
         "+reward.reward_kwargs.schema_file": schema_file,
         "+reward.reward_kwargs.terms": [asdict(term) for term in stage.terms],
         **{f"+reward.reward_kwargs.advantage.{key}": value for key, value in stage.advantage.rules().items()},
@@ -217,7 +231,7 @@ def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths
         "trainer.total_training_steps": stage.steps,
         "trainer.total_epochs": 1_000_000,  # steps decide
         "trainer.save_freq": stage.save_every or stage.steps,
-        "trainer.test_freq": -1,
+        "trainer.test_freq": -1 if stage.validation is None else stage.validation.every,
         "trainer.val_before_train": False,
         "trainer.max_actor_ckpt_to_keep": None,  # tagpr_rl.run.checkpoints keeps and drops
         "trainer.default_local_dir": str(paths.checkpoints),

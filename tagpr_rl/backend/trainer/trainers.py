@@ -16,6 +16,7 @@ from tagpr_rl.backend.rollout.agent_loop import OneServerClient, WholeResponseCl
 from tagpr_rl.backend.trainer.hooks.checkpoint import CheckpointHooks
 from tagpr_rl.backend.trainer.hooks.rewards import RewardHooks
 from tagpr_rl.backend.trainer.hooks.stop import StopHooks
+from tagpr_rl.backend.trainer.hooks.validation import ValidationHooks
 
 POLL_SECONDS = 0.05
 
@@ -42,7 +43,7 @@ class ScorerHooks:
         super().on_init_end()  # type: ignore[misc]
 
 
-class TagprTrainer(ScorerHooks, StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSync):
+class TagprTrainer(ScorerHooks, StopHooks, ValidationHooks, CheckpointHooks, RewardHooks, PPOTrainerSync):
     """verl's synchronous trainer with all hooks."""
 
     def get_llm_client(self) -> Any:

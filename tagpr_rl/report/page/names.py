@@ -75,6 +75,7 @@ LEARNING: tuple[MetricName, ...] = (
         "greatest difference of a token's probability between the rollout engine and the policy",
         "down",
     ),
+    MetricName("validation/score", "validation score", "mean task score on users who train nothing, greedy", "up"),
     MetricName("staleness/mean", "staleness", "updates between sampling a response and learning from it", "down"),
 )
 

@@ -13,7 +13,7 @@ import pytest
 
 from tagpr_rl.cli import main
 from tagpr_rl.data.lamp import load_folder, outputs_path, questions_path, splits_present, write_lamp
-from tagpr_rl.data.people import link_users, require_setting, require_several_questions, shared_people
+from tagpr_rl.data.people import link_users, require_setting, require_several_questions, set_aside, shared_people
 from tagpr_rl.data.split import split_folder
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.types import LampRecord, ProfileItem, TagprError
@@ -244,3 +244,20 @@ def test_the_people_of_real_files_are_found_without_their_ids() -> None:
             linked = link_users([replace(record, user_id=record.id) for record in known])
             pairs = {(a.user_id, b.user_id) for a, b in zip(known, linked, strict=True)}
             assert len(pairs) == len({r.user_id for r in known}) == len({r.user_id for r in linked}), (folder, task)
+
+
+def test_users_are_set_aside_whole_whatever_the_order() -> None:
+    records = [record for user in range(10) for record in (made(f"{user}a", user), made(f"{user}b", user))]
+    rest, aside = set_aside(records, 0.3)
+    users = {r.user_id for r in aside}
+    assert len(users) == 3 and len(aside) == 6 and len(rest) == 14 and not users & {r.user_id for r in rest}
+    again = set_aside(records[::-1], 0.3)[1]
+    assert {r.id for r in again} == {r.id for r in aside}
+    assert set_aside(records, 0.0) == (records, [])
+    assert len({r.user_id for r in set_aside(records, 0.01)[1]}) == 1
+    with pytest.raises(TagprError, match="10 of 10 training users"):
+        set_aside(records, 0.99)
+
+
+def made(key: str, user: int) -> LampRecord:
+    return LampRecord(key, "LaMP_2", "train", f"u{user}", "q", (), "comedy")

@@ -55,6 +55,16 @@ def test_retention_keeps_the_newest(root: Path, keep: int, left: list[int]) -> N
     assert steps(root) == left
 
 
+def test_a_spared_checkpoint_stays_beside_the_newest(root: Path) -> None:
+    identity = begin(root, FACTS, keep=9)
+    for step in range(1, 6):
+        save(root, step, identity)
+    checkpoints.retain(root, 2, newest=5, spared={2})
+    assert steps(root) == [2, 4, 5]
+    checkpoints.retain(root, 1, newest=5)
+    assert steps(root) == [5]
+
+
 @pytest.mark.parametrize(
     "damage, said",
     [

@@ -87,8 +87,8 @@ def interrupted(run: RunDir, r: Recipe, mirror: Mirror, *, at: int) -> None:
         write_text(folder.root / "alerts.jsonl", f'{{"step": {step}}}\n')
         write_text(folder.rollouts / f"step_{step:04d}.jsonl", "{}\n")
         save(folder.checkpoints, step, identity)
-        assert mirror.push_checkpoint(run, folder, keep=2)
-        assert not mirror.push_checkpoint(run, folder, keep=2)  # nothing new
+        assert mirror.push_checkpoint(run, folder)
+        assert not mirror.push_checkpoint(run, folder)  # nothing new
 
 
 def test_a_run_goes_on_elsewhere_from_its_url(base: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,9 +92,9 @@ class StagedCheckpointHandler(CheckpointHandler):
         dist.barrier()
 
 
-def publish(root: Path, step: int, identity: checkpoints.Identity) -> None:
+def publish(root: Path, step: int, identity: checkpoints.Identity, spared: Collection[int] = ()) -> None:
     """`checkpoints.publish`, or an error if another attempt has replaced this one."""
-    if not checkpoints.publish(root, step, identity):
+    if not checkpoints.publish(root, step, identity, spared):
         raise TagprError(f"another process has resumed the stage of {root}; this one stops at step {step}")
 
 
@@ -135,4 +135,8 @@ class CheckpointHooks:
             folder = checkpoints.step_folder(staging, step)
             require_all_ranks(folder, trainer.nnodes * trainer.n_gpus_per_node)
             checkpoints.seal(folder, step, self._identity)
-        self.logger.after_row(step, lambda: publish(self._checkpoints, step, self._identity))
+        self.logger.after_row(step, lambda: publish(self._checkpoints, step, self._identity, self.spared_steps()))
+
+    def spared_steps(self) -> set[int]:
+        """Steps whose checkpoints stay although newer ones are there."""
+        return set()
