@@ -1,4 +1,4 @@
-"""A GRPO stage's score on users who train nothing: its metrics, and the best step."""
+"""A GRPO stage's score on users who train nothing, and its best step."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tagpr_rl.eval.lamp_eval import EvalResult
-
-SCORE, SECONDS = "validation/score", "timing_s/testing"
-"""Keys of a metrics row: the mean task score over tasks, in [0, 1], and verl's name for the seconds that it cost."""
+SCORE = "validation/score"
+"""A key of a metrics row: the mean task score over tasks, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,17 +16,6 @@ class Validated:
 
     step: int
     score: float
-
-
-def validation_metrics(result: EvalResult) -> dict[str, float]:
-    """The row's keys: score with its 95 % interval over users, each task's official metrics, the well-formed share."""
-    return {
-        SCORE: result.score,
-        "validation/low": result.score_low,
-        "validation/high": result.score_high,
-        "validation/well_formed": result.strict_rate,
-        **{f"validation/{metric.task}/{metric.name}": metric.value for metric in result.metrics},
-    }
 
 
 def best(rows: Sequence[Mapping[str, Any]], saved: Collection[int] | None = None) -> Validated | None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 
-from tagpr_rl.backend.session.supervisor import result
 from tagpr_rl.prmu.serving.batcher import Batcher, QueueFull
 from tagpr_rl.prmu.serving.requests import ScoreReply, ScoreRequest, check_request
 from tagpr_rl.types import TagprError
@@ -190,9 +189,10 @@ class ScoreWorker:
 
 
 class RemoteScores:
-    """A prmu.accuracy.RawScore on a Ray actor; a context manager that frees the device."""
+    """A prmu.accuracy.RawScore on a Ray actor; a context manager that frees the device. `get` waits for an answer."""
 
-    def __init__(self, path: Path, device: str, threads: int) -> None:
+    def __init__(self, path: Path, device: str, threads: int, get: Callable[[Any], Any] = ray.get) -> None:
+        self._get = get
         self.actor = ScoreWorker.remote(str(path), device, threads)  # type: ignore[attr-defined]
 
     def __enter__(self) -> RemoteScores:
@@ -206,6 +206,6 @@ class RemoteScores:
         distinct = list(dict.fromkeys(requests))
         scores: list[float] = []
         for first in range(0, len(distinct), CHUNK):
-            scores += result(self.actor.raw.remote(distinct[first : first + CHUNK]))
+            scores += self._get(self.actor.raw.remote(distinct[first : first + CHUNK]))
         score = dict(zip(distinct, scores, strict=True))
         return [score[request] for request in requests]

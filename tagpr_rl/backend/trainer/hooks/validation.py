@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tagpr_rl.eval.lamp_eval import evaluate
+from tagpr_rl.eval.lamp_eval import EvalResult, evaluate
 from tagpr_rl.files import read_parquet, write_text
-from tagpr_rl.monitor.validation import best, validation_metrics
+from tagpr_rl.monitor.validation import SCORE, best
 from tagpr_rl.run import metrics as stage_metrics
 from tagpr_rl.tags.schema import schema_from
 from tagpr_rl.types import LampRecord
@@ -67,3 +67,14 @@ def _record(info: Mapping[str, Any]) -> LampRecord:
         profile=(),
         gold=info["gold"],
     )
+
+
+def validation_metrics(result: EvalResult) -> dict[str, float]:
+    """The row's keys: score with its 95 % interval over users, each task's official metrics, the well-formed share."""
+    return {
+        SCORE: result.score,
+        "validation/low": result.score_low,
+        "validation/high": result.score_high,
+        "validation/well_formed": result.strict_rate,
+        **{f"validation/{metric.task}/{metric.name}": metric.value for metric in result.metrics},
+    }
