@@ -39,7 +39,22 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("types", "files", "config", "run", "tags", "data", "prompts", "reward", "model", "plan", "deploy"),
     },
     "deploy": {"types", "files", "config", "plan"},
-    "backend": {"types", "files", "config", "run", "tags", "prompts", "reward", "monitor", "chains", "prmu", "deploy"},
+    "backend": {
+        *(
+            "types",
+            "files",
+            "config",
+            "run",
+            "tags",
+            "prompts",
+            "reward",
+            "eval",
+            "monitor",
+            "chains",
+            "prmu",
+            "deploy",
+        ),
+    },
     "stages": {
         *("types", "files", "config", "run", "tags", "data", "prompts", "reward", "model", "monitor", "eval"),
         *("chains", "prmu", "report", "backend"),
