@@ -1,17 +1,16 @@
-"""Recipe -> verl overrides. Every verl key of the project stands in this file or in `engine_keys`.
+"""Recipe -> verl overrides. Every verl key of the project stands in this file, in `engine_keys` or `hook_keys`.
 
-Neither file imports verl, so that `tagpr plan` can print the overrides on any machine.
+None of these files imports verl, so that `tagpr plan` can print the overrides on any machine.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tagpr_rl.backend.trainer.engine_keys import HOOKS, engine_keys, hooks, load_format, model_keys
+from tagpr_rl.backend.trainer.hook_keys import reward_keys, stop_keys, validation_keys
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, stage_limits
 
 _AGENT_LOOPS = "tagpr_rl.backend.rollout.agent_loop.TagprAgentLoopManager"
@@ -46,26 +45,17 @@ def grpo_overrides(recipe: Recipe, name: str, paths: StagePaths) -> dict[str, An
         **_data_keys(recipe, stage, paths),
         **_actor_keys(recipe, stage, paths),
         **_rollout_keys(recipe, stage),
-        **_reward_keys(recipe, stage, paths),
+        **reward_keys(recipe, stage, paths.saved),
         **_trainer_keys(recipe, name, stage, paths),
-        **_stop_keys(stage),
+        **stop_keys(stage),
     }
-
-
-def _stop_keys(stage: GrpoStage) -> dict[str, Any]:
-    """The stage's stop rules, which `hooks.stop` reads; empty if the stage has none."""
-    keys: dict[str, Any] = {}
-    for key, value in (stage.stop.model_dump(exclude_none=True) if stage.stop is not None else {}).items():
-        below = value.items() if isinstance(value, dict) else ()
-        keys |= {f"+trainer.stop.{key}.{name}": item for name, item in below} or {f"+trainer.stop.{key}": value}
-    return keys
 
 
 def _data_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
     prompt_tokens, response_tokens = stage_limits(recipe, stage)
     return {
         "data.train_files": str(paths.train),
-        **_validation_keys(stage, paths),
+        **validation_keys(stage, paths.train, paths.validation),
         "data.train_batch_size": stage.prompts_per_step,
         "data.max_prompt_length": prompt_tokens,
         "data.max_response_length": response_tokens,
@@ -74,18 +64,6 @@ def _data_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str,
         "data.seed": stage.seed,
         "data.shuffle": stage.rollouts_from is None,  # saved rows stand in the order of their steps
         "data.dataloader_num_workers": 0,
-    }
-
-
-def _validation_keys(stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
-    """The questions of verl's validation, all at once; it answers greedily. verl needs a file without one, too."""
-    if stage.validation is None:
-        return {"data.val_files": str(paths.train), "data.val_max_samples": 1}
-    return {
-        "data.val_files": str(paths.validation),
-        "data.validation_shuffle": False,
-        "actor_rollout_ref.rollout.val_kwargs.temperature": 0.0,
-        "actor_rollout_ref.rollout.val_kwargs.n": 1,
     }
 
 
@@ -184,34 +162,6 @@ def _separate_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         "trainer.v1.separate_async.parameter_sync_step": stage.mini_batches,
         "trainer.v1.separate_async.num_warmup_batches": own.warmup_batches,
     }
-
-
-def _reward_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
-    schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
-    keys: dict[str, Any] = {
-        "reward.num_workers": 0,  # agent-loop workers call the scoring actors themselves (rollout.agent_loop)
-        "reward.reward_model.enable": False,
-        "+reward.reward_kwargs.prmu_timeout_s": stage.prmu_timeout_s,
-        "+reward.reward_kwargs.max_masked_fraction": stage.max_masked_fraction,
-        "+reward.reward_kwargs.save_tokens": stage.save_tokens,
-        "+reward.reward_kwargs.keep_best": stage.validation is not None and stage.validation.publish == "best",
-        "+reward.reward_kwargs.schema_file": schema_file,
-        "+reward.reward_kwargs.terms": [asdict(term) for term in stage.terms],
-        **{f"+reward.reward_kwargs.advantage.{key}": value for key, value in stage.advantage.rules().items()},
-        **_step_log_keys(stage),
-    }
-    if stage.rollouts_from is not None:
-        keys |= {
-            "+reward.reward_kwargs.saved_rollouts": str(paths.saved),
-            "actor_rollout_ref.rollout.agent.default_agent_loop": "saved_rollouts",
-        }
-    return keys
-
-
-def _step_log_keys(stage: GrpoStage) -> dict[str, Any]:
-    """What the logging hook (hooks.step_log) needs; verl itself reads none of it."""
-    given = {**stage.log.model_dump(), "seed": stage.seed}
-    return {f"+reward.reward_kwargs.step_log.{key}": value for key, value in given.items()}
 
 
 def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
