@@ -31,6 +31,7 @@ def validation_keys(stage: GrpoStage, train: Path, validation: Path | None) -> d
 
 
 def reward_keys(recipe: Recipe, stage: GrpoStage, saved: Path | None) -> dict[str, Any]:
+    """What scores responses and turns rewards into advantages; `saved`: responses in the place of new ones."""
     schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
     keys: dict[str, Any] = {
         "reward.num_workers": 0,  # agent-loop workers call the scoring actors themselves (rollout.agent_loop)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tagpr_rl.backend.trainer.engine_keys import HOOKS, engine_keys, hooks, load_format, model_keys
