@@ -38,7 +38,7 @@ def command(
     print_plan(loaded, folder, Console(), verl_overrides if verl else None, formulas=formulas)
     plan = planned(loaded, folder)
     require_ready(plan, say, here=runs_here(plan))
-    say(f"{verdict(loaded)}; checkpoints and weights: at most {size_text(disk_bytes(plan))} on disk")
+    say(f"{verdict(loaded)}; checkpoints, weights and rollouts: at most {size_text(disk_bytes(plan))} on disk")
 
 
 def verl_overrides(recipe: Recipe, run: RunDir, name: str) -> Sequence[str]:

@@ -65,7 +65,8 @@ class BudgetBlock(Closed):
     """Name of the GPU in the table of `tagpr plan`, for example H100-80GB; null = memory is printed and not compared,
     and hours are not estimated."""
     host_memory_gib: Annotated[float, Field(gt=0.0)] | None = None
-    """Memory of a node in GiB, compared with what is offloaded and with a PRMU on the CPU; null = not compared."""
+    """Memory of a node in GiB, compared with what a stage takes of the host (loading, offloaded states, a reference,
+    sleeping engines, saving, a PRMU on the CPU); null = not compared. cluster.memory_gb is compared if it is given."""
 
 
 def checkpointing(platform: PlatformBlock, training: TrainingBlock) -> bool:

@@ -10,8 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage, StageBase, stage_limits, upstream
+from tagpr_rl.plan.host import stage_disks
 from tagpr_rl.plan.hours import DECODE_EFFICIENCY, MFU
-from tagpr_rl.plan.memory import GIB, RESERVE_GIB, device_of, policy_shape
+from tagpr_rl.plan.memory import GIB, RESERVE_GIB, Part, device_of, policy_shape
 from tagpr_rl.plan.stages import StageBudget, stage_budget
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.run.state import run_status
@@ -142,6 +143,8 @@ def verdict(recipe: Recipe) -> str:
         most, stage, phase = max(phases)
         room = f" of {device.memory_gib - RESERVE_GIB:.1f}" if device is not None else ""
         memory = f"at most {most / GIB:.1f}{room} GiB per device (stage {stage}, {phase})"
+    host = max((budget.host_bytes for budget in budgets.values()), default=0.0)
+    memory += f", {_gib(host)} GiB of a node's host" if host else ""
     memory += "" if device is not None else ", not checked against a device (budget.device names one)"
     seconds = sum(seconds for budget in budgets.values() for _, seconds, _ in budget.seconds)
     hours = f"about {seconds / 3600:.1f} hours" if seconds else "hours: not estimated"
@@ -167,7 +170,7 @@ def devices_text(recipe: Recipe) -> str:
 
 
 def print_budgets(recipe: Recipe, console: Console, *, formulas: bool) -> None:
-    """Print memory per device and estimated hours of every stage; nothing when the model is unknown."""
+    """Print memory per device, host memory, disk and hours of every stage; nothing when the model is unknown."""
     try:
         budgets = stage_budgets(recipe)
         device, shape = device_of(recipe.budget), policy_shape(recipe)
@@ -185,6 +188,7 @@ def print_budgets(recipe: Recipe, console: Console, *, formulas: bool) -> None:
             highlight=False,
         )
     console.print(formula_table(budgets) if formulas else memory_table(budgets))
+    console.print(node_table(recipe, budgets, formulas=formulas))
     if any(budget.seconds for budget in budgets.values()):
         console.print(hours_table(budgets) if formulas else hours_line(budgets), highlight=False)
         console.print(
@@ -198,28 +202,52 @@ def print_budgets(recipe: Recipe, console: Console, *, formulas: bool) -> None:
 
 
 def memory_table(budgets: Mapping[str, StageBudget]) -> Table:
-    """One row per phase of each stage: the sum, and the three largest parts; a row for host memory."""
+    """One row per phase of each stage: the sum, and the three largest parts."""
     table = Table("stage", "while it", "GiB per device", "of which, at most")
     for name, budget in budgets.items():
         for phase in budget.phases:
-            largest = sorted(phase.parts, key=lambda part: -part.bytes)[:3]
-            parts = ", ".join(f"{part.name} {part.bytes / GIB:.3g}" for part in largest)
-            table.add_row(name, phase.name, f"{phase.bytes / GIB:.3g}", parts)
-        if budget.host_bytes:
-            table.add_row(name, "", f"{budget.host_bytes / GIB:.3g}", "host memory of a node")
+            table.add_row(name, phase.name, f"{phase.bytes / GIB:.3g}", _largest(phase.parts))
+    return table
+
+
+def _largest(parts: Sequence[Part]) -> str:
+    """The three largest parts, in GiB."""
+    largest = sorted(parts, key=lambda part: -part.bytes)[:3]
+    return ", ".join(f"{part.name} {_gib(part.bytes)}" for part in largest)
+
+
+def _gib(count: float) -> str:
+    """Bytes in GiB, three digits or all before the point."""
+    return f"{count / GIB:,.0f}" if count >= 1000 * GIB else f"{count / GIB:.3g}"
+
+
+def node_table(recipe: Recipe, budgets: Mapping[str, StageBudget], *, formulas: bool) -> Table:
+    """One row per stage: host memory of the fullest node at its fullest, and what the stage leaves below `out`, which
+    all nodes share. `formulas`: a row for each part."""
+    table = Table("stage", "of a node", "GiB", "each" if formulas else "of which, at most")
+    disks = stage_disks(recipe, recipe.stages)
+    for name, budget in budgets.items():
+        fullest = max(budget.host, key=lambda phase: phase.bytes)
+        rows = [(f"host memory ({fullest.name})", fullest.bytes, fullest.parts)]
+        if disk := disks.get(name):
+            writing = (Part("being written", disk.writing, "a checkpoint"),) if disk.writing else ()
+            rows.append(("disk of `out`", disk.bytes + disk.writing, (*disk.parts, *writing)))
+        for what, total, parts in rows:
+            shown = "\n".join(f"{part.name} {_gib(part.bytes)}: {escape(part.formula)}" for part in parts)
+            table.add_row(name, what, _gib(total), shown if formulas else _largest(parts))
+    for column in table.columns:
+        column.overflow = "fold"
     return table
 
 
 def formula_table(budgets: Mapping[str, StageBudget]) -> Table:
-    """One row per part of each stage's phases, with its formula; the sum, and host memory, at the end of each."""
+    """One row per part of each stage's phases, with its formula; the sum at the end of each."""
     table = Table("stage", "while it", "part", "GiB", "per device")
     for name, budget in budgets.items():
         for phase in budget.phases:
             for part in phase.parts:
                 table.add_row(name, phase.name, part.name, f"{part.bytes / GIB:.3g}", escape(part.formula))
             table.add_row(name, phase.name, "[bold]sum[/bold]", f"[bold]{phase.bytes / GIB:.3g}[/bold]", "")
-        if budget.host_bytes:
-            table.add_row(name, "", "host, per node", f"{budget.host_bytes / GIB:.3g}", "offloaded, reference, PRMU")
     for column in table.columns:
         column.overflow = "fold"
     return table

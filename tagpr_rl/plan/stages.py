@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tagpr_rl.config import EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
+from tagpr_rl.config import EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage
+from tagpr_rl.plan.host import other_host, training_host
 from tagpr_rl.plan.hours import Times, grpo_time, prmu_time, train_time
 from tagpr_rl.plan.memory import (
     GIB,
     RESERVE_GIB,
+    Part,
     Phase,
-    compute_bytes,
     device_of,
     engine_parts,
     longest,
@@ -21,7 +22,6 @@ from tagpr_rl.plan.memory import (
     prmu_training_parts,
     scorer_part,
     training_parts,
-    zero_optimizer_bytes,
 )  # fmt: skip
 from tagpr_rl.plan.shapes import Device, ModelShape
 
@@ -41,6 +41,15 @@ REMEDIES = {
     "prmu weights": "name a smaller `backbone` for the prmu stage",
     "prmu activations": "lower the prmu stage's micro_batch_size",
 }
+HOST_REMEDIES = {
+    "loading": "use nodes with more memory; only FSDP2 with an output layer of its own loads in one process alone",
+    "offloaded weights": "use more nodes, or switch offloading off",
+    "offloaded optimizer": "use more nodes, or switch offloading off",
+    "reference": "use more nodes, or set kl_coef: 0",
+    "sleeping engine": "raise placement.tensor_parallel, or set lora.merge: true",
+    "prmu": "lower placement.prmu_serving.scorers or cache_mb, or name a smaller prmu `backbone`",
+    "export": "use a smaller model or nodes with more memory: the first one must hold the weights whole in fp32",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +57,17 @@ class StageBudget:
     """Memory and work of one stage."""
 
     phases: tuple[Phase, ...]
-    host_bytes: float = 0.0
-    """Of one node: offloaded states, the reference and a PRMU on the CPU."""
+    """Of the fullest device."""
+    host: tuple[Phase, ...] = ()
+    """Of the fullest node's own memory."""
     seconds: tuple[tuple[str, float, str], ...] = ()
     """(what, seconds in the whole stage, the arithmetic); empty if no device is named."""
     problems: tuple[str, ...] = ()
+
+    @property
+    def host_bytes(self) -> float:
+        """The most that the stage takes of a node's own memory."""
+        return max((phase.bytes for phase in self.host), default=0.0)
 
 
 def stage_budget(recipe: Recipe, name: str) -> StageBudget | None:
@@ -64,20 +79,23 @@ def stage_budget(recipe: Recipe, name: str) -> StageBudget | None:
         if backbone is None:
             return None
         phases: tuple[Phase, ...] = (Phase("train", prmu_training_parts(backbone, stage)),)
-        return _judged(recipe, name, phases, 0.0, prmu_time(recipe, stage, backbone, device), device, ())
+        host = other_host(recipe, phases, Part("loading", 4 * backbone.parameters, f"4 B x {backbone.parameters:,}"))
+        return _judged(recipe, name, phases, host, prmu_time(recipe, stage, backbone, device), device, ())
     if shape is None:
         return None
     if isinstance(stage, SftStage):
         phases = (Phase("train", training_parts(recipe, shape, micro_tokens(recipe, stage), stage)),)
         tokens = stage.steps * stage.batch_size * longest(recipe)
         times = train_time(recipe, shape, tokens, device)
-        return _judged(recipe, name, phases, _offloaded(recipe, shape, stage), times, device, ())
+        return _judged(recipe, name, phases, training_host(recipe, stage, shape, phases), times, device, ())
     if isinstance(stage, GrpoStage):
         return _grpo(recipe, name, stage, shape, device)
     if isinstance(stage, EvaluateStage):
         memory = device.memory_gib * GIB if device else None
         engine, _, wrong = engine_parts(recipe, shape, memory)
-        return _judged(recipe, name, (Phase("generate", tuple(engine)),), 0.0, (), device, wrong)
+        phases, workers = (Phase("generate", tuple(engine)),), recipe.placement.tensor_parallel
+        read = Part("a tensor", 4 * shape.largest * workers, f"{workers} x the largest of 4 B x {shape.largest:,}")
+        return _judged(recipe, name, phases, other_host(recipe, phases, read), (), device, wrong)
     return None
 
 
@@ -101,66 +119,51 @@ def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device
         phases.append(Phase("generate", (*kept, *engine)))
     else:
         phases.append(Phase("generate (rollout devices)", tuple(engine)))
-    host = _offloaded(recipe, shape, stage)
-    if recipe.lora is not None and not recipe.lora.merge and recipe.placement.rollout == "colocated":
-        # vLLM keeps the base weights while it sleeps, in host memory (verl's sleep level 1): only the adapter is sent.
-        host += engine[0].bytes * recipe.platform.devices_per_node
-    scorer = scorer_part(recipe, stage)
-    if stage.kl_coef > 0 and recipe.lora is None:  # with LoRA the reference is the policy without its adapter
-        host += 4 * shape.parameters / recipe.platform.nodes  # verl keeps it in host memory (CPUOffloadPolicy)
-    scorers = recipe.placement.prmu_serving.scorers
+    # With an adapter vLLM keeps the base while it sleeps: only the adapter is sent. A CPU's engine never sleeps.
+    sleeps = recipe.lora is not None and not recipe.lora.merge and recipe.platform.device != "cpu"
+    host = training_host(recipe, stage, shape, phases, engine[0].bytes if sleeps else 0.0)
+    scorer, scorers = scorer_part(recipe, stage), recipe.placement.prmu_serving.scorers
     if scorer is not None and recipe.placement.prmu == "shared":
         per_device = -(-scorers // recipe.platform.devices)  # the fullest device
         phases = [Phase(phase.name, (*phase.parts, *[scorer] * per_device)) for phase in phases]
     elif scorer is not None and recipe.placement.prmu == "dedicated":
         per_device = min(scorers, max(1, int(1 / recipe.placement.prmu_devices)))
         phases.append(Phase("score (PRMU's device)", (scorer,) * per_device))
-    elif scorer is not None:
-        host += scorer.bytes * scorers  # Ray may put all of them on one node
     times = grpo_time(recipe, stage, shape, device, fits)
     return _judged(recipe, name, tuple(phases), host, times, device, wrong)
 
 
-def _offloaded(recipe: Recipe, shape: ModelShape, stage: TrainingStage) -> float:
-    """Host bytes of a node that offloaded states take."""
-    training, nodes = recipe.training, recipe.platform.nodes
-    if stage.strategy == "deepspeed":
-        zero, width = stage.zero(), compute_bytes(recipe)
-        per_weight = width * zero.offload_params + zero_optimizer_bytes(recipe) * zero.offload_optimizer
-        return per_weight * shape.parameters / nodes
-    trained = shape.parameters
-    if recipe.lora is not None:
-        trained = shape.lora_parameters(recipe.lora.rank, recipe.lora.target_modules)
-    weights, states = 4.0 * shape.parameters * training.offload_params, 8.0 * trained * training.offload_optimizer
-    return (weights + states) / nodes
-
-
 def _judged(
-    recipe: Recipe, name: str, phases: tuple[Phase, ...], host: float, times: Times, device: Device | None,
-    wrong: tuple[str, ...],
+    recipe: Recipe, name: str, phases: tuple[Phase, ...], host: tuple[Phase, ...], times: Times,
+    device: Device | None, wrong: tuple[str, ...],
 ) -> StageBudget:  # fmt: skip
     problems = [f"stages.{name}: {text}" for text in wrong]
     for phase in phases if device is not None else ():
         assert device is not None
         room = device.memory_gib - RESERVE_GIB
         if phase.bytes / GIB > room:
-            sums: dict[str, float] = {}
-            for part in phase.parts:
-                key = "engine" if part.name.startswith("engine") else part.name
-                sums[key] = sums.get(key, 0.0) + part.bytes / GIB
-            problems.append(f"stages.{name}, {phase.name}: {_too_big(phase, room, recipe.budget.device, sums)}")
+            where = f"{recipe.budget.device} with {room:.1f} GiB free ({RESERVE_GIB:g} reserved)"
+            problems.append(f"stages.{name}, {phase.name}: {_too_big(phase, where, REMEDIES)}")
+    budget = StageBudget(phases, host, times)
     limit = recipe.budget.host_memory_gib
-    if limit is not None and host / GIB > limit:
-        problems.append(
-            f"stages.{name}: {host / GIB:.0f} GiB of host memory on a node, budget.host_memory_gib={limit:g}; "
-            "use more nodes or switch training.offload_* off"
-        )
-    return StageBudget(phases, host, times, tuple(problems))
+    if limit is not None and budget.host_bytes / GIB > limit:
+        problems.append(f"stages.{name}, {host_shortage(budget, f'budget.host_memory_gib={limit:g}')}")
+    return replace(budget, problems=tuple(problems))
 
 
-def _too_big(phase: Phase, room: float, device: str | None, sums: Mapping[str, float]) -> str:
+def host_shortage(budget: StageBudget, where: str) -> str:
+    """What does not fit the memory of a node that `where` names, and a remedy."""
+    phase = max(budget.host, key=lambda phase: phase.bytes)
+    return f"{phase.name} on a node's host: {_too_big(phase, where, {**REMEDIES, **HOST_REMEDIES})}"
+
+
+def _too_big(phase: Phase, where: str, remedies: Mapping[str, str]) -> str:
+    sums: dict[str, float] = {}
+    for part in phase.parts:
+        key = "engine" if part.name.startswith("engine") else part.name
+        sums[key] = sums.get(key, 0.0) + part.bytes / GIB
     worst = max(sums, key=lambda key: sums[key])
     return (
-        f"{phase.bytes / GIB:.1f} GiB do not fit {device} with {room:.1f} GiB free "
-        f"({RESERVE_GIB:g} reserved); the largest part is {worst} with {sums[worst]:.1f} GiB: {REMEDIES[worst]}"
+        f"{phase.bytes / GIB:.1f} GiB do not fit {where}; the largest part is {worst} with {sums[worst]:.1f} GiB: "
+        f"{remedies[worst]}"
     )

@@ -11,12 +11,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tagpr_rl.config import ChainsStage, EvaluateStage, GrpoStage, PrmuStage, SftStage, TrainingStage
+from tagpr_rl.config import ChainsStage, EvaluateStage, GrpoStage, SftStage, TrainingStage
 from tagpr_rl.config.kinds import KINDS
 from tagpr_rl.config.platform import attention
 from tagpr_rl.deploy.need import need, node_devices
-from tagpr_rl.plan.memory import GIB, policy_shape, prmu_shape
+from tagpr_rl.plan.host import disk_bytes as planned_disk
+from tagpr_rl.plan.memory import GIB
 from tagpr_rl.plan.show import stage_budgets
+from tagpr_rl.plan.stages import host_shortage
 from tagpr_rl.preflight.finding import Finding, PlannedRun
 from tagpr_rl.types import TagprError
 
@@ -185,28 +187,12 @@ def unwritable(folder: Path) -> str:
         return f"cannot be written ({error.strerror})"
 
 
-def disk_bytes(plan: PlannedRun) -> int:
-    """Most bytes of checkpoints and published weights at one time, of stages whose model is known.
-
-    A checkpoint has fp32 weights and two Adam moments, and an export of the weights (12 + 4 bytes a weight). With LoRA
-    the moments are the adapters' and do not count. One more than `keep_checkpoints` lies there while it is written.
-    PRMU's checkpoints go with the stage.
-    """
-    kept_bytes, written = 0, 0
+def disk_bytes(plan: PlannedRun) -> float:
+    """Most bytes below `out` at one time, of stages whose model is known and that are still to do."""
     try:
-        shape = policy_shape(plan.recipe)
-        for name, stage in plan.stages(TrainingStage):
-            own = prmu_shape(plan.recipe, name) if isinstance(stage, PrmuStage) else shape
-            if own is None:
-                continue
-            saves = -(-stage.steps // stage.save_every) if stage.save_every else int(not isinstance(stage, PrmuStage))
-            each = own.parameters * (12 if isinstance(stage, PrmuStage) else 16 if plan.recipe.lora is None else 8)
-            kept = min(stage.keep_checkpoints, saves)
-            kept_bytes += 4 * own.parameters + (0 if isinstance(stage, PrmuStage) else kept * each)
-            written = max(written, each * (min(kept + 1, saves) - (0 if isinstance(stage, PrmuStage) else kept)))
+        return planned_disk(plan.recipe, plan.todo)
     except TagprError:  # the model's own check names it
         return 0
-    return kept_bytes + written
 
 
 def size_text(count: float) -> str:
@@ -215,7 +201,7 @@ def size_text(count: float) -> str:
 
 
 def disk(plan: PlannedRun) -> Iterator[Finding]:
-    """Checkpoints and weights against the free space of `out`."""
+    """Checkpoints, weights and rollouts against the free space of `out`."""
     needed = disk_bytes(plan)
     try:
         free = shutil.disk_usage(nearest_folder(plan.folder.root)).free
@@ -225,20 +211,22 @@ def disk(plan: PlannedRun) -> Iterator[Finding]:
         yield Finding(
             "out",
             plan.folder.root,
-            f"checkpoints and weights take up to {size_text(needed)}, and {size_text(free)} are free",
+            f"checkpoints, weights and rollouts take up to {size_text(needed)}, and {size_text(free)} are free",
             "free some, choose another folder, or lower keep_checkpoints",
             on_machine=True,
         )
 
 
 def memory(plan: PlannedRun) -> Iterator[Finding]:
-    """A CPU run's processes, scorers and caches against this machine's memory."""
+    """A run's processes, scorers and caches against this machine's memory."""
     recipe, serving = plan.recipe, plan.recipe.placement.prmu_serving
     if recipe.platform.ray_address is not None or not _uses_ray(plan):
         return
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if recipe.platform.device == "cpu":
         yield from _processes(plan, total)
+    else:
+        yield from _host(plan, total, f"this machine of {total / GIB:.0f} GiB", on_machine=True)
     if not any(stage.uses_prmu for _, stage in plan.stages(GrpoStage)):
         return
     caches = serving.scorers * serving.cache_mb * (1 << 20)
@@ -258,6 +246,17 @@ def memory(plan: PlannedRun) -> Iterator[Finding]:
             "lower it",
             on_machine=True,
         )
+
+
+def _host(plan: PlannedRun, limit: float, where: str, *, on_machine: bool) -> Iterator[Finding]:
+    """The stage that takes the most of a node's own memory against `limit` bytes, which `where` names."""
+    try:
+        budgets = {name: budget for name, budget in stage_budgets(plan.recipe).items() if name in plan.todo}
+    except TagprError:  # batches_and_memory names it
+        return
+    name = max(budgets, key=lambda name: budgets[name].host_bytes, default="")
+    if name and budgets[name].host_bytes > limit:
+        yield Finding("", None, f"stages.{name}, {host_shortage(budgets[name], where)}", on_machine=on_machine)
 
 
 def _processes(plan: PlannedRun, total: int) -> Iterator[Finding]:
@@ -294,6 +293,8 @@ def _processes(plan: PlannedRun, total: int) -> Iterator[Finding]:
 def cluster(plan: PlannedRun) -> Iterator[Finding]:
     """The nodes that the `cluster` block asks for against what the run takes."""
     block, platform = plan.recipe.cluster, plan.recipe.platform
+    if "memory_gb" in block.model_fields_set:  # the default is nobody's node
+        yield from _host(plan, block.memory_gb * GIB, f"cluster.memory_gb={block.memory_gb}", on_machine=False)
     if platform.device == "cpu" and block.shm_gb << 10 < platform.weight_bucket_mb:
         yield Finding(
             "cluster.shm_gb",

@@ -384,6 +384,9 @@ ROWS = [
     Row("model.path=Qwen/Qwen3-32B", "stages.", "this machine has"),
     # machine
     Row("cluster.shm_gb=1 platform.weight_bucket_mb=4096", "cluster.shm_gb", "weight transfer"),
+    Row("budget.host_memory_gib=0.01", "", "do not fit budget.host_memory_gib=0.01"),
+    Row("cluster.memory_gb=1 data.prompt.max_tokens=4096", "", "do not fit cluster.memory_gb=1"),
+    Row("model.path=Qwen/Qwen3-32B platform.device=cuda", "", "on a node's host"),
     Row("out={tmp}/file", "out", "is a file", file("file", "")),
     Row("out=/proc/x", "out", "cannot be written"),
     Row("mirror=file:///proc/x", "mirror", "cannot be written"),

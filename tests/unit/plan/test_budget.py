@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tagpr_rl.config import BudgetBlock, Recipe, load_recipe
+from tagpr_rl.config import BudgetBlock, Recipe, SftStage, load_recipe
 from tagpr_rl.plan import show as planning
+from tagpr_rl.plan.host import checkpoint_bytes, disk_bytes, stage_disks
 from tagpr_rl.plan.hours import generation_seconds, train_flops
-from tagpr_rl.plan.memory import GIB, block_activation, device_of, micro_tokens
+from tagpr_rl.plan.memory import GIB, block_activation, device_of, micro_tokens, policy_shape
 from tagpr_rl.plan.shapes import SHAPES, Device, ModelShape, shape_of
-from tagpr_rl.plan.stages import stage_budget
+from tagpr_rl.plan.stages import StageBudget, stage_budget
 from tagpr_rl.types import TagprError
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes" / "lamp"
@@ -28,6 +29,12 @@ def part(found: Recipe, stage: str, phase: int, name: str) -> float:
     budget = stage_budget(found, stage)
     assert budget is not None
     return next(item.bytes for item in budget.phases[phase].parts if item.name == name)
+
+
+def host_part(budget: StageBudget, phase: str, name: str) -> float:
+    """Bytes of the parts of a node's host phase whose name begins with `name`."""
+    (found,) = [item for item in budget.host if item.name == phase]
+    return sum(item.bytes for item in found.parts if item.name.startswith(name))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +124,10 @@ def test_memory_of_zero(
     expected = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
     for name, per_weight in expected.items():
         assert parts.get(name) == (None if per_weight is None else pytest.approx(per_weight * 8_190_735_360))
-    assert budget.host_bytes == pytest.approx(host * 8_190_735_360)
+    assert host_part(budget, "train", "offloaded") == pytest.approx(host * 8_190_735_360)
+    # DeepSpeed wants real weights in each of the eight processes, and the first one gathers an export.
+    assert host_part(budget, "load", "loading") == 8 * 4 * 8_190_735_360
+    assert host_part(budget, "save", "export") == 4 * 8_190_735_360
     assert ("gathered" in parts) == ("zero_stage: 3" in zero)
 
 
@@ -145,10 +155,8 @@ def test_a_scorer_is_weights_states_and_cache_and_each_device_counts_its_own() -
     assert budget is not None  # nine scorers on eight devices: one device has two
     assert [item.name for item in budget.phases[1].parts].count("prmu") == 2
     host = stage_budget(recipe("qwen3_8b", "placement.prmu=cpu", f"{block}.scorers=2"), "guided")
-    alone = stage_budget(recipe("qwen3_8b", "placement.prmu=cpu"), "guided")
-    assert host is not None and alone is not None
-    scorer = weights + 2048 * states // 1000 + (512 << 20)
-    assert host.host_bytes - alone.host_bytes == scorer
+    assert host is not None
+    assert host_part(host, "generate", "prmu") == 2 * (weights + 2048 * states // 1000 + (512 << 20))
 
 
 def test_offload_and_separate_leave_the_engine_alone() -> None:
@@ -157,17 +165,81 @@ def test_offload_and_separate_leave_the_engine_alone() -> None:
     assert budget is not None
     names = {item.name for item in budget.phases[1].parts}
     assert names == {"engine weights", "engine KV cache", "engine work space", "prmu"}
-    assert budget.host_bytes == 12 * 8_190_735_360
+    assert host_part(budget, "train", "offloaded weights") == 4 * 8_190_735_360
+    assert host_part(budget, "train", "offloaded optimizer") == 8 * 8_190_735_360
+    # A save puts the weights back on the devices, and gathers a copy in the first process.
+    assert [phase.bytes for phase in budget.host] == [4 * EIGHT.parameters, *[12 * EIGHT.parameters] * 3]
     separate = stage_budget(recipe("qwen3_8b_separate"), "guided")
     assert separate is not None and "weights" not in {item.name for item in separate.phases[1].parts}
 
 
 def test_a_reference_is_in_host_memory() -> None:
     budget = stage_budget(recipe("qwen3_8b", "stages.explore.kl_coef=0.01"), "explore")
-    assert budget is not None and budget.host_bytes == 4 * 8_190_735_360
+    assert budget is not None and [phase.name for phase in budget.host] == ["load", "train", "generate", "save"]
+    # On one node it lies there whole, beside the weights that are loaded and those that are exported.
+    assert [phase.bytes for phase in budget.host] == [4 * EIGHT.parameters * times for times in (2, 1, 1, 2)]
+    hybrid = stage_budget(recipe("qwen3_8b_4nodes", "stages.explore.kl_coef=0.01"), "explore")
+    spread = stage_budget(recipe("qwen3_8b_4nodes", "stages.explore.kl_coef=0.01", "training.fsdp_size=32"), "explore")
+    assert hybrid is not None and host_part(hybrid, "train", "reference") == 4 * EIGHT.parameters
+    assert spread is not None and host_part(spread, "train", "reference") == EIGHT.parameters
     with_lora = stage_budget(recipe("qwen3_8b_lora", "stages.explore.kl_coef=0.01"), "explore")
     # with LoRA the reference is the policy itself; the sleeping engine's bf16 base weights lie in host memory instead
-    assert with_lora is not None and with_lora.host_bytes == 2 * 8_190_735_360
+    assert with_lora is not None and with_lora.host[1].bytes == 2 * EIGHT.parameters
+
+
+def test_host_memory_of_32b() -> None:
+    """131 GB of fp32 weights: loaded by one process of a node, exported by the first, never kept by all."""
+    whole = 4 * 32_762_123_264
+    full, lora = stage_budget(recipe("qwen3_32b"), "guided"), stage_budget(recipe("qwen3_32b_lora"), "guided")
+    assert full is not None and [phase.bytes for phase in full.host] == [whole, 0, 0, whole]
+    # Two engines of four devices keep their bf16 weights on the host while they sleep: 2 x 65.5 GB.
+    assert lora is not None and [phase.bytes for phase in lora.host] == [whole, whole, whole, 2 * whole]
+    # An evaluation's four workers each hold the output layer in fp32 while they change weights.
+    evaluate = stage_budget(recipe("qwen3_32b"), "eval")
+    assert evaluate is not None and evaluate.host_bytes == 4 * 4 * 151_936 * 5120
+    tied = stage_budget(recipe("qwen3_1.7b", "platform.devices_per_node=8"), "sft")
+    assert tied is not None and host_part(tied, "load", "loading") == 8 * 4 * 1_720_574_976
+
+
+def test_processes_of_the_cpu_lie_in_host_memory() -> None:
+    found = recipe("../demo", "platform.devices_per_node=2", "placement.prmu_serving.cache_mb=0")
+    budget = stage_budget(found, "sft")
+    assert budget is not None and budget.host[1].bytes == 2 * budget.phases[0].bytes
+    guided = stage_budget(found, "guided")
+    assert guided is not None and host_part(guided, "generate", "engine KV cache") == 2 * (512 << 20)
+
+
+def test_disk_of_a_checkpoint() -> None:
+    count, large = EIGHT.parameters, 32_762_123_264
+    whole = stage_disks(recipe("qwen3_8b"), ["guided"])["guided"]
+    sizes = {item.name: item.bytes for item in whole.parts}
+    # 12 B of weights and moments and 4 B of export; two are kept while a third one is written.
+    assert sizes["weights"] == 4 * count and sizes["checkpoints"] == 2 * 16 * count and whole.writing == 16 * count
+    # 200 steps of 128 x 8 responses: 2,816 tokens of 5 B, and a KiB
+    assert sizes["rollouts"] == 200 * 1024 * (1024 + 5 * 2816)
+    kept = stage_disks(
+        recipe("qwen3_8b", "stages.guided.log.keep_responses=10", "stages.guided.save_tokens=true"), ["guided"]
+    )
+    assert kept["guided"].parts[2].bytes == 200 * 10 * (1024 + 5 * 2816 + 8 * 768)
+
+    def checkpoint(*words: str) -> float:
+        found = recipe(*words)
+        stage, shape = found.stages["sft"], policy_shape(found)
+        assert isinstance(stage, SftStage) and shape is not None
+        return checkpoint_bytes(found, stage, shape)[0]
+
+    # Hybrid sharding on four nodes writes the weights and moments four times: 426 GB.
+    assert checkpoint("qwen3_8b_4nodes") == (4 * 12 + 4) * count == 425_918_238_720
+    assert checkpoint("qwen3_32b") == 16 * large
+    adapters = 64 * 32 * (2 * (5120 + 8192) + 2 * (5120 + 1024) + 3 * (5120 + 25_600))
+    assert checkpoint("qwen3_32b_lora") == 8 * large + 16 * adapters
+    # ZeRO's optimizer file has fp32 weights beside the moments; the weights' own file is bf16, and ZeRO 3 has none.
+    zero = "stages.sft.strategy=deepspeed"
+    assert checkpoint("qwen3_8b", zero) == 18 * count
+    assert checkpoint("qwen3_8b", zero, "stages.sft.deepspeed={zero_stage: 3}") == 16 * count
+    found = recipe("qwen3_8b")
+    disks = stage_disks(found, found.stages)
+    assert disk_bytes(found, found.stages) == sum(disk.bytes for disk in disks.values()) + 16 * count
 
 
 def test_micro_batches_in_tokens() -> None:
@@ -211,8 +283,18 @@ def test_what_does_not_fit_is_named_with_its_remedy_all_at_once() -> None:
 
 
 def test_host_memory_is_compared_when_it_is_given() -> None:
-    actual = recipe("qwen3_8b", "training.offload_params=true", "budget.host_memory_gib=16")
-    assert any("31 GiB of host memory" in problem for problem in planning.problems(actual))
+    offload = "training.offload_optimizer=true"
+    found = planning.problems(recipe("qwen3_8b", offload, "budget.host_memory_gib=80"))
+    assert any(
+        "stages.guided, save on a node's host: 91.5 GiB do not fit budget.host_memory_gib=80; the largest part is "
+        "offloaded optimizer with 61.0 GiB: use more nodes" in problem
+        for problem in found
+    )
+    assert planning.problems(recipe("qwen3_8b", offload, "budget.host_memory_gib=92")) == []
+    assert any(
+        "the largest part is sleeping engine" in problem or "the largest part is export" in problem
+        for problem in planning.problems(recipe("qwen3_32b_lora", "budget.host_memory_gib=200"))
+    )
 
 
 def test_the_embedding_must_fit_the_cpu_s_bucket() -> None:
