@@ -72,11 +72,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT_IN_BACKEND: dict[str, set[str]] = {
     "session": set(),
     "tracking": set(),
-    "deepspeed": set(),
+    "forward": set(),
+    "deepspeed": {"forward"},
     "scoring": {"deepspeed", "tracking"},
-    "platform_cpu": {"session", "scoring"},
+    "platform_cpu": {"session", "scoring", "forward"},
     "rollout": {"session", "scoring", "platform_cpu"},
-    "trainer": {"scoring", "tracking", "rollout", "platform_cpu"},
+    "trainer": {"scoring", "tracking", "rollout", "platform_cpu", "forward"},
 }
 AT_ROOT = {"__init__", "__main__", "types", "files", "documents"}
 """Files that may stand at the package's root: types, files and documents; the two others are Python's own names."""

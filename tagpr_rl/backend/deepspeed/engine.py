@@ -20,11 +20,11 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import FSDPEngineConfig
 from verl.workers.config.engine import EngineConfig
 from verl.workers.engine import EngineRegistry
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine.fsdp.utils import unfuse_moe_params
 
 from tagpr_rl.backend.deepspeed.checkpoint import DeepSpeedCheckpointManager
 from tagpr_rl.backend.deepspeed.zero import import_deepspeed, training_weights, zero_config
+from tagpr_rl.backend.forward.loss_tokens import LossTokenEngine
 
 
 @dataclass
@@ -90,7 +90,7 @@ class _EngineBackward:
 
 
 @EngineRegistry.register(model_type="language_model", backend="deepspeed", device=["cuda", "cpu"])
-class DeepSpeedEngine(FSDPEngineWithLMHead):
+class DeepSpeedEngine(LossTokenEngine):
     """ZeRO 1, 2 or 3. `self.module` is DeepSpeed's engine; `self.optimizer` is ZeRO's optimizer around verl's."""
 
     engine_config: DeepSpeedEngineConfig

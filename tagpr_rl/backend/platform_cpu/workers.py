@@ -15,11 +15,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 
-from tagpr_rl.backend.platform_cpu.loss_tokens import LossTokenEngine
+from tagpr_rl.backend.forward.loss_tokens import LossTokenEngine
 from tagpr_rl.backend.scoring.coalesce import Coalescer
 from tagpr_rl.backend.session.worker_settings import from_environment
 
@@ -27,7 +26,6 @@ from tagpr_rl.backend.session.worker_settings import from_environment
 def prepare() -> None:
     """Make this process a worker of the CPU platform."""
     gloo_process_group()
-    fused_logprobs()
     direct_agent_loops()
     coalesced_puts()
     torch.set_num_threads(from_environment().threads)
@@ -67,22 +65,6 @@ def gloo_process_group() -> None:
     initialize.tagpr_gloo = True  # type: ignore[attr-defined]
     distributed.initialize_global_process_group_ray = initialize
     engine_workers.initialize_global_process_group_ray = initialize
-
-
-def fused_logprobs() -> None:
-    """Compute token log-probabilities with one fused cross-entropy call; equal to verl's but for rounding.
-
-    verl/utils/torch_functional.py:197 loops over rows in Python if flash-attention is missing.
-    """
-    from verl.utils import torch_functional
-
-    torch_functional.logprobs_from_logits_v2 = logprobs_by_cross_entropy
-
-
-def logprobs_by_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities `[...]` of `labels` `[...]` under `logits` `[..., V]`."""
-    losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), reduction="none")
-    return -losses.view(labels.shape)
 
 
 def direct_agent_loops() -> None:

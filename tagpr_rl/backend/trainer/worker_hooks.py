@@ -93,3 +93,5 @@ if platform_cpu.requested():
     from tagpr_rl.backend.rollout import tcp_weights  # noqa: F401  (registers the checkpoint engine "tagpr_tcp")
 
     workers.prepare()
+else:
+    from tagpr_rl.backend.forward import loss_tokens  # noqa: F401  (registers the engine)
