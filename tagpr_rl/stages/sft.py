@@ -51,7 +51,8 @@ def run(context: StageContext) -> StageResult:
         ray = context.start_ray()
         from tagpr_rl.backend.trainer.sft import run_sft as train_remote
 
-        task = ray.remote(num_cpus=1)(train_remote).remote(
+        # Ray would start a task again from its first step, beside the rows that it has written.
+        task = ray.remote(num_cpus=1, max_retries=0)(train_remote).remote(
             world_size(recipe), overrides, tracking(context), recipe.platform.device
         )
         wait_for(context, ray, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")

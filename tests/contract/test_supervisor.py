@@ -90,8 +90,13 @@ def test_a_look_finds_processes_by_mark_and_by_descent() -> None:
 @pytest.mark.torch
 @pytest.mark.timeout(300)
 def test_a_real_session_ends_with_the_part_s_name(tmp_path: Path) -> None:
-    """An actor that is stopped, one that is killed while another waits for it, Ray's own server that is stopped."""
-    for fault, name in (("stop", "Silent.wait"), ("kill", "Silent has died"), ("head", "gcs_server")):
+    """An actor that is stopped, one that is killed while another waits for it, Ray's stopped server, memory."""
+    for fault, name in (
+        ("stop", "Silent.wait"),
+        ("kill", "Silent has died"),
+        ("head", "gcs_server"),
+        ("memory", "GB limit"),
+    ):
         command = [sys.executable, str(ROOT / "tests/support/lost_part.py"), fault]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)}

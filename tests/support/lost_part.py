@@ -1,5 +1,7 @@
-"""A run's Ray session in which a stage waits for a part that `stop`, `kill` or `head` takes away; prints the error and
-how many processes are left."""
+"""A run's Ray session in which a stage waits for a part that `stop`, `kill`, `head` or `memory` takes away.
+
+Prints the error and how many processes are left.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,21 @@ from pathlib import Path
 from tagpr_rl.backend.session import parts, supervisor
 from tagpr_rl.backend.session.ray_session import ray_session
 from tagpr_rl.config import load_recipe
+
+
+def run_out_of_memory() -> None:
+    """Ray's own monitor ends a worker, as its limit is already passed."""
+    os.environ |= {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    task = ray.remote(max_retries=0)(lambda: time.sleep(3600)).remote()
+    try:
+        supervisor.result(task)
+    except supervisor.LostPartError as error:
+        print(error)
+    ray.shutdown()
+    print("left: 0")
 
 
 def main(fault: str) -> None:
@@ -55,4 +72,4 @@ def main(fault: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run_out_of_memory() if sys.argv[1] == "memory" else main(sys.argv[1])

@@ -51,7 +51,7 @@ class StepCheckpoints:
         return steps_on_disk.step_folder(self.root, int(pointer.read_text(encoding="utf-8")))
 
 
-@ray.remote(num_cpus=1, num_gpus=1)
+@ray.remote(num_cpus=1, num_gpus=1, max_retries=0)  # not again from the first step
 def train_prmu_remote(
     pairs: str,
     backbone: str,

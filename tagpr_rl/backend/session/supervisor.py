@@ -7,6 +7,7 @@ that waits for either waits for ever.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -27,6 +28,8 @@ _LINES = 8
 _NOT_SAID = (":job_id:", ":actor_name:", ":task_name:")
 """Ray's own lines in a worker's log."""
 _END_S = 5.0
+_USED = re.compile(r"[\d.]+GB used / [\d.]+GB limit")
+"""In the message of Ray's OutOfMemoryError."""
 _UNEXPECTED = ("WORKER_DIED", "NODE_DIED")
 """ActorDiedErrorContext.Reason (ray/protobuf common.proto) of an actor that nobody ended."""
 
@@ -181,11 +184,23 @@ def is_done(task: Any, seconds: float) -> bool:
 
 def result(task: Any) -> Any:
     """`ray.get` of one task. LostPartError if a process of the run is lost while it waits."""
-    import ray
-
     while not is_done(task, POLL_S):
         pass
-    return ray.get(task)
+    return value(task)
+
+
+def value(task: Any) -> Any:
+    """`ray.get` of a task that has ended. LostPartError if Ray ended a process because memory ran out."""
+    import ray
+
+    try:
+        return ray.get(task)
+    except ray.exceptions.OutOfMemoryError as error:
+        used = _USED.search(str(error))
+        raise LostPartError(
+            f"the memory of a node ran out ({used[0] if used else 'its limit is unknown'}), and Ray ended a process of "
+            "the run. End other programs there, or lower micro_batch_size, platform.vllm_memory_mb or platform.threads"
+        ) from error
 
 
 def end_processes(run_id: str) -> None:
