@@ -54,16 +54,19 @@ def training_host(
         # With LoRA the reference is the policy without its adapter; else verl keeps it on the host (CPUOffloadPolicy).
         held.append(Part("reference", 4 * total * share, f"4 B x {total:,} x {share:g} (a node's share)"))
     first = [part for part in held if part.name == "reference"]
-    if asleep:
-        count = recipe.platform.devices_per_node
-        held.append(Part("sleeping engine", asleep * count, f"{count} x its weights on a device (sleep level 1)"))
+    count = recipe.platform.devices_per_node
+    engine = [Part("sleeping engine", asleep * count, f"{count} x its weights on a device (sleep level 1)")]
+    engine = engine if asleep else []
     scorer = scorer_part(recipe, stage) if isinstance(stage, GrpoStage) and recipe.placement.prmu == "cpu" else None
     if scorer is not None:  # Ray may put all of them on one node
         scorers = recipe.placement.prmu_serving.scorers
         held.append(Part("prmu", scorer.bytes * scorers, f"{scorers} x ({scorer.formula})"))
-    busy = [Phase(phase.name, (*_processes(recipe, phase), *held)) for phase in phases]
+    busy = [
+        Phase(phase.name, (*_processes(recipe, phase), *held, *(engine if phase.name == "train" else ())))
+        for phase in phases
+    ]
     states = tuple(part for part in phases[0].parts if part.name in ("weights", "optimizer", "lora"))
-    kept = [*_processes(recipe, Phase("save", states)), *held]
+    kept = [*_processes(recipe, Phase("save", states)), *held, *engine]
     if stage.strategy == "fsdp2":  # verl puts offloaded weights back on the device to save them
         kept = [part for part in kept if part.name != "offloaded weights"]
     export = Part("export", 4 * total, f"4 B x {total:,}, whole, in the first process")

@@ -167,10 +167,14 @@ def zero_optimizer_bytes(recipe: Recipe) -> int:
 
 
 def block_activation(shape: ModelShape, width: int) -> int:
-    """Bytes per token that one block keeps for its backward pass: 6 hidden vectors (norms, residuals), twice the
-    queries, keys and values (before and after rotation), the attention's output, and 4 feed-forward vectors."""
-    attention = 2 * (shape.heads + 2 * shape.kv_heads) * shape.head_dim + shape.heads * shape.head_dim
-    return width * (6 * shape.hidden + attention + 4 * shape.ffn)
+    """Bytes per token that one block keeps for its backward pass, with an attention that keeps no weights.
+
+    In the compute dtype: of each of the two norms its normalised input and its output, of the queries and keys the
+    normalised ones, then rotated queries, keys and values repeated for every head, the attention's output, and four
+    feed-forward vectors. In fp32: what the four norms (two of hidden states, of queries and of keys) take in.
+    """
+    hidden, queries, keys = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return width * (4 * hidden + 5 * queries + keys + 4 * shape.ffn) + 4 * (2 * hidden + queries + keys)
 
 
 def engine_parts(recipe: Recipe, shape: ModelShape, memory: float | None) -> tuple[list[Part], int, tuple[str, ...]]:

@@ -125,7 +125,9 @@ def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device
     scorer, scorers = scorer_part(recipe, stage), recipe.placement.prmu_serving.scorers
     if scorer is not None and recipe.placement.prmu == "shared":
         per_device = -(-scorers // recipe.platform.devices)  # the fullest device
-        phases = [Phase(phase.name, (*phase.parts, *[scorer] * per_device)) for phase in phases]
+        shared = len(phases) if recipe.placement.rollout == "colocated" else 1  # rollout devices have none
+        beside = [Phase(phase.name, (*phase.parts, *[scorer] * per_device)) for phase in phases[:shared]]
+        phases = [*beside, *phases[shared:]]
     elif scorer is not None and recipe.placement.prmu == "dedicated":
         per_device = min(scorers, max(1, int(1 / recipe.placement.prmu_devices)))
         phases.append(Phase("score (PRMU's device)", (scorer,) * per_device))
