@@ -22,6 +22,7 @@ from typer.main import get_command
 from tagpr_rl import __version__
 from tagpr_rl.cli.arguments import Command, warn
 from tagpr_rl.cli.terminal import guard_rich
+from tagpr_rl.run.deadline import request
 from tagpr_rl.types import TagprError, did_you_mean
 
 COMMANDS: dict[str, dict[str, str]] = {
@@ -126,10 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns the exit code: 0, 1 (the command ran and its answer is no), 2 (a mistake, explained), 130 (interrupted).
     SIGTERM, which schedulers send, ends the process with 143 as Ctrl-C does with 130: what the command holds is closed.
+    SIGUSR1 does so after a save (run/deadline.py).
     """
     terminated = threading.Event()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, _: _interrupt(number, terminated))
+        signal.signal(signal.SIGUSR1, lambda number, _: _save(number, terminated))
     try:
         os.getcwd()
     except OSError as error:
@@ -166,6 +169,13 @@ def _interrupt(number: int, terminated: threading.Event) -> None:
     signal.signal(number, signal.SIG_DFL)
     terminated.set()
     raise KeyboardInterrupt
+
+
+def _save(number: int, terminated: threading.Event) -> None:
+    """End after the step in progress and its save, in a stage that can; elsewhere at once."""
+    terminated.set()
+    if not request():
+        _interrupt(number, terminated)
 
 
 def _wrong_line(error: typer.TyperException) -> int:

@@ -20,6 +20,7 @@ from tagpr_rl.prompts.rows import select, shuffled_rows
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.reward.task import task_reward
 from tagpr_rl.run import checkpoints, metrics
+from tagpr_rl.run.deadline import saves_on_request
 from tagpr_rl.stages.common import (
     RESUMABLE,
     last_checkpoint,
@@ -166,7 +167,8 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
         grpo_overrides(recipe, context.name, paths), scorers, tracking(context), recipe.platform.device
     )
     try:
-        wait_for(context, ray, task, stage.steps, lambda row: f"reward {row.get('reward/total/mean', 0):.3f}")
+        with saves_on_request(context.dir.root):
+            wait_for(context, ray, task, stage.steps, lambda row: f"reward {row.get('reward/total/mean', 0):.3f}")
     except BaseException:
         ray.kill(driver, no_restart=True)  # the session ends too, and waits for nothing
         raise

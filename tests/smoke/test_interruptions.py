@@ -152,6 +152,19 @@ def test_two_runs_side_by_side_then_one_is_ended_three_times_and_goes_on(tmp_pat
     ids = {path.name.rsplit("-", 1)[1] for path in (run / "wandb").glob("*run-*")}
     assert ids == {json.loads((run / "tracking.json").read_text(encoding="utf-8"))["id"]}
 
+    # SIGUSR1 two steps into a stage that saves at its end alone.
+    changes = ("stages.guided.steps=200", "stages.guided.save_every=null", "name=asked")
+    out = ("run", str(tmp_path / "b" / "short.yaml"), f"out={tmp_path / 'b'}")
+    asked = launch(*out, *changes, "--from", f"{undisturbed}:prmu")
+    stage = tmp_path / "b" / "asked" / guided.name
+    wait_for(asked, lambda: len(steps(stage / "metrics.jsonl")) >= 2, "two steps of a stage that saves at its end")
+    asked.send_signal(signal.SIGUSR1)
+    output, _ = asked.communicate(timeout=120)
+    assert asked.returncode == 143 and "the same command goes on" in output, output[-3000:]
+    last = steps(stage / "metrics.jsonl")[-1]
+    assert last < 200 and (stage / "checkpoints" / f"global_step_{last}" / "manifest.json").is_file()
+    assert not (stage / "save_now").exists() and not (stage / "manifest.json").exists()
+
 
 def losses(stage: Path) -> list[float]:
     lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

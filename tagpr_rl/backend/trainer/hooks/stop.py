@@ -10,10 +10,11 @@ from omegaconf import OmegaConf
 from tagpr_rl.config.rules import StopBlock
 from tagpr_rl.monitor.stop import stop_after
 from tagpr_rl.run import metrics as stage_metrics
+from tagpr_rl.run.deadline import MARKER
 
 
 class StopHooks:
-    """For a V1 trainer, before its other mixins: ends `fit` after the step at which a rule holds.
+    """For a V1 trainer, before its other mixins: ends `fit` after the step at which a rule holds or a save is asked for.
 
     verl's loop runs while `global_steps <= total_training_steps` (0.9.1 trainer_base.py:467) and saves before it
     computes a step's metrics, so the last checkpoint is saved here, and then the bound is lowered to this step. The
@@ -42,10 +43,10 @@ class StopHooks:
         self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, Any], global_steps: int, epoch: int
     ) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)  # type: ignore[misc]
-        if self._stop is None:
-            return
-        self._rows.append({**metrics, "step": global_steps})
-        if stop_after(self._rows, self._stop, self.total_training_steps) is None:
+        if self._stop is not None:
+            self._rows.append({**metrics, "step": global_steps})
+        asked = (Path(self.logger.settings.metrics_file).parent / MARKER).exists()
+        if not asked and stop_after(self._rows, self._stop, self.total_training_steps) is None:
             return
         if self._saved_at != global_steps:
             self.checkpoint_manager.sleep_replicas()  # a save is made while the engines' memory is free
