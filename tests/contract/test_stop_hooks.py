@@ -116,4 +116,6 @@ def test_our_trainers_have_the_hook_before_verl_s_methods() -> None:
     from tagpr_rl.backend.trainer.trainers import TagprSeparateTrainer, TagprTrainer
 
     for actual in (TagprTrainer, TagprSeparateTrainer):
-        assert actual.__mro__[1] is StopHooks
+        order = actual.__mro__
+        others = [hooks for hooks in order[1:] if "_compute_metrics" in vars(hooks) and hooks is not StopHooks]
+        assert all(order.index(StopHooks) < order.index(hooks) for hooks in others)

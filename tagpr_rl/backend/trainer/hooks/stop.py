@@ -14,7 +14,7 @@ from tagpr_rl.run.deadline import MARKER
 
 
 class StopHooks:
-    """For a V1 trainer, before its other mixins: ends `fit` after the step at which a rule holds or a save is asked for.
+    """For a V1 trainer, before its other mixins: ends `fit` once a rule holds or a save is asked for.
 
     verl's loop runs while `global_steps <= total_training_steps` (0.9.1 trainer_base.py:467) and saves before it
     computes a step's metrics, so the last checkpoint is saved here, and then the bound is lowered to this step. The
