@@ -28,6 +28,8 @@ _LINES = 8
 _NOT_SAID = (":job_id:", ":actor_name:", ":task_name:")
 """Ray's own lines in a worker's log."""
 _END_S = 5.0
+_DIED = re.compile(r"actor died unexpectedly.*?class_name: (?P<name>\S+).*?pid: (?P<pid>\d+).*?ip: (?P<host>\S+)", re.S)
+"""In the message of Ray's ActorDiedError, also where other actors passed it on."""
 _USED = re.compile(r"[\d.]+GB used / [\d.]+GB limit")
 """In the message of Ray's OutOfMemoryError."""
 _UNEXPECTED = ("WORKER_DIED", "NODE_DIED")
@@ -81,7 +83,7 @@ class Supervisor:
                     self._outcome = self._outcome or error
                 return
             if lost is not None:
-                self._outcome = self._outcome or LostPartError(self._describe(lost))
+                self._outcome = self._outcome or LostPartError(self.describe(lost))
                 return
 
     def _look_here(self, rules: Rules) -> Lost | None:
@@ -114,7 +116,8 @@ class Supervisor:
             self._watches[node] = self._ray.remote(num_cpus=0, scheduling_strategy=place)(NodeWatch).remote()
         return self._watches[node]
 
-    def _describe(self, lost: Lost) -> str:
+    def describe(self, lost: Lost) -> str:
+        """One sentence, and the part's last lines."""
         files = sorted(self._logs.glob(f"worker-*-{lost.pid}.*"), key=lambda path: path.stat().st_mtime)
         texts = [path.read_text(encoding="utf-8", errors="replace").splitlines() for path in files]
         said = [line for text in texts for line in text if line.strip() and not line.startswith(_NOT_SAID)]
@@ -190,7 +193,7 @@ def result(task: Any) -> Any:
 
 
 def value(task: Any) -> Any:
-    """`ray.get` of a task that has ended. LostPartError if Ray ended a process because memory ran out."""
+    """`ray.get` of a task that has ended. LostPartError if an actor died, or Ray ended a process for want of memory."""
     import ray
 
     try:
@@ -201,6 +204,12 @@ def value(task: Any) -> Any:
             f"the memory of a node ran out ({used[0] if used else 'its limit is unknown'}), and Ray ended a process of "
             "the run. End other programs there, or lower micro_batch_size, platform.vllm_memory_mb or platform.threads"
         ) from error
+    except ray.exceptions.RayError as error:
+        died = _DIED.search(str(error))
+        if died is None or _current is None:
+            raise
+        name, pid, host = died["name"].rpartition(".")[2], int(died["pid"]), died["host"]
+        raise LostPartError(_current.describe(Lost(name, pid, host, "has died"))) from error
 
 
 def end_processes(run_id: str) -> None:
