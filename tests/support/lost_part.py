@@ -1,4 +1,4 @@
-"""A run's Ray session in which a stage waits for a part that `stop`, `kill`, `head` or `memory` takes away.
+"""A run's Ray session in which a stage waits for a part that `stop`, `kill`, `ask`, `head` or `memory` takes away.
 
 Prints the error and how many processes are left.
 """
@@ -53,7 +53,9 @@ def main(fault: str) -> None:
 
             @ray.remote(num_cpus=0)
             def stage(part: object) -> None:
-                part.wait.remote()  # type: ignore[attr-defined]
+                answer = part.wait.remote()  # type: ignore[attr-defined]
+                if fault == "ask":
+                    ray.get(answer)
                 time.sleep(3600)  # verl's driver waits for an agent's answer and not for its actor
 
             task = stage.remote(silent)
@@ -61,7 +63,7 @@ def main(fault: str) -> None:
             if fault == "head":
                 servers = [part for part in parts.look("", "no run", above=os.getpid()) if "gcs_server" in part.title]
                 pid = servers[0].pid
-            os.kill(pid, signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
+            os.kill(pid, signal.SIGKILL if fault in ("kill", "ask") else signal.SIGSTOP)
             began = time.monotonic()
             supervisor.result(task)
     except supervisor.LostPartError as error:
