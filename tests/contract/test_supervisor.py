@@ -93,7 +93,8 @@ def test_a_real_session_ends_with_the_part_s_name(tmp_path: Path) -> None:
     """An actor that is stopped, one that is killed while another waits for it, Ray's stopped server, memory."""
     for fault, name in (
         ("stop", "Silent.wait"),
-        ("kill", "Silent has died"),
+        ("kill", "still waits for it"),
+        ("ask", "has died. Its last lines"),
         ("head", "gcs_server"),
         ("memory", "GB limit"),
     ):
