@@ -40,10 +40,10 @@ class PlatformBlock(Closed):
 class TrainingBlock(Closed):
     """How a training process uses its device."""
 
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """auto: sdpa on the CPU, flash_attention_2 on CUDA. flash_attention_2 needs the flash-attn package and packs
-    sequences without padding; the others pad. eager keeps all `[T, T]` weights, and on a CPU it is the fastest below
-    about 400 tokens."""
+    attention: Literal["auto", "sdpa", "packed_sdpa", "eager", "flash_attention_2"] = "auto"
+    """auto: sdpa on the CPU, packed_sdpa on CUDA. packed_sdpa and flash_attention_2 (which needs the flash-attn
+    package) pack sequences without padding; the others pad. eager keeps all `[T, T]` weights, and on a CPU it is the
+    fastest below about 400 tokens."""
     fsdp_size: Count | None = None
     """Devices that share one copy of the weights; null = all. Smaller = hybrid sharding."""
     sequence_parallel: Count = 1
@@ -79,4 +79,9 @@ def attention(platform: PlatformBlock, training: TrainingBlock) -> str:
     """The attention implementation that `auto` stands for, or the one named."""
     if training.attention != "auto":
         return training.attention
-    return "sdpa" if platform.device == "cpu" else "flash_attention_2"
+    return "sdpa" if platform.device == "cpu" else "packed_sdpa"
+
+
+def packs(platform: PlatformBlock, training: TrainingBlock) -> bool:
+    """Whether a micro-batch is one row of sequences without padding."""
+    return attention(platform, training) in ("packed_sdpa", "flash_attention_2")

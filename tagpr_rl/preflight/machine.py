@@ -135,7 +135,7 @@ def packages(plan: PlannedRun) -> Iterator[Finding]:
         "peft": (recipe.lora is not None and policy, "lora"),
         "flash_attn": (
             policy and attention(recipe.platform, recipe.training) == "flash_attention_2",
-            "training.attention=flash_attention_2 (sdpa needs none)",
+            "training.attention=flash_attention_2 (packed_sdpa needs none)",
         ),
         "cupy": (cuda and recipe.placement.rollout == "separate", "placement.rollout=separate (verl's nccl engine)"),
         "wandb": (recipe.log.wandb != "disabled", f"log.wandb={recipe.log.wandb} (disabled needs none)"),

@@ -233,8 +233,8 @@ def _mirror_checkpoint(context: StageContext) -> None:
 def publish(context: StageContext, source: Path) -> None:
     """Copy verl's Hugging Face export to `hf/`, through a temporary name; an adapter is merged into its weights.
 
-    verl writes fp32 tensors under a config that says bfloat16 (fsdp_checkpoint_manager.py:446); the
-    config is made to say what the tensors are.
+    verl writes fp32 tensors under a config that says bfloat16 (fsdp_checkpoint_manager.py:446); the config is made to
+    say what the tensors are. transformers writes how attention was computed in training, which no reader has to follow.
     """
     temp = context.dir.root / ".hf"
     shutil.rmtree(temp, ignore_errors=True)
@@ -245,7 +245,8 @@ def publish(context: StageContext, source: Path) -> None:
 
         merge_export(temp, lora.alpha / lora.rank)
     config = json.loads((temp / "config.json").read_text(encoding="utf-8"))
-    config.pop("torch_dtype", None)
+    for key in ("torch_dtype", "attn_implementation"):
+        config.pop(key, None)
     config["dtype"] = "float32"
     write_json(temp / "config.json", config)
     shutil.rmtree(context.dir.hf, ignore_errors=True)

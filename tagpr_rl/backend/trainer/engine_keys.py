@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tagpr_rl.config import Recipe, TrainingStage
-from tagpr_rl.config.platform import attention, checkpointing
+from tagpr_rl.config.platform import attention, checkpointing, packs
 
 HOOKS = "tagpr_rl.backend.trainer.worker_hooks"
 _DEEPSPEED = "tagpr_rl.backend.deepspeed.engine"
@@ -23,10 +23,9 @@ def model_keys(model: str, recipe: Recipe) -> dict[str, Any]:
 
     `lora_rank` is what verl's FSDP engine reads; of the block `lora` it reads `merge` alone (transformer_impl.py:996).
     """
-    kernel = attention(recipe.platform, recipe.training)
     keys: dict[str, Any] = {
-        f"+{model}.override_config.attn_implementation": kernel,
-        f"{model}.use_remove_padding": kernel == "flash_attention_2",  # packed rows are quadratic under sdpa
+        f"+{model}.override_config.attn_implementation": attention(recipe.platform, recipe.training),
+        f"{model}.use_remove_padding": packs(recipe.platform, recipe.training),
         f"{model}.enable_gradient_checkpointing": checkpointing(recipe.platform, recipe.training),
     }
     lora = recipe.lora

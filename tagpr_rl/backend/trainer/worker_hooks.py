@@ -17,6 +17,7 @@ from verl.workers.rollout import base as rollout_base
 from verl.workers.rollout import replica as rollout_replica
 
 from tagpr_rl.backend import platform_cpu
+from tagpr_rl.backend.forward import packed_attention  # noqa: F401  (registers the attention)
 
 
 class TokenizedDataset(Dataset):
