@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tagpr_rl.config import BudgetBlock, DeepSpeedBlock, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
+from tagpr_rl.config import BudgetBlock, DeepSpeedBlock, GrpoStage, PrmuStage, Recipe, SftStage
 from tagpr_rl.config.placement import scorer_tokens
-from tagpr_rl.config.platform import checkpointing
+from tagpr_rl.config.platform import checkpointing, packs
 from tagpr_rl.plan.shapes import DEVICES, Device, ModelShape, shape_of
 from tagpr_rl.types import TagprError
 
@@ -17,8 +17,13 @@ RESERVE_GIB = 6.0
 """CUDA context, NCCL buffers and fragmentation (an assumption)."""
 ENGINE_EXTRA_GIB = 3.0
 """Activations and CUDA graphs inside vLLM's share (an assumption)."""
-LOGIT_BYTES = 12
-"""Per token and vocabulary entry: bf16 logits, an fp32 copy, its gradient, and the entropy's bf16 softmax."""
+CHUNK_ENTRIES, CHUNK_BYTES = 1 << 22, 12
+"""Logits that the loss works on in fp32 at a time, and its bytes for each (backend.forward.logprobs)."""
+VERL_LOGIT_BYTES = 18
+"""Per token and vocabulary entry of verl's own loss, which sequence parallelism uses (docs/log.md)."""
+PADDING = 2
+"""Padded tokens for each token of a micro-batch that is filled by tokens and padded: sequences have half the length of
+the longest one (an assumption)."""
 PRMU_TOKENS, PRMU_ITEM_TOKENS = 1024, 128
 """Limits of PRMU's inputs (prmu.inputs.Limits): a response row and one profile item."""
 
@@ -95,29 +100,70 @@ def longest(recipe: Recipe) -> int:
 
 def micro_tokens(recipe: Recipe, stage: SftStage | GrpoStage) -> int:
     """Tokens of one device's micro-batch, padding included."""
-    training, world = recipe.training, recipe.platform.devices
+    training = recipe.training
+    tokens, sequences = _micro_batch(recipe, stage)
+    if sequences is not None:
+        return -(-sequences * longest(recipe) // training.sequence_parallel)
+    return tokens if packs(recipe.platform, training) else PADDING * tokens
+
+
+def loss_tokens(recipe: Recipe, stage: SftStage | GrpoStage) -> int:
+    """Tokens of one device's micro-batch that may be in the loss: its responses, or all if it is filled by tokens."""
+    tokens, sequences = _micro_batch(recipe, stage)
+    return tokens if sequences is None else sequences * recipe.data.prompt.max_response_tokens
+
+
+def _micro_batch(recipe: Recipe, stage: SftStage | GrpoStage) -> tuple[int, int | None]:
+    """(tokens that fill a micro-batch, None), or (0, its sequences)."""
+    training, cpu = recipe.training, recipe.platform.device == "cpu"
     if training.max_tokens_per_device is not None:
-        return training.max_tokens_per_device
+        return training.max_tokens_per_device, None
     if isinstance(stage, GrpoStage):
-        return -(-stage.micro_batch_size * longest(recipe) // training.sequence_parallel)
-    if recipe.platform.device == "cpu":
-        return max(1, stage.batch_size // world) * longest(recipe)
-    return max(8192, longest(recipe))
+        return 0, stage.micro_batch_size
+    return (0, max(1, stage.batch_size // recipe.platform.devices)) if cpu else (max(8192, longest(recipe)), None)
 
 
-def training_parts(recipe: Recipe, shape: ModelShape, tokens: int, stage: TrainingStage) -> tuple[Part, ...]:
+def training_parts(recipe: Recipe, shape: ModelShape, stage: SftStage | GrpoStage) -> tuple[Part, ...]:
     """Parts of one training process: weights, gradients and Adam states, then what a micro-batch needs."""
-    width = compute_bytes(recipe)
-    recompute = checkpointing(recipe.platform, recipe.training)
-    per_layer = block_activation(shape, width)
-    stored = shape.layers * shape.hidden * width + per_layer if recompute else shape.layers * per_layer
-    rule = "inputs of every block + one block's inner states" if recompute else "inner states of every block"
     states = zero_states(recipe, shape, stage.zero()) if stage.strategy == "deepspeed" else fsdp_states(recipe, shape)
-    return (
-        *states,
-        Part("activations", tokens * stored, f"{tokens:,} tokens x {stored:,} B ({rule})"),
-        Part("logits", tokens * shape.vocab * LOGIT_BYTES, f"{tokens:,} tokens x {shape.vocab:,} x {LOGIT_BYTES} B"),
-    )
+    return (*states, *micro_batch_parts(recipe, shape, stage))
+
+
+def micro_batch_parts(recipe: Recipe, shape: ModelShape, stage: SftStage | GrpoStage) -> tuple[Part, ...]:
+    """Activations and logits of one device's micro-batch.
+
+    With recomputation a block is at work after the loss has let go of its logits: the larger of the two counts.
+    """
+    width, tokens = compute_bytes(recipe), micro_tokens(recipe, stage)
+    block, logits = block_activation(shape, width), _logits(recipe, shape, stage)
+    if not checkpointing(recipe.platform, recipe.training):
+        stored = shape.layers * block
+        return Part(
+            "activations", tokens * stored, f"{tokens:,} tokens x {stored:,} B (inner states of every block)"
+        ), logits
+    inputs = shape.layers * shape.hidden * width
+    # A block's backward pass holds the gradients of two feed-forward vectors and of a hidden one.
+    working = block + width * (2 * shape.ffn + shape.hidden)
+    if tokens * working > logits.bytes:
+        rule = "inputs of every block + one block at work, more than the logits"
+        return (
+            Part("activations", tokens * (inputs + working), f"{tokens:,} tokens x {inputs + working:,} B ({rule})"),
+        )
+    rule = "inputs of every block; one at work takes less than the logits"
+    return Part("activations", tokens * inputs, f"{tokens:,} tokens x {inputs:,} B ({rule})"), logits
+
+
+def _logits(recipe: Recipe, shape: ModelShape, stage: SftStage | GrpoStage) -> Part:
+    """Logits and their gradient of the loss's tokens, and a chunk of them at work; verl's own if a device has a part of
+    each sequence."""
+    if recipe.training.sequence_parallel > 1:
+        tokens = micro_tokens(recipe, stage)
+        rule = f"{tokens:,} tokens x {shape.vocab:,} x {VERL_LOGIT_BYTES} B (verl's loss)"
+        return Part("logits", tokens * shape.vocab * VERL_LOGIT_BYTES, rule)
+    tokens, each = loss_tokens(recipe, stage), 2 * compute_bytes(recipe)
+    chunk = min(CHUNK_ENTRIES, tokens * shape.vocab)
+    rule = f"{tokens:,} tokens in the loss x {shape.vocab:,} x {each} B + {chunk:,} x {CHUNK_BYTES} B"
+    return Part("logits", tokens * shape.vocab * each + chunk * CHUNK_BYTES, rule)
 
 
 def _gathered(recipe: Recipe, shape: ModelShape) -> Part:

@@ -16,7 +16,6 @@ from tagpr_rl.plan.memory import (
     device_of,
     engine_parts,
     longest,
-    micro_tokens,
     policy_shape,
     prmu_shape,
     prmu_training_parts,
@@ -84,7 +83,7 @@ def stage_budget(recipe: Recipe, name: str) -> StageBudget | None:
     if shape is None:
         return None
     if isinstance(stage, SftStage):
-        phases = (Phase("train", training_parts(recipe, shape, micro_tokens(recipe, stage), stage)),)
+        phases = (Phase("train", training_parts(recipe, shape, stage)),)
         tokens = stage.steps * stage.batch_size * longest(recipe)
         times = train_time(recipe, shape, tokens, device)
         return _judged(recipe, name, phases, training_host(recipe, stage, shape, phases), times, device, ())
@@ -101,7 +100,7 @@ def stage_budget(recipe: Recipe, name: str) -> StageBudget | None:
 
 def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device: Device | None) -> StageBudget:
     memory = device.memory_gib * GIB if device else None
-    parts = training_parts(recipe, shape, micro_tokens(recipe, stage), stage)
+    parts = training_parts(recipe, shape, stage)
     engine, fits, wrong = engine_parts(recipe, shape, memory)
     bucket, largest = recipe.platform.weight_bucket_mb, 4 * shape.largest
     if recipe.platform.device == "cpu" and largest > bucket << 20:

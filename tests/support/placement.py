@@ -241,9 +241,9 @@ class Described:
         for rank, spot in enumerate(self.ranks):
             train.put(spot, "gradients", shard_bytes(trained, 4, self.shards, rank % self.shards))
             train.put(spot, "unsharded", unsharded_bytes(self.weights, width))
-            # With recomputation: the blocks' inputs, and what one block saves.
-            train.put(spot, "activations", self.tokens * (depth * hidden * width + block))
-            train.put(spot, "loss", self.loss)
+            # With recomputation: the blocks' inputs, then the loss, and after it what one block saves.
+            train.put(spot, "activations", self.tokens * depth * hidden * width)
+            train.put(spot, "loss or block", max(self.loss, self.tokens * block))
         save = Simulation()
         save.on_host(0, "whole", self._whole())
         if rolls:

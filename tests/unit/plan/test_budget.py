@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tagpr_rl.config import BudgetBlock, Recipe, SftStage, load_recipe
+from tagpr_rl.config import BudgetBlock, GrpoStage, Recipe, SftStage, load_recipe
 from tagpr_rl.plan import show as planning
 from tagpr_rl.plan.host import checkpoint_bytes, disk_bytes, stage_disks
 from tagpr_rl.plan.hours import generation_seconds, train_flops
-from tagpr_rl.plan.memory import GIB, block_activation, device_of, micro_tokens, policy_shape
+from tagpr_rl.plan.memory import GIB, RESERVE_GIB, block_activation, device_of, loss_tokens, micro_tokens, policy_shape
 from tagpr_rl.plan.shapes import SHAPES, Device, ModelShape, shape_of
 from tagpr_rl.plan.stages import StageBudget, stage_budget
 from tagpr_rl.types import TagprError
@@ -93,9 +93,10 @@ def test_memory_of_8b_on_eight_devices() -> None:
     assert part(actual, "guided", 0, "weights") == 4 * 8_190_735_360 / 8
     assert part(actual, "guided", 0, "gradients") == 4 * 8_190_735_360 / 8
     assert part(actual, "guided", 0, "optimizer") == 8 * 8_190_735_360 / 8
-    assert part(actual, "guided", 0, "logits") == 8192 * 151_936 * 12
-    # with recomputation: 36 block inputs of 4096 in bf16, and one block's inner states
-    assert part(actual, "guided", 0, "activations") == 8192 * (36 * 4096 * 2 + block_activation(EIGHT, 2))
+    # bf16 logits and their gradient; 4 Mi of them at a time take 12 bytes more each
+    assert part(actual, "guided", 0, "logits") == 8192 * 151_936 * 4 + 4_194_304 * 12
+    # with recomputation: 36 block inputs of 4096 in bf16; one block's inner states come after the logits are gone
+    assert part(actual, "guided", 0, "activations") == 8192 * 36 * 4096 * 2
     assert part(actual, "guided", 1, "engine weights") == 2 * 8_190_735_360
     assert part(actual, "guided", 1, "engine KV cache") == pytest.approx(0.4 * 79.6 * GIB - 2 * 8_190_735_360 - 3 * GIB)
     # replicated between nodes: the same share per device on 32
@@ -244,8 +245,28 @@ def test_disk_of_a_checkpoint() -> None:
 
 def test_micro_batches_in_tokens() -> None:
     actual = recipe("qwen3_8b", "training.max_tokens_per_device=null", "stages.guided.micro_batch_size=4")
-    assert micro_tokens(actual, actual.stages["guided"]) == 4 * (2048 + 768)  # type: ignore[arg-type]
-    assert micro_tokens(actual, actual.stages["sft"]) == 8192  # type: ignore[arg-type]
+    guided, sft = actual.stages["guided"], actual.stages["sft"]
+    assert isinstance(guided, GrpoStage) and isinstance(sft, SftStage)
+    assert (micro_tokens(actual, guided), loss_tokens(actual, guided)) == (4 * (2048 + 768), 4 * 768)
+    assert (micro_tokens(actual, sft), loss_tokens(actual, sft)) == (8192, 8192)
+    padded = recipe("qwen3_8b", "training.attention=sdpa")  # filled to 8,192 tokens, of which all may be in the loss
+    assert (micro_tokens(padded, sft), loss_tokens(padded, sft)) == (2 * 8192, 8192)
+
+
+def test_every_shipped_recipe_leaves_eight_percent_of_its_device() -> None:
+    for file in sorted([*RECIPES.glob("*.yaml"), RECIPES.parent / "world_qwen3_0.6b.yaml"]):
+        actual = load_recipe(file)
+        device = device_of(actual.budget)
+        assert device is not None, file
+        for name in actual.stages:
+            budget = stage_budget(actual, name)
+            for phase in budget.phases if budget is not None else ():
+                assert phase.bytes <= 0.92 * (device.memory_gib - RESERVE_GIB) * GIB, (file.stem, name, phase.name)
+
+
+def test_a_part_of_each_sequence_takes_verl_s_loss() -> None:
+    words = ("training.attention=flash_attention_2", "training.sequence_parallel=2")
+    assert part(recipe("qwen3_8b", *words), "guided", 0, "logits") == 8192 * 151_936 * 18
 
 
 def test_flops_and_generation_by_hand() -> None:
@@ -269,7 +290,8 @@ def test_the_device_is_one_of_the_table() -> None:
 
 
 def test_what_does_not_fit_is_named_with_its_remedy_all_at_once() -> None:
-    actual = recipe("qwen3_8b", "platform.devices_per_node=2", "stages.sft.batch_size=63")
+    words = ("platform.devices_per_node=2", "stages.sft.batch_size=63", "training.max_tokens_per_device=16384")
+    actual = recipe("qwen3_8b", *words)
     reported = "\n".join(planning.problems(actual))
     assert "stages.sft, train: " in reported
     assert "the largest part is optimizer with 30.5 GiB" in reported  # 8 B x N / 2
@@ -278,7 +300,7 @@ def test_what_does_not_fit_is_named_with_its_remedy_all_at_once() -> None:
     assert "stages.guided, generate" in reported
     one = recipe("qwen3_8b", "platform.vllm_gpu_utilization=0.2")
     assert any("leave no room for one sequence of 2816 tokens" in problem for problem in planning.problems(one))
-    logits = recipe("qwen3_0.6b", "training.max_tokens_per_device=65536")
+    logits = recipe("qwen3_0.6b", "training.max_tokens_per_device=131072")
     assert any("largest part is logits" in problem for problem in planning.problems(logits))
 
 
