@@ -58,14 +58,20 @@ def job(model: Path, out: Path, *overrides: str) -> dict[str, Any]:
         "model": str(model), "out": str(out),
         "lora_rank": keys.get("actor_rollout_ref.model.lora_rank", 0),
         "load_format": keys["actor_rollout_ref.rollout.load_format"],
+        "fsdp_size": recipe.training.fsdp_size or -1, "tcp": recipe.placement.rollout == "separate",
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def runs(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `whole` and `lora`: what two processes measured, one job after the other."""
+    """A folder for each job: what two processes measured, one job after the other."""
     out = tmp_path_factory.mktemp("runs")
-    jobs = [job(model, out / "lora", "lora.rank=8"), job(model, out / "whole")]
+    separate = ("placement.rollout=separate", "placement.rollout_devices_per_node=4")
+    jobs = [
+        job(model, out / "lora", "lora.rank=8"),
+        job(model, out / "whole", *separate),
+        job(model, out / "hybrid", "training.fsdp_size=1"),
+    ]
     (out / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
@@ -108,6 +114,23 @@ def test_the_shards_of_two_processes_become_the_weights_that_were_loaded(model: 
     saved = load_file(runs / "whole/checkpoint/huggingface/model.safetensors")
     assert set(saved) == set(base) and all(saved[name].equal(base[name]) for name in base)
     assert len(list((runs / "whole/checkpoint").glob("model_world_size_2_rank_*.pt"))) == 2
+
+
+def test_shards_travel_over_tcp_one_tensor_at_a_time(model: Path, runs: Path) -> None:
+    """From two processes that hold half of each tensor to a rollout worker beside the second one."""
+    first, second = facts(runs / "whole")
+    arrived, largest = second["arrived"], 4 * 8192 * 512
+    assert first["arrived"] == {} and len(arrived) == 2 + 1 + 8 * 11 and all(arrived.values())
+    assert max(first["peaks"]["tcp"], second["peaks"]["tcp"]) < 6 * largest < weight_bytes(model)
+
+
+def test_a_checkpoint_has_the_size_that_the_plan_says(model: Path, runs: Path) -> None:
+    """With hybrid sharding each group writes all weights; no step was made, so there are no moments yet."""
+    count = weight_bytes(model) / 4
+    for name, groups in (("whole", 1), ("hybrid", 2)):
+        shards = sum(file.stat().st_size for file in (runs / name / "checkpoint").glob("model_world_size_2_rank_*.pt"))
+        export = (runs / name / "checkpoint/huggingface/model.safetensors").stat().st_size
+        assert shards == pytest.approx(4 * count * groups, rel=0.01) and export == pytest.approx(4 * count, rel=0.01)
 
 
 RELOAD = """

@@ -1,7 +1,8 @@
 """One process of tests/contract/test_host_memory.py: what loading, handing over and saving weights hold in memory.
 
-Run by torchrun with a JSON file of jobs: `model` (a folder), `lora_rank`, `load_format`, `out` (a folder). For each,
-each process writes `<out>/<rank>.json`: bytes of its own memory at the peak of each phase, above those at its start.
+Run by torchrun with a JSON file of jobs: `model` (a folder), `lora_rank`, `load_format`, `fsdp_size`, `tcp` (send the
+weights to a rollout on another device, too), `out` (a folder). For each, each process writes `<out>/<rank>.json`: bytes
+of its own memory at the peak of each phase, above those at its start.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ os.environ |= {"VERL_PLATFORM": "cpu", "TOKENIZERS_PARALLELISM": "false"}
 
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from verl.trainer.config import CheckpointConfig
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 from verl.workers.engine import EngineRegistry
@@ -88,7 +90,7 @@ def engine_of(job: dict[str, Any]) -> Any:
         ),
         engine_config=FSDPEngineConfig(
             strategy="fsdp2", use_torch_compile=False, mixed_precision=compute, use_dynamic_bsz=False,
-            use_remove_padding=False, micro_batch_size_per_gpu=1,
+            use_remove_padding=False, micro_batch_size_per_gpu=1, fsdp_size=job["fsdp_size"],
         ),
         optimizer_config=FSDPOptimizerConfig(lr=1e-3, total_training_steps=1),
         checkpoint_config=CheckpointConfig(save_contents=["model", "hf_model"], load_contents=["model"]),
@@ -111,6 +113,42 @@ def worker_of(engine: Any, load_format: str) -> Any:
     )
 
 
+def over_tcp(engine: Any, model: str) -> dict[str, bool]:
+    """Send the weights as verl's worker does with `placement.rollout: separate`; the second process has the receiver.
+
+    Name -> whether the tensor arrived as it stands in the model's file (the receiver alone).
+    """
+    from tagpr_rl.backend.rollout import tcp_weights
+
+    tcp_weights.ray = SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1"))
+    first = dist.get_rank() == 0
+    sender, receiver = tcp_weights.TcpWeights(1 << 20, is_master=first), tcp_weights.TcpWeights(1 << 20)
+    mine = [sender.prepare(), {} if first else receiver.prepare()]
+    gathered: list[Any] = [None, None]
+    dist.all_gather_object(gathered, mine)
+    metadata = [gathered[0][0], gathered[1][0], gathered[1][1]]
+    actors, _ = tcp_weights.TcpWeights.build_topology(2, 1, metadata)
+    sender.init_process_group(receivers=actors["receivers"][dist.get_rank()])
+    arrived: dict[str, bool] = {}
+
+    async def collect() -> None:
+        with safe_open(Path(model) / "model.safetensors", "pt") as file:
+            async for name, tensor in receiver.receive_weights():
+                arrived[name] = torch.equal(tensor, file.get_tensor(name))
+
+    # In a thread of its own: the second process also takes part in gathering each tensor.
+    thread = threading.Thread(target=lambda: asyncio.run(collect()))
+    if not first:
+        thread.start()
+    asyncio.run(sender.send_weights(engine.get_per_tensor_param()[0]))
+    if not first:
+        thread.join()
+    dist.barrier()  # as verl: sockets are closed when all have received
+    for each in (sender, receiver):
+        each.finalize()
+    return arrived
+
+
 def run(job: dict[str, Any]) -> None:
     """Load, hand over, save; nothing of it stays in memory."""
     peaks: dict[str, int] = {}
@@ -123,7 +161,11 @@ def run(job: dict[str, Any]) -> None:
     out = Path(job["out"])
     with peak(peaks, "save"):
         engine.save_checkpoint(str(out / "checkpoint"), global_step=1)
-    facts = {"peaks": peaks, "sent": worker.rollout.bytes}
+    arrived: dict[str, bool] = {}
+    if job["tcp"]:
+        with peak(peaks, "tcp"):
+            arrived = over_tcp(engine, job["model"])
+    facts = {"peaks": peaks, "sent": worker.rollout.bytes, "arrived": arrived}
     (out / f"{dist.get_rank()}.json").write_text(json.dumps(facts), encoding="utf-8")
     dist.barrier()
 
