@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tagpr_rl.config import BudgetBlock, DeepSpeedBlock, GrpoStage, PrmuStage, Recipe, SftStage
+from tagpr_rl.config import BudgetBlock, DeepSpeedBlock, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
 from tagpr_rl.config.placement import scorer_tokens
 from tagpr_rl.config.platform import checkpointing, packs
 from tagpr_rl.plan.shapes import DEVICES, Device, ModelShape, shape_of
@@ -130,27 +130,48 @@ def training_parts(recipe: Recipe, shape: ModelShape, stage: SftStage | GrpoStag
 
 
 def micro_batch_parts(recipe: Recipe, shape: ModelShape, stage: SftStage | GrpoStage) -> tuple[Part, ...]:
-    """Activations and logits of one device's micro-batch.
+    """What a device's micro-batch takes at the fullest of three moments.
 
-    With recomputation a block is at work after the loss has let go of its logits: the larger of the two counts.
+    At the loss the logits are there; then each block is at work, if activations are recomputed; the last gradients to
+    be sharded are the embeddings'. Without recomputation every block's states are there until the end of the second.
     """
     width, tokens = compute_bytes(recipe), micro_tokens(recipe, stage)
     block, logits = block_activation(shape, width), _logits(recipe, shape, stage)
-    if not checkpointing(recipe.platform, recipe.training):
-        stored = shape.layers * block
-        return Part(
-            "activations", tokens * stored, f"{tokens:,} tokens x {stored:,} B (inner states of every block)"
-        ), logits
-    inputs = shape.layers * shape.hidden * width
+    of_block, of_embeddings = _unsharded_gradients(recipe, shape, stage)
     # A block's backward pass holds the gradients of two feed-forward vectors and of a hidden one.
-    working = block + width * (2 * shape.ffn + shape.hidden)
-    if tokens * working > logits.bytes:
-        rule = "inputs of every block + one block at work, more than the logits"
-        return (
-            Part("activations", tokens * (inputs + working), f"{tokens:,} tokens x {inputs + working:,} B ({rule})"),
-        )
-    rule = "inputs of every block; one at work takes less than the logits"
-    return Part("activations", tokens * inputs, f"{tokens:,} tokens x {inputs:,} B ({rule})"), logits
+    working = width * (2 * shape.ffn + shape.hidden)
+    if checkpointing(recipe.platform, recipe.training):
+        kept, rule = shape.layers * shape.hidden * width, "inputs of every block"
+        working += block
+    else:
+        kept, rule = shape.layers * block, "inner states of every block"
+    stored = Part("activations", tokens * kept, f"{tokens:,} tokens x {kept:,} B ({rule})")
+    at_work = Part(
+        "activations",
+        tokens * (kept + working),
+        f"{tokens:,} tokens x {kept + working:,} B ({rule}, one block at work)",
+    )
+    moments: tuple[tuple[Part, ...], ...] = ((stored, logits), (at_work, of_block), (of_embeddings,))
+    fullest = max(moments, key=lambda parts: sum(part.bytes for part in parts))
+    return tuple(part for part in fullest if part.bytes)
+
+
+def _unsharded_gradients(recipe: Recipe, shape: ModelShape, stage: TrainingStage) -> tuple[Part, Part]:
+    """Gradients that FSDP has not sharded yet: while it works on a block, and on the embeddings after all blocks.
+
+    A group's gradients are in the compute dtype and, on their way to the shards, in fp32; the group before is still on
+    its way: a block, or for the last one the output layer. Tied embeddings' wait for the end. An adapter's are small.
+    """
+    name, width, root = "gathered gradients", compute_bytes(recipe), shape.embedding
+    if stage.strategy == "deepspeed" or recipe.lora is not None:
+        return Part(name, 0.0, ""), Part(name, 0.0, "")
+    if shape.tied:
+        block, rule = (width + 8) * shape.block + width * root, f"{width + 8} B x a block + {width} B x {root:,} (tied)"
+    else:
+        block = width * shape.block + max(8 * shape.block, 4 * root)
+        rule = f"{width} B x a block + the larger of 8 B x a block and 4 B x {root:,} of the output layer"
+    end = (width + 4) * root + 4 * shape.block
+    return Part(name, block, rule), Part(name, end, f"{width + 4} B x {root:,} of the embeddings + 4 B x a block")
 
 
 def _logits(recipe: Recipe, shape: ModelShape, stage: SftStage | GrpoStage) -> Part:

@@ -32,6 +32,7 @@ REMEDIES = {
     "a `lora:` block",
     "lora": "lower lora.rank",
     "gathered": "use a smaller model or a device with more memory: one block must fit whole",
+    "gathered gradients": "use a smaller model or a device with more memory: one block must fit whole",
     "activations": "lower training.max_tokens_per_device or the stage's micro_batch_size, or set "
     "training.gradient_checkpointing=true",
     "logits": "lower training.max_tokens_per_device or the stage's micro_batch_size",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 import torch
 from loss_memory import micro_batch, peak_bytes, tiny_model
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from verl.utils import tensordict_utils as tu
+from verl.utils.fsdp_utils import apply_fsdp2
 from verl.workers.engine.utils import prepare_micro_batches
 
 from tagpr_rl.backend.forward import logprobs, packed_attention
@@ -78,6 +83,49 @@ def test_the_plan_is_right_without_recomputation_too() -> None:
     assert isinstance(stage, SftStage)
     actual = counted(4096, memory.longest(recipe), True, packed_attention.NAME, False, LOSS_HEAVY)
     assert actual == pytest.approx(planned(recipe, stage, LOSS_HEAVY), rel=0.1)
+
+
+@pytest.fixture
+def eight_processes() -> Iterator[DeviceMesh]:
+    """This process as one of eight; nothing is sent."""
+    torch.distributed.init_process_group("fake", rank=0, world_size=8, store=FakeStore())
+    yield init_device_mesh("cpu", (8,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "vocab, tokens, tied, fullest",
+    [
+        (64, 64, True, "block"), (20_000, 64, True, "embeddings"), (20_000, 64, False, "embeddings"),
+        (20_000, 2048, False, "loss"),
+    ],
+)  # fmt: skip
+def test_the_plan_of_a_sharded_step(
+    vocab: int, tokens: int, tied: bool, fullest: str, eight_processes: DeviceMesh
+) -> None:
+    """All that a step of verl's FSDP2 allocates beside the shards of weights and moments, at its fullest."""
+    recipe = load_recipe(ROOT / "recipes/lamp/qwen3_8b.yaml", ("training.max_tokens_per_device=2816",))
+    stage = recipe.stages["sft"]
+    assert isinstance(stage, SftStage)
+    recipe = recipe.model_copy(
+        update={"training": recipe.training.model_copy(update={"max_tokens_per_device": tokens})}
+    )  # shorter than the recipe's longest sequence
+    shape = ModelShape("small", 4, 256, 4, 2, 64, 768, vocab, tied)
+    model = tiny_model(
+        vocab, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=64, tie_word_embeddings=tied,
+    ).float()  # fmt: skip
+    model.set_attn_implementation(packed_attention.NAME)
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    dtypes = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=True)
+    sharding = {"mesh": eight_processes, "mp_policy": dtypes, "reshard_after_forward": True}
+    apply_fsdp2(model, sharding, {})
+    batch = micro_batch([tokens // 4] * 4, [tokens // 4 - 1] * 4, vocab, packed=True)
+    actual, _ = peak_bytes(LossTokenEngine, model, batch)
+    parts = [part for part in memory.training_parts(recipe, shape, stage) if part.name not in ("weights", "optimizer")]
+    assert actual == pytest.approx(sum(part.bytes for part in parts), rel=0.1), parts
+    rule = parts[-1].formula
+    assert fullest == ("embeddings" if "embeddings" in rule else "block" if "a block" in rule else "loss")
 
 
 def test_no_packed_micro_batch_of_verl_s_has_more_tokens_than_planned() -> None:

@@ -123,6 +123,19 @@ def unsharded_bytes(items: Any, width: int) -> int:
     return groups["root"] + max(2 * block, block + groups["embedding"])
 
 
+def unsharded_gradients(items: Any, width: int) -> tuple[int, int]:
+    """(while a block works, at the end): a group's gradients are in `width` and in fp32 while they are reduced, and so
+    is the group before. An output layer is a group of its own; a tied embedding is reduced last."""
+    sizes: dict[str, int] = defaultdict(int)
+    for name, shape, _ in items:
+        place = name.split(".layers.")[1].split(".")[0] if ".layers." in name else name.split(".")[-2]
+        sizes[place] += math.prod(shape)
+    block, embedding, head = sizes["0"], sizes["embed_tokens"], sizes.get("lm_head", 0)
+    before = max(block, head)
+    held = 0 if head else width * embedding
+    return width * block + max(4 * before, 8 * block) + held, (width + 4) * embedding + 4 * block
+
+
 def engine_bytes(size: str, width: int, tensor: int) -> float:
     """Weights of one device of a vLLM engine of `tensor` devices: linear layers and vocabulary are cut, norms not."""
     total = 0.0
@@ -241,9 +254,11 @@ class Described:
         for rank, spot in enumerate(self.ranks):
             train.put(spot, "gradients", shard_bytes(trained, 4, self.shards, rank % self.shards))
             train.put(spot, "unsharded", unsharded_bytes(self.weights, width))
-            # With recomputation: the blocks' inputs, then the loss, and after it what one block saves.
-            train.put(spot, "activations", self.tokens * depth * hidden * width)
-            train.put(spot, "loss or block", max(self.loss, self.tokens * block))
+            # With recomputation: the blocks' inputs with the loss, or with what one block saves and its gradients that
+            # are not sharded yet; after them the gradients of the embeddings.
+            inputs = self.tokens * depth * hidden * width
+            in_block, at_end = unsharded_gradients(trained, width) if self.recipe.lora is None else (0, 0)
+            train.put(spot, "moment", max(inputs + self.loss, inputs + self.tokens * block + in_block, at_end))
         save = Simulation()
         save.on_host(0, "whole", self._whole())
         if rolls:

@@ -93,10 +93,16 @@ def test_memory_of_8b_on_eight_devices() -> None:
     assert part(actual, "guided", 0, "weights") == 4 * 8_190_735_360 / 8
     assert part(actual, "guided", 0, "gradients") == 4 * 8_190_735_360 / 8
     assert part(actual, "guided", 0, "optimizer") == 8 * 8_190_735_360 / 8
-    # bf16 logits and their gradient; 4 Mi of them at a time take 12 bytes more each
-    assert part(actual, "guided", 0, "logits") == 8192 * 151_936 * 4 + 4_194_304 * 12
-    # with recomputation: 36 block inputs of 4096 in bf16; one block's inner states come after the logits are gone
-    assert part(actual, "guided", 0, "activations") == 8192 * 36 * 4096 * 2
+    # 36 block inputs of 4096 in bf16, one block's inner states, and gradients of two feed-forward and a hidden vector
+    working = block_activation(EIGHT, 2) + 2 * (2 * 12_288 + 4096)
+    assert part(actual, "guided", 0, "activations") == 8192 * (36 * 4096 * 2 + working)
+    # the last block's gradients in bf16, the output layer's in fp32 on their way (4 x 622 M is more than 8 x 193 M)
+    assert part(actual, "guided", 0, "gathered gradients") == 2 * 192_946_432 + 4 * 151_936 * 4096
+    # With an adapter there are none, so the loss is the fullest moment: bf16 logits and their gradient; 4 Mi of the
+    # logits take 12 bytes more each
+    lora = recipe("qwen3_8b_lora")
+    assert part(lora, "guided", 0, "logits") == 4096 * 151_936 * 4 + 4_194_304 * 12
+    assert part(lora, "guided", 0, "activations") == 4096 * 36 * 4096 * 2
     assert part(actual, "guided", 1, "engine weights") == 2 * 8_190_735_360
     assert part(actual, "guided", 1, "engine KV cache") == pytest.approx(0.4 * 79.6 * GIB - 2 * 8_190_735_360 - 3 * GIB)
     # replicated between nodes: the same share per device on 32
