@@ -37,6 +37,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "report": "write a run's report (HTML and JSON) again",
         "compare": "runs side by side: recipes, scores, curves, responses",
         "walk": "one record through all nine hops, from the file to the reward",
+        "chat": "ask a finished stage's model as one user, thought and answer",
         "replay": "recompute rewards and advantages from saved responses, and compare",
     },
     "Data": {
