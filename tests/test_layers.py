@@ -75,7 +75,7 @@ MAY_IMPORT_IN_BACKEND: dict[str, set[str]] = {
     "forward": set(),
     "deepspeed": {"forward"},
     "scoring": {"deepspeed", "tracking"},
-    "platform_cpu": {"session", "scoring", "forward"},
+    "platform_cpu": {"session", "forward"},
     "rollout": {"session", "scoring", "platform_cpu"},
     "trainer": {"scoring", "tracking", "rollout", "platform_cpu", "forward"},
 }

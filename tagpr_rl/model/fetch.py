@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 from tagpr_rl.files import is_hub_name
@@ -31,3 +33,33 @@ def model_folder(path: Path | str, key: str) -> Path:
             f"{key}={path}: cannot be fetched from the hub ({reason}); download it on a machine with a network and "
             f"give the folder with {key}=<folder>"
         ) from error
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    """`target`, a folder with the files of a model's `folder`: hard links on one file system, else copies.
+
+    The hub's cache lies on the machine that downloads, as links; other nodes see the files of a run alone. A `target`
+    that exists is whole, since it gets its name last.
+    """
+    if target.is_dir() and not target.is_symlink():
+        return target
+    part = target.with_name(f".{target.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for file in sorted(folder.iterdir()):
+        if not file.is_file():
+            continue
+        source = file.resolve()
+        try:
+            os.link(source, part / file.name)
+        except OSError:  # another file system, or one without hard links
+            try:
+                shutil.copyfile(source, part / file.name)
+            except OSError as error:
+                shutil.rmtree(part, ignore_errors=True)
+                raise TagprError(
+                    f"{target}: {file.name} of the model in {folder} cannot be copied there ({error.strerror}); the "
+                    "run's folder must hold the model, since other nodes do not see this machine's cache"
+                ) from error
+    part.rename(target)
+    return target

@@ -12,7 +12,7 @@ from tagpr_rl.chains.teachers.interface import TeacherRequest
 from tagpr_rl.config import ModelStage
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.files import write_json, write_text
-from tagpr_rl.model.fetch import model_folder
+from tagpr_rl.model.fetch import copy_of, model_folder
 from tagpr_rl.model.fit import config_mistakes, examine, read_config, stop_ids
 from tagpr_rl.model.template import TemplateFacts, require
 from tagpr_rl.prompts.compact import build_compact_prompt
@@ -84,16 +84,21 @@ def _own_files(folder: Path, template: str | None, stops: list[int]) -> None:
 
 
 def _link(context: StageContext, path: Path) -> StageResult:
-    """Link `hf` to the user's folder or the hub's copy. Nothing is copied, since weights may have hundreds of
-    gigabytes."""
+    """Link `hf` to the user's folder or the hub's copy: weights may have hundreds of gigabytes.
+
+    On a cluster, whose nodes do not share the hub's cache, the hub's copy is copied. A user's folder must be shared.
+    """
     if path.suffix == ".gguf":
         return _convert(context, path)
-    path = model_folder(path, "model.path")
+    named, path = path, model_folder(path, "model.path")
     needed = ("config.json", "tokenizer_config.json")
     missing = [name for name in needed if not (path / name).is_file()]
     if missing:
         raise TagprError(f"model.path={path}: no {', '.join(missing)} there; give a Hugging Face model folder")
-    context.dir.hf.symlink_to(path.resolve())
+    if path != named and context.recipe.platform.ray_address is not None:
+        copy_of(path, context.dir.hf)
+    else:
+        context.dir.hf.symlink_to(path.resolve())
     return StageResult(outputs=tuple(context.dir.hf / name for name in needed))
 
 

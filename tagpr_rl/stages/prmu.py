@@ -13,7 +13,7 @@ from typing import Any
 from tagpr_rl.config import PrmuStage, prompt_style
 from tagpr_rl.data.people import with_one_question
 from tagpr_rl.files import sha256_file, sha256_json, write_json, write_text
-from tagpr_rl.model.fetch import model_folder
+from tagpr_rl.model.fetch import copy_of, model_folder
 from tagpr_rl.prmu.training.preferences import read_pairs, write_pairs
 from tagpr_rl.prmu.training.probes import copied, malformed, padded, slipped
 from tagpr_rl.prompts.dataset import Dataset, evenly
@@ -36,6 +36,8 @@ from tagpr_rl.tags.schema import TagSchema
 from tagpr_rl.types import LampRecord, PairRow, ParseStatus
 
 PAIRS = "pairs.parquet"
+BACKBONE = "backbone"
+"""A copy of the hub's model while PRMU trains on a cluster, whose nodes do not share the hub's cache."""
 POLICY_MARGIN = 0.2
 """Least difference of the task reward between a policy's better and worse response."""
 POLICY_PAIRS = 2
@@ -51,7 +53,7 @@ def run(context: StageContext) -> StageResult:
     recipe, stage = context.recipe, context.recipe.stages[context.name]
     assert isinstance(stage, PrmuStage)
     context.guard_attempt()
-    context.clean(*RESUMABLE, PAIRS)
+    context.clean(*RESUMABLE, PAIRS, BACKBONE)
     pairs = context.dir.root / PAIRS
     examples = training_pairs(context, stage, pairs)
     steps = steps_within(stage.steps, stage.batch_size, examples, stage.max_epochs)
@@ -66,6 +68,8 @@ def run(context: StageContext) -> StageResult:
         settings["identity"] = 2 * len(single) <= n_people
     if stage.backbone is not None:
         backbone = model_folder(stage.backbone, f"stages.{context.name}.backbone")
+        if backbone != Path(stage.backbone) and recipe.platform.ray_address is not None:
+            backbone = copy_of(backbone, context.dir.root / BACKBONE)
     else:
         backbone = context.model_folder(stage.init)
     ray = context.start_ray()
@@ -86,7 +90,8 @@ def run(context: StageContext) -> StageResult:
     wait_for(context, ray, task, steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
     figures: dict[str, float] = ray.get(task)
     write_json(context.dir.root / "prmu.json", figures)
-    shutil.rmtree(context.dir.checkpoints, ignore_errors=True)  # the stage's result is in prmu/
+    for left in (context.dir.checkpoints, context.dir.root / BACKBONE):
+        shutil.rmtree(left, ignore_errors=True)  # the stage's result is in prmu/
     card = prmu_card(recipe, context.name, figures)
     write_text(context.dir.root / "prmu" / "README.md", card)
     outputs = (context.dir.root / "prmu", context.dir.root / "prmu.json", context.dir.metrics, pairs)

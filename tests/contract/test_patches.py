@@ -85,11 +85,11 @@ def test_verl_still_builds_each_agent_loop_with_hydra_and_ours_builds_the_same()
     code = """
 import inspect, json
 from verl.experimental.agent_loop import agent_loop
-from tagpr_rl.backend.platform_cpu import workers
+from tagpr_rl.backend.rollout import agent_worker
 source = inspect.getsource(agent_loop.AgentLoopWorker._run_agent_loop)
 target = {"_target_": "collections.Counter"}
 import hydra
-same = workers.instantiate_agent_loop(target, a=2) == hydra.utils.instantiate(target, a=2)
+same = agent_worker.instantiate_agent_loop(target, a=2) == hydra.utils.instantiate(target, a=2)
 registry = dict(agent_loop._agent_loop_registry["single_turn_agent"])
 print(json.dumps({"source": source, "same": same, "registry": registry}))
 """
@@ -123,8 +123,40 @@ print(json.dumps({
     assert actual["score"][:3] == actual["ours"] == ["self", "outputs", "kwargs"]  # Ray adds a trace context
 
 
+@pytest.mark.parametrize("platform", ["cpu", "nvidia"])
+def test_agent_workers_of_every_device_are_patched(platform: str) -> None:
+    code = """
+import tagpr_rl.backend.trainer.worker_hooks
+from verl.experimental.agent_loop import agent_loop
+from verl.trainer.ppo.v1 import agent_loop_tq
+from verl.utils.device import get_device_name
+print(get_device_name(), agent_loop.hydra.utils.instantiate.__module__, agent_loop_tq.tq.async_kv_batch_put.__module__)
+"""
+    environment = {**os.environ, "VERL_PLATFORM": platform}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    device = "cpu" if platform == "cpu" else "cuda"
+    assert done.stdout.split()[-3:] == [device, *["tagpr_rl.backend.rollout.agent_worker"] * 2]
+
+
+def test_a_poll_takes_at_most_a_fifth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tagpr_rl.backend.trainer import trainers
+
+    buffer = trainers.FastReplayBuffer(
+        trainer_mode="sync", trainer_config=None, max_off_policy_threshold=None, max_off_policy_strategy="drop",
+        sampler_kwargs=None,
+    )  # fmt: skip
+    clock = iter([0.0, 0.001, 10.0, 10.5])
+    monkeypatch.setattr(trainers, "time", type("Clock", (), {"monotonic": lambda: next(clock)}))
+    monkeypatch.setattr(trainers.ReplayBuffer, "_sync_metadata_from_transfer_queue", lambda self: None)
+    buffer._sync_metadata_from_transfer_queue()
+    assert buffer.poll_interval == 0.05
+    buffer._sync_metadata_from_transfer_queue()
+    assert buffer.poll_interval == 2.0
+
+
 def test_puts_that_come_together_are_one_put_and_kinds_are_kept_apart() -> None:
-    from tagpr_rl.backend.platform_cpu.workers import coalescing
+    from tagpr_rl.backend.rollout.agent_worker import coalescing
 
     calls: list[tuple[str, list[str], list[dict[str, int]], list[str]]] = []
 

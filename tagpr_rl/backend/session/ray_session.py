@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -69,7 +71,27 @@ def environment(recipe: Recipe, settings: WorkerSettings) -> dict[str, str]:
             "MALLOC_TOP_PAD_": "67108864",
         }
     else:
-        variables["VERL_PLATFORM"] = "nvidia"
+        variables = {**verl_environment(), **variables, "VERL_PLATFORM": "nvidia"}
+    return variables
+
+
+def verl_environment() -> dict[str, str]:
+    """The variables that verl's own launcher gives the processes of a run on GPUs (verl 0.9.1 main_ppo.py:62).
+
+    verl's function looks at the GPU, so a process of its own asks it: the run's keeps no memory there.
+    """
+    code = """
+import json, os
+from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV, get_ppo_ray_runtime_env
+shell = {name: os.environ[name] for name in PPO_RAY_RUNTIME_ENV["env_vars"] if name in os.environ}
+print(json.dumps({**shell, **get_ppo_ray_runtime_env()["env_vars"]}))
+"""
+    own = {**os.environ, "VERL_PLATFORM": "nvidia"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=own, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise TagprError(f"verl cannot be imported: {reason}; install the lock again (`make install-gpu`)")
+    variables: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return variables
 
 

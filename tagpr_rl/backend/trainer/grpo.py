@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from tagpr_rl.backend.tracking.tracker import TrackerFactory
+from tagpr_rl.types import TagprError
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,29 @@ def _valid_config(overrides: dict[str, Any]) -> Any:
     from tagpr_rl.backend.trainer.overrides import compose
 
     config = compose("ppo_trainer", overrides)
+    if config.trainer.v1.trainer_mode == "separate_async":
+        require_weight_transfer(config.actor_rollout_ref.rollout.checkpoint_engine.backend)
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     return config
+
+
+def require_weight_transfer(backend: str) -> None:
+    """TagprError if verl cannot load its engine `backend`, which carries weights to a rollout on its own devices.
+
+    verl itself says so after all engines have started. Engines whose name begins with tagpr are this project's.
+    """
+    if backend.startswith("tagpr"):
+        return
+    import verl.checkpoint_engine as engines
+
+    try:
+        engines.CheckpointEngineRegistry.get(backend)
+    except ValueError:
+        reason = engines.CheckpointEngineRegistry._import_errors.get(f"{backend}_checkpoint_engine", "not registered")
+        raise TagprError(
+            f"placement.rollout=separate: verl's checkpoint engine {backend} does not load ({reason}); install the "
+            "lock (`make install-gpu`), which has cupy, or use placement.rollout=colocated"
+        ) from None
 
 
 class _Scorers:

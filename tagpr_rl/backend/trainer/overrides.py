@@ -206,7 +206,8 @@ def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths
             f"+{sampler}.sampler_kwargs.train_batch_size": stage.prompts_per_step,
             f"+{sampler}.sampler_kwargs.limit": limit,
         }
-    elif cpu and recipe.placement.rollout == "colocated":
+    elif recipe.placement.rollout == "colocated":
+        # Not the separate trainer's: by its interval it also judges whether it starves (trainer_separate_async.py:299).
         keys["trainer.v1.sampler.custom_sampler.path"] = _TRAINERS
         keys["trainer.v1.sampler.custom_sampler.name"] = "FastReplayBuffer"
     return keys

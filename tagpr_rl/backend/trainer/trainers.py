@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,12 +14,15 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from tagpr_rl.backend.rollout.agent_loop import OneServerClient, WholeResponseClient
+from tagpr_rl.backend.trainer import balance
 from tagpr_rl.backend.trainer.hooks.checkpoint import CheckpointHooks
 from tagpr_rl.backend.trainer.hooks.rewards import RewardHooks
 from tagpr_rl.backend.trainer.hooks.stop import StopHooks
 from tagpr_rl.backend.trainer.hooks.validation import ValidationHooks
 
 POLL_SECONDS = 0.05
+
+balance.install()  # in the driver's process; worker_hooks does it in the workers'
 
 # trainer_separate_async.py:181 calls logger.info(..., flush=True) if engines stay off the policy's devices, which is a
 # TypeError at the logger's default level INFO. Above INFO the call returns before it fails.
@@ -57,10 +61,18 @@ class TagprSeparateTrainer(ScorerHooks, StopHooks, CheckpointHooks, RewardHooks,
 
 
 class FastReplayBuffer(ReplayBuffer):
-    """verl/trainer/ppo/v1/replay_buffer.py:126 polls every 2 s, and no key of verl's changes it."""
+    """verl/trainer/ppo/v1/replay_buffer.py:126 polls every 2 s, and no key of verl's changes it.
+
+    A poll reads the state of every response of the step. It takes at most a fifth of the time, however many there are.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(poll_interval=POLL_SECONDS, **kwargs)
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        began = time.monotonic()
+        super()._sync_metadata_from_transfer_queue()
+        self.poll_interval = max(POLL_SECONDS, 4 * (time.monotonic() - began))
 
 
 class ResamplingReplayBuffer(FastReplayBuffer):

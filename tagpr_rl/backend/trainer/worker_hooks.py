@@ -18,6 +18,8 @@ from verl.workers.rollout import replica as rollout_replica
 
 from tagpr_rl.backend import platform_cpu
 from tagpr_rl.backend.forward import packed_attention  # noqa: F401  (registers the attention)
+from tagpr_rl.backend.rollout import agent_worker
+from tagpr_rl.backend.trainer import balance
 
 
 class TokenizedDataset(Dataset):
@@ -88,6 +90,9 @@ rollout_base._ROLLOUT_REGISTRY[("vllm", "async")] = "tagpr_rl.backend.rollout.we
 rollout_replica.RolloutReplicaRegistry.register("vllm", _load_replica)
 
 measure_gap()
+agent_worker.direct_agent_loops()
+agent_worker.coalesced_puts()
+balance.install()
 
 if platform_cpu.requested():
     from tagpr_rl.backend.platform_cpu import workers  # registers the CPU engine

@@ -30,10 +30,13 @@ def folder_of(path: Path, tokenizer: Any, **config: Any) -> Path:
     return path
 
 
-def stage(tmp_path: Path, folder: Path, **block: Any) -> tuple[StageContext, StageResult]:
+def stage(
+    tmp_path: Path, folder: Path | str, address: str | None = None, **block: Any
+) -> tuple[StageContext, StageResult]:
     recipe = recipe_from_dict(
         {
             "name": "r", "out": str(tmp_path), "model": {"path": str(folder), **block},
+            "platform": {"ray_address": address},
             "stages": {"data": {"kind": "data"}, "model": {"kind": "model"}},
         },
         source="test",
@@ -92,3 +95,51 @@ def test_every_mistake_of_a_folder_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(TagprError) as error:
         stage(tmp_path, folder, thought_prefilled=True)
     assert "embeds 300 tokens" in str(error.value) and "does not open <think>" in str(error.value)
+
+
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a hub model in a cache: links to blobs. The hub's client answers with it."""
+    import huggingface_hub
+
+    blobs = folder_of(tmp_path / "cache" / "blobs", MADE["qwen3"]())
+    snapshot = tmp_path / "cache" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(snapshot))
+    return snapshot
+
+
+def test_on_a_cluster_a_hub_model_lies_in_the_run_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = hub(tmp_path, monkeypatch)
+    alone, _ = stage(tmp_path / "alone", "Qwen/Qwen3-8B")
+    assert alone.dir.hf.resolve() == snapshot
+    context, result = stage(tmp_path / "cluster", "Qwen/Qwen3-8B", address="10.0.0.1:6379")
+    files = {path.name: path for path in context.dir.hf.iterdir()}
+    assert not context.dir.hf.is_symlink() and set(files) >= {path.name for path in snapshot.iterdir()}
+    assert not any(path.is_symlink() for path in files.values())
+    assert files["model.safetensors"].samefile(snapshot / "model.safetensors")  # one file system: no second copy
+    assert context.dir.hf / "config.json" in result.outputs
+    shared, _ = stage(tmp_path / "shared", snapshot, address="10.0.0.1:6379")
+    assert shared.dir.hf.is_symlink()  # a folder that the user names is on every node, as the user says
+
+
+def test_files_on_another_file_system_are_copied_and_what_is_left_halfway_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tagpr_rl.model import fetch
+
+    def refuse(*_: Any) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    snapshot, target = hub(tmp_path, monkeypatch), tmp_path / "out" / "backbone"
+    monkeypatch.setattr(fetch.os, "link", refuse)
+    (target.parent / ".backbone").mkdir(parents=True)
+    (target.parent / ".backbone" / "half").write_bytes(b"")
+    assert fetch.copy_of(snapshot, target) == target
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == {
+        path.name: path.read_bytes() for path in snapshot.iterdir()
+    }
+    assert [path.name for path in target.parent.iterdir()] == ["backbone"]
+    (target / "mark").touch()
+    assert fetch.copy_of(snapshot, target) == target and (target / "mark").exists()
