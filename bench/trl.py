@@ -165,6 +165,7 @@ def verl_rows(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def run_ours(recipe: Recipe, size: Size, folder: Path) -> list[dict[str, Any]]:
     """Train the steps on our backend; rows of the steps."""
     from tagpr_rl.backend.session import ray_session as cluster
+    from tagpr_rl.backend.session.room import end_actor, free_devices
     from tagpr_rl.backend.tracking.settings import TrackingSettings
     from tagpr_rl.backend.trainer.grpo import GrpoDriver, ScorerSettings
     from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
@@ -190,14 +191,14 @@ def run_ours(recipe: Recipe, size: Size, folder: Path) -> list[dict[str, Any]]:
     checkpoints.begin(paths.checkpoints, {}, keep=1)  # nothing is saved; the trainer asks for its attempt
     checker = {"schema_file": None, "terms": stage.terms, "folder": "."}
     with cluster.ray_session(recipe) as ray:
-        devices = cluster.free_devices()
+        devices = free_devices()
         driver = GrpoDriver.remote()
         scorers = ScorerSettings(checker, prmu=None, health_s=0.0, stall_s=0.0)
         task = driver.run.remote(overrides, scorers, asdict(tracking), recipe.platform.device)
         try:
             ray.get(task)
         finally:
-            cluster.end_actor(driver, devices)
+            end_actor(driver, devices)
     return verl_rows([json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()])
 
 

@@ -60,8 +60,9 @@ class ClusterBlock(Closed):
     """Shell commands on every node before the run: load modules, mount the shared folder. Not for pods."""
     env: Annotated[tuple[str, ...], Once] = ()
     """NAMES of environment variables to pass on, never values: WANDB_API_KEY, HF_TOKEN."""
-    wait_s: NonNegative = 60.0
-    """How long a run on an existing cluster waits for nodes and free devices before it says what is missing."""
+    wait_s: NonNegative = 20.0
+    """How long a run on an existing cluster waits for nodes and free devices, at its start and before each stage, until
+    it says what is missing. Rendered jobs, whose nodes come up beside the run, wait 300 seconds unless it is set."""
     kubernetes: KubernetesBlock = KubernetesBlock()
     """Settings of the KubeRay manifests alone."""
     slurm: SlurmBlock = SlurmBlock()

@@ -85,15 +85,15 @@ def node_cores(recipe: Recipe) -> int:
     return node_cpus(recipe)
 
 
-def _placement(parts: Sequence[float], nodes: Sequence[NodeSize]) -> dict[int, str]:
-    """Number of a part -> address of its node: first fit, largest part first. A part that fits nowhere is left out."""
-    room = {node.address: (node.devices, node.cpus) for node in nodes}
+def _placement(parts: Sequence[float], nodes: Sequence[NodeSize]) -> dict[int, int]:
+    """Number of a part -> number of its node: first fit, largest part first. A part that fits nowhere is left out."""
+    room = [(node.devices, node.cpus) for node in nodes]  # two of Ray's nodes may have one address
     places = {}
     for number, part in enumerate(parts):
-        for address, (devices, cpus) in room.items():
+        for place, (devices, cpus) in enumerate(room):
             if devices >= part and cpus >= _part_cpus(part):
-                room[address] = (devices - part, cpus - _part_cpus(part))
-                places[number] = address
+                room[place] = (devices - part, cpus - _part_cpus(part))
+                places[number] = place
                 break
     return places
 
@@ -111,8 +111,8 @@ def shortages(run: Need, nodes: Sequence[NodeSize], free_devices: float, free_cp
         part, part_cpus = homeless[0], _part_cpus(homeless[0])
         if len(nodes) < len(run.parts):
             lines.append(f"nodes: {len(run.parts)} asked, {len(nodes)} alive")
-        for node in nodes:
-            if node.address in places.values():
+        for place, node in enumerate(nodes):
+            if place in places.values():
                 continue
             if node.devices < part:
                 lines.append(f"devices of node {node.address}: {part:g} asked, {node.devices:g} there")

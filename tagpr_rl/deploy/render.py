@@ -38,6 +38,9 @@ FILES: dict[str, tuple[str, ...]] = {
     "docker": ("Dockerfile.{device}", "Dockerfile.{device}.dockerignore"),
 }
 
+NODES_WAIT_S = 300
+"""How long a rendered job waits for its nodes, unless the recipe says `cluster.wait_s`: they come up beside it."""
+
 
 def render(recipe: Recipe, target: str, recipe_path: Path, overrides: Sequence[str] = ()) -> dict[str, str]:
     """File name -> text for one target.
@@ -112,6 +115,8 @@ def template_values(recipe: Recipe, target: str, recipe_path: Path, overrides: S
     # The scripts for Slurm and SkyPilot append the address themselves if there are several nodes.
     address = "auto" if target == "kuberay" else None
     command: list[str] = []
+    if node_count(recipe) > 1 and "wait_s" not in cluster.model_fields_set:
+        overrides = [f"cluster.wait_s={NODES_WAIT_S}", *overrides]
     if target != "docker":
         command = run_command(recipe, recipe_path, overrides, address, in_place=target == "slurm")
     return {

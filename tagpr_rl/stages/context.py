@@ -45,7 +45,7 @@ class StageContext:
     name: str
     console: Console
     start_ray: Callable[[], Any]
-    """Joins or starts the run's Ray session; returns at once if it exists."""
+    """Joins or starts the run's Ray session, which has room for a stage then."""
     mirror: Mirror | None = None
     """The run's copy at a URL; None without one."""
     outages: list[str] = field(default_factory=list)
@@ -114,7 +114,10 @@ class StageContext:
 
 
 class LazyRay:
-    """The run's Ray session, started by the first stage that needs it and ended with the pipeline."""
+    """The run's Ray session, started by the first stage that needs it and ended with the pipeline.
+
+    A later stage waits until a cluster that others use, too, has room for it again.
+    """
 
     def __init__(self, recipe: Recipe, logs: Path | None = None) -> None:
         self._recipe, self._logs = recipe, logs
@@ -126,6 +129,10 @@ class LazyRay:
             from tagpr_rl.backend.session.ray_session import ray_session
 
             self._ray = self._stack.enter_context(ray_session(self._recipe, self._logs))
+        elif self._recipe.platform.ray_address:
+            from tagpr_rl.backend.session.room import wait_for_room
+
+            wait_for_room(self._recipe)
         return self._ray
 
     def __enter__(self) -> LazyRay:

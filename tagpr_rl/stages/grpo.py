@@ -151,7 +151,7 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
     schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
     checker = {"schema_file": schema_file, "terms": stage.terms}
     ray = context.start_ray()
-    from tagpr_rl.backend.session import ray_session as cluster
+    from tagpr_rl.backend.session.room import end_actor, free_devices
     from tagpr_rl.backend.trainer.grpo import GrpoDriver, ScorerSettings
 
     scorers = ScorerSettings(
@@ -161,7 +161,7 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
         stall_s=max(health_s, stage.prmu_timeout_s),
     )
 
-    devices = cluster.free_devices()
+    devices = None if recipe.platform.ray_address else free_devices()
     driver = GrpoDriver.remote()  # type: ignore[attr-defined]
     task = driver.run.remote(
         grpo_overrides(recipe, context.name, paths), scorers, tracking(context), recipe.platform.device
@@ -172,7 +172,7 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
     except BaseException:
         ray.kill(driver, no_restart=True)  # the session ends too, and waits for nothing
         raise
-    cluster.end_actor(driver, devices)
+    end_actor(driver, devices)
 
 
 def scorer_placement(placement: PlacementBlock) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from tagpr_rl.backend.trainer.overrides import sft_overrides, world_size
+from tagpr_rl.backend.trainer.overrides import sft_overrides
 from tagpr_rl.config import SftStage, prompt_style
 from tagpr_rl.files import read_parquet, write_parquet
 from tagpr_rl.prompts.compact import compact_direct
@@ -49,13 +49,16 @@ def run(context: StageContext) -> StageResult:
     start = resume_from(context, paths.model)
     if start.step < steps:
         ray = context.start_ray()
+        from tagpr_rl.backend.session.room import reserved
         from tagpr_rl.backend.trainer.sft import run_sft as train_remote
 
-        # Ray would start a task again from its first step, beside the rows that it has written.
-        task = ray.remote(num_cpus=1, max_retries=0)(train_remote).remote(
-            world_size(recipe), overrides, tracking(context), recipe.platform.device
-        )
-        wait_for(context, ray, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
+        nodes, devices = recipe.platform.nodes, recipe.platform.devices_per_node
+        with reserved(nodes, devices) as group:
+            # Ray would start a task again from its first step, beside the rows that it has written.
+            task = ray.remote(num_cpus=1, max_retries=0)(train_remote).remote(
+                group, devices, overrides, tracking(context), recipe.platform.device
+            )
+            wait_for(context, ray, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
     publish(context, last_checkpoint(context, steps) / "huggingface")
     last = metrics.last(context.dir.metrics) or {}
     figures = {"examples": float(len(rows)), "too_long": float(dropped), "loss": float(last["train/loss"])}

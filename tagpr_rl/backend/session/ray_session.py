@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.backend.session.private import close_token_file, private_folder, share_secret
+from tagpr_rl.backend.session.room import wait_for_room
 from tagpr_rl.backend.session.shell import drop_ray_variables, require_socket_folder
 from tagpr_rl.backend.session.supervisor import end_processes, supervised
 from tagpr_rl.backend.session.worker_settings import WorkerSettings, to_environment
 from tagpr_rl.config import Recipe
 from tagpr_rl.deploy.address import require_reachable
-from tagpr_rl.deploy.need import Need, NodeSize, need, shortages
+from tagpr_rl.deploy.need import need
 from tagpr_rl.types import TagprError
 
 _WORKER_HOOK = "tagpr_rl.backend.session.private.prepare_worker"
@@ -33,7 +34,7 @@ NODE_WAIT_S = 15.0
 OBJECT_STORE_BYTES = 400 << 20
 """Ray's object store in a private cluster: settings and rows alone pass through it."""
 LOGICAL_CPUS = 64
-"""Ray's CPU count is a scheduling budget; verl's placement group alone asks for 3 per worker."""
+"""Ray's CPU count is a scheduling budget, of which a run with many workers gets more (`need`)."""
 
 
 def worker_settings(recipe: Recipe) -> WorkerSettings:
@@ -101,7 +102,8 @@ def ray_session(recipe: Recipe, logs: Path | None = None) -> Iterator[Any]:
 
     Without `platform.ray_address` a private cluster starts behind a token, with as many logical GPUs as
     the recipe has devices; it ends with the session, and after an error leaves its logs in `logs`. With an address,
-    TagprError if the cluster cannot be reached, or is smaller than the recipe asks for longer than `cluster.wait_s`.
+    TagprError if the cluster cannot be reached, or is smaller than the recipe asks for longer than `cluster.wait_s`;
+    a private cluster has this machine's devices and gets no others, so there is nothing to wait for.
     """
     prepare_shell(recipe)
     import ray
@@ -117,10 +119,10 @@ def ray_session(recipe: Recipe, logs: Path | None = None) -> Iterator[Any]:
         options["address"] = recipe.platform.ray_address
         options["namespace"] = f"tagpr-{uuid.uuid4().hex[:8]}"
     else:
-        devices = math.ceil(need(recipe).devices)
+        whole = need(recipe)
         options |= {
-            "num_cpus": LOGICAL_CPUS,
-            "num_gpus": devices if recipe.platform.device == "cpu" else None,
+            "num_cpus": max(LOGICAL_CPUS, whole.cpus),
+            "num_gpus": math.ceil(whole.devices) if recipe.platform.device == "cpu" else None,
             "object_store_memory": OBJECT_STORE_BYTES,
             "include_dashboard": False,
             "_node_ip_address": LOCAL_NODE_ADDRESS,
@@ -140,8 +142,7 @@ def ray_session(recipe: Recipe, logs: Path | None = None) -> Iterator[Any]:
         stack.callback(ray.shutdown)
         close_token_file()
         share_secret(settings.run_id)
-        if recipe.platform.ray_address:
-            wait_for_resources(need(recipe), recipe.platform.ray_address, recipe.cluster.wait_s)
+        wait_for_room(recipe)
         stack.enter_context(supervised(ray, settings.run_id, private=not recipe.platform.ray_address))
         yield ray
 
@@ -225,61 +226,3 @@ def _node_is_here(address: str) -> bool:
         if time.monotonic() >= deadline:
             return False
         time.sleep(0.5)  # a cluster answers before its own node has joined it
-
-
-def wait_for_resources(need: Need, address: str, wait_s: float) -> None:
-    """Wait until the cluster has, free, what a run asks; TagprError with all that is missing after `wait_s` seconds.
-
-    Ray itself would wait for ever: a placement group that does not fit stays pending.
-    """
-    deadline = time.monotonic() + wait_s
-    reported: tuple[str, ...] = ()
-    while missing := _lacks_now(need):
-        if time.monotonic() >= deadline:
-            raise TagprError(
-                f"the Ray cluster at {address} is too small for this run (waited {wait_s:g} s):\n  "
-                + "\n  ".join(missing)
-                + "\nAdd nodes, end other jobs, or ask for fewer devices (platform, placement) "
-                "(cluster.wait_s = how long to wait)."
-            )
-        if missing != reported:
-            print(f"waiting for the Ray cluster: {'; '.join(missing)}", file=sys.stderr, flush=True)
-            reported = missing
-        time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
-
-
-def _lacks_now(need: Need) -> tuple[str, ...]:
-    import ray
-
-    nodes = [
-        NodeSize(node["NodeManagerAddress"], node["Resources"].get("GPU", 0.0), node["Resources"].get("CPU", 0.0))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    free = ray.available_resources()
-    return shortages(need, nodes, free.get("GPU", 0.0), free.get("CPU", 0.0))
-
-
-def free_devices() -> float:
-    """Devices (Ray's "GPU") that are free now."""
-    import ray
-
-    return float(ray.available_resources().get("GPU", 0.0))
-
-
-def end_actor(actor: Any, devices: float, timeout_s: float = 60.0) -> None:
-    """End a stage's driver actor; wait until what it started is gone and `devices` devices are free again.
-
-    The next stage uses the same actor names and devices, and Ray frees both some time after a death.
-    """
-    import ray
-
-    ray.kill(actor, no_restart=True)
-    deadline = time.monotonic() + timeout_s
-    while ray.util.list_named_actors() or free_devices() < devices:
-        if time.monotonic() > deadline:
-            raise RuntimeError(
-                f"{timeout_s} s after the end of a stage its actors {ray.util.list_named_actors()} are alive, or "
-                f"{free_devices()} devices are free where {devices} were; the run can be started again and goes on"
-            )
-        time.sleep(0.1)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.backend.session.parts import LOOK_S, Lost, Part, Rules, look
+from tagpr_rl.backend.session.room import PendingGroups
 from tagpr_rl.types import TagprError
 
 POLL_S = 0.5
@@ -50,6 +51,7 @@ class Supervisor:
         self._ray, self._run_id = ray, run_id
         self._above = os.getpid() if private else None  # Ray's own servers are this process's children then
         self._node = ray.get_runtime_context().get_node_id()
+        self._groups = PendingGroups(ray.get_runtime_context().get_job_id())
         self._logs = Path(ray._private.worker._global_node.get_logs_dir_path())
         self._watches: dict[str, Any] = {}
         self._unanswered = 0
@@ -66,7 +68,10 @@ class Supervisor:
         self._end.set()
 
     def check(self) -> None:
-        """LostPartError if a part is lost. A waiting stage calls this about every POLL_S seconds."""
+        """LostPartError if a part is lost, TagprError if Ray has no room for one.
+
+        A waiting stage calls this about every POLL_S seconds.
+        """
         self._unanswered += 1
         if self._outcome is None and self._unanswered > _CHECKS:
             self._outcome = LostPartError("Ray's head, or a node of the run, does not answer for a minute")
@@ -97,6 +102,7 @@ class Supervisor:
         parts = [part for parts in self._ray.get(looks) for part in parts]
         lost = rules.judge(parts, _deaths(actors))
         self._unanswered = 0
+        self._groups.judge(self._ray.util.placement_group_table(), LOOK_S)
         if lost is not None and (place := {name: node for node, name in names.items()}.get(lost.host)) in self._watches:
             self._watches[place].end.remote(lost.pid)
         return lost

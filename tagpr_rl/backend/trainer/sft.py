@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tagpr_rl.backend.tracking.tracker import TrackerFactory
 
@@ -61,9 +62,17 @@ class SftWorker:
             dist.destroy_process_group()
 
 
-def run_sft(world: int, overrides: dict[str, Any], tracking: dict[str, Any], device: str) -> None:
-    """Start `world` workers, train, and end them. Raises what a worker raised."""
-    workers = [SftWorker.remote() for _ in range(world)]  # type: ignore[attr-defined]
+def run_sft(
+    group: Any, devices_per_node: int, overrides: dict[str, Any], tracking: dict[str, Any], device: str
+) -> None:
+    """Start a worker a device, train, and end them. Raises what a worker raised.
+
+    `group`: a placement group with a bundle of `devices_per_node` devices for each node. A node's workers have
+    consecutive ranks, so that they can share a copy of the weights (`training.fsdp_size`).
+    """
+    world = group.bundle_count * devices_per_node
+    places = [PlacementGroupSchedulingStrategy(group, rank // devices_per_node) for rank in range(world)]
+    workers = [SftWorker.options(scheduling_strategy=place).remote() for place in places]  # type: ignore[attr-defined]
     try:
         master = ray.get(workers[0].address.remote())
         ray.get(

@@ -108,6 +108,11 @@ def test_a_cluster_that_is_too_small_is_described(
     assert shortages(ASKED, there, *free) == lines
 
 
+def test_nodes_of_one_address_are_two_nodes() -> None:
+    there = [NodeSize("10.0.0.1", 4, 60), NodeSize("10.0.0.1", 4, 60)]
+    assert shortages(Need((4, 4), 48), there, 8, 120) == ()
+
+
 def test_the_command_runs_the_recipe_with_its_overrides_in_the_storage() -> None:
     made = recipe("cluster.storage=/mnt/runs", "data.limit=3")
     command = run_command(made, SMOKE, ["data.tasks=[LaMP_2, LaMP_4]"], "auto")
