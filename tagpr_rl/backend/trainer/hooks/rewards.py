@@ -110,7 +110,8 @@ class RewardHooks:
             given[batch.keys[i]] = advantages.TokenCredit(credits[i], part, self.local_trigger_step)
             rows.append(advantages.token_advantages(credits[i], part, mask))
         self._credits = given
-        fields = {"advantages": advantages.nested(rows), "returns": advantages.nested(rows)}
+        values = advantages.nested(rows)
+        fields = {"advantages": values, "returns": values}
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=tu.get_tensordict(fields))
 
     def _mask_out(self, batch: Any, indices: Sequence[int]) -> None:
