@@ -91,7 +91,8 @@ def question_of(records: Sequence[LampRecord], user: str | None, task: str | Non
 def asked(base: LampRecord, line: str) -> LampRecord:
     """The question that a line asks: `base` itself if it is empty, else without a gold.
 
-    A line that is not of the task's form takes the place of what `base` asks about.
+    A line that is not of the task's form takes the place of what `base` asks about. TagprError if that is not one text
+    (LaMP_1 has two candidates).
     """
     if not line.strip():
         return base
@@ -100,7 +101,9 @@ def asked(base: LampRecord, line: str) -> LampRecord:
     try:
         spec.query(whole)
     except TagprError:
-        whole = replace(whole, input=base.input.replace(spec.query(base), line.strip()))
+        if (own := spec.query(base)) not in base.input:
+            raise TagprError(f"type the whole question as {base.task} has it: {base.input}") from None
+        whole = replace(whole, input=base.input.replace(own, line.strip()))
     return whole
 
 
@@ -117,7 +120,11 @@ def talk(
 ) -> None:
     """Answer each question with its thought; the user's own one with the gold beside it."""
     for line in questions:
-        record = asked(base, line)
+        try:
+            record = asked(base, line)
+        except TagprError as error:
+            page.say(str(error))
+            continue
         page.block("thought and answer", page.trace(answer(make(record))))
         if record.gold is not None:
             page.say(f"the user's own answer: {record.gold}")

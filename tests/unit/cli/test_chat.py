@@ -39,6 +39,14 @@ def test_a_line_is_the_own_question_a_whole_one_or_a_new_text() -> None:
     assert asked(OWN, "New text").input == f"{HEAD} article: New text"
 
 
+def test_a_task_of_two_texts_wants_the_whole_question() -> None:
+    text = 'For an author who has written the paper with the title "a", which reference is related? [1]: "b" [2]: "c"'
+    base = replace(OWN, task="LaMP_1", input=text)
+    with pytest.raises(TagprError, match="type the whole question as LaMP_1 has it"):
+        asked(base, "cells")
+    assert asked(base, text.replace("b", "d")).input == text.replace("b", "d")
+
+
 def test_thought_answer_and_gold_are_shown() -> None:
     file = io.StringIO()
     page = Page(Console(file=file, width=100), default_schema())
