@@ -1,13 +1,16 @@
-"""PRMU's serving against the same model's raw batched forward, and what a GRPO step waits for scores: two bars.
+"""PRMU's serving against the same model's raw batched forward, several scorers against one, and what a GRPO step waits
+for scores: three bars.
 
-Run: python bench/prmu_serving.py [--run runs/demo] [--responses 256] [--rounds 5] [--size 384,6] [--out FILE]
+Run: python bench/prmu_serving.py [--run runs/demo] [--responses 256] [--rounds 5] [--size 384,6] [--scorers 2]
+     [--out FILE]
 
 `--run` is a run whose guided stage has made rollouts; without it recipes/smoke.yaml is run first. The responses, the
 profiles and PRMU are that run's own. Raw: `PrmuModel.scores` on padded tensors that lie ready on the device, profile
 states included, rows sorted by length, at the best of several batch sizes. Served: the same responses as text through
 `ScorerPool` and one Ray actor, profile states in its cache, no response seen before. Raw and served take turns in
 every round, with the same number of threads; the ratio is the median of the rounds' ratios. The wait is
-`timing_s/prmu_wait` over `timing_s/step` of the guided stage's own metrics, its first step left out.
+`timing_s/prmu_wait` over `timing_s/step` of the guided stage's own metrics, its first step left out. `--scorers N`
+measures N scorers and one in turns, each process with `--threads` threads, in place of raw and served.
 """
 
 from __future__ import annotations
@@ -46,6 +49,8 @@ from tagpr_rl.prmu.users.vectors import UserTable
 ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (4, 8, 16, 32, 64, 128)
 THROUGHPUT_BAR, WAIT_BAR = 0.9, 0.02
+SCALING_BAR = 0.9
+"""Of the number of scorers: two serve 1.8 times one."""
 
 
 def stage_folder(run: Path, name: str) -> Path:
@@ -190,6 +195,30 @@ def throughput(requests: Sequence[ScoreRequest], folder: Path, options: argparse
     }
 
 
+def scaling(requests: Sequence[ScoreRequest], folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Responses a second of one scorer and of several, in turns; all of them live all the time."""
+    limits = {"threads": options.threads, "max_batch_tokens": options.batch_tokens}
+    own = {"device": options.device, "num_gpus": float(options.device != "cpu"), **limits}
+    actors, pools = {}, {}
+    for count in (1, options.scorers):
+        started = prmu_actor.start_all(f"bench_{os.getpid()}_{count}", count, path=str(folder.resolve()), **own)
+        actors |= started
+        pools[count] = ScorerPool(list(started), 600.0)
+        for number in range(2):
+            served_seconds(pools[count], new_in(requests, number))  # imports, allocations, profile states
+    rows = []
+    for number in range(2, options.rounds + 2):
+        requested = new_in(requests, number)
+        order = list(pools) if number % 2 else list(pools)[::-1]
+        seconds = {count: served_seconds(pools[count], requested) for count in order}
+        rows.append({"one": len(requests) / seconds[1], "several": len(requests) / seconds[options.scorers]})
+    for actor in actors.values():
+        ray.kill(actor)
+    ratio = statistics.median(row["several"] / row["one"] for row in rows)
+    bar = SCALING_BAR * options.scorers
+    return {"scorers": options.scorers, "rounds": rows, "ratio": ratio, "bar": bar, "met": ratio >= bar}
+
+
 def wait(run: Path) -> dict[str, Any]:
     """The guided stage's wait for scores as a share of its steps, the first left out."""
     text = (stage_folder(run, "guided") / "metrics.jsonl").read_text(encoding="utf-8")
@@ -217,6 +246,7 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--size", help="hidden,layers of a random PRMU to serve instead of the run's: its work counts")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scorers", type=int, default=1, help="above 1: measure so many against one")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temp:
@@ -229,10 +259,11 @@ def main() -> None:
             folder = stage_folder(run, "prmu") / "prmu"
             if options.size:
                 folder = larger(folder, Path(temp) / "prmu", *map(int, options.size.split(",")))
-            measured = throughput(requests, folder, options)
+            measured = {"scaling": scaling(requests, folder, options)} if options.scorers > 1 else {}
+            measured = measured or {"throughput": throughput(requests, folder, options)}
         finally:
             ray.shutdown()
-    actual = {"device": options.device, "throughput": measured, "wait": waited}
+    actual = {"device": options.device, **measured, "wait": waited}
     print(json.dumps(actual, indent=2))
     if options.out:
         write_json(options.out, actual)

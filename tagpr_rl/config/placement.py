@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -12,13 +13,19 @@ from tagpr_rl.config.grpo import GrpoStage
 from tagpr_rl.config.model import VLLM_LORA_RANKS, LoraBlock
 from tagpr_rl.config.platform import PlatformBlock, TrainingBlock, attention
 from tagpr_rl.config.stage import StageBase, TrainingStage
+from tagpr_rl.config.stages import PrmuStage
 
 
 class PrmuServing(Closed):
     """The actors that score responses with PRMU while a GRPO stage trains."""
 
-    scorers: Machines = 1
-    """Number of actors, each with the whole model. A user's responses go to the same actor while it is well."""
+    scorers: Machines | None = None
+    """Number of actors, each with the whole model; null = with `prmu: cpu` one a node, with `shared` one on each of the
+    policy's devices, with `dedicated` one. A user's responses go to the same actor, unless another one has much less to
+    do."""
+    dtype: Literal["float32", "tf32", "bfloat16"] | None = None
+    """Number format that scores are computed in; null = the one that PRMU was trained in. tf32: float32 weights, whose
+    products a GPU rounds to 10 bits of mantissa. bfloat16 halves the memory of the weights, too."""
     batch_tokens: Count | None = None
     """Padded tokens of a forward pass, profile included; null = 2,048 on the CPU, whose caches hold no more, and
     16,384 on a GPU."""
@@ -56,6 +63,18 @@ class PlacementBlock(Closed):
 def scorer_tokens(placement: PlacementBlock) -> int:
     """Padded tokens of one forward pass of PRMU's scorer."""
     return placement.prmu_serving.batch_tokens or (2048 if placement.prmu == "cpu" else 16_384)
+
+
+def scorer_count(platform: PlatformBlock, placement: PlacementBlock) -> int:
+    """Number of PRMU's scorers in a GRPO stage."""
+    if placement.prmu_serving.scorers is not None:
+        return placement.prmu_serving.scorers
+    return {"cpu": platform.nodes, "shared": platform.devices, "dedicated": 1}[placement.prmu]
+
+
+def prmu_processes(platform: PlatformBlock, stage: PrmuStage) -> int:
+    """Processes that train PRMU: as many of the policy's devices as share a batch in equal parts."""
+    return math.gcd(stage.batch_size, platform.devices)
 
 
 def placement_mistakes(

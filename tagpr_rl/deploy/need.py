@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tagpr_rl.config import Recipe
+from tagpr_rl.config.placement import scorer_count
 from tagpr_rl.types import TagprError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +52,7 @@ def need(recipe: Recipe) -> Need:
     if placement.rollout == "separate":
         parts += [placement.rollout_devices_per_node] * placement.rollout_nodes
     if placement.prmu == "dedicated":
-        parts += [placement.prmu_devices] * placement.prmu_serving.scorers
+        parts += [placement.prmu_devices] * scorer_count(recipe.platform, placement)
     return Need(tuple(sorted(parts, reverse=True)), sum(map(_part_cpus, parts)) + CPUS_PER_RUN)
 
 

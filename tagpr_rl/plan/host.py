@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, TrainingStage, stage_limits
+from tagpr_rl.config.placement import scorer_count
 from tagpr_rl.plan.memory import (
     Part,
     Phase,
@@ -59,7 +60,7 @@ def training_host(
     engine = engine if asleep else []
     scorer = scorer_part(recipe, stage) if isinstance(stage, GrpoStage) and recipe.placement.prmu == "cpu" else None
     if scorer is not None:  # Ray may put all of them on one node
-        scorers = recipe.placement.prmu_serving.scorers
+        scorers = scorer_count(recipe.platform, recipe.placement)
         held.append(Part("prmu", scorer.bytes * scorers, f"{scorers} x ({scorer.formula})"))
     busy = [
         Phase(phase.name, (*_processes(recipe, phase), *held, *(engine if phase.name == "train" else ())))

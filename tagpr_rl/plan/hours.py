@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, stage_limits
+from tagpr_rl.config.placement import prmu_processes, scorer_count
 from tagpr_rl.plan.memory import PRMU_ITEM_TOKENS, PRMU_TOKENS, compute_bytes, engine_devices, longest, prmu_shape
 from tagpr_rl.plan.shapes import Device, ModelShape
 
@@ -52,13 +53,19 @@ def train_time(recipe: Recipe, shape: ModelShape, tokens: float, device: Device 
 
 
 def prmu_time(recipe: Recipe, stage: PrmuStage, shape: ModelShape, device: Device | None) -> Times:
-    """Seconds to train a PRMU with full inputs on one device, in fp32; () without a device."""
+    """Seconds to train a PRMU with full inputs; () without a device."""
     if device is None:
         return ()
     tokens = stage.steps * stage.batch_size * (2 * PRMU_TOKENS + stage.max_items * PRMU_ITEM_TOKENS)
     flops = train_flops(shape, tokens, PRMU_TOKENS, lora=False)
-    rule = f"{flops:.2e} FLOPs / ({device.fp32_tflops:g} TFLOPS fp32 x MFU {MFU:g}), full inputs"
-    return (("train", flops / (device.fp32_tflops * 1e12 * MFU), rule),)
+    world, peak = prmu_processes(recipe.platform, stage), _peak(device, stage.dtype)
+    rule = f"{flops:.2e} FLOPs / ({world} x {peak:g} TFLOPS {stage.dtype} x MFU {MFU:g}), full inputs"
+    return (("train", flops / (world * peak * 1e12 * MFU), rule),)
+
+
+def _peak(device: Device, dtype: str) -> float:
+    """TFLOPS of the number format. On NVIDIA's tensor cores tf32 has half the rate of bfloat16."""
+    return {"float32": device.fp32_tflops, "tf32": device.bf16_tflops / 2, "bfloat16": device.bf16_tflops}[dtype]
 
 
 def grpo_time(recipe: Recipe, stage: GrpoStage, shape: ModelShape, device: Device | None, fits: int) -> Times:
@@ -89,11 +96,15 @@ def grpo_time(recipe: Recipe, stage: GrpoStage, shape: ModelShape, device: Devic
     if scorer is not None and recipe.placement.prmu != "cpu":
         read = stage.steps * responses * PRMU_TOKENS  # profile items are cached
         flops = read * scorer.forward_flops(PRMU_TOKENS / 2)
-        used = recipe.placement.prmu_serving.scorers
+        used = scorer_count(recipe.platform, recipe.placement)
         if recipe.placement.prmu == "dedicated":
             used = max(1, math.ceil(used * recipe.placement.prmu_devices))
         else:
             used = min(used, recipe.platform.devices)
-        text = f"{flops:.2e} FLOPs / ({used} x {device.fp32_tflops:g} TFLOPS fp32 x MFU {MFU:g})"
-        times.append(("score", flops / (used * device.fp32_tflops * 1e12 * MFU), text))
+        trained = recipe.stages[str(stage.prmu)]
+        assert isinstance(trained, PrmuStage)
+        dtype = recipe.placement.prmu_serving.dtype or trained.dtype
+        peak = _peak(device, dtype)
+        text = f"{flops:.2e} FLOPs / ({used} x {peak:g} TFLOPS {dtype} x MFU {MFU:g})"
+        times.append(("score", flops / (used * peak * 1e12 * MFU), text))
     return tuple(times)

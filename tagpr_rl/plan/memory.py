@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tagpr_rl.config import BudgetBlock, DeepSpeedBlock, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
-from tagpr_rl.config.placement import scorer_tokens
+from tagpr_rl.config.placement import prmu_processes, scorer_tokens
 from tagpr_rl.config.platform import checkpointing, packs
 from tagpr_rl.plan.shapes import DEVICES, Device, ModelShape, shape_of
 from tagpr_rl.types import TagprError
@@ -24,6 +24,8 @@ VERL_LOGIT_BYTES = 18
 PADDING = 2
 """Padded tokens for each token of a micro-batch that is filled by tokens and padded: sequences have half the length of
 the longest one (an assumption)."""
+EVALUATION_TOKENS = 8_192
+"""Padded tokens of a batch when a trained PRMU is evaluated (prmu.training.train)."""
 PRMU_TOKENS, PRMU_ITEM_TOKENS = 1024, 128
 """Limits of PRMU's inputs (prmu.inputs.Limits): a response row and one profile item."""
 
@@ -279,29 +281,51 @@ def engine_parts(recipe: Recipe, shape: ModelShape, memory: float | None) -> tup
 
 
 def scorer_part(recipe: Recipe, stage: GrpoStage) -> Part | None:
-    """One PRMU scorer: fp32 weights, the states of the padded tokens it takes at a time, and its cache."""
+    """One PRMU scorer: weights, the states of the padded tokens it takes at a time, and its cache."""
     if stage.prmu is None or not stage.uses_prmu:
         return None
     shape = prmu_shape(recipe, stage.prmu)
     if shape is None:
         return None
-    # prmu.model.PrmuModel.states: every layer's states, normalised, weighted and stacked.
     serving, batch = recipe.placement.prmu_serving, scorer_tokens(recipe.placement)
-    per_token = 4 * (4 * shape.hidden * (shape.layers + 1) + 3 * shape.ffn)
+    width = 2 if serving.dtype == "bfloat16" else 4
+    per_token = 4 * _prmu_states(shape) + width * 3 * shape.ffn
     text = (
-        f"4 B x {shape.parameters:,} + {batch:,} tokens x {per_token:,} B of states + {serving.cache_mb:g} MiB of items"
+        f"{width} B x {shape.parameters:,} + {batch:,} tokens x {per_token:,} B of states + {serving.cache_mb:g} MiB "
+        "of items"
     )
     cache = serving.cache_mb * (1 << 20)
-    return Part("prmu", 4 * shape.parameters + batch * per_token + cache, text)
+    return Part("prmu", width * shape.parameters + batch * per_token + cache, text)
 
 
-def prmu_training_parts(shape: ModelShape, stage: PrmuStage) -> tuple[Part, ...]:
-    """PRMU's training on one device, in fp32 without recomputation (prmu.training)."""
-    pairs = stage.micro_batch_size or stage.batch_size
+def _prmu_states(shape: ModelShape) -> int:
+    """fp32 numbers per token outside of the blocks (prmu.model.PrmuModel.scores): every layer's states, four vectors of
+    the mixes, and six of twice the size (window mean, projection, attention over the profile)."""
+    return shape.hidden * (shape.layers + 1 + 16)
+
+
+def prmu_phases(recipe: Recipe, shape: ModelShape, stage: PrmuStage) -> tuple[Phase, ...]:
+    """PRMU's training on the policy's devices, and its evaluation, for which every device loads the whole model."""
+    world, total = prmu_processes(recipe.platform, stage), shape.parameters
+    pairs = stage.micro_batch_size or stage.batch_size // world
     tokens = pairs * (2 * PRMU_TOKENS + stage.max_items * PRMU_ITEM_TOKENS)
-    mixed = 3 * (shape.layers + 1) * shape.hidden * 4  # every layer's states, normalised, and weighted
-    per_token = shape.layers * block_activation(shape, 4) + mixed
-    return (
-        Part("prmu weights", 16 * shape.parameters, f"(4 + 4 + 8) B x {shape.parameters:,}, one device"),
-        Part("prmu activations", tokens * per_token, f"{pairs} pairs = {tokens:,} tokens x {per_token:,} B, fp32"),
-    )
+    width = 2 if stage.dtype == "bfloat16" else 4
+    inner, recomputed = block_activation(shape, width), checkpointing(recipe.platform, recipe.training)
+    # Kept without recomputation: every block's inner states, and each layer normalised in both mixes.
+    blocks = inner if recomputed else shape.layers * inner + 2 * 4 * shape.hidden * (shape.layers + 1)
+    per_token = 4 * _prmu_states(shape) + blocks
+    of_weights = of_gradients = world
+    if stage.strategy == "deepspeed":
+        of_weights = world if stage.zero().zero_stage == 3 else 1
+        of_gradients = world if stage.zero().zero_stage >= 2 else 1
+    states = 4 * total / of_weights + 4 * total / of_gradients + 8 * total / world
+    rule = f"(4 / {of_weights} + 4 / {of_gradients} + 8 / {world}) B x {total:,}"
+    kept = Part("prmu weights", states, rule)
+    gathered = 4 * (2 * shape.block + shape.embedding) if world > 1 else 0
+    activations = f"{pairs} pairs = {tokens:,} tokens x {per_token:,} B"
+    train = [kept, Part("prmu activations", tokens * per_token, activations)]
+    if gathered:
+        train.append(Part("gathered", gathered, "4 B x (2 blocks + embeddings), unsharded"))
+    whole = 4 * total + EVALUATION_TOKENS * (4 * _prmu_states(shape) + width * 3 * shape.ffn)
+    text = f"4 B x {total:,} + {EVALUATION_TOKENS:,} tokens of states"
+    return Phase("train", tuple(train)), Phase("evaluate", (kept, Part("whole prmu", whole, text)))

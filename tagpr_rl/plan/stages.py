@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tagpr_rl.config import EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage
+from tagpr_rl.config.placement import prmu_processes, scorer_count
 from tagpr_rl.plan.host import other_host, training_host
 from tagpr_rl.plan.hours import Times, grpo_time, prmu_time, train_time
 from tagpr_rl.plan.memory import (
@@ -17,8 +18,8 @@ from tagpr_rl.plan.memory import (
     engine_parts,
     longest,
     policy_shape,
+    prmu_phases,
     prmu_shape,
-    prmu_training_parts,
     scorer_part,
     training_parts,
 )  # fmt: skip
@@ -39,6 +40,7 @@ REMEDIES = {
     "engine": "lower platform.vllm_gpu_utilization, raise placement.tensor_parallel, or set training.offload_*",
     "prmu": "set placement.prmu=dedicated, or name a smaller prmu `backbone`",
     "prmu weights": "name a smaller `backbone` for the prmu stage",
+    "whole prmu": "name a smaller `backbone` for the prmu stage",
     "prmu activations": "lower the prmu stage's micro_batch_size",
 }
 HOST_REMEDIES = {
@@ -78,8 +80,10 @@ def stage_budget(recipe: Recipe, name: str) -> StageBudget | None:
         backbone = prmu_shape(recipe, name)
         if backbone is None:
             return None
-        phases: tuple[Phase, ...] = (Phase("train", prmu_training_parts(backbone, stage)),)
-        host = other_host(recipe, phases, Part("loading", 4 * backbone.parameters, f"4 B x {backbone.parameters:,}"))
+        phases = prmu_phases(recipe, backbone, stage)
+        count = min(recipe.platform.devices_per_node, prmu_processes(recipe.platform, stage))
+        rule = f"4 B x {backbone.parameters:,} x {count} process(es)"
+        host = other_host(recipe, phases, Part("loading", 4 * backbone.parameters * count, rule))
         return _judged(recipe, name, phases, host, prmu_time(recipe, stage, backbone, device), device, ())
     if shape is None:
         return None
@@ -122,7 +126,7 @@ def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device
     # With an adapter vLLM keeps the base while it sleeps: only the adapter is sent. A CPU's engine never sleeps.
     sleeps = recipe.lora is not None and not recipe.lora.merge and recipe.platform.device != "cpu"
     host = training_host(recipe, stage, shape, phases, engine[0].bytes if sleeps else 0.0)
-    scorer, scorers = scorer_part(recipe, stage), recipe.placement.prmu_serving.scorers
+    scorer, scorers = scorer_part(recipe, stage), scorer_count(recipe.platform, recipe.placement)
     if scorer is not None and recipe.placement.prmu == "shared":
         per_device = -(-scorers // recipe.platform.devices)  # the fullest device
         shared = len(phases) if recipe.placement.rollout == "colocated" else 1  # rollout devices have none

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tagpr_rl.config import ChainsStage, EvaluateStage, GrpoStage, SftStage, TrainingStage
 from tagpr_rl.config.kinds import KINDS
+from tagpr_rl.config.placement import scorer_count
 from tagpr_rl.config.platform import attention
 from tagpr_rl.deploy.need import need, node_devices
 from tagpr_rl.plan.host import disk_bytes as planned_disk
@@ -104,7 +105,7 @@ def devices(plan: PlannedRun) -> Iterator[Finding]:
         if placement.rollout == "separate":
             parts.append(f"rollout {placement.rollout_nodes * placement.rollout_devices_per_node}")
         if dedicated:
-            parts.append(f"PRMU {placement.prmu_devices * placement.prmu_serving.scorers:g}")
+            parts.append(f"PRMU {placement.prmu_devices * scorer_count(recipe.platform, placement):g}")
         yield Finding(
             "platform",
             None,
@@ -229,12 +230,13 @@ def memory(plan: PlannedRun) -> Iterator[Finding]:
         yield from _host(plan, total, f"this machine of {total / GIB:.0f} GiB", on_machine=True)
     if not any(stage.uses_prmu for _, stage in plan.stages(GrpoStage)):
         return
-    caches = serving.scorers * serving.cache_mb * (1 << 20)
+    scorers = scorer_count(recipe.platform, recipe.placement)
+    caches = scorers * serving.cache_mb * (1 << 20)
     if recipe.placement.prmu == "cpu" and math.isfinite(caches) and caches > total:
         yield Finding(
             "placement.prmu_serving.cache_mb",
             f"{serving.cache_mb:g}",
-            f"{serving.scorers} scorers may fill {caches / GIB:.0f} GiB, and this machine has {total / GIB:.0f}",
+            f"{scorers} scorers may fill {caches / GIB:.0f} GiB, and this machine has {total / GIB:.0f}",
             "lower it",
             on_machine=True,
         )

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from tagpr_rl.files import replacing, write_json
@@ -107,6 +108,7 @@ class PrmuModel(nn.Module):
         self.config = config
         self.table: UserTable | ShardedUsers = users
         self.backbone = backbone
+        self.recomputes = False
         # What meets the user starts mostly at the embeddings, what the head reads at the last layer.
         self.layer_mix = nn.Parameter(3.0 * F.one_hot(torch.tensor(0), depth + 1).float())
         self.head_mix = nn.Parameter(3.0 * F.one_hot(torch.tensor(depth), depth + 1).float())
@@ -119,6 +121,12 @@ class PrmuModel(nn.Module):
         self.head = nn.Linear(dim, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+    def recompute(self) -> None:
+        """In training, compute every block's inner states, and the normalised layers, again for the backward pass."""
+        backbone: Any = self.backbone
+        backbone.gradient_checkpointing_enable({"use_reentrant": False})
+        self.recomputes = True
 
     def layers(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Every layer's states, each fp32 `[n, T, D]`: the embeddings first, the last after the model's own norm."""
@@ -133,13 +141,22 @@ class PrmuModel(nn.Module):
         The last layer of a language model is about the *next* token, so the mix starts mostly at the embeddings:
         there a quoted word equals its source, so a claim can be compared with it.
         """
-        states: Tensor = self.norm(_mixed(layers, self.layer_mix))
+        states: Tensor = self.norm(self._mixed(layers, self.layer_mix))
         return states
 
     def head_states(self, layers: Sequence[Tensor]) -> Tensor:
         """What the user-independent terms read, `[n, T, D]`: a second learned mix of the layers."""
-        states: Tensor = self.head_norm(_mixed(layers, self.head_mix))
+        states: Tensor = self.head_norm(self._mixed(layers, self.head_mix))
         return states
+
+    def _mixed(self, layers: Sequence[Tensor], mix: Tensor) -> Tensor:
+        total = torch.zeros_like(layers[0])
+        for weight, layer in zip(mix.softmax(0), layers, strict=True):
+            if self.recomputes and self.training:
+                total = total + checkpoint(_weighted, weight, layer, use_reentrant=False)
+            else:
+                total = total + _weighted(weight, layer)
+        return total
 
     def item_states(self, ids: Tensor, mask: Tensor) -> Tensor:
         """States `[I, L, 2 D]` of items `[I, L]` that users attend to; their mask is `mask`."""
@@ -211,10 +228,8 @@ class PrmuModel(nn.Module):
         return model.eval(), TextEncoder(tokenizer, config.limits, config.user)
 
 
-def _mixed(layers: Sequence[Tensor], mix: Tensor) -> Tensor:
-    weights = mix.softmax(0)
-    normed = (F.layer_norm(layer, layer.shape[-1:]) for layer in layers)
-    return torch.stack([w * layer for w, layer in zip(weights, normed, strict=True)]).sum(0)
+def _weighted(weight: Tensor, layer: Tensor) -> Tensor:
+    return weight * F.layer_norm(layer, layer.shape[-1:])
 
 
 def attach_table(model: PrmuModel, folder: Path) -> None:

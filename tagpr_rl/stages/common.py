@@ -23,6 +23,7 @@ from tagpr_rl.backend.tracking.settings import TrackingSettings
 from tagpr_rl.backend.tracking.tracker import warnings_file
 from tagpr_rl.backend.trainer.overrides import StagePaths, world_size
 from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, TrainingStage, training_steps
+from tagpr_rl.config.placement import prmu_processes
 from tagpr_rl.files import sha256_file, write_json
 from tagpr_rl.monitor.alerts import ALERTS, read_alerts
 from tagpr_rl.run import checkpoints, metrics
@@ -101,10 +102,11 @@ def resume_from(context: StageContext, model: Path) -> checkpoints.Chosen:
         "config": context.facts.config,
         "inputs": context.facts.inputs,
         "tokenizer": {path.name: sha256_file(path) for path in tokenizer},
-        "world_size": 1 if isinstance(stage, PrmuStage) else world_size(recipe),
+        "world_size": prmu_processes(recipe.platform, stage) if isinstance(stage, PrmuStage) else world_size(recipe),
     }
     root = context.dir.checkpoints
-    elastic = stage.strategy == "deepspeed"  # universal checkpoints
+    # DeepSpeed saves the policy in its universal form, and FSDP2 saves PRMU with torch's distributed checkpoints.
+    elastic = stage.strategy == ("fsdp2" if isinstance(stage, PrmuStage) else "deepspeed")
     identity = checkpoints.begin(root, facts, keep=stage.keep_checkpoints, any_world_size=elastic)
     chosen = checkpoints.choose(root, identity, partial(fact_changes, recipe, name))
     for note in chosen.notes:

@@ -10,8 +10,8 @@ from typing import Any
 
 from tagpr_rl.backend.rollout.saved import saved_rows
 from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
-from tagpr_rl.config import GrpoStage, PlacementBlock
-from tagpr_rl.config.placement import scorer_tokens
+from tagpr_rl.config import GrpoStage, PlacementBlock, PlatformBlock
+from tagpr_rl.config.placement import scorer_count, scorer_tokens
 from tagpr_rl.files import read_parquet, write_json, write_parquet
 from tagpr_rl.monitor.stop import Stop, stop_after
 from tagpr_rl.monitor.validation import SCORE, best
@@ -146,7 +146,7 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
     prmu = None
     if stage.prmu is not None and stage.uses_prmu:
         folder = context.earlier(stage.prmu, reads=("prmu",)).root / "prmu"
-        prmu = {"path": str(folder.resolve()), **scorer_placement(recipe.placement)}
+        prmu = {"path": str(folder.resolve()), **scorer_placement(recipe.platform, recipe.placement)}
     health_s = recipe.placement.prmu_serving.health_s
     schema_file = str(recipe.schema_file.resolve()) if recipe.schema_file is not None else None
     checker = {"schema_file": schema_file, "terms": stage.terms}
@@ -175,11 +175,12 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
     end_actor(driver, devices)
 
 
-def scorer_placement(placement: PlacementBlock) -> dict[str, Any]:
+def scorer_placement(platform: PlatformBlock, placement: PlacementBlock) -> dict[str, Any]:
     """Arguments of prmu_actor.start_all: the actors' device (none, one that the policy uses, or their own), limits."""
     serving = placement.prmu_serving
     settings = {
-        "scorers": serving.scorers,
+        "scorers": scorer_count(platform, placement),
+        "dtype": serving.dtype,
         "max_batch_tokens": scorer_tokens(placement),
         "cache_mb": serving.cache_mb,
         "restarts": serving.restarts,

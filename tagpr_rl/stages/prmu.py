@@ -1,4 +1,4 @@
-"""PRMU stage: makes pairs from chains and from the policy's own responses, and trains PRMU in a Ray task."""
+"""PRMU stage: makes pairs from chains and from the policy's own responses, and trains PRMU on the policy's devices."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config import PrmuStage, prompt_style
+from tagpr_rl.config.placement import prmu_processes
+from tagpr_rl.config.platform import checkpointing
 from tagpr_rl.data.people import with_one_question
 from tagpr_rl.files import sha256_file, sha256_json, write_json, write_text
 from tagpr_rl.model.fetch import copy_of, model_folder
@@ -49,7 +51,7 @@ _SAME_NAME = (
 
 
 def run(context: StageContext) -> StageResult:
-    """Train PRMU in a Ray task, on the chains stage's pairs and, if the recipe asks for them, on the policy's own."""
+    """Train PRMU on the chains stage's pairs and, if the recipe asks for them, on the policy's own."""
     recipe, stage = context.recipe, context.recipe.stages[context.name]
     assert isinstance(stage, PrmuStage)
     context.guard_attempt()
@@ -61,6 +63,8 @@ def run(context: StageContext) -> StageResult:
         "steps": steps,
         "micro_batch_size": stage.micro_batch_size or 0,
         "warmup": min(stage.warmup_steps, steps // 2),
+        "device": recipe.platform.device,
+        "recompute": checkpointing(recipe.platform, recipe.training),
         **{name: getattr(stage, name) for name in _SAME_NAME},
     }
     if stage.identity is None:
@@ -73,20 +77,23 @@ def run(context: StageContext) -> StageResult:
     else:
         backbone = context.model_folder(stage.init)
     ray = context.start_ray()
-    from tagpr_rl.backend.scoring.prmu_train import train_prmu_remote
+    from tagpr_rl.backend.scoring.prmu_train import PrmuJob, run_prmu
 
     start = resume_from(context, backbone)
-    task = train_prmu_remote.remote(
-        str(pairs.resolve()),
-        str(backbone.resolve()),
-        str((context.dir.root / "prmu").resolve()),
-        settings,
-        tracking(context),
-        recipe.platform.threads,
-        stage.zero().model_dump() if stage.strategy == "deepspeed" else None,
-        (str(context.dir.checkpoints.resolve()), stage.save_every or 0),
-        stage.user_shards,
+    job = PrmuJob(
+        pairs=str(pairs.resolve()),
+        backbone=str(backbone.resolve()),
+        out=str((context.dir.root / "prmu").resolve()),
+        settings=settings,
+        tracking=tracking(context),
+        threads=recipe.platform.threads,
+        zero=stage.zero().model_dump() if stage.strategy == "deepspeed" else None,
+        checkpoints=str(context.dir.checkpoints.resolve()),
+        every=stage.save_every or 0,
+        user_shards=stage.user_shards,
     )
+    # Ray would start a task again from its first step, beside the rows that it has written.
+    task = ray.remote(num_cpus=1, max_retries=0)(run_prmu).remote(prmu_processes(recipe.platform, stage), job)
     wait_for(context, ray, task, steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
     figures: dict[str, float] = ray.get(task)
     write_json(context.dir.root / "prmu.json", figures)

@@ -183,6 +183,31 @@ def test_a_scorer_that_restarts_into_nan_weights_gives_the_reason_at_once(folder
     assert name in reason and "head.bias holds values that are not finite" in reason
 
 
+def test_scorers_share_the_work_even_of_one_user(folder: Path) -> None:
+    """64 responses for one user: the user's own scorer gets half, and eight more at most."""
+    actors = prmu_actor.start_all("prmu_shared", 2, path=str(folder))
+    asks = [replace(ASKS[0], response="take" + " red" * i) for i in range(64)]
+    replies = ask(ScorerPool(list(actors), 60.0), asks)
+    assert [reply.score for reply in replies] == pytest.approx(Scorer(folder).score(asks), abs=1e-5)
+    counts = [ray.get(actor.health.remote())["requests"] for actor in actors.values()]
+    assert sum(counts) == 64 and max(counts) <= 36
+    few = ask(ScorerPool(list(actors), 60.0), asks[:8])  # all by the user's own, whose cache has the profile
+    assert all(reply.score is not None for reply in few)
+    after = [ray.get(actor.health.remote())["requests"] for actor in actors.values()]
+    assert sorted(b - a for a, b in zip(counts, after, strict=True)) == [0, 8]
+    for actor in actors.values():
+        ray.kill(actor)
+
+
+@pytest.mark.parametrize("dtype, apart", [("float32", 0.0), ("bfloat16", 1e-2)])
+def test_a_scorer_computes_in_the_placement_s_format(folder: Path, dtype: str, apart: float) -> None:
+    (actor,) = prmu_actor.start_all(f"prmu_{dtype}", 1, path=str(folder), dtype=dtype).values()
+    scores = ray.get([actor.score.remote(request) for request in ASKS[:16]])
+    differences = [abs(a - b) for a, b in zip(scores, Scorer(folder).score(ASKS[:16]), strict=True)]
+    assert max(differences) <= max(apart, 1e-6) and (max(differences) > 1e-6) is (dtype == "bfloat16")
+    ray.kill(actor)
+
+
 def test_a_frozen_scorer_is_restarted_and_meanwhile_the_other_scores(folder: Path) -> None:
     actors = prmu_actor.start_all("prmu_two", 2, path=str(folder))
     stop, said = threading.Event(), list[str]()
@@ -249,12 +274,18 @@ def test_a_full_queue_is_asked_again_until_the_time_is_up(folder: Path) -> None:
 
 
 def test_the_scorer_s_place_is_the_recipe_s() -> None:
-    from tagpr_rl.config import PlacementBlock
+    from tagpr_rl.config import PlacementBlock, PlatformBlock
     from tagpr_rl.config.placement import PrmuServing
     from tagpr_rl.stages.grpo import scorer_placement
 
-    limits = {"scorers": 1, "max_batch_tokens": 16_384, "cache_mb": 512.0, "restarts": 3}
-    assert scorer_placement(PlacementBlock()) == {"device": "cpu", **limits, "max_batch_tokens": 2048}
-    assert scorer_placement(PlacementBlock(prmu="shared")) == {"device": "cuda", "num_gpus": 0.0, **limits}
-    own = PlacementBlock(prmu="dedicated", prmu_devices=0.5, prmu_serving=PrmuServing(scorers=3))
-    assert scorer_placement(own) == {"device": "cuda", "num_gpus": 0.5, **limits, "scorers": 3}
+    eight = PlatformBlock(device="cuda", nodes=2, devices_per_node=4)
+    limits = {"dtype": None, "max_batch_tokens": 16_384, "cache_mb": 512.0, "restarts": 3}
+    cpu = {"device": "cpu", **limits, "max_batch_tokens": 2048}
+    assert scorer_placement(PlatformBlock(), PlacementBlock()) == {**cpu, "scorers": 1}
+    assert scorer_placement(eight, PlacementBlock()) == {**cpu, "scorers": 2}  # one a node
+    shared = {"device": "cuda", "num_gpus": 0.0, **limits}
+    assert scorer_placement(eight, PlacementBlock(prmu="shared")) == {**shared, "scorers": 8}
+    half = PlacementBlock(prmu="dedicated", prmu_devices=0.5)
+    assert scorer_placement(eight, half) == {"device": "cuda", "num_gpus": 0.5, **limits, "scorers": 1}
+    own = PlacementBlock(prmu="shared", prmu_serving=PrmuServing(scorers=3, dtype="bfloat16"))
+    assert scorer_placement(eight, own) == {**shared, "scorers": 3, "dtype": "bfloat16"}

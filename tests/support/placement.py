@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RotaryEmbedding
 
 from tagpr_rl.config import GrpoStage, Recipe, SftStage
+from tagpr_rl.config.placement import scorer_count
 
 SIZES = {  # config.json on the hub: layers, hidden, heads, feed-forward, tied
     "0.6B": (28, 1024, 16, 3072, True), "1.7B": (28, 2048, 16, 6144, True), "8B": (36, 4096, 32, 12_288, False),
@@ -216,7 +217,8 @@ class Described:
 
     def scorers(self, found: Simulation, extra: Spot) -> None:
         """PRMU's scorers: on the policy's devices from the last node on, on devices of their own, or on a host."""
-        place, count = self.recipe.placement.prmu, self.recipe.placement.prmu_serving.scorers if self.scorer else 0
+        place = self.recipe.placement.prmu
+        count = scorer_count(self.recipe.platform, self.recipe.placement) if self.scorer else 0
         nodes, each = self.recipe.platform.nodes, self.recipe.platform.devices_per_node
         for number in range(count):
             if place == "shared":

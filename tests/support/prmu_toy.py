@@ -36,8 +36,8 @@ def toy_pairs(users: int = 48, per_user: int = 3, seed: int = 0) -> list[PairRow
     return rows
 
 
-def toy_backbone(folder: Path, hidden: int = 32) -> Path:
-    """A random two-layer Qwen3 and a word-level tokenizer, saved as an ordinary Hugging Face folder."""
+def toy_backbone(folder: Path, hidden: int = 32, layers: int = 2) -> Path:
+    """A random Qwen3 and a word-level tokenizer, saved as an ordinary Hugging Face folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -50,7 +50,7 @@ def toy_backbone(folder: Path, hidden: int = 32) -> Path:
         torch.manual_seed(0)
         model = Qwen3ForCausalLM(
             Qwen3Config(
-                vocab_size=len(vocabulary), hidden_size=hidden, num_hidden_layers=2, num_attention_heads=2,
+                vocab_size=len(vocabulary), hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=2,
                 num_key_value_heads=2, head_dim=hidden // 2, intermediate_size=2 * hidden,
                 tie_word_embeddings=True, initializer_range=0.1, max_position_embeddings=128,
             )

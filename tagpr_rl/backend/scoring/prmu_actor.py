@@ -41,12 +41,13 @@ class PrmuActor:
         max_waiting: int = 16_384,
         cache_mb: float = 512.0,
         threads: int = 1,
+        dtype: str | None = None,
     ) -> None:
         """Load the PRMU folder `path`; TagprError when it is damaged or holds weights that are not finite.
 
         `max_batch_tokens` bounds a batch's response and profile tokens, `max_waiting` the queue, `cache_mb` the
-        states of profile items that are kept. Ray calls this again after a crash, so a restarted actor has read the
-        folder anew and starts with an empty cache.
+        states of profile items that are kept; `dtype` is that of `PrmuServing`. Ray calls this again after a crash, so
+        a restarted actor has read the folder anew and starts with an empty cache.
         """
         import torch
 
@@ -54,7 +55,10 @@ class PrmuActor:
 
         torch.set_num_threads(threads)
         gc.freeze()  # a full collection over everything that was imported takes .3 s, in the middle of a batch
-        self._scorer = Scorer(Path(path), device, max_padded_tokens=max_batch_tokens, cache_mb=cache_mb)
+        if dtype == "tf32":
+            torch.set_float32_matmul_precision("high")
+        dtype = "float32" if dtype == "tf32" else dtype
+        self._scorer = Scorer(Path(path), device, max_padded_tokens=max_batch_tokens, cache_mb=cache_mb, dtype=dtype)
         self._batcher: Batcher[ScoreRequest] = Batcher(
             self._scorer.score_each,
             self._scorer.length,

@@ -20,6 +20,8 @@ PAUSE_S = 0.25
 """Between two attempts, while an actor restarts or its queue is full."""
 ANSWER_WITHIN = 0.8
 """Share of an attempt's time after which an actor says why it has no score yet; later the reason would be lost."""
+SPILL = 8
+"""A request goes to the actor with the fewest open ones if the user's own has more than this above them."""
 PER_CALL = 32
 """Requests of one call: an actor scores the first of many while the rest are on their way."""
 
@@ -27,7 +29,8 @@ PER_CALL = 32
 class ScorerPool:
     """Several PRMU actors as one. `score` never raises for what an actor does, and never waits past its deadline.
 
-    All responses of a user go to the same actor while that is well, so that one actor's cache knows the profile.
+    Responses of a user go to the same actor while that is well, so that one actor's cache knows the profile, and to the
+    least busy one if that has much more to do than another.
     """
 
     def __init__(self, names: Sequence[str], timeout_s: float) -> None:
@@ -38,6 +41,7 @@ class ScorerPool:
         self._lanes: list[Coalescer[tuple[ScoreRequest, float], ScoreReply]] = [
             Coalescer(partial(self._call, actor), most=PER_CALL) for actor in self._actors
         ]
+        self._open = [0] * len(self._actors)
         self._dead: dict[int, str] = {}
         self._down_until = [0.0] * len(self._actors)
 
@@ -60,15 +64,21 @@ class ScorerPool:
         return ScoreReply(None, f"no score after prmu_timeout_s={self._timeout_s:g}; last: {reason}")
 
     def _choose(self, first: int, tried: int) -> int | None:
-        """The actor's number for attempt `tried`: the user's own first, those in trouble last. None: all are dead."""
+        """The actor's number for attempt `tried`: the user's own first, or the least busy; those in trouble last. None:
+        all are dead."""
         count, now = len(self._actors), time.monotonic()
         order = [(first + tried + i) % count for i in range(count)]
         living = [i for i in order if i not in self._dead]
         well = [i for i in living if self._down_until[i] <= now]
-        return next(iter(well or living), None)
+        usable = well or living
+        if not usable:
+            return None
+        least = min(usable, key=self._open.__getitem__)
+        return least if self._open[usable[0]] > self._open[least] + SPILL else usable[0]
 
     async def _attempt(self, number: int, request: ScoreRequest, seconds: float) -> ScoreReply:
         name = self._names[number]
+        self._open[number] += 1
         try:
             return await asyncio.wait_for(self._lanes[number].submit((request, seconds)), seconds)
         except TimeoutError:
@@ -82,6 +92,8 @@ class ScorerPool:
             return ScoreReply(None, f"{name} is restarting: {last_line(error)}", again=True)
         except RayTaskError as error:
             return ScoreReply(None, f"{name}: {last_line(error)}")
+        finally:
+            self._open[number] -= 1
 
     async def _call(self, actor: Any, items: list[tuple[ScoreRequest, float]]) -> Sequence[ScoreReply]:
         seconds = ANSWER_WITHIN * max(seconds for _, seconds in items)

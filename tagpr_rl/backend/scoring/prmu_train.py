@@ -1,11 +1,13 @@
-"""PRMU training in a Ray task, on the run's device budget."""
+"""PRMU's training on the policy's devices: one Ray actor per process."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,59 +53,107 @@ class StepCheckpoints:
         return steps_on_disk.step_folder(self.root, int(pointer.read_text(encoding="utf-8")))
 
 
-@ray.remote(num_cpus=1, num_gpus=1, max_retries=0)  # not again from the first step
-def train_prmu_remote(
-    pairs: str,
-    backbone: str,
-    out: str,
-    settings: dict[str, Any],
-    tracking: dict[str, Any],
-    threads: int,
-    zero: dict[str, Any] | None = None,
-    checkpoints: tuple[str, int] = ("", 0),
-    user_shards: int | None = None,
-) -> dict[str, float]:
-    """Train PRMU on the pairs file and return its figures (prmu.training.train.train_prmu).
+@dataclass(frozen=True, slots=True)
+class PrmuJob:
+    """What to train, as it travels to every process."""
 
-    `zero`: config.DeepSpeedBlock as a dict, to train with DeepSpeed; None trains with FSDP2. `checkpoints`: the folder
-    of step checkpoints, in which `checkpoints.choose` has named the one to go on from, and the steps between two (0 =
-    none is written). `user_shards`: move the users' rows into so many files afterwards (prmu.users.table); None leaves
-    them in the model's file.
-    """
-    import torch
+    pairs: str
+    """File of the training pairs."""
+    backbone: str
+    """Folder of the model to start from."""
+    out: str
+    """Folder of the PRMU. Like the others, all nodes see it."""
+    settings: dict[str, Any]
+    """prmu.training.config.PrmuConfig as a dict."""
+    tracking: dict[str, Any]
+    """TrackingSettings as a dict; the first process logs."""
+    threads: int
+    """CPU threads of a process."""
+    zero: dict[str, Any] | None = None
+    """config.DeepSpeedBlock as a dict, to train with DeepSpeed; None trains with FSDP2."""
+    checkpoints: str = ""
+    """Folder of step checkpoints, in which `checkpoints.choose` has named the one to go on from."""
+    every: int = 0
+    """Steps between two checkpoints; 0 = none is written."""
+    user_shards: int | None = None
+    """Files that the users' rows are moved to afterwards (prmu.users.table); None leaves them in the model's file."""
 
+
+@ray.remote(num_cpus=1, num_gpus=1)
+class PrmuWorker:
+    """One training process. The first one logs and writes."""
+
+    def address(self) -> tuple[str, int]:
+        """A free port of this node, for the first process to listen on."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return host, int(probe.getsockname()[1])
+
+    def run(self, rank: int, world: int, first: tuple[str, int], job: PrmuJob) -> dict[str, float]:
+        """Train to the end (prmu.training.train.train_prmu) and return the figures; all processes return together."""
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_RANK": "0",  # Ray shows each actor its own device only; DeepSpeed insists on the variable
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": first[0],
+            "MASTER_PORT": str(first[1]),
+        }
+        import torch
+        import torch.distributed as dist
+
+        torch.set_num_threads(job.threads)
+        dist.init_process_group("gloo" if job.settings.get("device") == "cpu" else "cpu:gloo,cuda:nccl")
+        tracker = StageTracker(TrackingSettings(**job.tracking), job.settings) if rank == 0 else None
+        try:
+            figures = _train(job, tracker)
+            if job.user_shards is not None and rank == 0:
+                from tagpr_rl.prmu.users.table import shard_users
+
+                shard_users(Path(job.out), shards=job.user_shards)
+            return figures
+        finally:
+            if tracker is not None:
+                tracker.finish()
+            dist.destroy_process_group()
+
+
+def _train(job: PrmuJob, tracker: StageTracker | None) -> dict[str, float]:
     from tagpr_rl.prmu.training.config import PrmuConfig
     from tagpr_rl.prmu.training.preferences import read_pairs
     from tagpr_rl.prmu.training.sharding import Fsdp2Engine
     from tagpr_rl.prmu.training.train import train_prmu
 
-    torch.set_num_threads(threads)
     make_engine: Any = Fsdp2Engine
-    if zero is not None:
+    if job.zero is not None:
         from tagpr_rl.backend.deepspeed.prmu import ZeroPrmuEngine
         from tagpr_rl.config import DeepSpeedBlock
 
-        os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; Ray shows a task its own device only
-        make_engine = partial(ZeroPrmuEngine, DeepSpeedBlock(**zero))
-    tracker = StageTracker(TrackingSettings(**tracking), settings)
+        make_engine = partial(ZeroPrmuEngine, DeepSpeedBlock(**job.zero))
 
     def on_step(row: dict[str, float]) -> None:
-        tracker.log({f"prmu/{key}": value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+        if tracker is not None:
+            tracker.log({f"prmu/{key}": value for key, value in row.items() if key != "step"}, step=int(row["step"]))
 
+    return train_prmu(
+        read_pairs(Path(job.pairs)),
+        backbone=Path(job.backbone),
+        out=Path(job.out),
+        config=PrmuConfig(**job.settings),
+        on_step=on_step,
+        make_engine=make_engine,
+        checkpoints=StepCheckpoints(Path(job.checkpoints), job.every) if job.every else None,
+    )
+
+
+def run_prmu(world: int, job: PrmuJob) -> dict[str, float]:
+    """Start `world` workers, train, end them, and return the figures. Raises what a worker raised."""
+    workers = [PrmuWorker.remote() for _ in range(world)]  # type: ignore[attr-defined]
     try:
-        figures = train_prmu(
-            read_pairs(Path(pairs)),
-            backbone=Path(backbone),
-            out=Path(out),
-            config=PrmuConfig(**settings),
-            on_step=on_step,
-            make_engine=make_engine,
-            checkpoints=StepCheckpoints(Path(checkpoints[0]), checkpoints[1]) if checkpoints[1] else None,
-        )
-        if user_shards is not None:
-            from tagpr_rl.prmu.users.table import shard_users
-
-            shard_users(Path(out), shards=user_shards)
-        return figures
+        first = ray.get(workers[0].address.remote())
+        figures = ray.get([worker.run.remote(rank, world, first, job) for rank, worker in enumerate(workers)])
     finally:
-        tracker.finish()
+        for worker in workers:
+            ray.kill(worker, no_restart=True)
+    return dict(figures[0])

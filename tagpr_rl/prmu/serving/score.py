@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tagpr_rl.prmu.inputs import ResponseIds, TextEncoder, collate_responses, pad
-from tagpr_rl.prmu.model import PrmuModel
+from tagpr_rl.prmu.model import DTYPES, PrmuModel
 from tagpr_rl.prmu.serving.cache import ArrayCache
 from tagpr_rl.prmu.serving.requests import ScoreRequest, check_request
 from tagpr_rl.types import TagprError
@@ -44,13 +45,19 @@ class Scorer:
         max_padded_tokens: int = 32_768,
         cached_items: int = 200_000,
         cache_mb: float = 512.0,
+        dtype: str | None = None,
     ) -> None:
         """Load the PRMU folder `path`. TagprError names the tensor if a weight is not finite.
+
+        `dtype`: what the backbone computes in, "bfloat16" (its weights, too) or "float32"; None = as in training.
 
         The states of the profile items used last are cached: at most `cached_items`, and at most `cache_mb` MiB.
         """
         model, encoder = PrmuModel.from_pretrained(path)
         check_finite(model, path)
+        if dtype is not None:
+            model.config = replace(model.config, dtype=dtype)
+            model.backbone.to(DTYPES[dtype])
         self._set(model, encoder, device, path, max_padded_tokens, cached_items, cache_mb)
 
     @classmethod

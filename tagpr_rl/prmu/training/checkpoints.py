@@ -17,7 +17,7 @@ from torch import Tensor
 from tagpr_rl.files import write_json
 from tagpr_rl.prmu.training.sharding import PrmuEngine
 
-_STATE, _BEST, _WEIGHTS = "progress.json", "best.safetensors", "engine"
+_STATE, _BEST, _RANDOM, _WEIGHTS = "progress.json", "best.safetensors", "random.safetensors", "engine"
 
 
 class Checkpoints(Protocol):
@@ -43,7 +43,8 @@ class Progress:
     waited: int = 0
     """Number of evaluations since the best one."""
     best: dict[str, Tensor] | None = None
-    """Weights at the best evaluation, on the first process; None before the first evaluation."""
+    """Weights at the best evaluation, on the first process, and maybe nothing on the others; None before the first
+    evaluation, on all of them."""
 
     def add(self, accuracy: float, engine: PrmuEngine) -> None:
         """Record one evaluation, and keep the weights if it is the best so far. Every process calls this."""
@@ -58,9 +59,8 @@ def save(
     """Write a step checkpoint. Every process calls it."""
     with _same_folder(checkpoints, progress.step) as folder:
         engine.save(folder / _WEIGHTS)
-        generators = {"users": generator.get_state(), "torch": torch.get_rng_state()}
-        save_file(generators, _random_file(folder))
         if dist.get_rank() == 0:
+            save_file({"users": generator.get_state(), "torch": torch.get_rng_state()}, folder / _RANDOM)
             if progress.best:
                 save_file({name: tensor.contiguous() for name, tensor in progress.best.items()}, folder / _BEST)
             schedule = {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
@@ -80,16 +80,13 @@ def restore(checkpoints: Checkpoints, engine: PrmuEngine, scheduler: Any, genera
     scheduler.load_state_dict({**scheduler.state_dict(), **raw["schedule"]})
     for group, lr in zip(engine.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
         group["lr"] = lr
-    if _random_file(folder).is_file():  # missing if the number of processes has changed: then they start from the seed
-        generators = load_file(_random_file(folder))
-        generator.set_state(generators["users"])
-        torch.set_rng_state(generators["torch"])
-    best = load_file(folder / _BEST) if (folder / _BEST).is_file() else None
+    generators = load_file(folder / _RANDOM)  # equal in all processes
+    generator.set_state(generators["users"])
+    torch.set_rng_state(generators["torch"])
+    best: dict[str, Tensor] | None = None
+    if (folder / _BEST).is_file():
+        best = load_file(folder / _BEST) if dist.get_rank() == 0 else {}
     return Progress(raw["step"], raw["best_accuracy"], raw["waited"], best)
-
-
-def _random_file(folder: Path) -> Path:
-    return folder / f"random_rank_{dist.get_rank()}_of_{dist.get_world_size()}.safetensors"
 
 
 @contextmanager

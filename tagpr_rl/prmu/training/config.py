@@ -40,6 +40,8 @@ class PrmuConfig:
     max_item_tokens: int = 128
     dtype: str = "float32"
     """Number format of the backbone's forward pass: see `PrmuModelConfig.dtype`."""
+    recompute: bool = False
+    """Compute the inner states of every block again in the backward pass instead of keeping them."""
     unseen_fraction: float = 0.15
     """Share of the users held out, in (0, 1), if no validation pairs are given."""
     seen_fraction: float = 0.1

@@ -61,20 +61,21 @@ def batch_loss(
     encoder: TextEncoder,
     pairs: Sequence[PairRow],
     config: PrmuConfig,
-    generator: torch.Generator | None = None,
+    draws: Tensor | None = None,
 ) -> tuple[PairLoss, Tensor]:
     """Loss of some pairs, and the number of pairs whose chosen response scores higher for the user.
 
-    In training mode some users are hidden from the model, drawn from `generator`: see `PrmuConfig.user_dropout`.
+    With `draws`, uniform in [0, 1) and one a pair, some users are hidden from the model: see
+    `PrmuConfig.user_dropout`. None hides nobody.
     """
     requests = [request for pair in pairs for request in own(pair)]
-    if encoder.user == TEXT and model.training:
-        anonymous = torch.rand(len(pairs), generator=generator) >= config.individual_weight
+    if encoder.user == TEXT and draws is not None:
+        anonymous = draws >= config.individual_weight
         requests = [request.generic() if anonymous[i // 2] else request for i, request in enumerate(requests)]
     known = model.table.rows([pair.user_id for pair in pairs])
     batch = collate(encoder, requests, [i // 2 for i in range(len(requests))], known)
-    if model.training:
-        batch.known = drop_users(batch.known, config.user_dropout, generator)
+    if draws is not None:
+        batch.known = drop_users(batch.known, config.user_dropout, draws)
     user, generic = model(batch.to(model.head.weight.device))
     loss = pair_loss(
         user[0::2], user[1::2], generic[0::2], generic[1::2],
@@ -88,20 +89,21 @@ def optimizer_step(
     encoder: TextEncoder,
     rows: Sequence[PairRow],
     config: PrmuConfig,
-    generator: torch.Generator,
+    draws: Tensor,
 ) -> dict[str, float]:
-    """One optimizer step on this process's pairs `rows`. The returned metrics are means over all processes.
+    """One optimizer step on this process's pairs `rows`, with a draw for each of them (`batch_loss`). The returned
+    metrics are means over all processes.
 
     Raises FloatingPointError if the loss or the gradient norm is not finite.
     """
     started = time.perf_counter()
     size = config.micro_batch_size or len(rows)
-    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
     sums = torch.zeros(4)
-    for i, part in enumerate(parts):
-        loss, right = batch_loss(engine.model, encoder, part, config, generator)
+    for i in range(0, len(rows), size):
+        part = rows[i : i + size]
+        loss, right = batch_loss(engine.model, encoder, part, config, draws[i : i + size])
         share = len(part) / len(rows)
-        engine.backward(loss.total * share, last=i == len(parts) - 1)
+        engine.backward(loss.total * share, last=i + size >= len(rows))
         sums += torch.stack(
             [loss.total.detach() * share, loss.individual * share, loss.generic * share, right / len(rows)]
         ).cpu()
@@ -118,11 +120,20 @@ def optimizer_step(
 
 @torch.no_grad()
 def pair_accuracy(model: PrmuModel, encoder: TextEncoder, rows: Sequence[PairRow], config: PrmuConfig) -> float:
-    """Share of the pairs whose chosen response scores higher, in [0, 1]. Every process computes it on all rows."""
+    """Share of the pairs whose chosen response scores higher, in [0, 1]: each process computes its share of them.
+
+    All processes run the model equally often, since sharded weights are gathered by all.
+    """
     model.eval()
-    size = config.micro_batch_size or config.batch_size
-    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-    return sum(float(batch_loss(model, encoder, part, config)[1]) for part in parts) / len(rows)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    size, share = config.micro_batch_size or config.batch_size // world, rows[rank::world]
+    right = torch.zeros(1)
+    for i in range(0, -(-len(rows) // world), size):
+        part = share[i : i + size]
+        counted = batch_loss(model, encoder, part or rows[:1], config)[1].cpu()
+        right += counted if part else 0.0
+    dist.all_reduce(right)
+    return float(right) / len(rows)
 
 
 def build_optimizer(model: torch.nn.Module, config: PrmuConfig) -> torch.optim.Optimizer:

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import track
 
 from tagpr_rl.files import write_json
-from tagpr_rl.prmu.accuracy import evaluate, remembered, score_statistics
+from tagpr_rl.prmu.accuracy import RawScore, evaluate, remembered, score_statistics
 from tagpr_rl.prmu.inputs import TextEncoder
 from tagpr_rl.prmu.model import new_model, write_config
+from tagpr_rl.prmu.serving.requests import ScoreRequest
 from tagpr_rl.prmu.serving.score import Scorer
 from tagpr_rl.prmu.training.checkpoints import Checkpoints, Progress, restore, save
 from tagpr_rl.prmu.training.config import PrmuConfig
@@ -66,22 +67,24 @@ def train_prmu(
                 f"prmu.batch_size is {config.batch_size}; use a multiple of the {dist.get_world_size()} processes"
             )
         model, encoder = new_model(backbone, config.model(), table)
+        if config.recompute:
+            model.recompute()
         engine = make_engine(model, lambda sharded: build_optimizer(sharded, config), config.grad_clip, device)
         if dist.get_rank() == 0:
             out.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         progress = _fit(engine, encoder, split, config, out / "metrics.jsonl", on_step, checkpoints)
         seconds = time.perf_counter() - started
-        state = progress.best or engine.full_state()
-        results: list[dict[str, float]] = [{}]
+        state = progress.best if progress.best is not None else engine.full_state()
         if dist.get_rank() == 0:
             model.save_pretrained(out, encoder.tokenizer, state)
-            results[0] = _evaluate_saved(out, split, config, str(device))
-            results[0] |= {"steps": float(progress.step), "train_seconds": seconds}
-            results[0] |= {"train/pairs": float(len(split.train)), "train/dropped": float(split.dropped)}
-            write_json(out / "metrics.json", results[0])
-        dist.broadcast_object_list(results, src=0)
-    return results[0]
+        dist.barrier()
+        results = _evaluate_saved(out, split, config, str(device))
+        results |= {"steps": float(progress.step), "train_seconds": seconds}
+        results |= {"train/pairs": float(len(split.train)), "train/dropped": float(split.dropped)}
+        if dist.get_rank() == 0:
+            write_json(out / "metrics.json", results)
+    return results
 
 
 def _split(pairs: Sequence[PairRow], validation: Sequence[PairRow] | None, config: PrmuConfig) -> PairSplit:
@@ -95,14 +98,27 @@ def _split(pairs: Sequence[PairRow], validation: Sequence[PairRow] | None, confi
 
 
 def _evaluate_saved(out: Path, split: PairSplit, config: PrmuConfig, device: str) -> dict[str, float]:
-    """Evaluate the saved model, and store the mean and deviation of its scores on the held-out pairs."""
+    """Evaluate the saved model, and store the mean and deviation of its scores on the held-out pairs. Every process
+    scores a share of the requests."""
     scorer = Scorer(out, device, max_padded_tokens=EVALUATION_TOKENS)
-    raw = remembered(scorer.raw)
+    raw = remembered(_shared(scorer.raw))
     mean, std = score_statistics(raw, (*split.seen, *split.unseen))
-    fixed = replace(scorer.model.config, score_mean=mean, score_std=std)
-    write_config(out, fixed)
+    if dist.get_rank() == 0:
+        write_config(out, replace(scorer.model.config, score_mean=mean, score_std=std))
     figures = evaluate(raw, split.seen, split.unseen, seed=config.seed)
     return figures | {"score_mean": mean, "score_std": std}
+
+
+def _shared(raw: RawScore) -> RawScore:
+    """`raw` with its work shared out: every process asks for the same requests, and gets all their scores."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+
+    def scores(requests: Sequence[ScoreRequest]) -> list[float]:
+        shares: list[list[float]] = [[] for _ in range(world)]
+        dist.all_gather_object(shares, raw(requests[rank::world]))
+        return [shares[i % world][i // world] for i in range(len(requests))]
+
+    return scores
 
 
 def batches(n: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
@@ -130,7 +146,8 @@ def _fit(
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         engine.optimizer, lambda step: learning_rate_scale(step, config.steps, config.warmup)
     )
-    generator = torch.Generator().manual_seed(config.seed + 1000 * dist.get_rank())
+    generator = torch.Generator().manual_seed(config.seed)
+    rank, world = dist.get_rank(), dist.get_world_size()
     progress = restore(checkpoints, engine, scheduler, generator) if checkpoints is not None else Progress()
     order = batches(len(split.train), config.batch_size, config.steps, config.seed)
     if dist.get_rank() == 0:
@@ -139,9 +156,10 @@ def _fit(
         if step <= progress.step or (config.patience and progress.waited >= config.patience):
             continue
         model.train()
-        rows = [split.train[i] for i in indices[dist.get_rank() :: dist.get_world_size()]]
+        draws = torch.rand(len(indices), generator=generator)  # of the whole batch, so that any number of processes
+        rows = [split.train[i] for i in indices[rank::world]]  # trains alike
         row = {"step": float(step), "lr": float(scheduler.get_last_lr()[0])}
-        row |= optimizer_step(engine, encoder, rows, config, generator)
+        row |= optimizer_step(engine, encoder, rows, config, draws[rank::world])
         scheduler.step()
         if config.eval_every and (step % config.eval_every == 0 or step == config.steps):
             row["unseen/accuracy"] = pair_accuracy(model, encoder, split.unseen[:256], config)

@@ -54,12 +54,12 @@ class MappedUsers(nn.Module):
         return vectors.to(rows.device).reshape(*rows.shape, self.table.dim)
 
 
-def drop_users(known: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Set each row of `known` ([B] int64) to 0 with probability `p`, as if the user were new."""
-    if p <= 0:
-        return known
-    keep = torch.rand(known.shape, generator=generator, device="cpu").to(known.device) >= p
-    return known * keep
+def drop_users(known: Tensor, p: float, draws: Tensor) -> Tensor:
+    """Set each row of `known` ([B] int64) to 0, as if the user were new, if its draw is below `p`.
+
+    `draws` `[B]`: uniform in [0, 1).
+    """
+    return known * (draws.to(known.device) >= p)
 
 
 class UserEncoder(nn.Module):

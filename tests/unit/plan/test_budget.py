@@ -152,18 +152,42 @@ def test_lora_trains_its_adapters_alone() -> None:
 
 def test_a_scorer_is_weights_states_and_cache_and_each_device_counts_its_own() -> None:
     block = "placement.prmu_serving"
-    one = recipe("qwen3_8b", f"{block}.batch_tokens=1000", f"{block}.cache_mb=0", f"{block}.scorers=8")
-    # Qwen3-0.6B: 596,049,920 weights of 4 B; 28 layers and the embedding of 1024, four times; an MLP of 3072, thrice
-    weights, states = 4 * 596_049_920, 1000 * 4 * (4 * 29 * 1024 + 3 * 3072)
+    small = ("stages.prmu.backbone=Qwen/Qwen3-0.6B", f"{block}.dtype=float32", f"{block}.batch_tokens=1000")
+    one = recipe("qwen3_8b", *small, f"{block}.cache_mb=0")
+    # Qwen3-0.6B: 596,049,920 weights of 4 B; 28 layers, the embedding and 16 vectors of 1024; an MLP of 3072, thrice
+    weights, states = 4 * 596_049_920, 1000 * 4 * (45 * 1024 + 3 * 3072)
     assert part(one, "guided", 1, "prmu") == weights + states
-    cached = recipe("qwen3_8b", f"{block}.batch_tokens=1000", f"{block}.cache_mb=256", f"{block}.scorers=9")
+    half = recipe("qwen3_8b", small[0], f"{block}.batch_tokens=1000", f"{block}.cache_mb=0")  # in bfloat16
+    assert part(half, "guided", 1, "prmu") == weights / 2 + 1000 * (4 * 45 * 1024 + 2 * 3 * 3072)
+    cached = recipe("qwen3_8b", *small, f"{block}.cache_mb=256", f"{block}.scorers=9")
     assert part(cached, "guided", 1, "prmu") == weights + states + (256 << 20)
     budget = stage_budget(cached, "guided")
     assert budget is not None  # nine scorers on eight devices: one device has two
     assert [item.name for item in budget.phases[1].parts].count("prmu") == 2
-    host = stage_budget(recipe("qwen3_8b", "placement.prmu=cpu", f"{block}.scorers=2"), "guided")
+    host = stage_budget(
+        recipe("qwen3_8b", "placement.prmu=cpu", *small[:2], f"{block}.batch_tokens=2048", f"{block}.scorers=2"),
+        "guided",
+    )
     assert host is not None
     assert host_part(host, "generate", "prmu") == 2 * (weights + 2048 * states // 1000 + (512 << 20))
+
+
+def test_prmu_is_sharded_and_trained_on_the_policy_s_devices() -> None:
+    """Qwen3-8B on eight devices: sharded states, blocks' inputs, one block again; then the whole model on each."""
+    count, tokens = EIGHT.parameters, 2 * (2 * 1024 + 16 * 128)  # two pairs of full inputs
+    budget = stage_budget(recipe("qwen3_8b"), "prmu")
+    assert budget is not None and [phase.name for phase in budget.phases] == ["train", "evaluate"]
+    parts = {item.name: item.bytes for item in budget.phases[0].parts}
+    assert parts["prmu weights"] == 16 * count / 8
+    assert parts["prmu activations"] == tokens * (4 * 4096 * (36 + 1 + 16) + block_activation(EIGHT, 2))
+    kept = stage_budget(recipe("qwen3_8b", "training.gradient_checkpointing=false"), "prmu")
+    assert kept is not None and kept.phases[0].parts[1].bytes > 5 * parts["prmu activations"]
+    assert budget.phases[1].parts[1].bytes > 4 * count
+    zero = stage_budget(recipe("qwen3_8b", "stages.prmu.strategy=deepspeed"), "prmu")
+    assert zero is not None and zero.phases[0].parts[0].bytes == (4 + 4 / 8 + 8 / 8) * count  # ZeRO 2
+    # Twelve devices do not share 16 pairs: four train.
+    twelve = stage_budget(recipe("qwen3_8b", "platform.devices_per_node=12"), "prmu")
+    assert twelve is not None and twelve.phases[0].parts[0].bytes == 16 * count / 4
 
 
 def test_offload_and_separate_leave_the_engine_alone() -> None:
@@ -246,7 +270,8 @@ def test_disk_of_a_checkpoint() -> None:
     assert checkpoint("qwen3_8b", zero, "stages.sft.deepspeed={zero_stage: 3}") == 16 * count
     found = recipe("qwen3_8b")
     disks = stage_disks(found, found.stages)
-    assert disk_bytes(found, found.stages) == sum(disk.bytes for disk in disks.values()) + 16 * count
+    # PRMU's checkpoints go with its stage: two of weights and moments.
+    assert disk_bytes(found, found.stages) == sum(disk.bytes for disk in disks.values()) + 2 * 12 * count
 
 
 def test_micro_batches_in_tokens() -> None:
@@ -318,7 +343,8 @@ def test_host_memory_is_compared_when_it_is_given() -> None:
         "offloaded optimizer with 61.0 GiB: use more nodes" in problem
         for problem in found
     )
-    assert planning.problems(recipe("qwen3_8b", offload, "budget.host_memory_gib=92")) == []
+    small = "stages.prmu.backbone=Qwen/Qwen3-0.6B"  # each of a node's processes loads it
+    assert planning.problems(recipe("qwen3_8b", offload, "budget.host_memory_gib=92", small)) == []
     assert any(
         "the largest part is sleeping engine" in problem or "the largest part is export" in problem
         for problem in planning.problems(recipe("qwen3_32b_lora", "budget.host_memory_gib=200"))

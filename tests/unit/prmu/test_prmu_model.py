@@ -121,12 +121,13 @@ def test_window_and_item_means_by_hand() -> None:
 
 def test_user_dropout_makes_users_unknown() -> None:
     known = torch.arange(1, 2001)
-    generator = torch.Generator().manual_seed(0)
-    dropped = drop_users(known, 0.3, generator)
+    draws = torch.rand(2000, generator=torch.Generator().manual_seed(0))
+    dropped = drop_users(known, 0.3, draws)
+    assert torch.equal(dropped == 0, draws < 0.3)
     assert set((dropped - known)[dropped != known].add(known[dropped != known]).tolist()) == {0}
     assert 0.26 < float((dropped == 0).float().mean()) < 0.34
-    assert torch.equal(drop_users(known, 0.0), known)
-    assert torch.equal(drop_users(known, 1.0), torch.zeros_like(known))
+    assert torch.equal(drop_users(known, 0.0, draws), known)
+    assert torch.equal(drop_users(known, 1.0, draws), torch.zeros_like(known))
 
 
 def test_dropped_users_train_e_0_and_not_their_row(backbone: Path) -> None:
@@ -135,7 +136,7 @@ def test_dropped_users_train_e_0_and_not_their_row(backbone: Path) -> None:
     randomised(model)
     for dropped in (False, True):
         batch = collate(encoder, [r for p in rows for r in own(p)], [0, 0, 1, 1], [1, 2])
-        batch.known = drop_users(batch.known, float(dropped))
+        batch.known = drop_users(batch.known, float(dropped), torch.rand(2))
         model.zero_grad()
         model(batch)[0].sum().backward()
         assert model.users.identity is not None

@@ -179,3 +179,31 @@ def test_baselines_train_behind_the_same_interface(backbone: Path, tmp_path: Pat
     assert bool(scorer.model.table.ids) is (user == "identity")
     if user != "text":  # they know nothing of a user whom training does not show
         assert metrics["unseen/accuracy"] == metrics["unseen/generic"]
+
+
+def test_recomputation_keeps_a_fraction_and_changes_no_gradient(tmp_path: Path) -> None:
+    """Without it every block keeps its inner states, and each of the two mixes its normalised layers."""
+    deep = toy_backbone(tmp_path, layers=12)
+    gradients, kept = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model, encoder = new_model(deep, SHORT.model(), UserTable())
+        if recompute:
+            model.recompute()
+        saved: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        model.train()
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss, _ = batch_loss(model, encoder, toy_pairs(8), SHORT)
+        loss.total.backward()
+        kept.append(sum(size for key, size in saved.items() if key not in weights))
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert kept[1] < 0.35 * kept[0]
+    assert set(gradients[0]) == set(gradients[1])
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradients[1][name], gradient, atol=1e-7), name
