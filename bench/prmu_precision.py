@@ -2,8 +2,8 @@
 
 Run: python bench/prmu_precision.py RUN [--responses 256] [--threads 1] [--out FILE]
 
-`RUN` is a run directory whose PRMU is trained and whose guided stage has made rollouts. Scored are the first `--responses`
-of the last steps' responses, and as many pairs of PRMU's own. bfloat16 is what a scorer computes in with
+`RUN` is a run directory whose PRMU is trained and whose guided stage has made rollouts. Scored are `--responses`
+of the last steps' responses and as many pairs of PRMU's own. bfloat16 is what a scorer computes in with
 `placement.prmu_serving.dtype: bfloat16`. TF32 exists on GPUs alone: here every matrix product rounds its inputs to 10
 bits of mantissa and adds in float32, as a tensor core does. Reported are Spearman's rank correlation with float32 over
 all responses, the share of orders that changed among responses to the same question (what a GRPO group compares) and
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from bench.prmu_serving import requests_of, stage_folder
+from prmu_serving import requests_of, stage_folder
 from torch.overrides import TorchFunctionMode
 
 from tagpr_rl.files import write_json
@@ -34,6 +34,7 @@ from tagpr_rl.prmu.serving.requests import ScoreRequest
 from tagpr_rl.prmu.serving.score import Scorer
 from tagpr_rl.prmu.training.preferences import read_pairs
 
+Places = tuple[int, int]
 PRODUCTS = (
     F.linear, F.scaled_dot_product_attention, torch.matmul, torch.bmm, torch.einsum, torch.Tensor.matmul,
     torch.Tensor.__matmul__,
@@ -65,7 +66,7 @@ def ranks(values: Sequence[float]) -> torch.Tensor:
     return (last - (counts - 1) / 2)[places]
 
 
-def changed(reference: Sequence[float], other: Sequence[float], pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
+def changed(reference: Sequence[float], other: Sequence[float], pairs: Sequence[Places]) -> dict[str, float]:
     """Share of the `pairs` whose order differs, among those that `reference` does not tie."""
     orders = [(reference[a] - reference[b], other[a] - other[b]) for a, b in pairs]
     told = [(mine, theirs) for mine, theirs in orders if mine]
@@ -73,7 +74,7 @@ def changed(reference: Sequence[float], other: Sequence[float], pairs: Sequence[
 
 
 def effect(
-    reference: Sequence[float], other: Sequence[float], groups: Sequence[tuple[int, int]], own: Sequence[tuple[int, int]]
+    reference: Sequence[float], other: Sequence[float], groups: Sequence[Places], own: Sequence[Places]
 ) -> dict[str, Any]:
     """The figures of one format. The lists are scores in [0, 1]; `groups`, `own`: the places that are compared."""
     differences = [abs(a - b) for a, b in zip(reference, other, strict=True)]
