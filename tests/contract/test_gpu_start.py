@@ -57,3 +57,11 @@ def test_the_lock_has_cupy_for_the_cuda_of_its_torch() -> None:
     built = re.search(r"^cupy-cuda(\d+)x==", lock, re.MULTILINE)
     toolkit = re.search(r"^cuda-toolkit==(\d+)\.", lock, re.MULTILINE)
     assert built is not None and toolkit is not None and built[1] == toolkit[1]
+
+
+def test_a_run_on_gpus_polls_as_quickly_as_one_on_the_cpu_and_a_separate_rollout_as_verl_does() -> None:
+    paths = StagePaths(model=Path("/m"), train=Path("/t"), checkpoints=Path("/c"), rollouts=Path("/r"))
+    together = load_recipe(ROOT / "recipes/lamp/qwen3_8b.yaml", ["data.lamp_dir=/nowhere"])
+    name = "trainer.v1.sampler.custom_sampler.name"
+    assert grpo_overrides(together, "guided", paths)[name] == "FastReplayBuffer"
+    assert name not in grpo_overrides(SEPARATE, "guided", paths)
