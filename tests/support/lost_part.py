@@ -1,6 +1,7 @@
 """A run's Ray session in which a stage waits for a part that `stop`, `kill`, `ask`, `head` or `memory` takes away.
 
-Prints the error and how many processes are left.
+Prints the error and how many processes are left. `group`: a stage has ended and removed its placement group, which is
+no error in the next one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from tagpr_rl.backend.session import parts, supervisor
 from tagpr_rl.backend.session.ray_session import ray_session
@@ -32,12 +34,32 @@ def run_out_of_memory() -> None:
     print("left: 0")
 
 
+def end_a_stage(ray: Any) -> None:
+    """A placement group with an actor is removed, and the next stage waits for longer than a death takes to be told."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    class Worker:
+        def ready(self) -> int:
+            return os.getpid()
+
+    group = ray.util.placement_group([{"CPU": 1}])
+    place = PlacementGroupSchedulingStrategy(group)
+    worker = ray.remote(num_cpus=1, scheduling_strategy=place)(Worker).remote()
+    ray.get(worker.ready.remote())
+    ray.util.remove_placement_group(group)
+    seconds = (parts.DEAD_LOOKS + 6) * supervisor.LOOK_S
+    print("answer:", supervisor.result(ray.remote(num_cpus=0)(lambda: time.sleep(seconds) or 1).remote()))
+
+
 def main(fault: str) -> None:
     supervisor.LOOK_S = 0.3
     before = {part.pid for part in parts.look("", "no run", above=os.getpid())}
     began = time.monotonic()
     try:
         with ray_session(load_recipe(Path("recipes/smoke.yaml"), [])) as ray:
+            if fault == "group":
+                end_a_stage(ray)
+                return
 
             @ray.remote(num_cpus=0)
             class Silent:

@@ -35,6 +35,8 @@ _USED = re.compile(r"[\d.]+GB used / [\d.]+GB limit")
 """In the message of Ray's OutOfMemoryError."""
 _UNEXPECTED = ("WORKER_DIED", "NODE_DIED")
 """ActorDiedErrorContext.Reason (ray/protobuf common.proto) of an actor that nobody ended."""
+_STAGE_ENDED = "placement group was removed"
+"""In Ray's message of an actor's death that a finished GRPO stage willed: it removes its placement group."""
 
 
 class LostPartError(TagprError):
@@ -155,7 +157,8 @@ def _deaths(actors: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], str]:
     found = {}
     for actor in actors:
         context = actor["DeathCause"].actor_died_error_context
-        if actor["State"] == "DEAD" and context.Reason.Name(context.reason) in _UNEXPECTED:
+        unexpected = context.Reason.Name(context.reason) in _UNEXPECTED and _STAGE_ENDED not in context.error_message
+        if actor["State"] == "DEAD" and unexpected:
             found[context.node_ip_address, context.pid] = actor["ActorClassName"]
     return found
 
