@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help preflight install install-gpu weights demo real real-folder test test-fast lint docs lock clean
+.PHONY: help preflight install install-gpu weights demo real real-folder test test-fast lint docs gpu-api lock clean
 
 VENV ?= .venv
 RECIPE ?= recipes/demo.yaml
@@ -91,6 +91,8 @@ lint: install  ## ruff and mypy
 docs: install  ## the generated pages of docs/, then the site in site/
 	@$(PY) docs/generate.py
 	@$(VENV)/bin/mkdocs build --strict -q
+gpu-api: install  ## read vLLM, transformers and torch of the GPU lock for tests/contract/test_gpu_api.py (370 MB, once)
+	@$(PY) tests/support/gpu_api.py
 
 lock:  ## compile the extras of pyproject.toml into lock files (needs network)
 	@test -x $(UV) || { $(PYTHON) -m venv $(VENV); $(PIP) install -qq uv==$(UV_VERSION); }
