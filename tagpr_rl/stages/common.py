@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tagpr_rl.backend.session.supervisor import is_done, value
+from tagpr_rl.backend.session.supervisor import begin, is_done, value
 from tagpr_rl.backend.tracking.settings import TrackingSettings
 from tagpr_rl.backend.tracking.tracker import warnings_file
 from tagpr_rl.backend.trainer.overrides import StagePaths, world_size
@@ -198,6 +198,7 @@ def wait_for(context: StageContext, ray: Any, task: Any, steps: int, describe: C
         tell_alerts()
         return is_done(task, seconds)
 
+    begin()
     wait_with_progress(context.console, context.name, context.dir.metrics, steps, describe, done)
     try:
         value(task)  # raises what the stage raised

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tagpr_rl.backend.session.parts import DEAD_LOOKS, SILENT_LOOKS, STOPPED_LOOKS, Part, Rules, look
+from tagpr_rl.backend.session.supervisor import _deaths
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Part("host", 7, 3, "ray::Agent.generate", "S", 100)
@@ -64,9 +65,26 @@ def test_a_missing_engine_is_a_death_and_a_missing_helper_is_not() -> None:
     seen = [judge(rules, at("S", 1), engine, helper)]
     seen += [judge(rules, at("S", 2 + i)) for i in range(DEAD_LOOKS)]
     assert seen == [""] * DEAD_LOOKS + ["VLLM::EngineCore has died, and the stage still waits for it"]
+    rules = Rules()  # nor is one whose server ends a little later
+    seen = [judge(rules, at("S", 1), engine), judge(rules, at("S", 2)), *(judge(rules) for _ in range(20))]
+    assert not any(seen)
     rules = Rules()  # an engine that ends with its server was ended
     seen = [judge(rules, at("S", 1), engine), *(judge(rules) for _ in range(20))]
     assert not any(seen)
+
+
+def test_who_died_before_the_wait_began_is_not_waited_for() -> None:
+    from ray.core.generated.common_pb2 import ActorDeathCause, ActorDiedErrorContext
+
+    context = ActorDiedErrorContext(
+        reason=ActorDiedErrorContext.Reason.Value("WORKER_DIED"), pid=7, node_ip_address="h"
+    )
+    actor = {
+        "State": "DEAD", "DeathCause": ActorDeathCause(actor_died_error_context=context), "ActorClassName": "A",
+        "EndTime": 100_000,
+    }  # fmt: skip
+    assert _deaths([actor], 99.0) == {("h", 7): "A"} and _deaths([actor], 101.0) == {}
+    assert _deaths([{**actor, "State": "RESTARTING"}], 99.0) == {}
 
 
 def test_a_look_finds_processes_by_mark_and_by_descent() -> None:

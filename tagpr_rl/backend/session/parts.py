@@ -106,7 +106,8 @@ class Rules:
     def judge(self, parts: Iterable[Part], deaths: Mapping[tuple[str, int], str]) -> Lost | None:
         """The first lost part. `deaths`: (host, pid) of a dead actor -> its name, as Ray's head tells."""
         now = {(part.host, part.pid): part for part in parts if part.state != "Z"}
-        self._gone |= {key: part for key, part in self._before.items() if key not in now and _is_missed(part, now)}
+        ended = {key: part for key, part in self._before.items() if key not in now}
+        self._gone = {key: part for key, part in {**self._gone, **ended}.items() if _is_missed(part, now)}
         for counter in (self._stopped, self._silent):
             for key in set(counter) - set(now):
                 del counter[key]

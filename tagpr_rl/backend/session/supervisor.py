@@ -29,6 +29,8 @@ _LINES = 8
 _NOT_SAID = (":job_id:", ":actor_name:", ":task_name:")
 """Ray's own lines in a worker's log."""
 _END_S = 5.0
+_SKEW_S = 5.0
+"""Ray's head may have another clock than this process."""
 _DIED = re.compile(r"actor died unexpectedly.*?class_name: (?P<name>\S+).*?pid: (?P<pid>\d+).*?ip: (?P<host>\S+)", re.S)
 """In the message of Ray's ActorDiedError, also where other actors passed it on."""
 _USED = re.compile(r"[\d.]+GB used / [\d.]+GB limit")
@@ -57,6 +59,7 @@ class Supervisor:
         self._logs = Path(ray._private.worker._global_node.get_logs_dir_path())
         self._watches: dict[str, Any] = {}
         self._unanswered = 0
+        self._since = time.time()
         self._outcome: Exception | None = None
         self._end = threading.Event()
 
@@ -68,6 +71,10 @@ class Supervisor:
     def stop(self) -> None:
         """Look no longer."""
         self._end.set()
+
+    def begin(self) -> None:
+        """A new wait begins; who died before is not waited for."""
+        self._since = time.time() - _SKEW_S
 
     def check(self) -> None:
         """LostPartError if a part is lost, TagprError if Ray has no room for one.
@@ -102,7 +109,7 @@ class Supervisor:
         busy = {actor["Address"]["NodeID"] for actor in actors if actor["State"] == "ALIVE"} - {self._node}
         looks = [self._node_watch(node).look.remote(names[node], self._run_id) for node in busy if node in names]
         parts = [part for parts in self._ray.get(looks) for part in parts]
-        lost = rules.judge(parts, _deaths(actors))
+        lost = rules.judge(parts, _deaths(actors, self._since))
         self._unanswered = 0
         self._groups.judge(self._ray.util.placement_group_table(), LOOK_S)
         if lost is not None and (place := {name: node for node, name in names.items()}.get(lost.host)) in self._watches:
@@ -152,13 +159,13 @@ def _send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _deaths(actors: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], str]:
-    """(address, pid) -> class of actors that died of nobody's will and are not started again."""
+def _deaths(actors: Iterable[Mapping[str, Any]], since: float) -> dict[tuple[str, int], str]:
+    """(address, pid) -> class of actors that died of nobody's will after `since` and are not started again."""
     found = {}
     for actor in actors:
         context = actor["DeathCause"].actor_died_error_context
         unexpected = context.Reason.Name(context.reason) in _UNEXPECTED and _STAGE_ENDED not in context.error_message
-        if actor["State"] == "DEAD" and unexpected:
+        if actor["State"] == "DEAD" and unexpected and actor["EndTime"] / 1000 >= since:
             found[context.node_ip_address, context.pid] = actor["ActorClassName"]
     return found
 
@@ -185,6 +192,12 @@ def supervised(ray: Any, run_id: str, *, private: bool) -> Iterator[None]:
                 _send(part.pid, signal.SIGKILL if part.is_worker else signal.SIGCONT)
 
 
+def begin() -> None:
+    """A new wait of the run begins."""
+    if _current is not None:
+        _current.begin()
+
+
 def is_done(task: Any, seconds: float) -> bool:
     """Whether the Ray task ends within `seconds`. LostPartError if a process of the run is lost."""
     import ray
@@ -196,6 +209,7 @@ def is_done(task: Any, seconds: float) -> bool:
 
 def result(task: Any) -> Any:
     """`ray.get` of one task. LostPartError if a process of the run is lost while it waits."""
+    begin()
     while not is_done(task, POLL_S):
         pass
     return value(task)
