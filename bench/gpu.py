@@ -1,9 +1,12 @@
-"""Policy update and PRMU serving on one GPU, with random weights of Qwen3's shapes: tokens/s and MFU.
+"""Everything to measure on one GPU, with random weights of Qwen3's shapes: memory, tokens/s, MFU, log-probabilities.
 
-Run from the repository: python bench/gpu.py --out DIR [--minutes 8]
-Needs PyTorch and transformers; DeepSpeed, verl and vLLM are used where they are installed. No network, no weights.
+Run from the repository: python bench/gpu.py --out DIR [--minutes 12]
+Needs PyTorch and transformers; uses peft, DeepSpeed, verl and vLLM if they are installed. No network, no weights.
+In order: the loss's memory beside the plan's formula; updates of 16,384 tokens (SFT, RL, LoRA) beside published
+figures; vLLM's log-probabilities against the update's; PRMU's training and serving; FSDP2 against ZeRO at 2,048 tokens.
 Medians of at least 5 timed rounds after warm-up, every variant in one run. MFU counts 3 forward passes per trained
-token (no recomputation) and 1 per scored token, against the device's dense bfloat16 peak.
+token (no recomputation; frozen weights save a product) and 1 per scored token, against the device's dense bfloat16
+peak. Without a GPU small shapes exercise the same code. What was not measured is listed as such.
 """
 
 from __future__ import annotations
@@ -15,12 +18,10 @@ import importlib.util
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from gpu_engines import config_of, fsdp2_engine, grpo_loss, plain_engine, policy, process_group, zero_engine
+from gpu_engines import process_group
+from gpu_measures import MEASURES, NAMES, WARMUP, Case, Machine, NotMeasuredError, OutOfTimeError
 
-from tagpr_rl.plan.shapes import DEVICES, SHAPES, ModelShape
+from tagpr_rl.plan.shapes import DEVICES
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ModelShape("tiny", layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=128, vocab=512, tied=True)
-NAMES = {"tiny": TINY} | {name.removeprefix("Qwen/Qwen3-"): shape for name, shape in SHAPES.items()}
 ENGINES = ("plain", "fsdp2", "zero1", "zero2", "zero3")
-WARMUP, ROUNDS = 2, 5
 GPU_NAMES = {
     "H200": "H200-141GB",
     "H100": "H100-80GB",
@@ -46,36 +45,41 @@ GPU_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """One measurement. `batch` sequences of `length` tokens a micro-batch, `micro` of them per update."""
-
-    what: str
-    shape: str
-    variant: str
-    checkpointing: bool = False
-    batch: int = 4
-    length: int = 2048
-    micro: int = 2
-
-
-FAILURES = (RuntimeError, ImportError, ValueError, TypeError, AttributeError, KeyError, OSError, AssertionError)
-
-
-class OutOfTimeError(Exception):
-    """The run's minutes are used up."""
+LARGE = 3e9
+"""Parameters from which a shape is trained with adapters alone."""
+_PRIME_RL = "prime-rl, benchmarks/baselines, one H100 80GB, FlashAttention-3, recomputation"
+ANCHORS: dict[tuple[str, str], dict[str, Any]] = {
+    ("sft", "0.6B"): {"mfu": 0.237, "tokens_per_s": 25_486, "peak_gib": 52.8, "source": _PRIME_RL},
+    ("rl", "0.6B"): {"mfu": 0.111, "tokens_per_s": 11_896, "peak_gib": 12.5, "source": _PRIME_RL},
+    ("rl lora", "4B"): {"mfu": 0.210, "tokens_per_s": 6_038, "peak_gib": 23.9, "source": _PRIME_RL},
+}
+"""(what, shape) -> a published figure of the same work: sequences of 16,384 tokens. Its MFU of full training counts
+FLOPs as this bench does; with adapters it counts others, so compare tokens/s there."""
+FAILURES = (
+    RuntimeError, ImportError, ValueError, TypeError, AttributeError, KeyError, OSError, AssertionError,
+    subprocess.SubprocessError,
+)  # fmt: skip
 
 
 def cases(shapes: list[str], engines: list[str], *, tiny: bool) -> list[Case]:
-    """Everything to measure, the cheap shapes first; within a shape the variants that are compared stand together."""
-    batch, length = (2, 32) if tiny else (4, 2048)
-    listed = []
+    """Everything to measure, the most wanted first; the engines that are compared stand together."""
+    batch, length, long = (2, 32, 64) if tiny else (4, 2048, 16_384)
+    small = [shape for shape in shapes if NAMES[shape].parameters < LARGE]
+    listed = [Case("loss", shapes[0], "bf16", batch=1, length=long, micro=1)]
     for shape in shapes:
+        for what in ("sft", "rl") if shape in small else ():
+            listed.append(Case(what, shape, "fsdp2", True, 1, long))
+        if tiny or shape not in small:
+            listed.append(Case("rl lora", shape, "fsdp2", True, 1, long))
+    listed += [Case("logprobs", shapes[0], "bf16", batch=2 if tiny else 16, length=16 if tiny else 512, micro=1)]
+    for shape in small:
+        listed.append(Case("prmu training", shape, "fsdp2", True, 4 if tiny else 32, 64 if tiny else 512, 1))
+        for variant in ("fp32", "tf32", "bf16 autocast"):
+            listed.append(Case("prmu", shape, variant, batch=8 if tiny else 64, length=32 if tiny else 512, micro=1))
+    for shape in small:
         for engine in engines:
             for checkpointing in (True, False) if engine in ("plain", "fsdp2") else (True,):
                 listed.append(Case("update", shape, engine, checkpointing, batch, length))
-        for variant in ("fp32", "tf32", "bf16 autocast"):
-            listed.append(Case("prmu", shape, variant, batch=8 if tiny else 64, length=32 if tiny else 512, micro=1))
     return listed
 
 
@@ -126,126 +130,26 @@ def command(*words: str) -> str:
         return ""
 
 
-def timed(work: Callable[[], None], device: str, deadline: float) -> list[float]:
-    """Seconds of ROUNDS calls after WARMUP ones. OutOfTimeError when the deadline passes in between."""
-    seconds = []
-    for index in range(WARMUP + ROUNDS):
-        if time.monotonic() > deadline:
-            raise OutOfTimeError
-        synchronise(device)
-        started = time.perf_counter()
-        work()
-        synchronise(device)
-        if index >= WARMUP:
-            seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def synchronise(device: str) -> None:
-    """Wait for the device."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def figures(seconds: list[float], tokens: int, flops: float, peak: float | None) -> dict[str, Any]:
-    """Median seconds of a round, its spread, tokens/s and MFU."""
-    median = statistics.median(seconds)
-    return {
-        "seconds": median, "fastest": min(seconds), "slowest": max(seconds), "rounds": len(seconds),
-        "tokens_per_s": tokens / median, "tflops": flops / median / 1e12,
-        "mfu": flops / median / (peak * 1e12) if peak else None,
-    }  # fmt: skip
-
-
-def measure_update(case: Case, device: str, peak: float | None, deadline: float) -> dict[str, Any]:
-    """Forward, backward and AdamW of a GRPO update."""
-    shape = NAMES[case.shape]
-    dtype = torch.bfloat16 if case.variant == "plain" or case.variant.startswith("zero") else torch.float32
-    model = policy(shape, device, dtype, case.checkpointing)
-    generator = torch.Generator(device).manual_seed(1)
-    ids = torch.randint(shape.vocab, (case.batch, case.length), device=device, generator=generator)
-    old = torch.full((case.batch, case.length // 2), -11.9, device=device)
-    advantages = torch.linspace(-1, 1, case.batch, device=device)
-
-    def loss_of(current: Any) -> torch.Tensor:
-        return grpo_loss(current, ids, old, advantages)
-
-    if case.variant == "plain":
-        update = plain_engine(model)
-    elif case.variant == "fsdp2":
-        update = fsdp2_engine(model, device)
-    else:
-        update = zero_engine(model, int(case.variant[-1]))
-    seconds = timed(lambda: update(loss_of, case.micro), device, deadline)
-    tokens = case.batch * case.length * case.micro
-    return figures(seconds, tokens, 3 * tokens * shape.forward_flops(case.length / 2), peak)
-
-
-def measure_prmu(case: Case, device: str, peak: float | None, deadline: float) -> dict[str, Any]:
-    """`case.batch` responses of a group scored by tagpr_rl.prmu's scorer; profile items are in its cache."""
-    from transformers import Qwen3Model
-
-    from tagpr_rl.prmu.inputs import Limits, TextEncoder
-    from tagpr_rl.prmu.model import PrmuModel, PrmuModelConfig
-    from tagpr_rl.prmu.serving.requests import ScoreRequest
-    from tagpr_rl.prmu.serving.score import Scorer
-    from tagpr_rl.prmu.users.vectors import UserTable
-
-    shape = NAMES[case.shape]
-    with torch.device(device):
-        model = PrmuModel(Qwen3Model(config_of(shape)), PrmuModelConfig(limits=Limits()), UserTable()).eval()
-    scorer = Scorer.of(model, TextEncoder(Letters(shape.vocab), Limits()), device)
-    text, item = "a" * (case.length - 34), "b" * min(64, case.length)
-    profile = tuple(f"{index}{item}" for index in range(8))
-    requests = [
-        ScoreRequest("", profile, "c" * 32, f"{text}{index:04d}"[-case.length + 34 :]) for index in range(case.batch)
-    ]
-    tokens = sum(scorer.length(request) for request in requests)
-
-    def work() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=case.variant == "bf16 autocast"):
-            scores = scorer.score(requests)
-        assert len(scores) == len(requests)
-
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if case.variant == "tf32" else "highest")
-    try:
-        seconds = timed(work, device, deadline)
-    finally:
-        torch.set_float32_matmul_precision(precision)
-    flops = tokens * (shape.forward_flops(case.length / 2) - 2 * shape.embedding)  # no output layer
-    return figures(seconds, tokens, flops, peak) | {"responses_per_s": case.batch / statistics.median(seconds)}
-
-
-class Letters:
-    """A tokenizer of one token per letter: the bench needs token counts, not language."""
-
-    eos_token_id = 0
-
-    def __init__(self, vocab: int) -> None:
-        self.vocab = vocab
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [1 + ord(letter) % (self.vocab - 1) for letter in text]}
-
-
-def measure(case: Case, device: str, peak: float | None, deadline: float) -> dict[str, Any]:
-    """One row: the case with its figures, or why there are none."""
-    row: dict[str, Any] = asdict(case) | {"status": "measured"}
-    if device == "cuda":
+def measure(case: Case, machine: Machine) -> dict[str, Any]:
+    """One row: the case with its figures and a published one, or why there are none."""
+    row: dict[str, Any] = asdict(case) | {"status": "measured", "anchor": ANCHORS.get((case.what, case.shape))}
+    cuda = machine.device == "cuda"
+    if cuda:
         torch.cuda.reset_peak_memory_stats()
     try:
-        row |= (measure_update if case.what == "update" else measure_prmu)(case, device, peak, deadline)
+        row |= MEASURES[case.what](case, machine)
     except OutOfTimeError:
-        row["status"] = "left out: --minutes were used up"
+        row["status"] = "not measured: --minutes were used up"
+    except NotMeasuredError as reason:
+        row["status"] = f"not measured: {reason}"
     except torch.cuda.OutOfMemoryError:
         row["status"] = "does not fit the device's memory"
     except FAILURES as error:  # a variant that fails must not take the others' figures with it
         row["status"] = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-    if device == "cuda":
+    if cuda:
         row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     gc.collect()
-    if device == "cuda":
+    if cuda:
         torch.cuda.empty_cache()
     return row
 
@@ -271,21 +175,24 @@ def plugin_is_inert() -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as text."""
-    head = ("what", "shape", "variant", "ckpt", "median s", "tokens/s", "TFLOPS", "MFU", "GiB", "status")
+    head = ("what", "shape", "variant", "ckpt", "median s", "tokens/s", "MFU", "GiB", "published", "status")
     lines = [head]
     for row in rows:
-        done = row["status"] == "measured"
-        mfu, peak = row.get("mfu"), row.get("peak_gib")
+        anchor = row["anchor"]
         lines.append(
             (
                 row["what"], row["shape"], row["variant"], "on" if row["checkpointing"] else "-",
-                f"{row['seconds']:.4f}" if done else "-", f"{row['tokens_per_s']:,.0f}" if done else "-",
-                f"{row['tflops']:.2f}" if done else "-", f"{mfu:.3f}" if mfu else "-", f"{peak:.1f}" if peak else "-",
-                row["status"],
+                _shown(row.get("seconds"), ".4f"), _shown(row.get("tokens_per_s"), ",.0f"),
+                _shown(row.get("mfu"), ".3f"), _shown(row.get("peak_gib"), ".1f"),
+                f"{anchor['mfu']:.3f}, {anchor['tokens_per_s']:,} tokens/s" if anchor else "-", row["status"],
             )
         )  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
@@ -299,16 +206,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json")
-    parser.add_argument("--minutes", type=float, default=8.0, help="start nothing more after this time")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--shape", nargs="+", choices=sorted(NAMES), default=["0.6B", "1.7B", "8B"])
+    parser.add_argument("--minutes", type=float, default=12.0, help="start nothing more after this time")
+    parser.add_argument("--cpu", action="store_true", help="small shapes on the CPU; the default without a GPU")
+    parser.add_argument("--shape", nargs="+", choices=sorted(NAMES), help="default: 0.6B 1.7B 4B; tiny on a CPU")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, help="default: all that are installed")
     parser.add_argument("--peak-tflops", type=float, help="dense bfloat16 peak, for a GPU that the table lacks")
     arguments = parser.parse_args(argv)
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("no usable GPU here; --device cpu --shape tiny runs on any machine")
+    arguments.device = "cpu" if arguments.cpu or not torch.cuda.is_available() else "cuda"
+    arguments.shape = arguments.shape or (["tiny"] if arguments.device == "cpu" else ["0.6B", "1.7B", "4B"])
     if arguments.device == "cpu" and arguments.shape != ["tiny"]:
-        parser.error("--device cpu is for --shape tiny: the other shapes take hours there")
+        parser.error("no GPU is used, and the shapes but tiny take hours on a CPU; leave --shape out")
     if arguments.engines is None:
         deep = arguments.device == "cuda" and installed("deepspeed") is not None
         arguments.engines = list(ENGINES if deep else ENGINES[:2])
@@ -319,18 +226,22 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, write gpu.json after each row, print the table. Returns 0 when every row was measured or fits not."""
     arguments = parse(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    device, deadline = arguments.device, time.monotonic() + 60 * arguments.minutes
+    device = arguments.device
     facts = environment(device)
     peak = peak_tflops(facts.get("gpu", ""), arguments.peak_tflops)
+    machine = Machine(device, peak, time.monotonic() + 60 * arguments.minutes)
     report: dict[str, Any] = {
-        "environment": facts, "peak_bf16_tflops": peak, "warmup": WARMUP, "command": sys.argv[1:], "rows": [],
+        "environment": facts, "peak_bf16_tflops": peak, "warmup": WARMUP, "command": sys.argv[1:],
+        "weights": "random, of the shape's sizes", "not_measured": [], "rows": [],
     }  # fmt: skip
     if device == "cuda":
         report["plugin"] = plugin_is_inert()
     with process_group(device):
         for case in cases(arguments.shape, arguments.engines, tiny=arguments.shape == ["tiny"]):
-            row = measure(case, device, peak, deadline)
+            row = measure(case, machine)
             report["rows"].append(row)
+            if "not measured" in row["status"]:
+                report["not_measured"].append(f"{case.what} {case.shape} {case.variant}: {row['status']}")
             print(f"{row['what']} {row['shape']} {row['variant']}: {row['status']}", file=sys.stderr, flush=True)
             write(arguments.out / "gpu.json", report)
     print(table(report["rows"]))

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from tagpr_rl.backend.forward.logprobs import token_logprobs
 from tagpr_rl.plan.shapes import ModelShape
 
 
@@ -21,7 +21,7 @@ def config_of(shape: ModelShape) -> Any:
     return Qwen3Config(
         vocab_size=shape.vocab, hidden_size=shape.hidden, intermediate_size=shape.ffn, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head_dim,
-        tie_word_embeddings=shape.tied, max_position_embeddings=8192, use_cache=False, attn_implementation="sdpa",
+        tie_word_embeddings=shape.tied, max_position_embeddings=32_768, use_cache=False, attn_implementation="sdpa",
     )  # fmt: skip
 
 
@@ -43,16 +43,35 @@ def policy(shape: ModelShape, device: str, dtype: torch.dtype, checkpointing: bo
 
 
 def grpo_loss(model: Any, ids: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """Clipped policy gradient, token mean, over the second half of each row (the responses).
+    """Clipped policy gradient, token mean, over the last R tokens of each row (the responses).
 
     ids [B, T]; old [B, R] log-probabilities; advantages [B].
     """
-    size = old.shape[1]
-    logits = model(input_ids=ids).logits[:, -size - 1 : -1]
-    new = -F.cross_entropy(logits.flatten(0, 1).float(), ids[:, -size:].flatten(), reduction="none").view_as(old)
+    new = last_logprobs(model, ids, old.shape[1])
     ratio = (new - old).exp()
     gain = advantages[:, None]
     return -torch.minimum(ratio * gain, ratio.clamp(0.8, 1.28) * gain).mean()
+
+
+def sft_loss(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-probability of every token but the first; ids [B, T]."""
+    return -last_logprobs(model, ids, ids.shape[1] - 1).mean()
+
+
+def last_logprobs(model: Any, ids: torch.Tensor, size: int) -> torch.Tensor:
+    """Log-probabilities [B, R] of the last R = `size` tokens of ids [B, T], as a run computes them: logits of these
+    tokens alone, and a softmax in chunks."""
+    logits = model(input_ids=ids, logits_to_keep=size + 1).logits[:, :-1].flatten(0, 1)
+    labels = ids[:, -size:].flatten()
+    ones = torch.ones(labels.shape, device=labels.device)
+    return token_logprobs(logits, labels, ones, entropies=False)[0].view(-1, size)
+
+
+def with_lora(model: Any, rank: int = 16) -> Any:
+    """The model with frozen weights and trainable adapters of every linear layer (peft)."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
 
 
 @contextlib.contextmanager
@@ -79,12 +98,13 @@ Update = Callable[[Callable[[Any], torch.Tensor], int], None]
 
 def plain_engine(model: Any) -> Update:
     """bf16 weights, gradients and AdamW states: 8 bytes a parameter."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=next(model.parameters()).is_cuda)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=trained[0].is_cuda)
 
     def update(loss_of: Callable[[Any], torch.Tensor], micro: int) -> None:
         for _ in range(micro):
             (loss_of(model) / micro).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -98,8 +118,9 @@ def fsdp2_engine(model: Any, device: str) -> Update:
 
     mesh = init_device_mesh(device, (1,))
     rule = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for block in model.model.layers:
-        fully_shard(block, mesh=mesh, mp_policy=rule)
+    for block in model.modules():
+        if type(block).__name__ == "Qwen3DecoderLayer":
+            fully_shard(block, mesh=mesh, mp_policy=rule)
     fully_shard(model, mesh=mesh, mp_policy=rule)
     return plain_engine(model)
 

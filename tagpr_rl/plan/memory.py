@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tagpr_rl.config import BudgetBlock, DeepSpeedBlock, GrpoStage, PrmuStage, Recipe, SftStage, TrainingStage
 from tagpr_rl.config.placement import prmu_processes, scorer_tokens
 from tagpr_rl.config.platform import checkpointing, packs
-from tagpr_rl.plan.shapes import DEVICES, Device, ModelShape, shape_of
+from tagpr_rl.plan.shapes import CHUNK_BYTES, CHUNK_ENTRIES, DEVICES, Device, ModelShape, loss_bytes, shape_of
 from tagpr_rl.types import TagprError
 
 GIB = 2**30
@@ -17,8 +17,6 @@ RESERVE_GIB = 6.0
 """CUDA context, NCCL buffers and fragmentation (an assumption)."""
 ENGINE_EXTRA_GIB = 3.0
 """Activations and CUDA graphs inside vLLM's share (an assumption)."""
-CHUNK_ENTRIES, CHUNK_BYTES = 1 << 22, 12
-"""Logits that the loss works on in fp32 at a time, and its bytes for each (backend.forward.logprobs)."""
 VERL_LOGIT_BYTES = 18
 """Per token and vocabulary entry of verl's own loss, which sequence parallelism uses (docs/log.md)."""
 PADDING = 2
@@ -186,7 +184,7 @@ def _logits(recipe: Recipe, shape: ModelShape, stage: SftStage | GrpoStage) -> P
     tokens, each = loss_tokens(recipe, stage), 2 * compute_bytes(recipe)
     chunk = min(CHUNK_ENTRIES, tokens * shape.vocab)
     rule = f"{tokens:,} tokens in the loss x {shape.vocab:,} x {each} B + {chunk:,} x {CHUNK_BYTES} B"
-    return Part("logits", tokens * shape.vocab * each + chunk * CHUNK_BYTES, rule)
+    return Part("logits", loss_bytes(tokens, shape.vocab, compute_bytes(recipe)), rule)
 
 
 def _gathered(recipe: Recipe, shape: ModelShape) -> Part:

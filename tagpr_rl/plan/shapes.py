@@ -101,6 +101,15 @@ SHAPES: dict[str, ModelShape] = dict(
 )
 """From the models' config.json on the Hugging Face hub."""
 
+CHUNK_ENTRIES, CHUNK_BYTES = 1 << 22, 12
+"""Logits that the loss works on in fp32 at a time, and its bytes for each (backend.forward.logprobs)."""
+
+
+def loss_bytes(tokens: int, vocab: int, width: int) -> int:
+    """Bytes of the loss of `tokens`: logits and their gradient of `width` bytes an entry, and a chunk at work."""
+    return tokens * vocab * 2 * width + min(CHUNK_ENTRIES, tokens * vocab) * CHUNK_BYTES
+
+
 _CONFIG_KEYS = {
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -219,91 +216,6 @@ class TestTrl:
         rows[3]["tokens"] = 60.0
         with pytest.raises(TagprError, match=r"60\.0 tokens"):
             trl.summarise(rows, 2, size)
-
-
-@pytest.fixture(scope="module")
-def gpu(root: Path) -> ModuleType:
-    pytest.importorskip("torch")
-    return load(root, "gpu")
-
-
-@pytest.mark.torch
-class TestGpu:
-    def test_every_variant_of_every_shape_is_a_case(self, gpu: ModuleType) -> None:
-        actual = gpu.cases(["0.6B", "8B"], ["plain", "fsdp2", "zero3"], tiny=False)
-        updates = [(case.shape, case.variant, case.checkpointing) for case in actual if case.what == "update"]
-        assert updates[:5] == [
-            ("0.6B", "plain", True), ("0.6B", "plain", False), ("0.6B", "fsdp2", True), ("0.6B", "fsdp2", False),
-            ("0.6B", "zero3", True),
-        ]  # fmt: skip
-        assert len(updates) == 10 and len(actual) == 16
-
-    def test_medians_and_mfu(self, gpu: ModuleType) -> None:
-        actual = gpu.figures([9.0, 1.0, 2.0, 4.0, 3.0], tokens=300, flops=6e12, peak=4.0)
-        assert (actual["seconds"], actual["fastest"], actual["slowest"], actual["rounds"]) == (3.0, 1.0, 9.0, 5)
-        assert (actual["tokens_per_s"], actual["tflops"], actual["mfu"]) == (100.0, 2.0, 0.5)
-        assert gpu.figures([1.0], 1, 1.0, None)["mfu"] is None
-
-    def test_the_peak_is_the_table_s_or_the_caller_s(self, gpu: ModuleType) -> None:
-        assert gpu.peak_tflops("NVIDIA H200", None) == 989.0
-        assert gpu.peak_tflops("NVIDIA H200", 700.0) == 700.0
-        assert gpu.peak_tflops("Unheard Of", None) is None
-
-    def test_the_loss_is_grpo_s(self, gpu: ModuleType) -> None:
-        import torch
-
-        class Model:
-            def __call__(self, input_ids: Any) -> Any:
-                return argparse.Namespace(logits=torch.zeros(*input_ids.shape, 4))
-
-        ids = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
-        old = torch.full((2, 2), -1.3862944)  # log 1/4, what the model says: ratio 1
-        assert gpu.grpo_loss(Model(), ids, old, torch.tensor([1.0, 3.0])).item() == pytest.approx(-2.0)
-        # ratio e: clipped to 1.28 where the advantage is positive, not where it is negative
-        low = gpu.grpo_loss(Model(), ids, old - 1, torch.tensor([1.0, -1.0])).item()
-        assert low == pytest.approx(-(1.28 - 2.7182818) / 2)
-
-    def test_an_update_of_each_engine_changes_the_weights(self, gpu: ModuleType) -> None:
-        import torch
-
-        ids, advantages = torch.arange(16).view(2, 8), torch.tensor([1.0, -1.0])
-        with gpu.process_group("cpu"):
-            for name in ("plain", "fsdp2"):
-                model = gpu.policy(gpu.TINY, "cpu", torch.float32, True)
-                update = gpu.plain_engine(model) if name == "plain" else gpu.fsdp2_engine(model, "cpu")
-                before = [parameter.detach().clone() for parameter in model.parameters()]
-                update(lambda m: gpu.grpo_loss(m, ids, torch.full((2, 4), -6.2), advantages), 2)
-                after = list(model.parameters())
-                assert any(
-                    not torch.equal(
-                        getattr(a, "full_tensor", lambda a=a: a)(), getattr(b, "full_tensor", lambda b=b: b)()
-                    )
-                    for a, b in zip(before, after, strict=True)
-                )
-
-    def test_one_command_on_a_machine_without_a_gpu(self, root: Path, tmp_path: Path) -> None:
-        """From another folder, with this project not installed and without pydantic, as on a bare GPU machine."""
-        block = tmp_path / "sitecustomize.py"
-        block.write_text(
-            "import sys\nfor name in ('pydantic', 'ray', 'verl', 'vllm', 'pyarrow', 'deepspeed'):\n"
-            "    sys.modules[name] = None\n"
-        )
-        words = [str(root / "bench" / "gpu.py"), "--out", str(tmp_path), "--device", "cpu", "--shape", "tiny"]
-        done = subprocess.run(
-            [sys.executable, *words, "--engines", "plain"], capture_output=True, text=True, cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        report = json.loads((tmp_path / "gpu.json").read_text())
-        assert [row["status"] for row in report["rows"]] == ["measured"] * 5
-        assert report["environment"]["torch"] and report["environment"]["installed"]["vllm"] is None
-        assert "tokens/s" in done.stdout and not (tmp_path / "gpu.tmp").exists()
-
-    def test_mistakes_in_the_command_line(self, gpu: ModuleType, tmp_path: Path) -> None:
-        for words in (["--device", "cpu"], ["--device", "cpu", "--shape", "8B"]):
-            with pytest.raises(SystemExit) as error:
-                gpu.parse(["--out", str(tmp_path), *words])
-            assert error.value.code == 2
 
 
 @pytest.fixture(scope="module")
