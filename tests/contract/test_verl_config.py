@@ -36,6 +36,7 @@ def test_grpo_keys(device: str) -> None:
     assert config.algorithm.norm_adv_by_std_in_grpo is False
     assert config.data.train_batch_size == 32 and rollout.n == 8
     assert rollout.engine_kwargs.vllm.worker_extension_cls.endswith("TagprWorkerExtension")
+    assert rollout.engine_kwargs.vllm.scheduler_cls == "tagpr_rl.backend.rollout.finished.scheduler"
     assert config.trainer.device == device
     on_cpu = device == "cpu"
     assert config.actor_rollout_ref.model.use_remove_padding is not on_cpu
@@ -152,6 +153,7 @@ def test_separate_keys_meet_what_verl_s_trainer_asserts() -> None:
     )
     assert separate.num_warmup_batches == 1.5
     assert rollout.checkpoint_engine.custom_backend_module == config.actor_rollout_ref.model.external_lib
+    assert "scheduler_cls" not in rollout.engine_kwargs.vllm  # an interrupted engine hands over what it has
     validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     policy = composed("guided", "placement.rollout=separate").actor_rollout_ref
     cpu = policy.rollout.checkpoint_engine

@@ -14,7 +14,6 @@ import ray
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.utils.profiler import simple_timer
-from verl.workers.rollout.llm_server import LLMServerClient
 
 from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens
 from tagpr_rl.backend.scoring.response_scorer import ResponseScorer, ScoredResponse
@@ -26,10 +25,6 @@ from tagpr_rl.run.layout import tokens_file
 from tagpr_rl.tags.schema import schema_from
 
 _Worker: Any = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
-
-
-ATTEMPTS = 3
-"""How often a response is asked for that the engine does not end by itself."""
 
 
 class TagprAgentLoopWorker(_Worker):
@@ -114,35 +109,3 @@ class TagprAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.agent_loop_workers_class = ray.remote(TagprAgentLoopWorker)
-
-
-class WholeResponseClient(LLMServerClient):
-    """A client that lets no response pass which the engine ended before its end: it would be rewarded as it is."""
-
-    async def generate(self, request_id: str, **kwargs: Any) -> Any:
-        """verl's TokenOutput of one prompt. A response that the engine ended (abort, error) is asked for again.
-
-        RuntimeError if it ended `ATTEMPTS` of them: nothing that is not whole is rewarded.
-        """
-        for _ in range(ATTEMPTS):
-            output = await super().generate(request_id, **kwargs)
-            if output.stop_reason == "completed":  # verl's word for vLLM's stop and length
-                return output
-        raise RuntimeError(
-            f"the engine ended a response {ATTEMPTS} times, the last for the reason {output.stop_reason!r}; it is not "
-            "whole, and the step cannot be taken: go on from the last checkpoint with `tagpr resume`"
-        )
-
-
-class OneServerClient(WholeResponseClient):
-    """A client for runs with one rollout server: it asks the load balancer once, not for every response."""
-
-    _server: tuple[str, Any] | None = None
-
-    async def _acquire_server(self, request_id: str, **extra: Any) -> tuple[str, Any]:
-        if self._server is None:
-            self._server = await super()._acquire_server(request_id, **extra)
-        return self._server
-
-    def _release_server(self, server_id: str, request_id: str | None = None) -> None:
-        """Nothing to give back: with one server there is no load to balance."""

@@ -5,9 +5,12 @@ A file of its own, because importing verl's server loads vLLM's API server, whic
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import ray
+from verl.workers.rollout.replica import RolloutMode
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 from vllm.sampling_params import RequestOutputKind
 
@@ -15,15 +18,28 @@ from tagpr_rl.backend.session.worker_settings import from_environment
 
 
 class TagprHttpServer(vLLMHttpServer):
-    """verl's server; on the CPU it asks the engine for each finished output once, without detokenising every token."""
+    """verl's server; it asks the engine for each finished output once, without detokenising every token.
+
+    Not on separate GPUs: their engines are interrupted for new weights, and verl waits for a first output of every
+    request before it does so (vllm_async_server.py:970).
+    """
 
     async def generate(
         self, prompt_ids: list[int], sampling_params: dict[str, Any], request_id: str, **kwargs: Any
     ) -> Any:
         """Generate token ids for one prompt (see vLLMHttpServer.generate)."""
-        if from_environment().device == "cpu":
+        if from_environment().device == "cpu" or self.rollout_mode == RolloutMode.HYBRID:
             sampling_params = {**sampling_params, "output_kind": RequestOutputKind.FINAL_ONLY, "detokenize": False}
         return await super().generate(prompt_ids, sampling_params, request_id, **kwargs)
+
+    async def generate_group(
+        self, prompt_ids: list[int], sampling_params: dict[str, Any], request_ids: Sequence[str], **kwargs: Any
+    ) -> list[Any]:
+        """One response to the prompt per request, or the exception that it ended with. Returns when all have ended."""
+        return await asyncio.gather(
+            *(self.generate(prompt_ids, dict(sampling_params), request_id, **kwargs) for request_id in request_ids),
+            return_exceptions=True,
+        )
 
 
 class TagprReplica(vLLMReplica):

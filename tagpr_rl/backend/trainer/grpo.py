@@ -52,6 +52,7 @@ class GrpoDriver:
         from verl.trainer.ppo.v1 import trainer_base
 
         from tagpr_rl.backend import platform_cpu
+        from tagpr_rl.backend.rollout.clients import ServerManager
         from tagpr_rl.backend.trainer.trainers import TagprSeparateTrainer, TagprTrainer
 
         platform_cpu.assert_platform(device)
@@ -61,6 +62,9 @@ class GrpoDriver:
         trainers = {"sync": TagprTrainer, "separate_async": TagprSeparateTrainer}
         for name, trainer in trainers.items():
             trainer_base.TRAINER_REGISTRY[name] = partial(trainer, start_scorers=later)
+        trainer_base.LLMServerManager = (
+            ServerManager  # the trainer makes its manager by this name (trainer_base.py:372)
+        )
         trackers = TrackerFactory(tracking)
         trainer_base.Tracking = trackers
         runner = main_ppo.TaskRunnerV1.__ray_metadata__.modified_class()

@@ -18,6 +18,7 @@ from tagpr_rl.config import GrpoStage, Recipe, SftStage, stage_limits
 _AGENT_LOOPS = "tagpr_rl.backend.rollout.agent_loop.TagprAgentLoopManager"
 _TRAINERS = "pkg://tagpr_rl.backend.trainer.trainers"
 _WORKER_EXTENSION = "tagpr_rl.backend.rollout.vllm_worker.TagprWorkerExtension"
+_SCHEDULER = "tagpr_rl.backend.rollout.finished.scheduler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,8 @@ def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
     }
     if recipe.placement.rollout == "separate":
         keys |= _separate_keys(recipe, stage)
+    else:  # a separate engine is interrupted for new weights, and goes on from the tokens that it had sent
+        keys[f"+{rollout}.engine_kwargs.vllm.scheduler_cls"] = _SCHEDULER
     if cpu:
         keys[f"+{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes"] = platform.vllm_memory_mb << 20
         # Engine and worker in one process: two would spin on each other's core.

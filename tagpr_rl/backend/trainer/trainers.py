@@ -13,7 +13,6 @@ from verl.trainer.ppo.v1.replay_buffer import FILTER_GROUPS_REWARD_METRIC, Repla
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from tagpr_rl.backend.rollout.agent_loop import OneServerClient, WholeResponseClient
 from tagpr_rl.backend.trainer import balance
 from tagpr_rl.backend.trainer.hooks.checkpoint import CheckpointHooks
 from tagpr_rl.backend.trainer.hooks.rewards import RewardHooks
@@ -49,11 +48,6 @@ class ScorerHooks:
 
 class TagprTrainer(ScorerHooks, StopHooks, ValidationHooks, CheckpointHooks, RewardHooks, PPOTrainerSync):
     """verl's synchronous trainer with all hooks."""
-
-    def get_llm_client(self) -> Any:
-        """A client for whole responses; with one rollout server, one that does not ask the load balancer every time."""
-        one = len(self.llm_server_manager.get_replicas()) == 1
-        return self.llm_server_manager.get_client(OneServerClient if one else WholeResponseClient)
 
 
 class TagprSeparateTrainer(ScorerHooks, StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSeparateAsync):

@@ -1,0 +1,113 @@
+"""vLLM's engine with the scheduler that hands over finished responses: the same responses in far fewer outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("VERL_PLATFORM", "cpu")
+pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(300)]
+ROOT = Path(__file__).resolve().parents[2]
+SCHEDULER = "tagpr_rl.backend.rollout.finished.scheduler"
+BY_VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.inputs import TokensPrompt
+from vllm.sampling_params import RequestOutputKind
+
+def engine(**more):
+    llm = LLM(sys.argv[1], skip_tokenizer_init=True, dtype="float32", enforce_eager=True, max_model_len=96, seed=0,
+              block_size=16, kv_cache_memory_bytes=%d << 10, distributed_executor_backend="uni", **more)
+    core, counts = llm.llm_engine.engine_core, []
+    get = core.get_output
+    def counted():
+        output = get()
+        counts.append(len(output.outputs))
+        return output
+    core.get_output = counted
+    return llm, counts, core.engine_core.scheduler
+
+def sampling(tokens):
+    return SamplingParams(temperature=0, max_tokens=tokens, logprobs=0, detokenize=False, stop_token_ids=list(range(9)))
+
+prompts = [TokensPrompt(prompt_token_ids=[(7 * i + 3 * j) %% 250 + 1 for j in range(5 + i)]) for i in range(12)]
+result = {}
+for name, more in (("vllm", {}), ("ours", {"scheduler_cls": sys.argv[2]})):
+    llm, counts, scheduler = engine(**more)
+    preempted = []
+    preempt = scheduler._preempt_request
+    def counting(request, *args, **kwargs):
+        preempted.append(request.request_id)
+        return preempt(request, *args, **kwargs)
+    scheduler._preempt_request = counting
+    done = llm.generate(prompts, [sampling(1 + 5 * i) for i in range(12)], use_tqdm=False)
+    result[name] = {
+        "responses": [
+            [list(o.token_ids), [place[t].logprob for t, place in zip(o.token_ids, o.logprobs)], o.finish_reason]
+            for o in (one.outputs[0] for one in done)
+        ],
+        "outputs": sum(counts), "preempted": len(preempted),
+    }
+    if name == "ours":
+        loop = llm.llm_engine
+        for i in (8, 9):
+            params = sampling(40)
+            params.output_kind = RequestOutputKind.FINAL_ONLY
+            loop.add_request(str(i), prompts[i], params)
+        for _ in range(5):
+            loop.step()
+        result["held"] = len(scheduler._held)
+        loop.abort_request(["8"])
+        ended = []
+        while loop.has_unfinished_requests():
+            ended += loop.step()
+        result["ended"] = [[o.request_id, list(o.outputs[0].token_ids)] for o in ended]
+        result["left"] = len(scheduler._held)
+    del llm
+json.dump(result, open(sys.argv[3], "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("engine")
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=256, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=128, initializer_range=0.5,
+    )  # fmt: skip
+    transformers.Qwen3ForCausalLM(config).save_pretrained(folder / "hf")
+    command = [sys.executable, "-c", BY_VLLM % 256, str(folder / "hf"), SCHEDULER, str(folder / "out.json")]
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCH_COMPILE_DISABLE": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    return result
+
+
+def test_tokens_and_log_probabilities_are_the_same_to_the_bit(engines: dict[str, Any]) -> None:
+    assert engines["ours"]["responses"] == engines["vllm"]["responses"]
+    assert {reason for _, _, reason in engines["ours"]["responses"]} == {"stop", "length"}
+    assert engines["ours"]["preempted"] == engines["vllm"]["preempted"] > 0
+
+
+def test_a_response_takes_two_outputs_and_not_one_a_token(engines: dict[str, Any]) -> None:
+    lengths = [len(tokens) for tokens, _, _ in engines["vllm"]["responses"]]
+    assert engines["vllm"]["outputs"] == sum(lengths)
+    assert engines["ours"]["outputs"] == sum(min(2, length) for length in lengths)
+
+
+def test_an_aborted_response_leaves_nothing_held_and_the_other_is_whole(engines: dict[str, Any]) -> None:
+    assert engines["held"] == 2 and engines["left"] == 0
+    ((name, tokens),) = engines["ended"]
+    expected = engines["vllm"]["responses"][9][0]
+    assert name == "9" and tokens == expected[:40] and len(tokens) > 5
