@@ -232,11 +232,14 @@ def table_of(sources: Sources, versions: dict[str, str]) -> dict[str, Any]:
             if found is not None:
                 methods["methods"][name] = sources.signatures(found, method=True)
         lineage = sources.lineage(base) if base is not None else []
+        nearest: dict[str, Function] = {}  # a base may implement what its own base leaves open
+        for node in (node for current in lineage for node in current.nodes[0].body):
+            if isinstance(node, Function):
+                nearest.setdefault(node.name, node)
         methods["abstract"] = sorted(
-            node.name
-            for current in lineage
-            for node in current.nodes[0].body
-            if isinstance(node, Function) and any("abstract" in ast.unparse(d) for d in node.decorator_list)
+            name
+            for name, node in nearest.items()
+            if any("abstract" in ast.unparse(decorator) for decorator in node.decorator_list)
         )
     worker = sources.find(WORKER)
     own = [node for part in sources.lineage(worker) for node in part.nodes[0].body] if worker is not None else []

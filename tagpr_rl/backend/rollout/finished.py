@@ -41,7 +41,9 @@ class HeldTokens:
         ids, logprobs, ranks = self.logprobs
         if ids:
             output.new_logprobs = LogprobsLists(
-                np.asarray(ids, np.int32), np.asarray(logprobs, np.float32), np.asarray(ranks, np.int32), None
+                logprob_token_ids=np.asarray(ids, np.int32),
+                logprobs=np.asarray(logprobs, np.float32),
+                sampled_token_ranks=np.asarray(ranks, np.int32),
             )
         self.tokens, self.logprobs = [], ([], [], [])
 
