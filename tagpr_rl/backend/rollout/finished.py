@@ -19,7 +19,10 @@ from vllm.v1.outputs import LogprobsLists
 
 @dataclass(slots=True)
 class HeldTokens:
-    """What a response has got since its last output: token ids, and three columns of log-probabilities if wanted."""
+    """What a response has got since its last output: token ids, and three columns of log-probabilities if wanted.
+
+    The columns are flat lists: a list a token would make Python's garbage collector visit each of them again and again.
+    """
 
     started: bool = False
     tokens: list[int] = field(default_factory=list)
@@ -30,7 +33,7 @@ class HeldTokens:
         self.tokens.extend(output.new_token_ids)
         if output.new_logprobs is not None:
             for column, values in zip(self.logprobs, output.new_logprobs[:3], strict=True):
-                column.extend(values.tolist())
+                column.extend(values.ravel().tolist())
 
     def move_to(self, output: Any) -> None:
         """Put everything held in front of an output's own tokens, and hold nothing any more."""
@@ -41,8 +44,8 @@ class HeldTokens:
         ids, logprobs, ranks = self.logprobs
         if ids:
             output.new_logprobs = LogprobsLists(
-                logprob_token_ids=np.asarray(ids, np.int32),
-                logprobs=np.asarray(logprobs, np.float32),
+                logprob_token_ids=np.asarray(ids, np.int32).reshape(len(ranks), -1),
+                logprobs=np.asarray(logprobs, np.float32).reshape(len(ranks), -1),
                 sampled_token_ranks=np.asarray(ranks, np.int32),
             )
         self.tokens, self.logprobs = [], ([], [], [])
