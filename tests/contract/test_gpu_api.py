@@ -63,7 +63,7 @@ def problems(package: Path, table: dict[str, Any], files: list[Path] | None = No
     for use in uses.names:
         entry = table["names"].get(use.name, "missing")
         if entry == "missing":
-            found.append(f"{use.where}: {use.name} is not in the table")
+            found.append(f"{use.where}: {use.name} is not in the table; `make gpu-api` looks it up")
         elif use.call is not None and entry is not None:
             reasons = [refusal(use.call, parameters) for parameters in entry]
             if all(reasons):
