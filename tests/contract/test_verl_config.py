@@ -42,7 +42,7 @@ def test_grpo_keys(device: str) -> None:
     assert config.actor_rollout_ref.model.use_remove_padding is not on_cpu
     assert rollout.enforce_eager is on_cpu
     assert rollout.engine_kwargs.vllm.get("kv_cache_memory_bytes") == (256 << 20 if on_cpu else None)
-    assert bool(config.trainer.v1.sampler.custom_sampler.path) is on_cpu
+    assert config.trainer.v1.sampler.custom_sampler.name == "FastReplayBuffer"  # on every device
     assert actor.fsdp_config.mixed_precision.param_dtype == "fp32"
 
 
