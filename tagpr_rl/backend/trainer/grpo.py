@@ -62,9 +62,7 @@ class GrpoDriver:
         trainers = {"sync": TagprTrainer, "separate_async": TagprSeparateTrainer}
         for name, trainer in trainers.items():
             trainer_base.TRAINER_REGISTRY[name] = partial(trainer, start_scorers=later)
-        trainer_base.LLMServerManager = (
-            ServerManager  # the trainer makes its manager by this name (trainer_base.py:372)
-        )
+        trainer_base.LLMServerManager = ServerManager  # the trainer makes it by this name (trainer_base.py:372)
         trackers = TrackerFactory(tracking)
         trainer_base.Tracking = trackers
         runner = main_ppo.TaskRunnerV1.__ray_metadata__.modified_class()
