@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -293,6 +294,13 @@ def test_every_shipped_recipe_leaves_eight_percent_of_its_device() -> None:
             budget = stage_budget(actual, name)
             for phase in budget.phases if budget is not None else ():
                 assert phase.bytes <= 0.92 * (device.memory_gib - RESERVE_GIB) * GIB, (file.stem, name, phase.name)
+
+
+def test_the_readme_has_the_plan_s_figures_of_the_quickstart() -> None:
+    line = planning.verdict(load_recipe(RECIPES.parent / "world_qwen3_0.6b.yaml"))
+    memory, hours = re.search(r"at most ([\d.]+) of.*about ([\d.]+) hours", line).groups()  # type: ignore[union-attr]
+    said = f"`plan` estimates {float(memory):.0f} GiB and about {hours} hours on an H100"
+    assert said in (RECIPES.parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_part_of_each_sequence_takes_verl_s_loss() -> None:
