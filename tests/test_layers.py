@@ -74,10 +74,10 @@ MAY_IMPORT_IN_BACKEND: dict[str, set[str]] = {
     "tracking": set(),
     "forward": set(),
     "deepspeed": {"forward"},
-    "scoring": {"deepspeed", "tracking"},
+    "scoring": {"session", "deepspeed", "tracking"},
     "platform_cpu": {"session", "forward"},
     "rollout": {"session", "scoring", "platform_cpu"},
-    "trainer": {"scoring", "tracking", "rollout", "platform_cpu", "forward"},
+    "trainer": {"session", "scoring", "tracking", "rollout", "platform_cpu", "forward"},
 }
 AT_ROOT = {"__init__", "__main__", "types", "files", "documents"}
 """Files that may stand at the package's root: types, files and documents; the two others are Python's own names."""

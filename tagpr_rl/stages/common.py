@@ -183,7 +183,7 @@ def progress_line(label: str, rows: list[metrics.Row], steps: int, describe: Des
     return f"{label}: step {rows[-1]['step']} of {steps}{time_left}, {describe(rows[-1])}"
 
 
-def wait_for(context: StageContext, ray: Any, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]) -> None:
+def wait_for(context: StageContext, task: Any, steps: int, describe: Callable[[dict[str, Any]], str]) -> None:
     """Show progress until the Ray task ends; mirror checkpoints and pass on alerts meanwhile. Raises what it raised."""
     shown = len(read_alerts(context.dir.root / ALERTS))
 

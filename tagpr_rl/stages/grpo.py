@@ -168,7 +168,7 @@ def _train_grpo(context: StageContext, stage: GrpoStage, paths: StagePaths) -> N
     )
     try:
         with saves_on_request(context.dir.root):
-            wait_for(context, ray, task, stage.steps, lambda row: f"reward {row.get('reward/total/mean', 0):.3f}")
+            wait_for(context, task, stage.steps, lambda row: f"reward {row.get('reward/total/mean', 0):.3f}")
     except BaseException:
         ray.kill(driver, no_restart=True)  # the session ends too, and waits for nothing
         raise

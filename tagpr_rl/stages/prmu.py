@@ -94,7 +94,7 @@ def run(context: StageContext) -> StageResult:
     )
     # Ray would start a task again from its first step, beside the rows that it has written.
     task = ray.remote(num_cpus=1, max_retries=0)(run_prmu).remote(prmu_processes(recipe.platform, stage), job)
-    wait_for(context, ray, task, steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
+    wait_for(context, task, steps, lambda row: f"accuracy {row.get('prmu/accuracy', 0):.2f}")
     figures: dict[str, float] = ray.get(task)
     write_json(context.dir.root / "prmu.json", figures)
     for left in (context.dir.checkpoints, context.dir.root / BACKBONE):

@@ -58,7 +58,7 @@ def run(context: StageContext) -> StageResult:
             task = ray.remote(num_cpus=1, max_retries=0)(train_remote).remote(
                 group, devices, overrides, tracking(context), recipe.platform.device
             )
-            wait_for(context, ray, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
+            wait_for(context, task, steps, lambda row: f"loss {row.get('train/loss', float('nan')):.3f}")
     publish(context, last_checkpoint(context, steps) / "huggingface")
     last = metrics.last(context.dir.metrics) or {}
     figures = {"examples": float(len(rows)), "too_long": float(dropped), "loss": float(last["train/loss"])}

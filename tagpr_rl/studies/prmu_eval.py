@@ -62,12 +62,11 @@ def prmu_eval(
         material = gather(context, stage, questions=questions, samples=samples)
         start_ray()
         from tagpr_rl.backend.scoring.prmu_actor import RemoteScores
-        from tagpr_rl.backend.session.supervisor import result
 
         status = f"  {name}: scoring"
         with (
             console.status(status),
-            RemoteScores(folder, recipe.platform.device, recipe.platform.threads, result) as raw,
+            RemoteScores(folder, recipe.platform.device, recipe.platform.threads) as raw,
         ):
             facts = measure(raw, material, context, seed=stage.seed)
     facts = {

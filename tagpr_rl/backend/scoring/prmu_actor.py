@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from tagpr_rl.backend.session.supervisor import result
 from tagpr_rl.prmu.serving.batcher import Batcher, QueueFull
 from tagpr_rl.prmu.serving.requests import ScoreReply, ScoreRequest, check_request
 from tagpr_rl.types import TagprError
@@ -193,10 +194,9 @@ class ScoreWorker:
 
 
 class RemoteScores:
-    """A prmu.accuracy.RawScore on a Ray actor; a context manager that frees the device. `get` waits for an answer."""
+    """A prmu.accuracy.RawScore on a Ray actor; a context manager that frees the device."""
 
-    def __init__(self, path: Path, device: str, threads: int, get: Callable[[Any], Any] = ray.get) -> None:
-        self._get = get
+    def __init__(self, path: Path, device: str, threads: int) -> None:
         self.actor = ScoreWorker.remote(str(path), device, threads)  # type: ignore[attr-defined]
 
     def __enter__(self) -> RemoteScores:
@@ -210,6 +210,6 @@ class RemoteScores:
         distinct = list(dict.fromkeys(requests))
         scores: list[float] = []
         for first in range(0, len(distinct), CHUNK):
-            scores += self._get(self.actor.raw.remote(distinct[first : first + CHUNK]))
+            scores += result(self.actor.raw.remote(distinct[first : first + CHUNK]))
         score = dict(zip(distinct, scores, strict=True))
         return [score[request] for request in requests]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any
 
 import ray
 
+from tagpr_rl.backend.session.ranks import Rank, join, run_together
 from tagpr_rl.backend.tracking.settings import TrackingSettings
 from tagpr_rl.backend.tracking.tracker import StageTracker
 from tagpr_rl.run import checkpoints as steps_on_disk
@@ -80,31 +79,16 @@ class PrmuJob:
 
 
 @ray.remote(num_cpus=1, num_gpus=1)
-class PrmuWorker:
+class PrmuWorker(Rank):
     """One training process. The first one logs and writes."""
-
-    def address(self) -> tuple[str, int]:
-        """A free port of this node, for the first process to listen on."""
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return host, int(probe.getsockname()[1])
 
     def run(self, rank: int, world: int, first: tuple[str, int], job: PrmuJob) -> dict[str, float]:
         """Train to the end (prmu.training.train.train_prmu) and return the figures; all processes return together."""
-        os.environ |= {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_RANK": "0",  # Ray shows each actor its own device only; DeepSpeed insists on the variable
-            "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": first[0],
-            "MASTER_PORT": str(first[1]),
-        }
         import torch
         import torch.distributed as dist
 
         torch.set_num_threads(job.threads)
-        dist.init_process_group("gloo" if job.settings.get("device") == "cpu" else "cpu:gloo,cuda:nccl")
+        join(rank, world, first, str(job.settings.get("device")))
         tracker = StageTracker(TrackingSettings(**job.tracking), job.settings) if rank == 0 else None
         try:
             figures = _train(job, tracker)
@@ -150,10 +134,4 @@ def _train(job: PrmuJob, tracker: StageTracker | None) -> dict[str, float]:
 def run_prmu(world: int, job: PrmuJob) -> dict[str, float]:
     """Start `world` workers, train, end them, and return the figures. Raises what a worker raised."""
     workers = [PrmuWorker.remote() for _ in range(world)]  # type: ignore[attr-defined]
-    try:
-        first = ray.get(workers[0].address.remote())
-        figures = ray.get([worker.run.remote(rank, world, first, job) for rank, worker in enumerate(workers)])
-    finally:
-        for worker in workers:
-            ray.kill(worker, no_restart=True)
-    return dict(figures[0])
+    return dict(run_together(workers, job)[0])

@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from tagpr_rl.backend.session.ranks import Rank, join, run_together
 from tagpr_rl.backend.tracking.tracker import TrackerFactory
 
 
 @ray.remote(num_cpus=1, num_gpus=1)
-class SftWorker:
+class SftWorker(Rank):
     """One training process. Rank 0 logs."""
-
-    def address(self) -> tuple[str, int]:
-        """A free port of this node, for rank 0 to listen on."""
-        host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return host, int(probe.getsockname()[1])
 
     def run(
         self,
         rank: int,
         world: int,
-        master: tuple[str, int],
+        first: tuple[str, int],
         overrides: dict[str, Any],
         tracking: dict[str, Any],
         device: str,
     ) -> None:
         """Train to the end of the stage; all ranks return together."""
-        os.environ |= {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_RANK": "0",  # Ray shows each actor its own device only
-            "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": master[0],
-            "MASTER_PORT": str(master[1]),
-        }
         import torch.distributed as dist
         import verl.trainer.sft_trainer as verl_sft
 
@@ -53,7 +37,7 @@ class SftWorker:
         trackers = TrackerFactory(tracking)
         verl_sft.Tracking = trackers
         config = compose("sft_trainer_engine", overrides)
-        dist.init_process_group(backend="gloo" if device == "cpu" else "cpu:gloo,cuda:nccl")
+        join(rank, world, first, device)
         try:
             trainer = verl_sft.SFTTrainer(config=config)
             trainer.fit()
@@ -73,11 +57,4 @@ def run_sft(
     world = group.bundle_count * devices_per_node
     places = [PlacementGroupSchedulingStrategy(group, rank // devices_per_node) for rank in range(world)]
     workers = [SftWorker.options(scheduling_strategy=place).remote() for place in places]  # type: ignore[attr-defined]
-    try:
-        master = ray.get(workers[0].address.remote())
-        ray.get(
-            [worker.run.remote(rank, world, master, overrides, tracking, device) for rank, worker in enumerate(workers)]
-        )
-    finally:
-        for worker in workers:
-            ray.kill(worker, no_restart=True)
+    run_together(workers, overrides, tracking, device)
