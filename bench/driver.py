@@ -115,6 +115,7 @@ def trainer_of(prompts: int) -> Any:
         "step_log": {"table_every": 5, "table_rows": 8, "keep_responses": None, "seed": 1},
     }  # fmt: skip
     trainer: Any = type("Trainer", (RewardHooks, Verl), {"local_trigger_step": 0})()
+    trainer.replay_buffer = SimpleNamespace(failures=[])
     trainer.config = OmegaConf.create(
         {
             "reward": {"reward_kwargs": settings}, "data": {"train_batch_size": prompts},

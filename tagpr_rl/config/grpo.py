@@ -169,10 +169,13 @@ class GrpoStage(TrainingStage):
     reuse_rollout_logprobs: bool = True
     """Take old log-probabilities from the rollout (verl's bypass mode) and do not compute them again. In fp32 it
     changes nothing on-policy."""
+    rollout_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
+    """A response that the engine has not ended after this many seconds, its wait for a place included, is asked for
+    again: twice, as after an error. Then it is left out of the step."""
     prmu_timeout_s: Annotated[float, Field(gt=0.0)] = 60.0
     """A response that PRMU has not scored after this many seconds is left out of the update."""
     max_masked_fraction: Fraction = 0.05
-    """More unscored responses in a step than this abort the stage."""
+    """A larger share of a step's responses that could not be generated or scored aborts the stage."""
     save_every: Count | None = None
     """Steps between checkpoints (None = one, after the last step)."""
     keep_checkpoints: Count = 2

@@ -93,6 +93,7 @@ def _health_panels(stages: Sequence[StageFacts]) -> Iterator[Panel]:
     yield _panel(stages, "Responses that parse", "parse/OK")
     yield _panel(stages, "Response length", "response_length/mean", "response_length/max")
     yield _panel(stages, "Staleness", "staleness/mean")
+    yield _panel(stages, "Responses that failed, or were asked for again", "rollout/failed", "rollout/retried")
 
 
 def _time_panels(stages: Sequence[StageFacts]) -> Iterator[Panel]:

@@ -66,6 +66,9 @@ RANGES: dict[type[TrainingStage] | type[EvaluateStage], dict[str, Range]] = {
         "clip_low": Range(0, 1e-4, 0.5, 0.9999, "from 1 on a ratio that falls is never clipped"),
         "clip_high": Range(0, 1e-4, 1, 10, "a ratio that rises is never clipped"),
         "kl_coef": Range(0, 0, 1, 10, "the policy stays where it starts"),
+        "rollout_timeout_s": Range(
+            1, 30, 14_400, 86_400, "no response ends in time, or an engine that hangs is noticed after a day"
+        ),
         "prmu_timeout_s": Range(1, 5, 7200, 86_400, "no response is scored in time, or a hang is noticed after a day"),
     },
     EvaluateStage: {"temperature": _TEMPERATURE},

@@ -27,6 +27,7 @@ VERL_FAMILIES = (
     "global_seqlen",
     "num_turns",
     "staleness",
+    "rollout",
     "driver",
     "phase",
     "algo",

@@ -212,7 +212,7 @@ def test_resampling_asks_until_the_step_is_full_but_not_for_ever(
     from omegaconf import OmegaConf
     from verl.trainer.ppo.v1 import replay_buffer
 
-    from tagpr_rl.backend.trainer.trainers import ResamplingReplayBuffer
+    from tagpr_rl.backend.trainer.replay_buffers import ResamplingReplayBuffer
 
     queue = Queue()
     monkeypatch.setattr(replay_buffer, "tq", queue)
@@ -221,7 +221,7 @@ def test_resampling_asks_until_the_step_is_full_but_not_for_ever(
         trainer_config=OmegaConf.create({}),
         max_off_policy_threshold=8,
         max_off_policy_strategy="drop",
-        sampler_kwargs=OmegaConf.create({"train_batch_size": 4, "limit": limit}),
+        sampler_kwargs=OmegaConf.create({"train_batch_size": 4, "limit": limit, "group_size": 2}),
         refill_fn=lambda count: [queue.ask(1, queue.asked < good_after) for _ in range(count)],
     )
     for _ in range(first):
@@ -238,7 +238,7 @@ def test_resampling_is_switched_on_by_its_key() -> None:
     assert config.algorithm.filter_groups.enable and config.algorithm.filter_groups.metric == "reward"
     sampler = config.trainer.v1.sampler
     assert sampler.custom_sampler.name == "ResamplingReplayBuffer"
-    assert dict(sampler.sampler_kwargs) == {"train_batch_size": 32, "limit": 48}
+    assert dict(sampler.sampler_kwargs) == {"train_batch_size": 32, "limit": 48, "group_size": 8}
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe"])

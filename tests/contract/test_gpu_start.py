@@ -64,4 +64,4 @@ def test_a_run_on_gpus_polls_as_quickly_as_one_on_the_cpu_and_a_separate_rollout
     together = load_recipe(ROOT / "recipes/lamp/qwen3_8b.yaml", ["data.lamp_dir=/nowhere"])
     name = "trainer.v1.sampler.custom_sampler.name"
     assert grpo_overrides(together, "guided", paths)[name] == "FastReplayBuffer"
-    assert name not in grpo_overrides(SEPARATE, "guided", paths)
+    assert grpo_overrides(SEPARATE, "guided", paths)[name] == "AsyncReplayBuffer"

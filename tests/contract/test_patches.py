@@ -140,15 +140,15 @@ print(get_device_name(), agent_loop.hydra.utils.instantiate.__module__, agent_lo
 
 
 def test_a_poll_takes_at_most_a_fifth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tagpr_rl.backend.trainer import trainers
+    from tagpr_rl.backend.trainer import replay_buffers
 
-    buffer = trainers.FastReplayBuffer(
+    buffer = replay_buffers.FastReplayBuffer(
         trainer_mode="sync", trainer_config=None, max_off_policy_threshold=None, max_off_policy_strategy="drop",
         sampler_kwargs=None,
     )  # fmt: skip
     clock = iter([0.0, 0.001, 10.0, 10.5])
-    monkeypatch.setattr(trainers, "time", type("Clock", (), {"monotonic": lambda: next(clock)}))
-    monkeypatch.setattr(trainers.ReplayBuffer, "_sync_metadata_from_transfer_queue", lambda self: None)
+    monkeypatch.setattr(replay_buffers, "time", type("Clock", (), {"monotonic": lambda: next(clock)}))
+    monkeypatch.setattr(replay_buffers.ReplayBuffer, "_sync_metadata_from_transfer_queue", lambda self: None)
     buffer._sync_metadata_from_transfer_queue()
     assert buffer.poll_interval == 0.05
     buffer._sync_metadata_from_transfer_queue()

@@ -94,17 +94,26 @@ def test_the_wait_for_scores_is_from_the_last_rollout_to_the_last_score() -> Non
     assert "prmu/wait_fraction" not in prmu_metrics(rows, None) and prmu_metrics([], 8.0) == {}
 
 
-def test_too_many_unscored_responses_stop_the_stage_with_their_reasons() -> None:
-    from tagpr_rl.backend.trainer.hooks.rewards import too_many_unscored
+def test_too_many_lost_responses_stop_the_stage_with_their_reasons() -> None:
+    from tagpr_rl.backend.trainer.hooks.rewards import too_many_lost
+
+    def limits(fraction: float) -> Any:
+        return SimpleNamespace(max_masked_fraction=fraction, prmu_timeout_s=60.0)
 
     statuses = ["masked"] * 3 + ["scored"] * 57
     reasons = ["late", "nan", "late"] + [""] * 57
-    assert too_many_unscored(statuses, reasons, 3, 0.05, 60.0) == ""  # 5 %, the limit itself
-    assert too_many_unscored(statuses, reasons, 3, 0.04, 60.0) == (
-        "PRMU could not score 3 of 60 responses (max_masked_fraction=0.04, prmu_timeout_s=60): 2 x late; 1 x nan"
+    prmu = "PRMU could not score 3 of 60 responses (max_masked_fraction=0.04, prmu_timeout_s=60): 2 x late; 1 x nan"
+    assert too_many_lost(statuses, reasons, [], 3, limits(0.05)) == ""  # 5 %, the limit itself
+    assert too_many_lost(statuses, reasons, [], 3, limits(0.04)) == prmu
+    assert too_many_lost(statuses, reasons, [], 60, limits(1.0))  # nobody is left to learn from
+    assert too_many_lost(["off"] * 4, [""] * 4, [], 4, limits(0.0)) == ""
+    # Failed responses count as much, and are no part of the statuses: 5 of 62 are lost.
+    assert too_many_lost(statuses, reasons, ["it is empty"] * 2, 3, limits(5 / 62)) == ""
+    both = too_many_lost(statuses, reasons, ["it is empty"] * 2, 3, limits(0.08))
+    assert both.replace("0.08", "0.04").replace("62", "60") == (
+        f"{prmu}. 2 of 60 responses could not be generated (max_masked_fraction=0.04): 2 x it is empty"
     )
-    assert too_many_unscored(statuses, reasons, 60, 1.0, 60.0)  # nobody is left to learn from
-    assert too_many_unscored(["off"] * 4, [""] * 4, 4, 0.0, 60.0) == ""
+    assert too_many_lost(["off"] * 9, [""] * 9, ["cut"], 0, limits(0.0)).startswith("1 of 10 responses could not be")
 
 
 def test_the_hooks_that_we_override_are_still_there() -> None:
@@ -186,6 +195,7 @@ def test_the_hook_writes_our_advantages_and_takes_out_who_has_no_part(monkeypatc
     terms = [asdict(term) for term in short_form(alpha=0.4, beta=0.0, gamma=0.0)]
     settings = {"max_masked_fraction": 0.0, "prmu_timeout_s": 1.0, "advantage": rules, "terms": terms}
     trainer = type("Trainer", (reward_hooks.RewardHooks, Verl), {"local_trigger_step": 0})()
+    trainer.replay_buffer = SimpleNamespace(failures=[])
     trainer.config = OmegaConf.create({"reward": {"reward_kwargs": settings}})
     keys = list(queue.items)
     batch = SimpleNamespace(keys=keys, partition_id="train", tags=[{"is_padding": key[0] == "p"} for key in keys])
@@ -227,6 +237,7 @@ def test_a_response_is_parsed_once_a_step(monkeypatch: pytest.MonkeyPatch, tmp_p
     from omegaconf import OmegaConf
 
     from tagpr_rl.backend.rollout.agent_loop import StepTokens
+    from tagpr_rl.backend.rollout.failures import Failure
     from tagpr_rl.backend.scoring.response_scorer import CheckRequest, ScoredResponse, TagChecker
     from tagpr_rl.backend.trainer.hooks import rewards as reward_hooks
     from tagpr_rl.backend.trainer.hooks import step_log
@@ -277,11 +288,12 @@ def test_a_response_is_parsed_once_a_step(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(reward_hooks, "tq", queue)
     monkeypatch.setattr(step_log, "tq", queue)
     settings = {
-        "max_masked_fraction": 0.0, "prmu_timeout_s": 1.0, "save_tokens": False, "schema_file": None,
+        "max_masked_fraction": 0.2, "prmu_timeout_s": 1.0, "save_tokens": False, "schema_file": None,
         "advantage": {"credit": "step", "normalise": "group_std"}, "terms": [asdict(term) for term in terms],
         "step_log": {"table_every": 1, "table_rows": 2, "keep_responses": None, "seed": 1},
     }  # fmt: skip
     trainer = type("Trainer", (reward_hooks.RewardHooks, Verl), {"local_trigger_step": 0})()
+    trainer.replay_buffer = SimpleNamespace(failures=[])
     trainer.config = OmegaConf.create(
         {
             "reward": {"reward_kwargs": settings}, "data": {"train_batch_size": 2},
@@ -289,7 +301,9 @@ def test_a_response_is_parsed_once_a_step(monkeypatch: pytest.MonkeyPatch, tmp_p
             "algorithm": {"rollout_correction": {"bypass_mode": True}},
         }
     )  # fmt: skip
-    trainer.tokenizer = tokenizer
+    items["g0_0_0"]["extra_fields"]["attempts"] = 3
+    trainer.replay_buffer.failures = [Failure("LaMP_2", "1", 2, "it is empty")]
+    trainer.global_steps, trainer.tokenizer = 1, tokenizer
     trainer.logger = SimpleNamespace(table=lambda *table: tables.append(table))
     batch = SimpleNamespace(keys=list(items), partition_id="train", tags=[{}] * 4)
     metrics: dict[str, Any] = {}
@@ -299,7 +313,8 @@ def test_a_response_is_parsed_once_a_step(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     assert parses == dict.fromkeys(texts, 1)
     lines = [json.loads(line) for line in (tmp_path / "step_0001.jsonl").read_text().splitlines()]
-    assert [line["response"] for line in lines] == texts
+    assert [line["response"] for line in lines] == texts  # no line for the failed one
+    assert (metrics["rollout/failed"], metrics["rollout/retried"]) == (1.0, 1.0) and not trainer._failures
     assert [line["reward_length"] for line in lines] == [-len(text) / 1000 for text in texts]
     assert lines[0]["weights"] == {"task_format": 1, "tag": 0.3, "prmu_format": 0, "repetition": 0.1, "length": 0.5}
     # One of three required tags, both steps sound: 1 + .3 / 3 - .5 * length.

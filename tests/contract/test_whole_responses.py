@@ -1,4 +1,4 @@
-"""Requests of a group travel together; a response that the engine broke off is asked for again, and never passed on."""
+"""Requests of a group travel together; a response that is not whole is asked for again, and never passed on."""
 
 from __future__ import annotations
 
@@ -13,40 +13,105 @@ import pytest
 os.environ.setdefault("VERL_PLATFORM", "cpu")
 
 from verl.workers.rollout.llm_server import LLMServerClient
+from verl.workers.rollout.replica import TokenOutput
 
 from tagpr_rl.backend.rollout.clients import (
     ATTEMPTS,
     GroupedServer,
     OneServerClient,
     ServerManager,
+    WholeResponseAsyncClient,
     WholeResponseClient,
 )
+from tagpr_rl.backend.rollout.failures import RolloutError
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch]
 
 
-def generate(monkeypatch: pytest.MonkeyPatch, reasons: list[str]) -> tuple[Any, list[str]]:
-    """(the output, the request ids) of a client whose server ends its responses for `reasons`, one after another."""
+LIMIT_S = 0.2
+WHOLE = {"stop_reason": "completed", "token_ids": [7, 8], "log_probs": [-0.5, -0.25]}
+NEVER = object()
+# What an engine may do to one response: raise, break it off, end it empty, cut its log-probabilities, say nothing.
+FAULTS: dict[str, tuple[Any, str]] = {
+    "error": (ValueError("no room\nfor it"), "ValueError: for it"),
+    "abort": ({**WHOLE, "stop_reason": "aborted"}, "the engine ended it for the reason 'aborted'"),
+    "unknown": ({**WHOLE, "stop_reason": None}, "the engine ended it for the reason None"),
+    "empty": ({**WHOLE, "token_ids": [], "log_probs": []}, "it is empty"),
+    "cut": ({**WHOLE, "log_probs": [-0.5]}, "it was cut: 2 tokens with 1 log-probabilities"),
+    "without": ({**WHOLE, "log_probs": None}, "it was cut: 2 tokens with 0 log-probabilities"),
+    "late": (NEVER, "no response within rollout_timeout_s=0.2"),
+}
+
+
+def settings(limit_s: float = LIMIT_S) -> Any:
+    rollout = SimpleNamespace(name="vllm", full_determinism=False, response_length=9)
+    reward = SimpleNamespace(reward_kwargs=SimpleNamespace(rollout_timeout_s=limit_s))
+    return SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=rollout), reward=reward)
+
+
+def generate(monkeypatch: pytest.MonkeyPatch, answers: list[Any], kind: Any = WholeResponseClient) -> tuple[Any, int]:
+    """(the output or what was raised, the number of requests) of a client whose engine gives `answers` in turn."""
     requests: list[str] = []
 
     async def served(self: Any, request_id: str, **kwargs: Any) -> Any:
         requests.append(request_id)
-        return SimpleNamespace(stop_reason=reasons[len(requests) - 1], token_ids=[len(requests)])
+        answer = answers[len(requests) - 1]
+        if answer is NEVER:
+            await asyncio.sleep(60)
+        if isinstance(answer, BaseException):
+            raise answer
+        return TokenOutput(**{**answer, "token_ids": list(answer["token_ids"]), "extra_fields": {"global_steps": 4}})
+
+    async def run() -> Any:
+        client = kind(config=settings())
+        given = client.generate("r", prompt_ids=[1], sampling_params={"logprobs": True})
+        return (await asyncio.gather(given, return_exceptions=True))[0]
 
     monkeypatch.setattr(LLMServerClient, "generate", served)
-    client = WholeResponseClient(config=None)
-    return asyncio.run(client.generate("r", prompt_ids=[1], sampling_params={})), requests
+    return asyncio.run(run()), len(requests)
 
 
-@pytest.mark.parametrize("before", range(ATTEMPTS))
-def test_the_first_whole_response_is_taken(monkeypatch: pytest.MonkeyPatch, before: int) -> None:
-    output, requests = generate(monkeypatch, ["aborted", "error"][:before] + ["completed"])
-    assert output.token_ids == [before + 1] and requests == ["r"] * (before + 1)
+@pytest.mark.parametrize("kind", [WholeResponseClient, WholeResponseAsyncClient])
+@pytest.mark.parametrize("name", [name for name in FAULTS if name not in ("abort", "late")])
+def test_a_failed_response_is_asked_for_again_and_given_up_after_three_attempts(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, name: str
+) -> None:
+    answer, reason = FAULTS[name]
+    for before in range(ATTEMPTS):
+        output, requests = generate(monkeypatch, [answer] * before + [WHOLE], kind)
+        assert (output.token_ids, requests, output.extra_fields["attempts"]) == ([7, 8], before + 1, before + 1)
+    failed, requests = generate(monkeypatch, [answer] * 9, kind)
+    assert isinstance(failed, RolloutError) and requests == ATTEMPTS
+    assert str(failed) == f"3 attempts, the last: {reason}"
 
 
-def test_an_engine_that_ends_every_response_stops_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match=r"3 times, the last for the reason 'aborted'.*tagpr resume"):
-        generate(monkeypatch, ["error", "error", "aborted", "completed"])
+@pytest.mark.parametrize("name", ["abort", "late"])
+def test_a_response_broken_off_or_late_is_asked_for_again(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    answer, reason = FAULTS[name]
+    output, requests = generate(monkeypatch, [answer, WHOLE])
+    assert (output.token_ids, requests, output.extra_fields["attempts"]) == ([7, 8], 2, 2)
+    failed, _ = generate(monkeypatch, [FAULTS["error"][0], FAULTS["empty"][0], answer])
+    assert isinstance(failed, RolloutError) and str(failed).endswith(reason)
+
+
+def test_an_interrupted_response_goes_on_and_its_end_at_the_limit_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl's asynchronous client waits a second before it goes on, and calls an end at the limit of 9 "length"."""
+    monkeypatch.setattr("tagpr_rl.backend.rollout.clients.asyncio.wait_for", lambda given, _: given)
+    rest = {"stop_reason": "completed", "token_ids": [5] * 7, "log_probs": [-1.0] * 7}
+    output, requests = generate(monkeypatch, [{**WHOLE, "stop_reason": "aborted"}, rest], WholeResponseAsyncClient)
+    assert output.token_ids == [7, 8, *[5] * 7] and len(output.log_probs) == 9
+    assert (output.stop_reason, requests, output.extra_fields["attempts"]) == ("length", 2, 1)
+
+
+@pytest.mark.parametrize("error", ["actor", "engine"])
+def test_the_death_of_an_engine_is_no_failure_of_a_response(monkeypatch: pytest.MonkeyPatch, error: str) -> None:
+    from ray.exceptions import ActorDiedError, RayTaskError
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    wrapped = RayTaskError("generate", "traceback", EngineDeadError()).as_instanceof_cause()
+    death = ActorDiedError() if error == "actor" else wrapped
+    raised, requests = generate(monkeypatch, [death] * 3)
+    assert raised is death and requests == 1
 
 
 Served = Callable[[list[int], int], Any]
@@ -73,9 +138,7 @@ def token_output(token: int, reason: str = "completed") -> Any:
 
 def responses(server: Server, prompts: list[list[int]]) -> list[Any]:
     """What verl's client and ours give for `prompts` at the same time; an exception stands for its response."""
-    rollout = SimpleNamespace(name="vllm", full_determinism=False)
-    config = SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=rollout))
-    client = OneServerClient(config=config, address="one", server=server, grouped=True)
+    client = OneServerClient(config=settings(60.0), address="one", server=server, grouped=True)
 
     async def run() -> list[Any]:
         requests = (client.generate("r", prompt_ids=ids, sampling_params={"temperature": 1.0}) for ids in prompts)
@@ -93,11 +156,11 @@ def test_a_group_is_one_call_and_each_member_gets_its_own_response() -> None:
     assert all(output.extra_fields["max_global_steps"] == 4 for output in outputs)
 
 
-def test_a_failed_member_raises_for_itself_alone() -> None:
+def test_a_failed_member_is_asked_for_again_without_the_others() -> None:
     server = Server(lambda prompt, i: ValueError("no room") if i == 1 else token_output(i))
     first, second, third = responses(server, [[1]] * 3)
-    assert isinstance(second, ValueError) and (first.token_ids, third.token_ids) == ([0], [2])
-    assert server.calls == [((1,), 3)]
+    assert (first.token_ids, second.token_ids, third.token_ids) == ([0], [3], [2])
+    assert server.calls == [((1,), 3), ((1,), 1)]
 
 
 def test_a_member_that_was_broken_off_is_asked_for_again_without_the_others() -> None:
@@ -106,18 +169,19 @@ def test_a_member_that_was_broken_off_is_asked_for_again_without_the_others() ->
     assert server.calls == [((1,), 3), ((1,), 1), ((1,), 1)]
 
 
-def test_a_member_that_is_broken_off_every_time_stops_the_stage() -> None:
+def test_a_member_that_is_broken_off_every_time_fails_alone() -> None:
     server = Server(lambda prompt, i: token_output(i, "error" if i >= 1 else "completed"))
     first, second = responses(server, [[1]] * 2)
-    assert first.token_ids == [0] and isinstance(second, RuntimeError) and "tagpr resume" in str(second)
+    assert first.token_ids == [0] and isinstance(second, RolloutError) and "'error'" in str(second)
     assert [count for _, count in server.calls] == [2, 1, 1]
 
 
 def test_a_call_that_fails_fails_for_every_member() -> None:
-    def dies(prompt: list[int], i: int) -> Any:
-        raise ConnectionError("the server died")
+    def fails(prompt: list[int], i: int) -> Any:
+        raise ConnectionError("not reached")
 
-    assert [type(output) for output in responses(Server(dies), [[1]] * 2)] == [ConnectionError] * 2
+    outputs = responses(Server(fails), [[1]] * 2)
+    assert [str(output) for output in outputs] == ["3 attempts, the last: ConnectionError: not reached"] * 2
 
 
 def test_a_cancelled_member_takes_nothing_from_the_others() -> None:

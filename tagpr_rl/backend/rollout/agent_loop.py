@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import transfer_queue as tq
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.utils.profiler import simple_timer
 
+from tagpr_rl.backend.rollout.failures import Failure, RolloutError, error_tag
 from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens
 from tagpr_rl.backend.scoring.response_scorer import ResponseScorer, ScoredResponse
 from tagpr_rl.prompts.dataset import VALIDATION
@@ -36,6 +38,23 @@ class TagprAgentLoopWorker(_Worker):
         self.scorer = ResponseScorer(settings.tag_checker, list(settings.prmu), float(settings.prmu_timeout_s))
         self.text = ResponseText(self.tokenizer, schema_from(settings.schema_file))
         self.step_tokens = StepTokens(self.tokenizer, self.text) if settings.advantage.credit == "step" else None
+
+    async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> None:
+        """One response of a group, from the prompt to its row (overrides verl's agent_loop.py:661).
+
+        One that could not be generated has no row and is noted with its prompt; its group goes on without it. Any other
+        error is noted, too, and makes the group verl's "failure".
+        """
+        key, partition = kwargs["uid"], "val" if trajectory["validate"] else "train"
+        try:
+            await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
+        except RolloutError as error:
+            info = kwargs["extra_info"]
+            failure = Failure(info["task"], info["record_id"], int(kwargs["session_id"]), str(error))
+            await tq.async_kv_put(key=key, partition_id=partition, tag=failure.tag())
+        except Exception as error:
+            await tq.async_kv_put(key=key, partition_id=partition, tag=error_tag(error))
+            raise
 
     async def _compute_score(self, outputs: list[Any], kwargs: dict[str, Any]) -> None:
         """Set the last output's reward and reward row (overrides verl's agent_loop.py:967)."""
@@ -89,6 +108,8 @@ class SavedRolloutLoop(AgentLoopBase):
         info = kwargs["extra_info"]
         path = tokens_file(Path(self.config.reward.reward_kwargs.saved_rollouts), int(info[SAVED_STEP]))
         row = read_tokens(path)[info["task"], info["record_id"], int(kwargs["session_id"])]
+        if row["response_ids"] is None:
+            raise RolloutError("the saved step has no such response: it could not be generated")
         version = int(kwargs["global_steps"]) - 1  # of the weights, as if they had written it
         return AgentLoopOutput(
             prompt_ids=row["prompt_ids"],

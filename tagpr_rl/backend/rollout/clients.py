@@ -6,30 +6,73 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from verl.workers.rollout.llm_server import LLMServerClient, LLMServerManager
+from ray.exceptions import RayActorError
+from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServerClient, LLMServerManager
+
+from tagpr_rl.backend.rollout.failures import RolloutError
+from tagpr_rl.backend.scoring.prmu_actor import last_line
 
 ATTEMPTS = 3
-"""How often a response is asked for that the engine does not end by itself."""
+"""How often a response is asked for."""
+_ENDED = ("completed", "length")
+"""verl's words for responses that the engine ended itself: of one request, and of one that was interrupted."""
 GROUP_WAIT_S = 0.005
 """How long the first request of a group waits for the others."""
 
 
-class WholeResponseClient(LLMServerClient):
-    """A client that lets no response pass which the engine ended before its end: it would be rewarded as it is."""
+class WholeResponses:
+    """For a client of verl's: lets no response pass that is not whole; it would be rewarded as it is."""
+
+    config: Any
 
     async def generate(self, request_id: str, **kwargs: Any) -> Any:
-        """verl's TokenOutput of one prompt. A response that the engine ended (abort, error) is asked for again.
+        """verl's TokenOutput of one prompt; its `extra_fields` have the number of attempts.
 
-        RuntimeError if it ended `ATTEMPTS` of them: nothing that is not whole is rewarded.
+        A response that ends with an error, broken off, empty, incomplete or too late is asked for again. RolloutError
+        if none of `ATTEMPTS` is whole. The death of the engine is raised as it is: it is no failure of one response.
         """
-        for _ in range(ATTEMPTS):
-            output = await super().generate(request_id, **kwargs)
-            if output.stop_reason == "completed":  # verl's word for vLLM's stop and length
-                return output
-        raise RuntimeError(
-            f"the engine ended a response {ATTEMPTS} times, the last for the reason {output.stop_reason!r}; it is not "
-            "whole, and the step cannot be taken: go on from the last checkpoint with `tagpr resume`"
-        )
+        limit = float(self.config.reward.reward_kwargs.rollout_timeout_s)
+        reasons = []
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                output = await asyncio.wait_for(super().generate(request_id, **kwargs), limit)  # type: ignore[misc]
+            except TimeoutError:
+                reason = f"no response within rollout_timeout_s={limit:g}"
+            except Exception as error:
+                if is_death(error):
+                    raise
+                reason = f"{type(error).__name__}: {last_line(error)}"
+            else:
+                reason = fault(output, bool(kwargs["sampling_params"].get("logprobs")))
+                if not reason:
+                    output.extra_fields["attempts"] = attempt
+                    return output
+            reasons.append(reason)
+        raise RolloutError(f"{ATTEMPTS} attempts, the last: {reasons[-1]}")
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether the engine or its server is gone. The supervisor then says which process died, and ends the stage."""
+    return isinstance(error, RayActorError) or "EngineDeadError" in type(error).__name__  # vLLM's; Ray adds its own
+
+
+def fault(output: Any, with_logprobs: bool) -> str:
+    """Why a response is not whole; empty if it is."""
+    if output.stop_reason not in _ENDED:
+        return f"the engine ended it for the reason {output.stop_reason!r}"
+    if not output.token_ids:
+        return "it is empty"
+    if with_logprobs and len(output.log_probs or ()) != len(output.token_ids):
+        return f"it was cut: {len(output.token_ids)} tokens with {len(output.log_probs or ())} log-probabilities"
+    return ""
+
+
+class WholeResponseClient(WholeResponses, LLMServerClient):
+    """verl's client, for whole responses."""
+
+
+class WholeResponseAsyncClient(WholeResponses, FullyAsyncLLMServerClient):
+    """verl's client of servers that are interrupted for new weights, for whole responses."""
 
 
 class OneServerClient(WholeResponseClient):

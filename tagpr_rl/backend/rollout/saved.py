@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tagpr_rl.backend.rollout.failures import Failure
 from tagpr_rl.files import read_parquet, write_parquet
 from tagpr_rl.run.layout import tokens_file
 from tagpr_rl.types import TagprError
@@ -19,6 +20,12 @@ from tagpr_rl.types import TagprError
 SAVED_STEP = "saved_step"
 """Key of a training row's extra_info: the step whose responses it asks for."""
 _KEY = ("task", "record_id", "sample")
+
+
+def failed_row(failure: Failure) -> dict[str, Any]:
+    """The row of a response that could not be generated: it has no tokens."""
+    key = {"task": failure.task, "record_id": failure.record_id, "sample": failure.sample}
+    return {**key, "prompt_ids": [], "response_ids": None, "logprobs": None}
 
 
 def write_tokens(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -37,6 +37,7 @@ def reward_keys(recipe: Recipe, stage: GrpoStage, saved: Path | None) -> dict[st
         "reward.num_workers": 0,  # agent-loop workers call the scoring actors themselves (rollout.agent_loop)
         "reward.reward_model.enable": False,
         "+reward.reward_kwargs.prmu_timeout_s": stage.prmu_timeout_s,
+        "+reward.reward_kwargs.rollout_timeout_s": stage.rollout_timeout_s,
         "+reward.reward_kwargs.max_masked_fraction": stage.max_masked_fraction,
         "+reward.reward_kwargs.save_tokens": stage.save_tokens,
         "+reward.reward_kwargs.keep_best": stage.validation is not None and stage.validation.publish == "best",

@@ -16,7 +16,7 @@ from tagpr_rl.backend.trainer.hook_keys import reward_keys, stop_keys, validatio
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, stage_limits
 
 _AGENT_LOOPS = "tagpr_rl.backend.rollout.agent_loop.TagprAgentLoopManager"
-_TRAINERS = "pkg://tagpr_rl.backend.trainer.trainers"
+_BUFFERS = "pkg://tagpr_rl.backend.trainer.replay_buffers"
 _WORKER_EXTENSION = "tagpr_rl.backend.rollout.vllm_worker.TagprWorkerExtension"
 _SCHEDULER = "tagpr_rl.backend.rollout.finished.scheduler"
 
@@ -198,22 +198,22 @@ def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": platform.nodes if cpu else 8,
         "transfer_queue.backend.SimpleStorage.total_storage_size": 100_000,
     }
+    buffer = "FastReplayBuffer" if recipe.placement.rollout == "colocated" else "AsyncReplayBuffer"
+    sampler = "trainer.v1.sampler"
     if stage.advantage.zero_variance == "resample":
-        sampler = "trainer.v1.sampler"
+        buffer = "ResamplingReplayBuffer"
         limit = math.ceil(stage.advantage.resample_limit * stage.prompts_per_step)
         keys |= {
             "algorithm.filter_groups.enable": True,
             "algorithm.filter_groups.metric": "reward",
-            f"{sampler}.custom_sampler.path": _TRAINERS,
-            f"{sampler}.custom_sampler.name": "ResamplingReplayBuffer",
             f"+{sampler}.sampler_kwargs.train_batch_size": stage.prompts_per_step,
             f"+{sampler}.sampler_kwargs.limit": limit,
         }
-    elif recipe.placement.rollout == "colocated":
-        # Not the separate trainer's: by its interval it also judges whether it starves (trainer_separate_async.py:299).
-        keys["trainer.v1.sampler.custom_sampler.path"] = _TRAINERS
-        keys["trainer.v1.sampler.custom_sampler.name"] = "FastReplayBuffer"
-    return keys
+    return keys | {
+        f"{sampler}.custom_sampler.path": _BUFFERS,
+        f"{sampler}.custom_sampler.name": buffer,
+        f"+{sampler}.sampler_kwargs.group_size": stage.group_size,
+    }
 
 
 def _sft_tokens(recipe: Recipe) -> int | None:

@@ -44,6 +44,10 @@ RESPONSES: tuple[MetricName, ...] = (
         "down",
     ),
     MetricName(
+        "rollout/failed", "failed responses", "number that could not be generated in three attempts; no rows", "down"
+    ),
+    MetricName("rollout/retried", "repeated responses", "number that came at a second or third attempt", "down"),
+    MetricName(
         "prmu/masked_fraction",
         "masked by PRMU",
         "share of responses without a PRMU score in time; left out of the update",

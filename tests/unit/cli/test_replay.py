@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from made_runs import recipe as made_recipe
 
-from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens, saved_rows, write_tokens
+from tagpr_rl.backend.rollout.failures import Failure
+from tagpr_rl.backend.rollout.saved import SAVED_STEP, failed_row, read_tokens, saved_rows, write_tokens
 from tagpr_rl.cli import main
 from tagpr_rl.cli.replay import stage_rules
 from tagpr_rl.config import Recipe, dump_recipe
@@ -178,6 +179,7 @@ def test_saved_tokens_come_back(tmp_path: Path) -> None:
     rows = [token_row(record, sample) for sample in (1, 0) for record in ("8", "7")]
     path = tokens_file(tmp_path, 3)
     assert path.name == "step_0003.parquet"
+    rows.append(failed_row(Failure("LaMP_2", "8", 2, "it is empty")))  # without tokens, and not its neighbour's prompt
     write_tokens(path, rows)
     actual = read_tokens(path)
     assert actual == {(row["task"], row["record_id"], row["sample"]): row for row in rows}

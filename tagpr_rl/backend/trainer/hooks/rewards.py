@@ -1,4 +1,4 @@
-"""Rewards on verl's V1 trainers: every component is logged, every response kept, and unscored responses masked.
+"""Rewards on verl's V1 trainers: every component is logged, every response kept, and what failed is left out.
 
 V1 itself computes no metric from the reward's components, drops them from the rollout dump (verl issues 2115, 7588),
 and gives a response that is alone in its group its raw reward as advantage.
@@ -7,7 +7,6 @@ and gives a response that is alone in its group its raw reward as advantage.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import torch
 import transfer_queue as tq
 from verl.utils import tensordict_utils as tu
 
-from tagpr_rl.backend.rollout.saved import write_tokens
+from tagpr_rl.backend.rollout.failures import Failure, most_common
+from tagpr_rl.backend.rollout.saved import failed_row, write_tokens
 from tagpr_rl.backend.scoring.response_scorer import ScoredResponse
 from tagpr_rl.backend.trainer import advantages
 from tagpr_rl.backend.trainer.hooks.step_log import StepLogger, StepResponse
@@ -26,28 +26,44 @@ from tagpr_rl.run.layout import tokens_file
 from tagpr_rl.types import TagprError
 
 
-def too_many_unscored(
-    statuses: Sequence[str], reasons: Sequence[str], masked: int, limit: float, timeout_s: float
+def too_many_lost(
+    statuses: Sequence[str], reasons: Sequence[str], failures: Sequence[str], masked: int, settings: Any
 ) -> str:
-    """Why the stage must stop: more than `limit` of the responses have no score, or nothing is left; else ""."""
-    unscored = statuses.count("masked")
-    if not unscored or (unscored <= limit * len(statuses) and masked < len(statuses)):
+    """Why the stage must stop: too large a share of the responses has no reward, or nothing is left; else "".
+
+    Args:
+        statuses, reasons: of each response, whether and why PRMU gave no score.
+        failures: why responses could not be generated; these have no status.
+        masked: responses that take no part in the update.
+        settings: `max_masked_fraction` and the two limits in seconds.
+    """
+    unscored, limit = statuses.count("masked"), settings.max_masked_fraction
+    lost, total = unscored + len(failures), len(statuses) + len(failures)
+    if not lost or (lost <= limit * total and masked < len(statuses)):
         return ""
-    counts = Counter(reason for reason, status in zip(reasons, statuses, strict=True) if status == "masked")
-    why = "; ".join(f"{count} x {reason}" for reason, count in counts.most_common(3))
-    return (
-        f"PRMU could not score {unscored} of {len(statuses)} responses (max_masked_fraction={limit:g}, "
-        f"prmu_timeout_s={timeout_s:g}): {why}"
-    )
+    parts = []
+    if unscored:
+        why = most_common(reason for reason, status in zip(reasons, statuses, strict=True) if status == "masked")
+        parts.append(
+            f"PRMU could not score {unscored} of {total} responses (max_masked_fraction={limit:g}, "
+            f"prmu_timeout_s={settings.prmu_timeout_s:g}): {why}"
+        )
+    if failures:
+        parts.append(
+            f"{len(failures)} of {total} responses could not be generated (max_masked_fraction={limit:g}): "
+            f"{most_common(failures)}"
+        )
+    return ". ".join(parts)
 
 
 class RewardHooks:
-    """For a V1 trainer: reward components logged, responses kept, unscored responses masked."""
+    """For a V1 trainer: reward components logged, responses kept, failed and unscored ones left out."""
 
     config: Any
     tokenizer: Any
     logger: Any
     global_steps: int
+    replay_buffer: Any
     local_trigger_step: int
     """Which update of the step: 0, except under separate_async, which makes several in a step."""
     _credits: dict[str, advantages.TokenCredit] | None = None
@@ -57,6 +73,7 @@ class RewardHooks:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._responses: dict[str, StepResponse] = {}
+        self._failures: list[Failure] = []  # of the step, whose responses have no row
 
     def _step_responses(self, batch: Any) -> list[StepResponse]:
         """The batch's responses with their rewards, in its order.
@@ -68,7 +85,8 @@ class RewardHooks:
             fields = ["extra_fields", "extra_info"]
             data = tq.kv_batch_get(keys=missing, partition_id=batch.partition_id, select_fields=fields)
             for key, item, info in zip(missing, list(data["extra_fields"]), list(data["extra_info"]), strict=True):
-                self._responses[key] = StepResponse(key, ScoredResponse.from_extra_fields(item), dict(info))
+                scored = ScoredResponse.from_extra_fields(item)
+                self._responses[key] = StepResponse(key, scored, dict(info), int(item.get("attempts", 1)))
         return [self._responses[key] for key in batch.keys]
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
@@ -79,14 +97,15 @@ class RewardHooks:
             for key, tag in zip(batch.keys, batch.tags, strict=True)
         ]
         rows = [response.row for response in scored]
-        statuses = [str(row["prmu_status"]) for row in rows]
         settings = self.config.reward.reward_kwargs
-        problem = too_many_unscored(
+        real = [i for i, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+        statuses = [str(rows[i]["prmu_status"]) for i in real]
+        problem = too_many_lost(
             statuses,
-            [response.times.reason for response in scored],
-            len(responses_to_mask(statuses, groups)),
-            settings.max_masked_fraction,
-            settings.prmu_timeout_s,
+            [scored[i].times.reason for i in real],
+            self._batch_failures(),
+            len(responses_to_mask(statuses, [groups[i] for i in real])),
+            settings,
         )
         if problem:
             raise TagprError(problem)
@@ -100,6 +119,15 @@ class RewardHooks:
         self._put_advantages(batch, credits, parts)
         metrics.update(credit_metrics(credits, groups))
         return batch
+
+    def _batch_failures(self) -> list[str]:
+        """Why responses of the batch could not be generated. They are kept for the step's metrics and saved tokens."""
+        own = list(self.replay_buffer.failures)
+        self._failures += own
+        if own:
+            reasons = most_common(failure.reason for failure in own)
+            print(f"step {self.global_steps}: {len(own)} responses could not be generated: {reasons}", flush=True)
+        return [failure.reason for failure in own]
 
     def _put_advantages(self, batch: Any, credits: Sequence[Credit], parts: Sequence[ResponseParts] | None) -> None:
         """Write the stage's advantages over verl's, and keep what the rollout lines say of them."""
@@ -128,6 +156,7 @@ class RewardHooks:
         """verl's metrics, then those of `step_log.StepLogger`; the logger's own time is `driver/hook_s`."""
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)  # type: ignore[misc]
         self._step_logger().metrics(batch, self._step_responses(batch), metrics, timing_raw, global_steps)
+        metrics["rollout/failed"] = float(len(self._failures))
 
     def _log_rollout_data(self, batch: Any, timing_raw: dict[str, Any], rollout_data_dir: str) -> None:
         """Write the step's responses with reward rows and advantages, one JSON object a line; a table of some to W&B.
@@ -138,6 +167,7 @@ class RewardHooks:
         if self.config.reward.reward_kwargs.save_tokens:
             self._save_tokens(batch, Path(rollout_data_dir))
         self._responses.clear()
+        self._failures.clear()
 
     def _credit_columns(self, keys: Sequence[str], trained: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
         """Columns of each response's rollout line that say what the update made of it. Ends a step.
@@ -164,7 +194,7 @@ class RewardHooks:
             for i, key in enumerate(batch.keys)
             if not batch.tags[i].get("is_padding", False)
         ]
-        write_tokens(tokens_file(folder, self.global_steps), rows)
+        write_tokens(tokens_file(folder, self.global_steps), [*rows, *map(failed_row, self._failures)])
 
     def _step_logger(self) -> StepLogger:
         if self._logs is None:

@@ -37,6 +37,8 @@ class StepResponse:
     scored: ScoredResponse
     info: Mapping[str, Any]
     """The dataset's `extra_info` (prompts.rows)."""
+    attempts: int = 1
+    """How often the engine was asked for it."""
 
     @property
     def group(self) -> str:
@@ -111,6 +113,7 @@ class StepLogger:
         with_prmu = [own for own, row in zip(times, rows, strict=True) if row["prmu_status"] != "off"]
         metrics.update(prmu_metrics(with_prmu, timing.get("step")))
         metrics.update(phase_metrics(timing, scoring_wait(times, self._waits)))
+        metrics["rollout/retried"] = float(sum(response.attempts > 1 for response in data.responses))
         self._waits = []
         lag = "training/off_policy/trajectory_staleness"  # weight versions between a response's newest and the step's
         metrics.update({f"staleness/{name}": metrics[f"{lag}/{name}"] for name in ("mean", "max")})
