@@ -54,8 +54,8 @@ class Tab:
     dialogs: list[str] = field(default_factory=list)
 
 
-def open_tab(browser: Browser, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False) -> Tab:
-    """Open a file in a tab of its own profile and wait until it is drawn. Under 600 pixels of width it is a phone."""
+def open_tab(browser: Browser, place: Path | str, *, width: int = 1280, height: int = 900, dark: bool = False) -> Tab:
+    """Open a file or an address in a tab of its own profile and wait until it is drawn. Below 600 px it is a phone."""
     page = browser.new_page(
         viewport={"width": width, "height": height},
         is_mobile=width < 600,
@@ -66,7 +66,7 @@ def open_tab(browser: Browser, path: Path, *, width: int = 1280, height: int = 9
     page.on("console", lambda message: tab.errors.append(message.text) if message.type in ("error", "assert") else None)
     page.on("dialog", lambda dialog: (tab.dialogs.append(dialog.message), dialog.dismiss()))
     begun = time.monotonic()
-    page.goto(path.resolve().as_uri())
+    page.goto(place if isinstance(place, str) else place.resolve().as_uri())
     page.evaluate(DRAWN)
     tab.open_s = time.monotonic() - begun
     return tab

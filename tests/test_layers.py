@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chains": {"types", "files", "config", "tags", "data", "prompts", "reward"},
     "prmu": {"types", "files", "run", "tags", "prompts", "eval"},
     "report": {"types", "files", "config", "run", "tags", "prompts", "reward", "eval"},
+    "serve": {"types", "config", "run", "data", "tags", "prompts", "chains", "report"},
     "plan": {"types", "config", "run"},
     "preflight": {
         *("types", "files", "config", "run", "tags", "data", "prompts", "reward", "model", "plan", "deploy"),
@@ -65,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "cli": {
         *("types", "files", "config", "run", "tags", "data", "prompts", "reward", "model", "monitor", "eval"),
-        *("chains", "report", "plan", "preflight", "deploy", "stages", "studies", "backend"),
+        *("chains", "report", "serve", "plan", "preflight", "deploy", "stages", "studies", "backend"),
     },
 }
 # The same inside backend: a session below, trainers above.

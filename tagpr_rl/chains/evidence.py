@@ -160,15 +160,39 @@ def text_evidence(
 
     def share(some: frozenset[Clue]) -> tuple[float, int]:
         """(share of steps with a clue, number of different clues in the steps)."""
-        single = {clue for clue in some if isinstance(clue, str)} - question
-        pairs = [clue for clue in some if not isinstance(clue, str) and not question.issuperset(clue)]
-        hits = [(step & single) | {pair for pair in pairs if step.issuperset(pair)} for step in step_words]
+        hits = _hits(step_words, some, question)
         return sum(bool(hit) for hit in hits) / len(step_words), len(frozenset[Clue]().union(*hits))
 
     own_all, other_all = clues(record.task, own) - common, clues(record.task, other or ()) - common
     own_share, other_share = share(own_all)[0], share(other_all)[0] if other is not None else None
     specific, own_clues = share(own_all - other_all)
     return Evidence(own_share, other_share, specific, own_clues, share(other_all - own_all)[1])
+
+
+def item_evidence(
+    steps: Sequence[str], task: str, question: str, items: Sequence[ProfileItem], common: frozenset[Clue]
+) -> list[dict[int, frozenset[str]]]:
+    """For each step: index of an item -> the words of its clues in the step; an item without a clue is left out.
+
+    `question` is the text that the user asks about, without the task's own words (`TaskSpec.query`).
+    """
+    step_words, asked = [words(step) for step in steps], words(question)
+    by_item = [_hits(step_words, clues(task, [item]) - common, asked) for item in items]
+    return [
+        {
+            i: frozenset(word for clue in hits[step] for word in ((clue,) if isinstance(clue, str) else clue))
+            for i, hits in enumerate(by_item)
+            if hits[step]
+        }
+        for step in range(len(step_words))
+    ]
+
+
+def _hits(steps: Sequence[frozenset[str]], some: frozenset[Clue], question: frozenset[str]) -> list[frozenset[Clue]]:
+    """The clues in each step. Words of the question are none."""
+    single = {clue for clue in some if isinstance(clue, str)} - question
+    pairs = [clue for clue in some if not isinstance(clue, str) and not question.issuperset(clue)]
+    return [(step & single) | {pair for pair in pairs if step.issuperset(pair)} for step in steps]
 
 
 def words_show(evidence: Evidence, rules: EvidenceRules) -> bool:

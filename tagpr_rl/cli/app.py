@@ -35,6 +35,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Look": {
         "report": "write a run's report (HTML and JSON) again",
+        "watch": "the report in a browser or a terminal while the run grows",
         "compare": "runs side by side: recipes, scores, curves, responses",
         "walk": "one record through all nine hops, from the file to the reward",
         "chat": "ask a finished stage's model as one user, thought and answer",

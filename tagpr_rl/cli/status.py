@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from tagpr_rl.cli.arguments import Overrides, RunName, say
-from tagpr_rl.config import Recipe, training_steps
-from tagpr_rl.run import checkpoints, metrics
-from tagpr_rl.run.layout import RunDir, stage_dir
-from tagpr_rl.run.manifest import read_manifest
+from tagpr_rl.config import Recipe
+from tagpr_rl.run.layout import RunDir
 from tagpr_rl.run.open import open_run
+from tagpr_rl.run.progress import Progress, run_progress
 from tagpr_rl.run.resume import working_process
 from tagpr_rl.run.state import run_status
 
 _STYLE = {"done": "green", "running": "bold cyan", "interrupted": "yellow", "todo": "dim", "changed": "bold red"}
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where one stage is."""
-
-    state: str
-    """done, running, interrupted, todo or changed."""
-    step: str = ""
-    """`12 of 20` of a training stage."""
-    time: str = ""
-    """What a finished stage took, or what is left of a running one."""
-    score: str = ""
-    """Task score of the stage's model on held-out questions; before the evaluation, its latest mean reward."""
 
 
 def command(run: RunName, overrides: Overrides = None) -> None:
@@ -48,16 +32,8 @@ def command(run: RunName, overrides: Overrides = None) -> None:
     statuses = run_status(recipe, folder)
     process = working_process(folder)
     stages = {name: status.status for name, status in statuses.items()}
-    current = next((name for name, state in stages.items() if state == "todo"), None)
-    scores = _scores(folder)
-    progress = {name: _progress(recipe, folder, name, stages[name], scores) for name in stages}
-    if current is not None and stage_dir(recipe, folder, current).root.is_dir():
-        progress[current] = _current(recipe, folder, current, running=process is not None)
-    table = Table("stage", "kind", "state", "step", "time", "score")
-    for name, row in progress.items():
-        state = f"[{_STYLE[row.state]}]{row.state}[/]"
-        table.add_row(name, recipe.stages[name].kind, state, row.step, row.time, row.score)
-    Console().print(table)
+    progress = run_progress(recipe, folder, stages, _scores(folder), running=process is not None)
+    Console().print(progress_table(recipe, progress))
     for name, status in statuses.items():
         for reason in status.reasons:
             say(f"stage '{name}': {reason}")
@@ -67,29 +43,13 @@ def command(run: RunName, overrides: Overrides = None) -> None:
     say(f"next: {_next(run, folder, stages, process)}")
 
 
-def _progress(recipe: Recipe, run: RunDir, name: str, state: str, scores: Mapping[str, float]) -> Progress:
-    """A stage that is finished, or that nothing was done for."""
-    manifest = read_manifest(stage_dir(recipe, run, name))
-    if manifest is None:
-        return Progress(state)
-    steps, last = training_steps(recipe.stages[name]), metrics.last(stage_dir(recipe, run, name).metrics)
-    step = str(last["step"]) if steps and last is not None else ""  # a stage may end before its last step
-    score = f"{scores[name]:.3f}" if name in scores else ""
-    return Progress(state, step, metrics.duration(manifest.seconds), score)
-
-
-def _current(recipe: Recipe, run: RunDir, name: str, *, running: bool) -> Progress:
-    """The first stage that is not finished and has a folder."""
-    folder, steps = stage_dir(recipe, run, name), training_steps(recipe.stages[name])
-    rows = metrics.rows(folder.metrics)
-    step = f"{rows[-1]['step']} of {steps}" if rows else f"0 of {steps}" if steps else ""
-    reward = f"reward {rows[-1]['reward/total/mean']:.3f}" if rows and "reward/total/mean" in rows[-1] else ""
-    if running:
-        left = metrics.seconds_left(rows, steps)
-        return Progress("running", step, f"{metrics.duration(left)} left" if left is not None else "", reward)
-    saved = checkpoints.steps(folder.checkpoints)
-    note = (f"goes on after step {saved[-1]}" if saved else "starts over") if steps else ""
-    return Progress("interrupted", step, note, reward)
+def progress_table(recipe: Recipe, progress: Mapping[str, Progress]) -> Table:
+    """A row for each stage."""
+    table = Table("stage", "kind", "state", "step", "time", "score")
+    for name, row in progress.items():
+        state = f"[{_STYLE[row.state]}]{row.state}[/]"
+        table.add_row(name, recipe.stages[name].kind, state, row.step, row.time, row.score)
+    return table
 
 
 def _scores(run: RunDir) -> dict[str, float]:

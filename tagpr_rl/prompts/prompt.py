@@ -13,6 +13,7 @@ import bisect
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Literal
 
 from tagpr_rl.data.tasks import TASKS, literals
@@ -270,15 +271,27 @@ def profile_items(task: str, profile: str) -> list[str]:
     lines = [line.strip() for line in profile.splitlines() if line.strip() and line.strip() != NO_PROFILE]
     if len(lines) != 1 or task not in TASKS:
         return lines
-    spec, rest = TASKS[task], lines[0]
-    pattern = ""
-    for literal, blank, _, _ in string.Formatter().parse(spec.item_template.strip()):
-        pattern += r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", literal)))
-        pattern += rf"\s*(?P<{blank}>.*?)\s*" if blank else ""
+    spec, rest, pattern = TASKS[task], lines[0], _item_pattern(task)
     matches = list(re.finditer(pattern, rest))
     if re.sub(pattern, "", rest).strip():
         return lines
     return [_one_line(spec.item_line(match.groupdict())) for match in matches]
+
+
+def item_fields(task: str, line: str) -> dict[str, str] | None:
+    """The fields of an item that a prompt shows as `line`; None if the task's template does not explain the line."""
+    match = re.fullmatch(_item_pattern(task), line.strip())
+    return match.groupdict() if match else None
+
+
+@cache
+def _item_pattern(task: str) -> str:
+    """The task's item template as a regular expression with a group for each field."""
+    pattern = ""
+    for literal, blank, _, _ in string.Formatter().parse(TASKS[task].item_template.strip()):
+        pattern += r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", literal)))
+        pattern += rf"\s*(?P<{blank}>.*?)\s*" if blank else ""
+    return pattern
 
 
 def _messages(task: str, lines: list[str], text: str, style: str, schema: TagSchema) -> Messages:

@@ -85,7 +85,34 @@ def duration(seconds: float) -> str:
 def trim(path: Path, step: int) -> None:
     """Drop the rows after `step`, which a stage that goes on from its checkpoint logs again, and a cut last line."""
     if path.is_file():
-        write_text(path, "".join(f"{line}\n" for line, row in _lines(path) if row["step"] <= step))
+        write_text(path, "".join(f"{line.decode()}\n" for line, row in _lines(path) if row["step"] <= step))
+
+
+class Tail:
+    """A file that another process appends to: every `read` gives the rows that came since the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._inode, self._end, self._lines = path, 0, 0, 0
+
+    def read(self) -> tuple[list[Row], bool]:
+        """(new whole rows, whether they are the file's first). Errors as `rows`.
+
+        A file that was trimmed, replaced or removed since is read from its start.
+        """
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            self._inode = self._end = self._lines = 0
+            return [], True
+        if status.st_ino != self._inode or status.st_size < self._end:
+            self._inode, self._end, self._lines = status.st_ino, 0, 0
+        first, new = self._end == 0, []
+        if status.st_size > self._end:
+            for line, row in _lines(self._path, self._end, self._lines):
+                self._end += len(line) + 1
+                self._lines += 1
+                new.append(row)
+        return new, first
 
 
 def sync(path: Path) -> None:
@@ -95,13 +122,14 @@ def sync(path: Path) -> None:
             os.fsync(handle.fileno())
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Row]]:
-    """(line, row) of every whole line."""
+def _lines(path: Path, start: int = 0, before: int = 0) -> Iterator[tuple[bytes, Row]]:
+    """(line without its break, row) of every whole line from byte `start` on; `before` lines stand before it."""
     if not path.is_file():
         return
     # In bytes: a JSON string may hold U+2028 and others at which a text file's lines end.
     with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
+        handle.seek(start)
+        for number, line in enumerate(handle, start=before + 1):
             if not line.endswith(b"\n"):
                 return
             try:
@@ -112,7 +140,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Row]]:
                 ) from None
             if not isinstance(row, dict):
                 raise TagprError(f"{path}, line {number} must be a JSON object, not {type(row).__name__}")
-            yield line[:-1].decode(), row
+            yield line[:-1], row
 
 
 def _with_shared_keys(pairs: list[tuple[str, Any]]) -> Row:

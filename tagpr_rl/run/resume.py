@@ -10,10 +10,11 @@ import errno
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import IO, Any
 
 from tagpr_rl.config import Recipe, training_steps
 from tagpr_rl.run import checkpoints
@@ -22,6 +23,8 @@ from tagpr_rl.run.manifest import StageFacts, stage_facts
 from tagpr_rl.run.state import compare, config_changes, require_unchanged
 from tagpr_rl.types import TagprError
 
+TRIES = 3
+"""Times that a lock is tried, at a distance of .1 s: who looks whether a run works holds it for a moment."""
 ATTEMPT = "attempt.json"
 """File with the recipe values and inputs that an unfinished training stage started from."""
 
@@ -92,7 +95,7 @@ def exclusive(run: RunDir) -> Iterator[None]:
     run.root.mkdir(parents=True, exist_ok=True)
     with run.lock.open("a+", encoding="ascii") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(handle)
         except BlockingIOError:
             handle.seek(0)
             raise TagprError(
@@ -106,6 +109,16 @@ def exclusive(run: RunDir) -> Iterator[None]:
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def _lock(handle: IO[str]) -> None:
+    """Lock the open file. BlockingIOError if another process holds it longer than `working_process` does."""
+    for _ in range(TRIES):
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+    return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def working_process(run: RunDir) -> str | None:

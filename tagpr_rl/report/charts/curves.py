@@ -22,7 +22,7 @@ from tagpr_rl.report.page.names import (
     task_label,
     words,
 )
-from tagpr_rl.report.page.read import Row, number, read_rows
+from tagpr_rl.report.page.read import Reader, Row, number, read_rows
 from tagpr_rl.reward.components import COMPONENTS, Term, needs_prmu
 from tagpr_rl.run.layout import RunDir
 
@@ -123,17 +123,17 @@ class Chain:
         return Figure(name, chart, thinned_note(max(k for *_, k in thinned)))
 
 
-def curve_groups(run: RunDir, recipe: Recipe) -> list[CurveGroup]:
+def curve_groups(run: RunDir, recipe: Recipe, read: Reader = read_rows) -> list[CurveGroup]:
     """Training curves: SFT and PRMU first, then GRPO; stages that continue each other share one x axis."""
     supervised: list[Figure[LineChart]] = []
     halfway = False
     for name, kind, directory in stage_dirs(run, recipe):
-        if kind in ("sft", "prmu") and (rows := read_rows(directory.metrics)):
+        if kind in ("sft", "prmu") and (rows := read(directory.metrics)):
             figures = [_figure(name, metric, rows) for metric in (SFT if kind == "sft" else PRMU)]
             supervised += [figure for figure in figures if figure is not None]
             halfway = halfway or not directory.manifest.is_file()
     groups = [curve_group("Supervised stages", [Panel("", tuple(supervised))], halfway)]
-    groups += [grpo_group(chain, recipe) for chain in chains_of(run, recipe)]
+    groups += [grpo_group(chain, recipe) for chain in chains_of(run, recipe, read)]
     return [group for group in groups if group.panels or group.stacks or group.constant]
 
 
@@ -165,7 +165,7 @@ def without_constant(
     return tuple(figure for figure in figures if not figure.chart.constant), tuple(texts)
 
 
-def chains_of(run: RunDir, recipe: Recipe) -> list[Chain]:
+def chains_of(run: RunDir, recipe: Recipe, read: Reader = read_rows) -> list[Chain]:
     """The GRPO stages with metrics. A stage that starts from the weights of the one before continues its axis."""
     groups: list[list[Part]] = []
     last = None
@@ -173,7 +173,7 @@ def chains_of(run: RunDir, recipe: Recipe) -> list[Chain]:
         stage = recipe.stages[name]
         if not isinstance(stage, GrpoStage):
             continue
-        rows = read_rows(directory.metrics)
+        rows = read(directory.metrics)
         if rows:
             continues = bool(groups) and stage.init == last
             shift = _end(groups[-1]) if continues else 0.0

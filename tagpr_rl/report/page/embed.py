@@ -15,8 +15,10 @@ from markupsafe import Markup
 from tagpr_rl.report.page.names import task_label
 from tagpr_rl.report.page.trace import TAG_SHAPES
 
-VIEWER_SCRIPTS = ("dom.js", "diff.js", "trace.js", "viewer.js")
+VIEWER_SCRIPTS = ("dom.js", "diff.js", "trace.js", "histogram.js", "person.js", "viewer.js")
 """In the order in which they are joined; each file is a part of one script."""
+LIVE_SCRIPTS = (*VIEWER_SCRIPTS, "live.js")
+"""The script of the live view, which asks its server for what is new."""
 
 # Inside <script> only "</script", "<!--" and "<script" can end or change the element; without "<" there is none.
 # U+2028 and U+2029 were line ends in old JavaScript.
@@ -34,8 +36,9 @@ def json_for_page(value: Any) -> Markup:
     return Markup(text)
 
 
+@cache
 def environment() -> Environment:
-    """The templates of this package: everything is escaped, an unknown name is an error."""
+    """The templates of this package, compiled once: everything is escaped, an unknown name is an error."""
     made = Environment(
         loader=PackageLoader("tagpr_rl.report"),
         autoescape=True,

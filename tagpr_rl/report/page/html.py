@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from tagpr_rl.config import GrpoStage, Recipe
 from tagpr_rl.files import write_json, write_text
 from tagpr_rl.report.cards.prmu_page import prmu_evals, prmu_view
@@ -19,13 +21,13 @@ from tagpr_rl.report.page.collect import collect, reward_terms
 from tagpr_rl.report.page.embed import environment, json_for_page, script, script_source
 from tagpr_rl.report.page.headline import ancestry, definitions, formula, headline_cards, held_out
 from tagpr_rl.report.page.names import PARSE_STATUS, STAGE_KINDS, TAG_PARTS, metric_name, reward_names
-from tagpr_rl.report.page.read import Row
+from tagpr_rl.report.page.read import Reader, Row, read_rows
 from tagpr_rl.report.page.samples import CHANGED, REASONS
 from tagpr_rl.report.page.trace import tag_hues, trace_view
 from tagpr_rl.report.page.traces import viewer_data
 from tagpr_rl.report.page.views import forests, score_rows, seconds_text
 from tagpr_rl.run.layout import RunDir
-from tagpr_rl.tags.schema import TagSchema, default_schema, load_schema
+from tagpr_rl.tags.schema import TagSchema, schema_from
 
 SECTIONS = (
     ("headline", "What was learned"),
@@ -65,55 +67,74 @@ def build_report(run: RunDir, recipe: Recipe) -> Path:
 
 def render_page(run: RunDir, recipe: Recipe, report: Row) -> str:
     """The page as text. `report` is `collect`'s; curves and rollouts are read from the run's folder."""
-    schema = load_schema(recipe.schema_file) if recipe.schema_file else default_schema()
+    schema = schema_from(recipe.schema_file)
     data = viewer_data(run, recipe, schema)
-    sweeps = sweeps_near(run)
-    faithful = faithful_tests(run)
     source = script()
     return (
         environment()
         .get_template("report.html.j2")
         .render(
-            r=report,
-            tasks=report["tasks"],
-            device=recipe.platform.device,
-            sections=_sections(report, sweeps, faithful),
-            cards=headline_cards(report),
-            seconds=_all_seconds(report),
-            held_out=held_out(report)[0],
-            ancestry=ancestry(recipe, report["headline"]["final"]) if report["headline"]["final"] else [],
-            definitions=definitions(report, recipe),
-            score_rows=score_rows(report),
-            cut_off=any(entry["truncated"] is not None for entry in report["models"].values()),
-            forests=forests(report),
-            controls=_controls(report),
-            official=_official(report),
-            parse_table=_parse_table(report),
-            stages=_stages(report),
-            formulas=[(name, formula(s.terms)) for name, s in recipe.stages.items() if isinstance(s, GrpoStage)],
-            tag_parts=TAG_PARTS,
-            components=reward_names(reward_terms(recipe)),
-            curves=curve_groups(run, recipe),
-            tag_curves=tag_curves(chains_of(run, recipe), data),
-            untaught=untaught_tags(report, schema),
-            sweeps=sweeps,
-            faithful=faithful,
-            alerts=_alerts(report),
-            prmu_evals=prmu_evals(run),
-            prompt_table=prompt_table(report["prompts"] or {}),
-            chains=chains_view(report),
-            prmu=prmu_view(report["prmu"]),
-            schema=schema,
-            hues=tag_hues(schema),
-            tag_index={name: index for index, name in enumerate(schema.names)},
-            samples=_samples(report, schema),
-            reasons=REASONS,
+            **sections_of(run, recipe, report, schema),
+            curves=curves_section(run, recipe, report, data),
             shown=data["shown"],
             traces=json_for_page(data) if data["traces"] else None,
             script=source,
             script_source=script_source(source),
         )
     )
+
+
+def curves_section(run: RunDir, recipe: Recipe, report: Row, traces: Row, read: Reader = read_rows) -> Markup:
+    """The part of the page with the curves of training, which grows with every step. `traces`: `viewer_data`'s."""
+    text = (
+        environment()
+        .get_template("curves.html.j2")
+        .render(
+            curves=curve_groups(run, recipe, read),
+            tag_curves=tag_curves(chains_of(run, recipe, read), traces),
+            untaught=untaught_tags(report, schema_from(recipe.schema_file)),
+        )
+    )
+    return Markup(text)
+
+
+def sections_of(run: RunDir, recipe: Recipe, report: Row, schema: TagSchema) -> dict[str, Any]:
+    """What the page's other parts are made from, as values of its template."""
+    sweeps = sweeps_near(run)
+    faithful = faithful_tests(run)
+    return {
+        "r": report,
+        "tasks": report["tasks"],
+        "device": recipe.platform.device,
+        "sections": _sections(report, sweeps, faithful),
+        "cards": headline_cards(report),
+        "seconds": _all_seconds(report),
+        "held_out": held_out(report)[0],
+        "ancestry": ancestry(recipe, report["headline"]["final"]) if report["headline"]["final"] else [],
+        "definitions": definitions(report, recipe),
+        "score_rows": score_rows(report),
+        "cut_off": any(entry["truncated"] is not None for entry in report["models"].values()),
+        "forests": forests(report),
+        "controls": _controls(report),
+        "official": _official(report),
+        "parse_table": _parse_table(report),
+        "stages": _stages(report),
+        "formulas": [(name, formula(s.terms)) for name, s in recipe.stages.items() if isinstance(s, GrpoStage)],
+        "tag_parts": TAG_PARTS,
+        "components": reward_names(reward_terms(recipe)),
+        "sweeps": sweeps,
+        "faithful": faithful,
+        "alerts": _alerts(report),
+        "prmu_evals": prmu_evals(run),
+        "prompt_table": prompt_table(report["prompts"] or {}),
+        "chains": chains_view(report),
+        "prmu": prmu_view(report["prmu"]),
+        "schema": schema,
+        "hues": tag_hues(schema),
+        "tag_index": {name: index for index, name in enumerate(schema.names)},
+        "samples": _samples(report, schema),
+        "reasons": REASONS,
+    }
 
 
 def _sections(report: Row, sweeps: Sequence[Any], faithful: Sequence[Any]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from tagpr_rl.run import metrics
 from tagpr_rl.types import TagprError
 
 Row = dict[str, Any]
+Reader = Callable[[Path], list[Row]]
+"""Reads the rows of a JSONL file: `read_rows`, or a `GrowingRows`."""
 Interval = tuple[float | None, float | None, float | None]
 """(value, low, high) of a 95 % interval; None = not measured."""
 
@@ -36,6 +39,22 @@ def read_object(path: Path) -> Row | None:
 def read_rows(path: Path) -> list[Row]:
     """Rows of a JSONL file of the run, read as run/metrics.py reads one, non-finite numbers as None."""
     return [finite(row) for row in metrics.each(path)]
+
+
+class GrowingRows:
+    """`read_rows` for a reader that stays: of a file that it has read before, only what was appended is read."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, tuple[metrics.Tail, list[Row]]] = {}
+
+    def __call__(self, path: Path) -> list[Row]:
+        """The rows of `path` so far. The list is the reader's own: do not change it."""
+        tail, known = self._files.setdefault(path, (metrics.Tail(path), []))
+        rows, first = tail.read()
+        if first:
+            known.clear()
+        known += map(finite, rows)
+        return known
 
 
 def finite(value: Any) -> Any:

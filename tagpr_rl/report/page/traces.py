@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,25 @@ class Traces:
                 trace["c"] = credits
             if row.get("masked"):
                 trace["masked"] = str(row.get("why") or "masked")
+            if stale := number(row.get("staleness")):
+                trace["stale"] = stale
         self.traces.append(trace)
+
+    def subset(self, groups: Collection[int]) -> Traces:
+        """These groups alone, in their order, with the questions that they need."""
+        chosen = sorted(groups)
+        new = Traces(self.schema, self.terms, heads=dict(self.heads), stages=dict(self.stages), shown=dict(self.shown))
+        for record in dict.fromkeys(self.groups[group][2] for group in chosen):
+            task, identity = self.records[record][:2]
+            new._records[task, identity] = len(new.records)
+            new.records.append(self.records[record])
+            new.prompts.append(self.prompts[record])
+        place = {group: index for index, group in enumerate(chosen)}
+        for group in chosen:
+            stage, step, record = self.groups[group]
+            new.groups.append([stage, step, new._records[tuple(self.records[record][:2])]])
+        new.traces = [{**trace, "g": place[trace["g"]]} for trace in self.traces if trace["g"] in place]
+        return new
 
     def as_json(self) -> dict[str, Any]:
         """The viewer's data; see templates/viewer.js for what reads it."""
@@ -119,19 +137,34 @@ class Traces:
 
 
 def viewer_data(run: RunDir, recipe: Recipe, schema: TagSchema, *, most: int = MOST_TRACES) -> dict[str, Any]:
-    """At most about `most` responses and `MOST_BYTES` of them as JSON; whole groups, evenly over steps."""
+    """`viewer_traces` as JSON."""
+    return viewer_traces(run, recipe, schema, most=most).as_json()
+
+
+def viewer_traces(
+    run: RunDir,
+    recipe: Recipe,
+    schema: TagSchema,
+    *,
+    most: int = MOST_TRACES,
+    files: Sequence[tuple[str, Path]] | None = None,
+) -> Traces:
+    """At most about `most` responses and `MOST_BYTES` of them as JSON; whole groups, evenly over steps.
+
+    `files`: of `rollout_files` only these.
+    """
+    rollouts = list(rollout_files(run, recipe)) if files is None else files
     while True:
-        data = _collect(run, recipe, schema, most)
-        size = len(json_for_page(data).encode())
+        traces = _collect(run, recipe, schema, most, rollouts)
+        size = len(json_for_page(traces.as_json()).encode())
         if size <= MOST_BYTES or most <= 50:
-            return data
+            return traces
         most = min(most - 1, int(0.95 * most * MOST_BYTES / size))
 
 
-def _collect(run: RunDir, recipe: Recipe, schema: TagSchema, most: int) -> dict[str, Any]:
+def _collect(run: RunDir, recipe: Recipe, schema: TagSchema, most: int, files: Sequence[tuple[str, Path]]) -> Traces:
     traces = Traces(schema, reward_terms(recipe))
     evaluated = dict(_evaluated(run, recipe))
-    files = list(_rollout_files(run, recipe))
     counts = [path.read_bytes().count(b"\n") for _, path in files]
     n_evaluated = sum(len(rows) for rows in evaluated.values())
     room = max(most - sum(counts), most * MOST_EVALUATED // MOST_TRACES)
@@ -139,15 +172,16 @@ def _collect(run: RunDir, recipe: Recipe, schema: TagSchema, most: int) -> dict[
     spare = 0  # what whole groups left of the quotas before
     for (stage, path), quota in zip(files, quotas(counts, most - held_out), strict=True):
         if quota:
-            spare += quota - _add_file(traces, recipe, stage, path, quota + spare)
+            spare += quota - add_file(traces, recipe, stage, path, quota + spare)
     shown = len(traces.traces)
     traces.shown = {"rollouts": [shown, sum(counts)]}
     _add_evaluated(traces, recipe, evaluated, held_out)
     traces.shown["evaluated"] = [len(traces.traces) - shown, n_evaluated]
-    return traces.as_json()
+    return traces
 
 
-def _rollout_files(run: RunDir, recipe: Recipe) -> Iterator[tuple[str, Path]]:
+def rollout_files(run: RunDir, recipe: Recipe) -> Iterator[tuple[str, Path]]:
+    """(stage, file of a step) of the GRPO stages, in order."""
     for name, kind, directory in stage_dirs(run, recipe):
         if kind == "grpo" and directory.rollouts.is_dir():
             yield from ((name, path) for path in sorted(directory.rollouts.glob("step_*.jsonl")))
@@ -174,7 +208,7 @@ def evenly(n: int, most: int) -> list[int]:
     return sorted({round(i * (n - 1) / (most - 1)) for i in range(most)}) if most > 1 else [0]
 
 
-def _add_file(traces: Traces, recipe: Recipe, stage: str, path: Path, quota: int) -> int:
+def add_file(traces: Traces, recipe: Recipe, stage: str, path: Path, quota: int) -> int:
     """Add whole groups of one file up to `quota` responses, one group at least; returns how many were added."""
     config = recipe.stages[stage]
     assert isinstance(config, GrpoStage)

@@ -5,8 +5,8 @@ const RAW = -2;
 const MARK = -3;
 const SUM_TOLERANCE = 1e-4;
 
-/** The pieces of a response; `tags` are [name, shape]. */
-function renderPieces(trace, tags) {
+/** The pieces of a response; `tags` are [name, shape]; `within(step, text)`: what stands in a step, its text by default. */
+function renderPieces(trace, tags, within = (_, text) => [text]) {
   let step = -1;
   return trace.p.map(([kind, text]) => {
     if (kind === ANSWER) return el("div", { class: "v-answer" }, el("small", {}, "answer"), el("b", {}, text));
@@ -17,8 +17,8 @@ function renderPieces(trace, tags) {
     return el("div", { class: "v-step step t" + kind },
       el("small", {}, el("span", { class: "shape", "aria-hidden": "true" }, tags[kind][1]), " " + tags[kind][0]),
       credit === undefined || credit === null ? null
-        : el("span", { class: "credit", title: "advantage of this step, added to the response's" }, arrow(credit) + number(credit, 2, true)),
-      text);
+        : el("span", { class: "credit", title: "advantage of this step, added to the response's; its tokens have " + number(trace.a + credit, 3, true) }, arrow(credit) + number(credit, 2, true)),
+      within(step, text));
   });
 }
 
@@ -67,6 +67,7 @@ function renderCard(trace, tags, terms, outside) {
         : el("span", { class: "num" }, "score ", el("b", {}, number(trace.score, 2))),
       trace.r ? el("span", { class: "num adv" }, "advantage ", el("b", {}, arrow(trace.a) + number(trace.a, 2, true))) : null,
       outside ? el("span", { class: "pill" }, "outside the filters") : null),
+    trace.stale ? el("p", { class: "small bad" }, "stale: sampled " + plural(trace.stale, "update") + " before this step's weights") : null,
     trace.masked ? el("p", { class: "small bad" }, "took no part in the update: " + trace.masked) : null,
     el("div", { class: "v-text" }, renderPieces(trace, tags)),
     trace.why ? el("p", { class: "small bad" }, trace.s + ": " + trace.why) : null,

@@ -1,30 +1,98 @@
 // The trace viewer: filters, a list of groups (the responses to one prompt), and one group in full.
 // Its data (report/page/traces.py): records [task, id, user, gold]; prompts [instruction, items of the profile,
 // question], one for each record; groups [stage, step, record]; traces {g: group, n: name, s: status, p: pieces,
-// r: total and components, w: weights, a: advantage, c: steps' advantages, score}; terms [label, places in r] go with w;
-// stages, tags and heads are referred to by index.
+// r: total and components, w: weights, a: advantage, c: steps' advantages, score, masked, stale}; terms [label, places in
+// r] go with w; stages, tags and heads are referred to by index. In the live view `add` takes what came since.
 
 const PAGE = 30;
 
 class Viewer {
-  constructor(root, data) {
+  /** `links`: asks a server for a trace's evidence (person.js); null if there is none. */
+  constructor(root, data, links = null) {
     this.data = data;
+    this.links = links;
     this.tags = data.tags;
-    this.groups = data.groups.map(([stage, step, record], index) => ({ index, stage, step, record, traces: [] }));
+    this.groups = [];
     this.byRecord = new Map();
-    data.traces.forEach((trace) => this.groups[trace.g].traces.push(trace));
-    for (const group of this.groups) {
+    this.take(data.groups, data.traces, 0);
+    this.page = 0;
+    this.selected = null;
+    this.person = false;
+    this.build(root);
+    this.apply();
+    this.follow();
+    window.addEventListener("hashchange", () => this.follow());
+  }
+
+  /** Index new groups and the traces in them; `before` traces were there already. */
+  take(groups, traces, before) {
+    const first = this.groups.length;
+    groups.forEach(([stage, step, record], index) => this.groups.push({ index: first + index, stage, step, record, traces: [] }));
+    traces.forEach((trace, index) => {
+      trace.index = before + index;
+      this.groups[trace.g].traces.push(trace);
+    });
+    for (const group of this.groups.slice(first)) {
       if (group.traces[0] && group.traces[0].r) group.traces.sort((a, b) => (b.r[0] ?? -Infinity) - (a.r[0] ?? -Infinity));
       const values = group.traces.map(value).filter((item) => item !== null);
       group.high = values.length ? Math.max(...values) : null;
       group.low = values.length ? Math.min(...values) : null;
+      group.marks = marksOf(group);
       if (!this.byRecord.has(group.record)) this.byRecord.set(group.record, []);
       this.byRecord.get(group.record).push(group);
     }
-    this.page = 0;
-    this.selected = null;
-    this.build(root);
-    this.apply();
+  }
+
+  /** What a growing run has made since: new groups, and all stages and instructions. The reader's place is kept. */
+  add(data) {
+    const before = this.data.traces.length;
+    for (const key of ["prompts", "records", "groups", "traces"]) this.data[key].push(...data[key]);
+    if (data.stages.length > this.data.stages.length) {
+      data.stages.slice(this.data.stages.length).forEach((name, index) =>
+        this.controls.stage.control.append(el("option", { value: String(this.data.stages.length + index) }, name)));
+    }
+    Object.assign(this.data, { stages: data.stages, heads: data.heads, shown: data.shown });
+    this.take(data.groups, data.traces, before);
+    this.apply(this.selected === null ? null : this.found[this.selected]);
+  }
+
+  /** Every question that has a response, as its index. */
+  get records() {
+    return [...this.byRecord.keys()];
+  }
+
+  recordOf(task, id) {
+    return this.data.records.findIndex((record) => record[0] === task && record[1] === id);
+  }
+
+  nameOf(trace) {
+    const name = trace.r ? "sample " + trace.n + ", total " + number(trace.r[0], 2) : trace.n + ", score " + number(trace.score, 2);
+    return this.title(this.groups[trace.g]) + ": " + name;
+  }
+
+  /** Open the person's page of a question. */
+  show(record) {
+    const [task, id] = this.data.records[record];
+    location.hash = "person=" + encodeURIComponent(task + "/" + id);
+  }
+
+  /** Go where the address says: `#person=<task>/<question>`. */
+  follow() {
+    const [key, place] = location.hash.slice(1).split("=");
+    if (key !== "person" || !place) return;
+    const [task, ...rest] = decodeURIComponent(place).split("/");
+    const record = this.recordOf(task, rest.join("/"));
+    const groups = this.byRecord.get(record);
+    if (!groups) return;
+    let index = this.found.findIndex((group) => groups.includes(group));
+    if (index < 0) {
+      this.form.reset();
+      this.apply();
+      index = this.found.findIndex((group) => groups.includes(group));
+    }
+    this.person = true;
+    this.select(index);
+    this.detail.scrollIntoView({ block: "start" });
   }
 
   build(root) {
@@ -44,9 +112,10 @@ class Viewer {
       tag: chooser("with tag", [["", "any"], ...data.tags.map(([name, shape], index) => [String(index), shape + " " + name])], again),
       least: field("reward from", "number", later, { step: "any" }),
       most: field("reward to", "number", later, { step: "any" }),
-      groups: chooser("group", [["", "all"], ["differ", "rewards differ"], ["equal", "rewards equal"]], again),
-      order: chooser("order", [["spread", "widest difference first"], ["", "as recorded"], ["low", "lowest best first"]],
-        again, "spread"),
+      groups: chooser("group", [["", "all"], ["differ", "rewards differ"], ["equal", "rewards equal"],
+        ["masked", "with a masked response"], ["stale", "with a stale response"]], again),
+      order: chooser("order", [["spread", "widest difference first"], ["", "as recorded"], ["new", "latest first"],
+        ["low", "lowest best first"]], again, this.links ? "new" : "spread"),
       text: field("text", "search", later, { placeholder: "in responses and questions" }),
     };
     const shown = this.controls;
@@ -59,11 +128,12 @@ class Viewer {
     this.detail = el("section", { class: "v-detail", "aria-live": "off", "aria-label": "the chosen group" });
     // Without rollouts there are no steps to choose from.
     const hidden = data.groups.some((group) => group[1] !== null) ? [] : [shown.low, shown.high];
-    const form = el("form", { class: "v-filters", onsubmit: (event) => event.preventDefault() },
+    this.spread = el("div");
+    const form = this.form = el("form", { class: "v-filters", onsubmit: (event) => event.preventDefault() },
       Object.values(shown).filter((item) => !hidden.includes(item)).map((item) => item.node),
       el("button", { type: "button", onclick: () => { form.reset(); this.apply(); } }, "clear"));
     const folded = el("details", { open: window.innerWidth > 760 }, el("summary", {}, "filters"), form);
-    fill(root, folded, this.count, el("div", { class: "v-layout" },
+    fill(root, folded, this.spread, this.count, el("div", { class: "v-layout" },
       el("div", {}, this.list, el("div", { class: "v-pager" }, this.back, this.place, this.next)), this.detail));
   }
 
@@ -75,10 +145,11 @@ class Viewer {
     const [task, user, status, tag] = [get("task"), get("user"), get("status"), get("tag")];
     const words = get("text").toLowerCase();
     const { groups, data } = this;
-    return (trace) => {
+    const fits = (reward) => (least === null || (reward !== null && reward >= least))
+      && (most === null || (reward !== null && reward <= most));
+    const rest = (trace) => {
       const group = groups[trace.g];
       const record = data.records[group.record];
-      const reward = value(trace);
       return (stage === "" || group.stage === Number(stage))
         && (low === null || (group.step !== null && group.step >= low))
         && (high === null || (group.step !== null && group.step <= high))
@@ -86,10 +157,9 @@ class Viewer {
         && (user === "" || record[2].includes(user))
         && (status === "" || trace.s === status)
         && (tag === "" || trace.p.some(([kind]) => kind === Number(tag)))
-        && (least === null || (reward !== null && reward >= least))
-        && (most === null || (reward !== null && reward <= most))
         && (words === "" || this.textOf(trace, group, record).includes(words));
     };
+    return { rest, fits };
   }
 
   textOf(trace, group, record) {
@@ -97,8 +167,10 @@ class Viewer {
     return trace.text;
   }
 
-  apply() {
-    const matches = this.matcher();
+  /** Filter and order anew; the group `chosen` stays open if it still matches. */
+  apply(chosen = null) {
+    const { rest, fits } = this.matcher();
+    const rewards = [];
     const kind = this.controls.groups.control.value;
     const order = this.controls.order.control.value;
     let responses = 0;
@@ -106,16 +178,45 @@ class Viewer {
     this.found = this.groups.filter((group) => {
       const differs = group.high !== null && group.high - group.low > 1e-9;
       if ((kind === "differ" && !differs) || (kind === "equal" && differs)) return false;
-      const hits = group.traces.filter(matches);
+      if ((kind === "masked" && !group.marks.includes(MASKED)) || (kind === "stale" && !group.marks.includes(STALE))) return false;
+      const hits = group.traces.filter((trace) => {
+        if (!rest(trace)) return false;
+        const reward = value(trace);
+        if (reward !== null) rewards.push(reward);
+        return fits(reward);
+      });
       hits.forEach((trace) => this.matching.add(trace));
       responses += hits.length;
       return hits.length > 0;
     });
     if (order === "spread") this.found.sort((a, b) => b.high - b.low - (a.high - a.low));
+    if (order === "new") this.found.sort((a, b) => b.stage - a.stage || b.step - a.step || a.index - b.index);
     if (order === "low") this.found.sort((a, b) => a.high - b.high);
     fill(this.count, plural(responses, "response") + " in " + plural(this.found.length, "group") + " match.");
+    this.renderSpread(histogram(rewards));
+    const place = chosen ? this.found.indexOf(chosen) : -1;
+    if (place >= 0) {
+      this.selected = place;
+      this.page = Math.floor(place / PAGE);
+      this.renderList(true);
+      return;
+    }
     this.page = 0;
     this.select(this.found.length ? 0 : null);
+  }
+
+  renderSpread(bins) {
+    const { least, most } = this.controls;
+    const text = (item) => String(Number(item.toFixed(6)));
+    const inside = (low, high) => (least.control.value === "" || high > Number(least.control.value))
+      && (most.control.value === "" || low < Number(most.control.value));
+    const choose = (low, high) => {
+      const same = least.control.value === text(low) && most.control.value === text(high);
+      least.control.value = same ? "" : text(low);
+      most.control.value = same ? "" : text(high);
+      this.apply();
+    };
+    fill(this.spread, bins.length ? renderHistogram(bins, inside, choose) : null);
   }
 
   /** Choose a matching group by its place; the page of the list follows. */
@@ -137,7 +238,8 @@ class Viewer {
     this.select(Math.min(Math.max(this.selected + steps[event.key], 0), this.found.length - 1));
   }
 
-  renderList() {
+  /** `still`: the list keeps its place, since its reader did nothing. */
+  renderList(still = false) {
     const first = this.page * PAGE;
     const rows = this.found.slice(first, first + PAGE).map((group, index) => {
       const chosen = first + index === this.selected;
@@ -145,6 +247,7 @@ class Viewer {
       return el("li", { role: "option", id: "v-group-" + group.index, "aria-selected": String(chosen),
         onclick: () => { this.select(first + index); this.list.focus({ preventScroll: true }); } },
       el("b", {}, this.title(group)), el("span", { class: "small" }, taskLabel(record[0]) + " · " + record[1]),
+      group.marks.length ? el("span", {}, group.marks.map((mark) => el("span", { class: "pill bad" }, mark))) : null,
       el("span", { class: "small dim" }, group.traces.length + " responses · " + (group.traces[0].r ? "total " : "score ")
         + number(group.low, 2) + (group.low === group.high ? "" : " to " + number(group.high, 2))));
     });
@@ -153,7 +256,7 @@ class Viewer {
     if (chosen) {
       this.list.setAttribute("aria-activedescendant", "v-group-" + chosen.index);
       const node = this.list.children[this.selected - first];
-      this.list.scrollTop = Math.max(0, node.offsetTop - this.list.offsetTop - this.list.clientHeight / 2);
+      if (!still) this.list.scrollTop = Math.max(0, node.offsetTop - this.list.offsetTop - this.list.clientHeight / 2);
     } else this.list.removeAttribute("aria-activedescendant");
     const last = Math.min(first + PAGE, this.found.length);
     fill(this.place, this.found.length ? first + 1 + "–" + last + " of " + this.found.length : "no group");
@@ -171,11 +274,23 @@ class Viewer {
       return;
     }
     const group = this.found[this.selected];
+    const turn = (person) => {
+      this.person = person;
+      history.replaceState(null, "", person ? "#person=" + encodeURIComponent(task + "/" + id) : "#traces");
+      this.renderDetail();
+    };
     const [task, id, user, gold] = this.data.records[group.record];
     const [head, profile, question] = this.data.prompts[group.record];
-    fill(this.detail,
+    const tabs = el("div", { class: "v-pager v-tabs" },
+      [[false, "the group"], [true, "the person's page"]].map(([person, text]) => el("button",
+        { type: "button", "aria-pressed": String(this.person === person), onclick: () => turn(person) }, text)));
+    if (this.person) {
+      fill(this.detail, tabs, new Person(this, group).render());
+      return;
+    }
+    fill(this.detail, tabs,
       el("h3", {}, this.title(group) + " · " + taskLabel(task) + " · " + id),
-      el("p", { class: "small" }, "user " + user + " · gold answer ", el("b", {}, gold)),
+      el("p", { class: "small" }, "user " + user + " · gold answer ", el("b", {}, gold), group.marks.flatMap((mark) => [" ", el("span", { class: "pill bad" }, mark)])),
       this.data.heads[head] ? el("details", {}, el("summary", {}, "instruction"), el("pre", {}, this.data.heads[head])) : null,
       profile.length ? el("details", { open: true }, el("summary", {}, "profile: " + plural(profile.length, "item")),
         el("ol", { class: "v-profile" }, profile.map((item) => el("li", {}, item))))
@@ -211,6 +326,19 @@ class Viewer {
       el("p", { class: "small dim" }, el("del", {}, "struck through"), ": in the first alone. ", el("ins", {}, "underlined"),
         ": in the second alone."), out);
   }
+}
+
+const EQUAL = "zero variance";
+const MASKED = "masked";
+const STALE = "stale";
+
+/** What is wrong with a group of rollouts: its rewards are equal and teach nothing, or some responses took no part, or
+ * were sampled by older weights. */
+function marksOf(group) {
+  if (!group.traces[0] || !group.traces[0].r) return [];
+  const flat = group.traces.length > 1 && group.high !== null && group.high - group.low <= 1e-9;
+  const dropped = group.traces.some((trace) => trace.masked && trace.masked !== EQUAL);
+  return [flat ? EQUAL : "", dropped ? MASKED : "", group.traces.some((trace) => trace.stale) ? STALE : ""].filter((mark) => mark);
 }
 
 /** `1 item`, `2 items`. */

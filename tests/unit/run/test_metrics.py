@@ -109,3 +109,24 @@ def test_wherever_a_kill_cuts_the_file_the_rows_before_it_are_read(
     assert metrics.last(path) == (expected[-1] if expected else None)
     metrics.append(path, {"step": 99})
     assert metrics.rows(path) == [*expected, {"step": 99}]
+
+
+def test_a_tail_reads_what_came_since(path: Path) -> None:
+    tail = metrics.Tail(path)
+    assert tail.read() == ([], True)
+    for step in (1, 2):
+        metrics.append(path, {"step": step})
+    assert tail.read() == ([{"step": 1}, {"step": 2}], True)
+    with path.open("a") as handle:
+        handle.write('{"step": 3, "lo')  # a process was killed while it wrote
+    assert tail.read() == ([], False)
+    metrics.append(path, {"step": 3})
+    assert tail.read() == ([{"step": 3}], False)
+    metrics.trim(path, 2)  # a resume drops the steps after its checkpoint
+    metrics.append(path, {"step": 3, "again": True})
+    assert tail.read() == ([{"step": 1}, {"step": 2}, {"step": 3, "again": True}], True)
+    path.open("a").write("[]\n")
+    with pytest.raises(TagprError, match="line 4 must be a JSON object"):
+        tail.read()
+    path.unlink()
+    assert tail.read() == ([], True)

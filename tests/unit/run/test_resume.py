@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,15 @@ def test_one_process_at_a_time_and_a_killed_one_holds_nothing(run: RunDir) -> No
     holder.wait()
     with exclusive(run):
         assert run.lock.read_text() == str(os.getpid())
+
+
+def test_who_looks_for_a_moment_keeps_no_run_from_starting(run: RunDir) -> None:
+    run.root.mkdir(parents=True, exist_ok=True)
+    with run.lock.open("w") as look:  # as `working_process` does, which `tagpr watch` calls again and again
+        fcntl.flock(look, fcntl.LOCK_SH)
+        threading.Timer(0.15, lambda: fcntl.flock(look, fcntl.LOCK_UN)).start()
+        with exclusive(run):
+            assert run.lock.read_text() == str(os.getpid())
 
 
 def go(*arguments: str | Path) -> int:

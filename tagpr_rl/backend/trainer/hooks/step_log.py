@@ -55,6 +55,8 @@ class StepData:
     """Of each token of the response, `[T]`."""
     prompts: dict[str, Any]
     """Token ids by group."""
+    staleness: list[int]
+    """Updates between each response's newest weights and the step's (verl trainer_base.py, `trajectory_staleness`)."""
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
@@ -147,7 +149,11 @@ class StepLogger:
 
     def _read(self, batch: Any, responses: Sequence[StepResponse], step: int) -> StepData:
         """The step's responses without padding, their advantages and prompts; checks every reward."""
-        real = [own for own, tag in zip(responses, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        tagged = [
+            (own, tag) for own, tag in zip(responses, batch.tags, strict=True) if not tag.get("is_padding", False)
+        ]
+        real = [own for own, _ in tagged]
+        lags = [step - 1 - tag["max_global_steps"] for _, tag in tagged]
         keys = [response.key for response in real]
         data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=_FIELDS)
         first = {response.group: response.key for response in reversed(real)}
@@ -157,7 +163,7 @@ class StepLogger:
             f"step {step}, record {own.info['record_id']} ({own.info['task']}), response {own.key}" for own in real
         ]
         prompts = dict(zip(first, asks["prompts"].unbind(), strict=True))
-        step_data = StepData(real, list(data["advantages"].unbind()), prompts)
+        step_data = StepData(real, list(data["advantages"].unbind()), prompts, lags)
         check_sums(step_data.rows, rewards, self._terms, names)
         return step_data
 
@@ -166,7 +172,7 @@ class StepLogger:
         prompts = {group: self._decode(ids.tolist()) for group, ids in self.data.prompts.items()}
         weights = {term.name: term.weight for term in self._terms}
         lines = []
-        for response, more in zip(self.data.responses, columns, strict=True):
+        for response, more, lag in zip(self.data.responses, columns, self.data.staleness, strict=True):
             scored, info = response.scored, response.info
             parts = scored.parts
             lines.append(
@@ -181,6 +187,7 @@ class StepLogger:
                     "response": scored.text,
                     "gold": info["gold"],
                     **more,
+                    **({"staleness": lag} if lag else {}),
                     **{f"reward_{name}": scored.row[name] for name in (TOTAL, *self._components)},
                     "weights": weights,
                     "tag_parts": {"coverage": parts.coverage, "sound": parts.sound} if parts.steps else None,
