@@ -60,6 +60,13 @@ class PlacementBlock(Closed):
     """Number and limits of the actors that score with PRMU."""
 
 
+def repeats(platform: PlatformBlock, placement: PlacementBlock) -> bool:
+    """Whether the run is to repeat to the bit: `platform.deterministic`, or what null stands for."""
+    if platform.deterministic is not None:
+        return platform.deterministic
+    return platform.device == "cpu" and placement.rollout == "colocated"
+
+
 def scorer_tokens(placement: PlacementBlock) -> int:
     """Padded tokens of one forward pass of PRMU's scorer."""
     return placement.prmu_serving.batch_tokens or (2048 if placement.prmu == "cpu" else 16_384)
@@ -155,6 +162,11 @@ def _rollout_mistakes(platform: PlatformBlock, placement: PlacementBlock, lora: 
         (
             platform.device == "cpu" and tensor > 1,
             f"placement.tensor_parallel={tensor} needs GPUs; with platform.device=cpu use 1",
+        ),
+        (
+            bool(platform.deterministic) and separate,
+            "platform.deterministic: with placement.rollout=separate new weights interrupt responses at any token; use "
+            "placement.rollout=colocated, or leave deterministic out",
         ),
         (
             not separate and (placement.rollout_nodes, placement.rollout_devices_per_node) != (1, 1),

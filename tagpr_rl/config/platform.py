@@ -20,6 +20,10 @@ class PlatformBlock(Closed):
     """Devices of each machine that train the policy; on the CPU a device is one worker process."""
     threads: Count = 2
     """CPU threads of each worker process."""
+    deterministic: bool | None = None
+    """Repeat to the bit: a second run, or one that was interrupted and resumed, ends with the same weights, on the same
+    kind of machine with the same `threads` and devices. null = on the CPU with placement.rollout: colocated. On GPUs
+    it asks torch and vLLM for deterministic kernels, which are slower, and is not tested."""
     ray_address: str | None = None
     """Address of an existing Ray cluster; null = a private local one."""
     vllm_memory_mb: Count = 512

@@ -192,7 +192,7 @@ class PrmuModel(nn.Module):
         items, item_mask = gather_items(states, batch.item_mask, batch.profile)
         user = batch.user
         known = batch.known[user]
-        return self.scores(batch.ids, batch.mask, batch.start, items[user], item_mask[user], known)
+        return self.scores(batch.ids, batch.mask, batch.start, items.index_select(0, user), item_mask[user], known)
 
     def save_pretrained(self, folder: Path, tokenizer: Any, state: dict[str, Tensor] | None = None) -> None:
         """Write config.json, users.json, model.safetensors, backbone/config.json and tokenizer/ (no pickle).
@@ -250,7 +250,8 @@ def gather_items(states: Tensor, mask: Tensor, profile: Tensor) -> tuple[Tensor,
     users, slots = profile.shape
     index = profile.clamp(min=0)
     present = (profile >= 0)[..., None] & mask[index]
-    return states[index].reshape(users, slots * states.shape[1], -1), present.reshape(users, -1)
+    items = states.index_select(0, index.reshape(-1))  # not states[index], whose gradient torch adds up in any order
+    return items.reshape(users, slots * states.shape[1], -1), present.reshape(users, -1)
 
 
 def new_model(backbone: Path, config: PrmuModelConfig, users: UserTable) -> tuple[PrmuModel, TextEncoder]:

@@ -264,7 +264,7 @@ def _mixed(
     inputs = [ids for ids in prompts for _ in range(samples)]
     label = f"  {context.name}: {samples} answers to each of {len(kept)} questions, for the filter"
     with context.console.status(label), Engine(recipe, folder) as engine:
-        texts = engine(inputs, temperature=stage.temperature, seed=None)
+        texts = engine(inputs, temperature=stage.temperature, seed=stage.seed)
 
     def score(text: str, row: Row) -> float:
         info = row["extra_info"]

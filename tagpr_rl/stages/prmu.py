@@ -218,6 +218,5 @@ def sampled(
     engine: Any, prompts: Sequence[list[int]], n: int, *, seed: int, temperature: float = 1.0
 ) -> list[list[str]]:
     """`n` responses to each prompt. `engine` is a backend.rollout.generate.Engine."""
-    # Seeded requests of one prompt would be equal: one call per sample, each with a seed of its own.
-    calls = [engine(list(prompts), temperature=temperature, seed=1000 * seed + i) for i in range(n)]
-    return [list(texts) for texts in zip(*calls, strict=True)]
+    texts = engine([ids for ids in prompts for _ in range(n)], temperature=temperature, seed=seed)
+    return [texts[first : first + n] for first in range(0, len(texts), n)]

@@ -108,6 +108,28 @@ def test_many_callers_get_the_scorer_s_values_in_few_batches(folder: Path) -> No
     ray.kill(actor)
 
 
+def test_scores_of_a_batch_hang_on_it_alone(folder: Path) -> None:
+    """Equal to the bit: whatever the actor has cached or scores beside it, whichever actor it is, and after a wrong
+    one. Without that, states of items from earlier batches would be used, which were padded otherwise."""
+    names = prmu_actor.names("prmu_batch", 2)
+    actors = [prmu_actor.start(name, str(folder)) for name in names]
+    ray.get([actor.health.remote() for actor in actors])
+    expected = Scorer(folder, max_padded_tokens=2048).score(ASKS)
+    ray.get(actors[0].score_many.remote(ASKS[:5], 30.0))
+    beside = actors[0].score_many.remote(ASKS[5:40], 30.0)
+    for actor in (actors[0], actors[0], actors[1]):
+        assert [reply.score for reply in ray.get(actor.score_together.remote(ASKS))] == expected
+    ray.get(beside)
+    pool = ScorerPool(names, 30.0)
+    ray.kill(actors[0])
+    assert [reply.score for reply in asyncio.run(pool.score_together(ASKS))] == expected
+    wrong = [ASKS[0], replace(ASKS[1], response=3), ASKS[2]]  # type: ignore[arg-type]
+    first, second, third = asyncio.run(pool.score_together(wrong))
+    assert first.score and third.score and second.score is None and "request.response is 3" in second.reason
+    ray.kill(actors[1])
+    assert all("is dead" in reply.reason for reply in asyncio.run(pool.score_together(ASKS[:2])))
+
+
 def test_a_bad_request_gets_the_reason_and_the_others_are_scored(folder: Path) -> None:
     actor = prmu_actor.start("prmu_bad", str(folder))
     bad: Any = replace(ASKS[0], response=None)

@@ -17,13 +17,14 @@ from verl.workers.rollout.replica import TokenOutput
 
 from tagpr_rl.backend.rollout.clients import (
     ATTEMPTS,
+    DirectClient,
     GroupedServer,
-    OneServerClient,
     ServerManager,
     WholeResponseAsyncClient,
     WholeResponseClient,
 )
 from tagpr_rl.backend.rollout.failures import RolloutError
+from tagpr_rl.backend.rollout.places import Place, Turn, placed, turn_of
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch]
 
@@ -138,7 +139,7 @@ def token_output(token: int, reason: str = "completed") -> Any:
 
 def responses(server: Server, prompts: list[list[int]]) -> list[Any]:
     """What verl's client and ours give for `prompts` at the same time; an exception stands for its response."""
-    client = OneServerClient(config=settings(60.0), address="one", server=server, grouped=True)
+    client = DirectClient(config=settings(60.0), servers={"one": server}, grouped=True)
 
     async def run() -> list[Any]:
         requests = (client.generate("r", prompt_ids=ids, sampling_params={"temperature": 1.0}) for ids in prompts)
@@ -187,7 +188,9 @@ def test_a_call_that_fails_fails_for_every_member() -> None:
 def test_a_cancelled_member_takes_nothing_from_the_others() -> None:
     async def run() -> Any:
         server = GroupedServer(Server(lambda prompt, i: token_output(i)))
-        first, second = (asyncio.create_task(server.generate.remote(request_id=n, prompt_ids=[1])) for n in "ab")
+        first, second = (
+            asyncio.create_task(server.generate.remote(request_id=n, prompt_ids=[1], sampling_params={})) for n in "ab"
+        )
         await asyncio.sleep(0)
         first.cancel()
         return await asyncio.wait_for(second, timeout=5)
@@ -195,16 +198,75 @@ def test_a_cancelled_member_takes_nothing_from_the_others() -> None:
     assert asyncio.run(run()).token_ids == [1]
 
 
-def test_requests_of_one_prompt_with_other_settings_are_another_group() -> None:
+def test_requests_of_one_prompt_travel_together_with_a_seed_each() -> None:
+    noted: list[Any] = []
+
+    class Noting(Server):
+        async def _generate_group(self, *, samplings: Any, **request: Any) -> list[Any]:
+            noted.extend(samplings)
+            return await super()._generate_group(**request)
+
     async def run() -> list[tuple[Any, int]]:
-        server = Server(lambda prompt, i: token_output(i))
+        server = Noting(lambda prompt, i: token_output(i))
         grouped = GroupedServer(server)
-        settings = ({"seed": 1}, {"seed": 2}, {"seed": 1})
-        calls = (grouped.generate.remote(request_id="r", prompt_ids=[1], sampling_params=s) for s in settings)
-        await asyncio.gather(*calls)
+        given = ({"seed": 1}, {"seed": 2}, {"seed": 1})
+        calls = (grouped.generate.remote(request_id="r", prompt_ids=[1], sampling_params=s) for s in given)
+        other = grouped.generate.remote(request_id="r", prompt_ids=[1], sampling_params={}, priority=1)
+        await asyncio.gather(*calls, other)
         return server.calls
 
-    assert asyncio.run(run()) == [((1,), 2), ((1,), 1)]
+    assert asyncio.run(run()) == [((1,), 3), ((1,), 1)]  # another priority is another call
+    assert noted == [{"seed": 1}, {"seed": 2}, {"seed": 1}, {}]
+
+
+@pytest.mark.parametrize("servers", [1, 2, 3])
+def test_places_say_which_server_gets_a_request_and_when_its_requests_are_all_there(servers: int) -> None:
+    """Five prompts of two responses: of two servers the first gets prompts 0, 2, 4 and the second 1, 3."""
+    noted: list[tuple[int, list[Turn]]] = []
+
+    class Noting:
+        def __init__(self, number: int) -> None:
+            self.generate_group = SimpleNamespace(remote=self._generate_group)
+            self.number = number
+
+        async def _generate_group(self, *, samplings: Any, request_ids: Any, **request: Any) -> list[Any]:
+            turns = [turn_of(own["extra_args"]) for own in samplings]
+            noted.append((self.number, [turn for turn in turns if turn is not None]))
+            return [token_output(1)] * len(request_ids)
+
+    handles = {str(i): Noting(i) for i in range(servers)}
+    client = DirectClient(config=settings(60.0), servers=handles, grouped=True)
+
+    async def run() -> None:
+        places = [Place("train/1/0", prompt, 5, sample, 2) for prompt in range(5) for sample in range(2)]
+        await asyncio.gather(
+            *(client.generate("r", prompt_ids=[p.prompt], sampling_params=placed({}, p, 7)) for p in places)
+        )
+
+    asyncio.run(run())
+    expected = {1: [10], 2: [6, 4], 3: [4, 4, 2]}[servers]
+    for server, count in enumerate(expected):
+        turns = [turn for number, own in noted if number == server for turn in own]
+        assert sorted(turn.number for turn in turns) == list(range(count))
+        assert {turn.count for turn in turns} == {count}
+
+
+def test_a_response_with_a_place_is_asked_for_again_with_its_seed_and_without_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The others have begun; it would wait for them for ever."""
+    samplings: list[dict[str, Any]] = []
+
+    async def served(self: Any, request_id: str, **kwargs: Any) -> Any:
+        samplings.append(kwargs["sampling_params"])
+        return token_output(1, "aborted" if len(samplings) == 1 else "completed")
+
+    monkeypatch.setattr(LLMServerClient, "generate", served)
+    client = DirectClient(config=settings(), servers={"one": None}, grouped=True)
+    sampling = placed({}, Place("train/1/0", 0, 1, 0, 2), 7)
+    asyncio.run(client.generate("r", prompt_ids=[1], sampling_params=sampling))
+    assert [turn_of(own["extra_args"]) for own in samplings] == [Turn("train/1/0", 0, 2), None]
+    assert [own["seed"] for own in samplings] == [7, 7]
 
 
 def test_the_server_serves_each_member_by_verl_s_own_generate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +287,7 @@ def test_the_server_serves_each_member_by_verl_s_own_generate(monkeypatch: pytes
     server = object.__new__(TagprHttpServer)
     server.rollout_mode = RolloutMode.HYBRID
     given = {"max_tokens": 5}
-    first, second, third = asyncio.run(server.generate_group([1], given, ["a", "b", "c"], priority=0))
+    first, second, third = asyncio.run(server.generate_group([1], [given] * 3, ["a", "b", "c"], priority=0))
     assert (first, third) == (([1], "a", {"priority": 0}), ([1], "c", {"priority": 0}))
     assert isinstance(second, ValueError) and given == {"max_tokens": 5}
 
@@ -233,8 +295,8 @@ def test_the_server_serves_each_member_by_verl_s_own_generate(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("servers", "device", "client", "handle"),
     [
-        (1, "cpu", OneServerClient, GroupedServer),
-        (1, "cuda", OneServerClient, str),
+        (1, "cpu", DirectClient, GroupedServer),
+        (1, "cuda", DirectClient, str),
         (2, "cpu", WholeResponseClient, None),
     ],
 )
@@ -259,7 +321,7 @@ def test_a_load_balancer_is_started_only_for_several_servers(
     assert type(made) is client
     assert started == ([] if servers == 1 else [{"a": "A", "b": "B"}])
     if handle is not None:
-        address, server = asyncio.run(made._acquire_server("r"))  # type: ignore[attr-defined]
+        address, server = asyncio.run(made._acquire_server("r", sampling_params={}))  # type: ignore[attr-defined]
         assert address == "a" and type(server) is handle
 
 

@@ -147,7 +147,11 @@ def test_two_runs_side_by_side_then_one_is_ended_three_times_and_goes_on(tmp_pat
     assert steps(guided / "metrics.jsonl") == [1, 2, 3, 4]
     assert sorted(path.name for path in (guided / "rollouts").iterdir()) == [f"step_{n:04d}.jsonl" for n in range(1, 5)]
     assert prompts(guided) == prompts(undisturbed / guided.name)  # the data went on where they were
-    assert losses(sft) == pytest.approx(losses(undisturbed / sft.name), abs=1e-5) and len(losses(sft)) == 30
+    assert losses(sft) == losses(undisturbed / sft.name) and len(losses(sft)) == 30
+    for made in ("050_sft/hf/model.safetensors", "060_prmu/prmu/model.safetensors", "070_guided/hf/model.safetensors"):
+        assert (run / made).read_bytes() == (undisturbed / made).read_bytes(), made  # to the bit
+    for file in sorted((guided / "rollouts").iterdir()):  # responses, rewards, advantages
+        assert file.read_bytes() == (undisturbed / guided.name / "rollouts" / file.name).read_bytes(), file.name
     assert list(guided.glob("checkpoints/.writing-*/*")) == []
     ids = {path.name.rsplit("-", 1)[1] for path in (run / "wandb").glob("*run-*")}
     assert ids == {json.loads((run / "tracking.json").read_text(encoding="utf-8"))["id"]}

@@ -7,18 +7,25 @@ Asking them from here saves that hop. This module is named in `rollout.agent.age
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 import transfer_queue as tq
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 from verl.trainer.ppo.v1 import agent_loop_tq
+from verl.utils import tensordict_utils as tu
 from verl.utils.profiler import simple_timer
 
 from tagpr_rl.backend.rollout.failures import Failure, RolloutError, error_tag
+from tagpr_rl.backend.rollout.places import Place, placed, request_seed
 from tagpr_rl.backend.rollout.saved import SAVED_STEP, read_tokens
+from tagpr_rl.backend.scoring.coalesce import Turn
 from tagpr_rl.backend.scoring.response_scorer import ResponseScorer, ScoredResponse
+from tagpr_rl.backend.session.worker_settings import from_environment
 from tagpr_rl.prompts.dataset import VALIDATION
 from tagpr_rl.prompts.tokens import ResponseText
 from tagpr_rl.reward.response import ResponseParts, to_tokens
@@ -26,6 +33,8 @@ from tagpr_rl.reward.spans import starts_by_encoding, token_starts
 from tagpr_rl.run.layout import tokens_file
 from tagpr_rl.tags.schema import schema_from
 
+PLACES = "places"
+"""Field of verl's prompts and of a response's arguments: where it stands among those that are asked for together."""
 _Worker: Any = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
 
@@ -39,27 +48,49 @@ class TagprAgentLoopWorker(_Worker):
         self.text = ResponseText(self.tokenizer, schema_from(settings.schema_file))
         self.step_tokens = StepTokens(self.tokenizer, self.text) if settings.advantage.credit == "step" else None
 
+    async def generate_sequences(self, batch: Any) -> None:
+        """Start the agent loops of this worker's prompts (AgentLoopWorkerTQ.generate_sequences)."""
+        if PLACES in batch:
+            share = torch.full((len(batch), 1), len(batch))
+            batch[PLACES] = torch.cat([batch[PLACES], share], dim=1)
+        await super().generate_sequences(batch)
+
     async def _run_agent_loop(self, sampling_params: dict[str, Any], trajectory: dict[str, Any], **kwargs: Any) -> None:
         """One response of a group, from the prompt to its row (overrides verl's agent_loop.py:661).
 
         One that could not be generated has no row and is noted with its prompt; its group goes on without it. Any other
-        error is noted, too, and makes the group verl's "failure".
+        error is noted, too, and makes the group verl's "failure". With a place the response has a seed of its own.
         """
         key, partition = kwargs["uid"], "val" if trajectory["validate"] else "train"
+        if PLACES in kwargs:
+            place, seed, kwargs[PLACES] = self._place(bool(trajectory["validate"]), kwargs)
+            sampling_params = placed(sampling_params, place, seed)
         try:
             await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
         except RolloutError as error:
             info = kwargs["extra_info"]
+            self.scorer.leave(kwargs.get(PLACES))
             failure = Failure(info["task"], info["record_id"], int(kwargs["session_id"]), str(error))
             await tq.async_kv_put(key=key, partition_id=partition, tag=failure.tag())
         except Exception as error:
             await tq.async_kv_put(key=key, partition_id=partition, tag=error_tag(error))
             raise
 
+    def _place(self, validate: bool, kwargs: Mapping[str, Any]) -> tuple[Place, int | None, Turn]:
+        """A response's place, its seed (None: validation is greedy), and its turn among those scored together."""
+        settings, info = self.config.actor_rollout_ref.rollout, kwargs["extra_info"]
+        prompt, prompts, number, share = kwargs[PLACES].tolist()
+        batch = f"{'val' if validate else 'train'}/{int(kwargs['global_steps'])}/{number}"
+        samples = int(settings.val_kwargs.n if validate else settings.n)
+        place = Place(batch, prompt, prompts, int(kwargs["session_id"]), samples)
+        parts = (kwargs["uid"], info["task"], info["record_id"], place.sample)
+        seed = None if validate else request_seed(int(settings.seed), parts)
+        return place, seed, Turn(batch, prompt * samples + place.sample, share * samples)
+
     async def _compute_score(self, outputs: list[Any], kwargs: dict[str, Any]) -> None:
         """Set the last output's reward and reward row (overrides verl's agent_loop.py:967)."""
         final = outputs[-1]
-        info = kwargs["extra_info"]
+        info, turn = kwargs["extra_info"], kwargs.pop(PLACES, None)
         if info["split"] == VALIDATION:  # the trainer scores it (trainer.hooks.validation)
             text = self.text(final.prompt_ids, final.response_ids)
             final.reward_score = 0.0
@@ -68,7 +99,7 @@ class TagprAgentLoopWorker(_Worker):
         timing: dict[str, float] = {}
         with simple_timer("compute_score", timing):
             response = self.text(final.prompt_ids, final.response_ids)
-            output, times = await self.scorer.score(info, response)
+            output, times = await self.scorer.score(info, response, turn)
         parts = output.parts
         if self.step_tokens is not None:
             parts = self.step_tokens.locate(final.prompt_ids, final.response_ids, parts)
@@ -130,3 +161,13 @@ class TagprAgentLoopManager(agent_loop_tq.AgentLoopManagerTQ):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.agent_loop_workers_class = ray.remote(TagprAgentLoopWorker)
+        self._batches: Counter[tuple[bool, int]] = Counter()
+
+    def generate_sequences(self, prompts: Any) -> None:
+        """Start the agent loops of a batch of prompts (agent_loop_tq.py:269), each with its place if runs repeat."""
+        if from_environment().deterministic:
+            kind = bool(tu.get(prompts, "validate", False)), int(tu.get(prompts, "global_steps"))
+            count, number = len(prompts), self._batches[kind]
+            self._batches = Counter({kind: number + 1})  # a step's batches, and those of its validation, come in turn
+            prompts[PLACES] = torch.tensor([[i, count, number] for i in range(count)])
+        super().generate_sequences(prompts)

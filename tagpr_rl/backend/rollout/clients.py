@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,9 @@ from ray.exceptions import RayActorError
 from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient, LLMServerClient, LLMServerManager
 
 from tagpr_rl.backend.rollout.failures import RolloutError
+from tagpr_rl.backend.rollout.places import alone, on_server, place_of
 from tagpr_rl.backend.scoring.prmu_actor import last_line
+from tagpr_rl.backend.session.worker_settings import from_environment
 
 ATTEMPTS = 3
 """How often a response is asked for."""
@@ -34,6 +37,8 @@ class WholeResponses:
         limit = float(self.config.reward.reward_kwargs.rollout_timeout_s)
         reasons = []
         for attempt in range(1, ATTEMPTS + 1):
+            if attempt > 1:  # those that it was to begin with have begun
+                kwargs["sampling_params"] = alone(kwargs["sampling_params"])
             try:
                 output = await asyncio.wait_for(super().generate(request_id, **kwargs), limit)  # type: ignore[misc]
             except TimeoutError:
@@ -75,62 +80,72 @@ class WholeResponseAsyncClient(WholeResponses, FullyAsyncLLMServerClient):
     """verl's client of servers that are interrupted for new weights, for whole responses."""
 
 
-class OneServerClient(WholeResponseClient):
-    """A client of the only rollout server: it needs no load balancer.
+class DirectClient(WholeResponseClient):
+    """A client that knows the rollout servers, and needs no load balancer.
+
+    With one server there is no load to balance. With several, requests must have places (`places.Place`), which say who
+    serves them: a balancer would decide by which response ends first.
 
     On the CPU, where every call takes time from the generation, it asks for a group of responses with one call. A group
     then waits for its longest response. On GPUs responses go one by one, and are scored while others are generated.
     """
 
-    def __init__(self, *args: Any, address: str, server: Any, grouped: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, servers: Mapping[str, Any], grouped: bool, **kwargs: Any) -> None:
+        """`servers`: address -> handle."""
         super().__init__(*args, **kwargs)
-        self._server = (address, GroupedServer(server) if grouped else server)
+        self._servers = [(own, GroupedServer(handle) if grouped else handle) for own, handle in servers.items()]
+
+    async def generate(self, request_id: str, **kwargs: Any) -> Any:
+        """See WholeResponseClient.generate. A request with a place gets its turn on the server."""
+        kwargs["sampling_params"] = on_server(kwargs["sampling_params"], len(self._servers))
+        return await super().generate(request_id, **kwargs)
 
     async def _acquire_server(self, request_id: str, **extra: Any) -> tuple[str, Any]:
-        return self._server
+        place = place_of(extra["sampling_params"])
+        return self._servers[place.server(len(self._servers)) if place else 0]
 
     def _release_server(self, server_id: str, request_id: str | None = None) -> None:
-        """Nothing to give back: with one server there is no load to balance."""
+        """Nothing to give back."""
 
 
 class ServerManager(LLMServerManager):
-    """verl's manager of rollout servers; it starts a load balancer only for several.
+    """verl's manager of rollout servers; it starts a load balancer only for several, and if responses need not repeat.
 
     verl starts one always (llm_server.py:506), a process of its own with all of verl's imports.
     """
 
     global_load_balancer: Any
-    """Its actor; None = there is one server."""
+    """Its actor; None = clients know the servers."""
 
     async def _init_global_load_balancer(self) -> None:
-        if len(self.server_handles) == 1:
+        if len(self.server_handles) == 1 or from_environment().deterministic:
             self.global_load_balancer = None
         else:
             await super()._init_global_load_balancer()
 
     def get_client(self, client_cls: type[LLMServerClient] | None = None, **kwargs: Any) -> LLMServerClient:
-        """A client for whole responses; for one server, a client that knows it."""
+        """A client for whole responses; without a load balancer, a client that knows the servers."""
         if self.global_load_balancer is not None:
             return super().get_client(client_cls or WholeResponseClient, **kwargs)
         assert client_cls is None, client_cls
-        (address,), (server,) = self.server_addresses, self.server_handles
+        servers = dict(zip(self.server_addresses, self.server_handles, strict=True))
         grouped = self.config.trainer.device == "cpu"
-        return super().get_client(OneServerClient, address=address, server=server, grouped=grouped, **kwargs)
+        return super().get_client(DirectClient, servers=servers, grouped=grouped, **kwargs)
 
 
 class GroupedServer:
     """Stands for a server's handle in verl's client: requests of one prompt that come together travel together.
 
-    Everything else is each response's own, as with a handle: its settings, its exception, its repetition.
+    Everything else is each response's own, as with a handle: its seed, its exception, its repetition.
     """
 
     def __init__(self, server: Any, wait_s: float = GROUP_WAIT_S) -> None:
         self._server, self._wait_s = server, wait_s
-        self._groups: dict[Any, list[tuple[str, asyncio.Future[Any]]]] = {}
+        self._groups: dict[Any, list[tuple[str, Mapping[str, Any], asyncio.Future[Any]]]] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self.generate = SimpleNamespace(remote=self._generate)
 
-    async def _generate(self, *, request_id: str, **request: Any) -> Any:
+    async def _generate(self, *, request_id: str, sampling_params: Mapping[str, Any], **request: Any) -> Any:
         """The response of one request (vLLMHttpServer.generate)."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         others = {name: value for name, value in request.items() if name != "prompt_ids"}
@@ -140,17 +155,17 @@ class GroupedServer:
             task = asyncio.create_task(self._call(key, request))
             self._calls.add(task)  # the loop itself keeps no reference to a task
             task.add_done_callback(self._calls.discard)
-        self._groups[key].append((request_id, future))
+        self._groups[key].append((request_id, sampling_params, future))
         return await future
 
     async def _call(self, key: Any, request: dict[str, Any]) -> None:
         await asyncio.sleep(self._wait_s)
-        group = self._groups.pop(key)
+        names, samplings, futures = zip(*self._groups.pop(key), strict=True)
         try:
-            results = await self._server.generate_group.remote(request_ids=[name for name, _ in group], **request)
+            results = await self._server.generate_group.remote(request_ids=names, samplings=samplings, **request)
         except Exception as error:  # noqa: BLE001  (passed on to the callers)
-            results = [error] * len(group)
-        for (_, future), result in zip(group, results, strict=True):
+            results = [error] * len(futures)
+        for future, result in zip(futures, results, strict=True):
             if future.done():  # its caller was cancelled
                 continue
             if isinstance(result, BaseException):

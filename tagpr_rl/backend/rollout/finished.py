@@ -1,4 +1,6 @@
-"""A vLLM scheduler that hands over finished responses only, for rollouts that nobody reads token by token.
+"""A vLLM scheduler that hands over finished responses only, and begins requests that belong together at once.
+
+Rollouts are read by nobody token by token.
 
 vLLM's engine sends every new token of every response to the server, with three arrays of log-probabilities each, also
 if the request asks for its final output alone (v1/core/sched/scheduler.py:1922 in 0.27.1, :1782 in 0.24.0). vLLM takes
@@ -15,6 +17,8 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import LogprobsLists
+
+from tagpr_rl.backend.rollout.places import Turn, turn_of
 
 
 @dataclass(slots=True)
@@ -104,12 +108,37 @@ def _tells_more(output: Any) -> bool:
     return any(value is not None for value in more) or bool(output.events)
 
 
-class FinishedScheduler(FinishedOutputs, Scheduler):
-    """vLLM's scheduler with held outputs."""
+class GatheredRequests:
+    """For a vLLM scheduler: requests with a turn wait until all of their batch are there, and begin in their order.
+
+    vLLM begins with the first request that arrives, so which requests share a forward pass would be a matter of
+    milliseconds; its matrix products round by the number of rows. A request without a turn does not wait.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._gathered: dict[str, list[tuple[Turn, Any]]] = {}
+
+    def add_request(self, request: Any) -> None:
+        """Accept a request of the server (SchedulerInterface.add_request)."""
+        turn = turn_of(request.sampling_params.extra_args) if request.sampling_params is not None else None
+        if turn is None:
+            super().add_request(request)  # type: ignore[misc]
+            return
+        others = self._gathered.setdefault(turn.batch, [])
+        others.append((turn, request))
+        if len(others) < turn.count:
+            return
+        for _, own in sorted(self._gathered.pop(turn.batch), key=lambda pair: pair[0].number):
+            super().add_request(own)  # type: ignore[misc]
 
 
-class FinishedAsyncScheduler(FinishedOutputs, AsyncScheduler):
-    """vLLM's scheduler for engines that schedule a step before the last one has ended, with held outputs."""
+class FinishedScheduler(GatheredRequests, FinishedOutputs, Scheduler):
+    """vLLM's scheduler with held outputs and gathered requests."""
+
+
+class FinishedAsyncScheduler(GatheredRequests, FinishedOutputs, AsyncScheduler):
+    """The same for engines that schedule a step before the last one has ended."""
 
 
 def scheduler(vllm_config: Any, **arguments: Any) -> Scheduler:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from tagpr_rl.backend.rollout.places import request_seed
 from tagpr_rl.backend.session.supervisor import result
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, prompt_style
 from tagpr_rl.prompts.tokens import ChatTokenizer
@@ -16,6 +17,10 @@ from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import read_manifest
 from tagpr_rl.tags.schema import schema_from
 from tagpr_rl.types import Prompt, TagprError
+
+UNSPLIT_PROMPTS = {"enable_chunked_prefill": False}
+"""vLLM's options for the CPU. It turns back the generator of a request whose prompt is split over two passes, which
+torch's CPU generator cannot do (gpu_model_runner.py:3750 in 0.27.1)."""
 
 
 @ray.remote(num_cpus=1, num_gpus=1)
@@ -45,14 +50,16 @@ class Generator:
         self.llm.reset_prefix_cache()
         self.folder = folder
 
-    def generate(self, prompts: list[list[int]], sampling: dict[str, Any]) -> list[tuple[list[int], bool]]:
-        """(token ids, whether the token limit cut them) per prompt (token ids)."""
+    def generate(
+        self, prompts: list[list[int]], sampling: dict[str, Any], seeds: list[int] | None
+    ) -> list[tuple[list[int], bool]]:
+        """(token ids, whether the token limit cut them) per prompt (token ids). `seeds`: of each; None = greedy."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
-        outputs = self.llm.generate(
-            [TokensPrompt(prompt_token_ids=ids) for ids in prompts], SamplingParams(**sampling), use_tqdm=False
-        )
+        inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
+        params = [SamplingParams(**sampling, seed=seeds[i] if seeds else None) for i in range(len(prompts))]
+        outputs = self.llm.generate(inputs, params, use_tqdm=False)
         stops = {str(output.outputs[0].finish_reason) for output in outputs} - {"stop", "length"}
         if stops:
             raise RuntimeError(
@@ -88,9 +95,10 @@ class Generator:
 def engine_options(recipe: Recipe, response_tokens: int | None = None) -> dict[str, Any]:
     """vLLM engine arguments for evaluation, from the recipe. `response_tokens`: see `Engine`."""
     prompt, platform = recipe.data.prompt, recipe.platform
+    length = prompt.max_tokens + (response_tokens or prompt.max_response_tokens)
     options: dict[str, Any] = {
         "dtype": recipe.model.dtype,
-        "max_model_len": prompt.max_tokens + (response_tokens or prompt.max_response_tokens),
+        "max_model_len": length,
         "max_num_seqs": 256,
         "worker_extension_cls": "tagpr_rl.backend.rollout.vllm_worker.TagprWorkerExtension",
         "seed": 0,
@@ -101,6 +109,7 @@ def engine_options(recipe: Recipe, response_tokens: int | None = None) -> dict[s
             "enforce_eager": True,
             "kv_cache_memory_bytes": platform.vllm_memory_mb << 20,
             "distributed_executor_backend": "uni",
+            **UNSPLIT_PROMPTS,
         }
     else:
         options["gpu_memory_utilization"] = platform.vllm_gpu_utilization
@@ -138,23 +147,21 @@ class Engine:
         """Generate with the weights of `folder` from now on."""
         result(self.actor.load.remote(str(folder)))
 
-    def __call__(self, prompts: Sequence[list[int]], *, temperature: float, seed: int | None = 0) -> list[str]:
-        """Texts for prompts given as token ids; greedy when temperature is 0."""
+    def __call__(self, prompts: Sequence[list[int]], *, temperature: float, seed: int = 0) -> list[str]:
+        """Texts for prompts given as token ids; greedy when temperature is 0, else by `seed` and a prompt's number."""
         return [text for text, _ in self.responses(prompts, temperature=temperature, seed=seed)]
 
     def responses(
-        self, prompts: Sequence[list[int]], *, temperature: float, seed: int | None = 0, max_tokens: int | None = None
+        self, prompts: Sequence[list[int]], *, temperature: float, seed: int = 0, max_tokens: int | None = None
     ) -> list[tuple[str, bool]]:
         """As a call, with whether the token limit (None = data.prompt.max_response_tokens) cut the text."""
-        # vLLM's CPU build cannot seed a request ("CPU Generator does not use offset"): the engine's seed holds.
-        seeded = temperature > 0 and self.recipe.platform.device != "cpu"
         sampling = {
             "temperature": temperature,
             "max_tokens": max_tokens or self.recipe.data.prompt.max_response_tokens,
-            "seed": seed if seeded else None,
             "detokenize": False,
         }
-        answers = result(self.actor.generate.remote(list(prompts), sampling))
+        seeds = [request_seed(seed, [number]) for number in range(len(prompts))] if temperature > 0 else None
+        answers = result(self.actor.generate.remote(list(prompts), sampling, seeds))
         return [(self._text(prompt, ids), cut) for prompt, (ids, cut) in zip(prompts, answers, strict=True)]
 
 
@@ -184,4 +191,4 @@ class LiveModel:
         tokenizer = ChatTokenizer(self.folder)
         ids = tokenizer.encode(tokenizer.render(prompt.messages))
         with ray_session(self.recipe), Engine(self.recipe, self.folder) as engine:
-            return engine([ids] * size, temperature=temperature, seed=None)
+            return engine([ids] * size, temperature=temperature)

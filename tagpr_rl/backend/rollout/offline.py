@@ -129,12 +129,10 @@ class OfflineGenerator:
         return done, spend
 
     def _sampling(self, request: ChatRequest, most: int) -> dict[str, Any]:
-        # vLLM's CPU build cannot seed a request ("CPU Generator does not use offset"): samples differ, unrepeatably.
-        seeded = request.temperature > 0 and self.recipe.platform.device != "cpu"
         return {
             "temperature": request.temperature,
             "max_tokens": most,
-            "seed": request.seed if seeded else None,
+            "seed": request.seed if request.temperature > 0 else None,
             "json_schema": dict(request.json_schema) if request.json_schema is not None else None,
         }
 

@@ -33,11 +33,14 @@ class TagprHttpServer(vLLMHttpServer):
         return await super().generate(prompt_ids, sampling_params, request_id, **kwargs)
 
     async def generate_group(
-        self, prompt_ids: list[int], sampling_params: dict[str, Any], request_ids: Sequence[str], **kwargs: Any
+        self, prompt_ids: list[int], samplings: Sequence[dict[str, Any]], request_ids: Sequence[str], **kwargs: Any
     ) -> list[Any]:
-        """One response to the prompt per request, or the exception that it ended with. Returns when all have ended."""
+        """A response to the prompt for each request, or the exception that it ended with; when all have ended."""
         return await asyncio.gather(
-            *(self.generate(prompt_ids, dict(sampling_params), request_id, **kwargs) for request_id in request_ids),
+            *(
+                self.generate(prompt_ids, dict(sampling), request_id, **kwargs)
+                for sampling, request_id in zip(samplings, request_ids, strict=True)
+            ),
             return_exceptions=True,
         )
 

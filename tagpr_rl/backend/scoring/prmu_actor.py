@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,15 @@ class PrmuActor:
         if tasks:
             await asyncio.wait(tasks, timeout=timeout_s)
         return [self._reply(task, timeout_s) for task in tasks]
+
+    async def score_together(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
+        """One reply per request, in order. The scores depend on these requests and their order alone: no other
+        caller's share their batches, and the states of profile items are computed anew."""
+        outcomes = await self._batcher.alone(partial(self._scorer.score_afresh, list(requests)))
+        return [
+            ScoreReply(None, f"{type(one).__name__}: {one}") if isinstance(one, Exception) else ScoreReply(one)
+            for one in outcomes
+        ]
 
     def _reply(self, task: asyncio.Task[float], timeout_s: float) -> ScoreReply:
         if not task.done():

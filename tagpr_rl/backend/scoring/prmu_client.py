@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
@@ -16,6 +17,7 @@ from tagpr_rl.backend.scoring.coalesce import Coalescer
 from tagpr_rl.backend.scoring.prmu_actor import last_line
 from tagpr_rl.prmu.serving.requests import ScoreReply, ScoreRequest
 
+Answer = TypeVar("Answer")
 PAUSE_S = 0.25
 """Between two attempts, while an actor restarts or its queue is full."""
 ANSWER_WITHIN = 0.8
@@ -54,7 +56,8 @@ class ScorerPool:
             number = self._choose(first, tried)
             if number is None:
                 return ScoreReply(None, "; ".join(sorted(set(self._dead.values()))))
-            reply = await self._attempt(number, request, min(left, self._share_s))
+            seconds = min(left, self._share_s)
+            reply = await self._attempt(number, self._lanes[number].submit((request, seconds)), seconds)
             if not reply.again:
                 return reply
             reason, tried = reply.reason, tried + 1
@@ -62,6 +65,23 @@ class ScorerPool:
                 break
             await asyncio.sleep(PAUSE_S)
         return ScoreReply(None, f"no score after prmu_timeout_s={self._timeout_s:g}; last: {reason}")
+
+    async def score_together(self, requests: Sequence[ScoreRequest]) -> list[ScoreReply]:
+        """Scores that depend on these requests and their order alone, whichever actor computes them, or reasons."""
+        deadline = time.monotonic() + self._timeout_s
+        reason = "no attempt was made"
+        for tried in itertools.count():
+            number, left = self._choose(0, tried), deadline - time.monotonic()
+            if number is None or left <= 0:
+                reason = "; ".join(sorted(set(self._dead.values()))) if number is None else reason
+                return [ScoreReply(None, reason)] * len(requests)
+            answer = self._actors[number].score_together.remote(list(requests))
+            replies = await self._attempt(number, answer, left)
+            if isinstance(replies, list):
+                return replies
+            reason = replies.reason
+            await asyncio.sleep(PAUSE_S)
+        raise AssertionError
 
     def _choose(self, first: int, tried: int) -> int | None:
         """The actor's number for attempt `tried`: the user's own first, or the least busy; those in trouble last. None:
@@ -76,11 +96,12 @@ class ScorerPool:
         least = min(usable, key=self._open.__getitem__)
         return least if self._open[usable[0]] > self._open[least] + SPILL else usable[0]
 
-    async def _attempt(self, number: int, request: ScoreRequest, seconds: float) -> ScoreReply:
+    async def _attempt(self, number: int, answer: Awaitable[Answer], seconds: float) -> Answer | ScoreReply:
+        """The actor's answer, or why there is none."""
         name = self._names[number]
         self._open[number] += 1
         try:
-            return await asyncio.wait_for(self._lanes[number].submit((request, seconds)), seconds)
+            return await asyncio.wait_for(answer, seconds)
         except TimeoutError:
             self._down_until[number] = time.monotonic() + PAUSE_S
             return ScoreReply(None, f"{name} did not answer within {seconds:.1f} s", again=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from tagpr_rl.backend.scoring.coalesce import Coalescer
+from tagpr_rl.backend.scoring.coalesce import Coalescer, Gatherer, Turn
 from tagpr_rl.backend.scoring.prmu_client import ScorerPool
 from tagpr_rl.monitor.phases import ScoringTimes
 from tagpr_rl.prmu.serving.requests import ScoreReply, ScoreRequest
@@ -87,16 +87,21 @@ class ScoredResponse:
 class ResponseScorer:
     """One response -> its reward. Lives in an agent-loop worker.
 
-    Responses that end close together share a call to each actor.
+    Responses that end close together share a call to each actor. PRMU's scores round by the batch that they are
+    computed in, so responses with a turn wait for all of theirs, and are scored in that order.
     """
 
     def __init__(self, checker: str, prmu: Sequence[str], prmu_timeout_s: float) -> None:
         """`checker` and `prmu` are actor names; an empty `prmu` switches PRMU off."""
         self._checker = ray.get_actor(checker)
         self._prmu = ScorerPool(prmu, prmu_timeout_s) if prmu else None
+        if self._prmu is not None:
+            self._together: Gatherer[ScoreRequest, ScoreReply] = Gatherer(self._prmu.score_together)
         self._check: Coalescer[CheckRequest, RewardOutput] = Coalescer(self._call_checker)
 
-    async def score(self, info: Mapping[str, Any], response: str) -> tuple[RewardOutput, ScoringTimes]:
+    async def score(
+        self, info: Mapping[str, Any], response: str, turn: Turn | None = None
+    ) -> tuple[RewardOutput, ScoringTimes]:
         """The reward of one response, and when its scores were asked for and came.
 
         Malformed text gets a status. A response that PRMU could not score has the status "masked": the trainer
@@ -105,16 +110,22 @@ class ResponseScorer:
         Args:
             info: the record's `extra_info`, not changed (prompts.rows).
             response: the decoded response, tags included.
+            turn: the response's, among those that PRMU scores in one batch; None = with whoever comes.
         """
         sent_at = time.time()
-        reply = await self._prmu_score(info, response)
+        reply = await self._prmu_score(info, response, turn)
         done_at = time.time()
         score = reply.score if reply else None
         status = "off" if reply is None else "masked" if reply.score is None else "scored"
         output = await self._check.submit(CheckRequest(response, info["task"], info["gold"], score, status))
         return output, ScoringTimes(sent_at, done_at, time.time(), reply.reason if reply else "")
 
-    async def _prmu_score(self, info: Mapping[str, Any], response: str) -> ScoreReply | None:
+    def leave(self, turn: Turn | None) -> None:
+        """The response of this turn will not come."""
+        if turn is not None and self._prmu is not None:
+            self._together.leave(turn)
+
+    async def _prmu_score(self, info: Mapping[str, Any], response: str, turn: Turn | None) -> ScoreReply | None:
         if self._prmu is None:
             return None
         request = ScoreRequest(
@@ -123,7 +134,7 @@ class ResponseScorer:
             question=info["question"],
             response=response,
         )
-        return await self._prmu.score(request)
+        return await (self._together.submit(turn, request) if turn else self._prmu.score(request))
 
     async def _call_checker(self, requests: list[CheckRequest]) -> Sequence[RewardOutput]:
         return await self._checker.score_many.remote(requests)

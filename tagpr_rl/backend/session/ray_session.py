@@ -22,6 +22,7 @@ from tagpr_rl.backend.session.shell import drop_ray_variables, require_socket_fo
 from tagpr_rl.backend.session.supervisor import end_processes, supervised
 from tagpr_rl.backend.session.worker_settings import WorkerSettings, to_environment
 from tagpr_rl.config import Recipe
+from tagpr_rl.config.placement import repeats
 from tagpr_rl.deploy.address import require_reachable
 from tagpr_rl.deploy.need import need
 from tagpr_rl.types import TagprError
@@ -44,6 +45,7 @@ def worker_settings(recipe: Recipe) -> WorkerSettings:
         run_id=uuid.uuid4().hex[:12],
         device=platform.device,
         threads=platform.threads,
+        deterministic=repeats(platform, recipe.placement),
         zmq_timeout_s=platform.zmq_timeout_s,
     )
 
@@ -73,6 +75,8 @@ def environment(recipe: Recipe, settings: WorkerSettings) -> dict[str, str]:
         }
     else:
         variables = {**verl_environment(), **variables, "VERL_PLATFORM": "nvidia"}
+        if settings.deterministic:
+            variables["VLLM_BATCH_INVARIANT"] = "1"  # kernels whose rows do not hang on the other rows of a batch
     return variables
 
 

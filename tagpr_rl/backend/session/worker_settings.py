@@ -20,6 +20,8 @@ class WorkerSettings:
     """Unique per run on a host; names sockets, so that two runs never share one."""
     device: str = "cpu"
     threads: int = 2
+    deterministic: bool = False
+    """Whether the run repeats to the bit (config.platform.repeats)."""
     zmq_timeout_s: int = 120
 
 

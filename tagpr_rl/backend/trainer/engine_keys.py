@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tagpr_rl.config import Recipe, TrainingStage
+from tagpr_rl.config.placement import repeats
 from tagpr_rl.config.platform import attention, checkpointing, packs
 
 HOOKS = "tagpr_rl.backend.trainer.worker_hooks"
@@ -47,6 +48,8 @@ def engine_keys(engine: str, stage: TrainingStage, recipe: Recipe, *, trains: bo
         f"{engine}.model_dtype": "fp32",
         **_mixed_precision(engine, recipe),
     }
+    if recipe.platform.device != "cpu" and repeats(recipe.platform, recipe.placement):
+        keys[f"{engine}.full_determinism"] = True  # on the CPU the same updates are equal to the bit without it
     if stage.strategy == "deepspeed":
         keys[f"{engine}._target_"] = f"{_DEEPSPEED}.DeepSpeedEngineConfig"
         keys[f"{engine}.fsdp_size"] = 1  # real weights on every rank (engine.DeepSpeedEngineConfig)

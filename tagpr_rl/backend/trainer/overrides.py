@@ -14,6 +14,7 @@ from typing import Any
 from tagpr_rl.backend.trainer.engine_keys import HOOKS, engine_keys, hooks, load_format, model_keys
 from tagpr_rl.backend.trainer.hook_keys import reward_keys, stop_keys, validation_keys
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, stage_limits
+from tagpr_rl.config.placement import repeats
 
 _AGENT_LOOPS = "tagpr_rl.backend.rollout.agent_loop.TagprAgentLoopManager"
 _BUFFERS = "pkg://tagpr_rl.backend.trainer.replay_buffers"
@@ -142,6 +143,10 @@ def _rollout_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
         keys |= _separate_keys(recipe, stage)
     else:  # a separate engine is interrupted for new weights, and goes on from the tokens that it had sent
         keys[f"+{rollout}.engine_kwargs.vllm.scheduler_cls"] = _SCHEDULER
+    if repeats(platform, recipe.placement):
+        # A prompt that is split over two passes loses its seed: gpu_model_runner.py:3750 in 0.27.1 cannot turn a CPU
+        # generator back. The budget above holds the longest sequence.
+        keys[f"{rollout}.enable_chunked_prefill"] = False
     if cpu:
         keys[f"+{rollout}.engine_kwargs.vllm.kv_cache_memory_bytes"] = platform.vllm_memory_mb << 20
         # Engine and worker in one process: two would spin on each other's core.

@@ -13,6 +13,8 @@ import transfer_queue as tq
 from verl.trainer.ppo.v1.replay_buffer import FILTER_GROUPS_REWARD_METRIC, ReplayBuffer, ReplayBufferAsync
 
 from tagpr_rl.backend.rollout.failures import ERROR, Failure, failures_of, most_common
+from tagpr_rl.backend.rollout.places import key_order
+from tagpr_rl.backend.session.worker_settings import from_environment
 from tagpr_rl.types import TagprError
 
 POLL_SECONDS = 0.05
@@ -64,15 +66,28 @@ class FastReplayBuffer(FailureCount, ReplayBuffer):
     """verl/trainer/ppo/v1/replay_buffer.py:126 polls every 2 s, and no key of verl's changes it.
 
     A poll reads the state of every response of the step. It takes at most a fifth of the time, however many there are.
+    A step's responses come in the order in which they were asked for; verl has them in the order in which they ended.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(poll_interval=POLL_SECONDS, **kwargs)
+        self._waits = from_environment().deterministic
 
     def _sync_metadata_from_transfer_queue(self) -> None:
-        began = time.monotonic()
-        super()._sync_metadata_from_transfer_queue()
-        self.poll_interval = max(POLL_SECONDS, 4 * (time.monotonic() - began))
+        """verl's; if runs repeat, once all that was asked for has ended, so that what is asked for next (resample) does
+        not hang on what has ended by now."""
+        while True:
+            began = time.monotonic()
+            super()._sync_metadata_from_transfer_queue()
+            self.poll_interval = max(POLL_SECONDS, 4 * (time.monotonic() - began))
+            if not self._waits or not any(map(len, (*self.pending_keys.values(), *self.running_keys.values()))):
+                return
+            time.sleep(self.poll_interval)
+
+    def _materialize_batch(self, *args: Any, **kwargs: Any) -> Any:
+        batch = super()._materialize_batch(*args, **kwargs)
+        batch.reorder(sorted(range(len(batch.keys)), key=lambda i: key_order(batch.keys[i])))
+        return batch
 
 
 class ResamplingReplayBuffer(FastReplayBuffer):
@@ -111,7 +126,7 @@ class ResamplingReplayBuffer(FastReplayBuffer):
         """verl takes any groups; this buffer takes those that differ first."""
         uids, tags, steps = super()._select_prompt_uids(partition_id, sampleable_keys, len(sampleable_keys))
         equal = self._dapo_classification_cache[partition_id]
-        chosen = sorted(uids, key=lambda uid: equal.get(uid) is not None)[:batch_size]
+        chosen = sorted(uids, key=lambda uid: (equal.get(uid) is not None, uid))[:batch_size]
         self._count_failures(partition_id, chosen, tags)
         return chosen, tags, steps
 

@@ -9,8 +9,10 @@ from typing import Any
 from verl.trainer.ppo.v1 import trainer_separate_async
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
 
 from tagpr_rl.backend.rollout.clients import WholeResponseAsyncClient
+from tagpr_rl.backend.rollout.places import prompt_name
 from tagpr_rl.backend.trainer import balance
 from tagpr_rl.backend.trainer.hooks.checkpoint import CheckpointHooks
 from tagpr_rl.backend.trainer.hooks.rewards import RewardHooks
@@ -42,11 +44,26 @@ class ScorerHooks:
         super().on_init_end()  # type: ignore[misc]
 
 
-class TagprTrainer(ScorerHooks, StopHooks, ValidationHooks, CheckpointHooks, RewardHooks, PPOTrainerSync):
+class OrderHooks:
+    """For a V1 trainer: prompts have names that say when they were asked for; verl's are random."""
+
+    global_steps: int
+    _last_name: tuple[int, int] = (0, 0)
+
+    def _next_train_batch(self, num_prompts: int | None = None) -> Any:
+        batch = super()._next_train_batch(num_prompts)  # type: ignore[misc]
+        step, first = self.global_steps, self._last_name[1] if self._last_name[0] == self.global_steps else 0
+        names = [prompt_name(step, first + i) for i in range(len(batch))]
+        self._last_name = step, first + len(batch)
+        tu.assign_non_tensor_stack(batch, "uid", names)
+        return batch
+
+
+class TagprTrainer(ScorerHooks, OrderHooks, StopHooks, ValidationHooks, CheckpointHooks, RewardHooks, PPOTrainerSync):
     """verl's synchronous trainer with all hooks."""
 
 
-class TagprSeparateTrainer(ScorerHooks, StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSeparateAsync):
+class TagprSeparateTrainer(ScorerHooks, OrderHooks, StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSeparateAsync):
     """verl's separate_async trainer with all hooks: rollout on devices of its own, with weights of earlier steps."""
 
     def get_llm_client(self) -> Any:

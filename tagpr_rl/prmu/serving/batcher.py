@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Request = TypeVar("Request")
+Result = TypeVar("Result")
 Outcome = float | Exception
 """The result of a request: its score, or the error that this request caused."""
 
@@ -97,6 +98,15 @@ class Batcher(Generic[Request]):
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._drain())
         return await waiting.future
+
+    async def alone(self, call: Callable[[], Result]) -> Result:
+        """What `call` returns; it runs in the thread of the batches, after those that are under way."""
+        start = time.monotonic()
+        self._starts.append(start)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        finally:
+            self._starts.remove(start)
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()

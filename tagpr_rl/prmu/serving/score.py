@@ -125,6 +125,19 @@ class Scorer:
             for request, raw in zip(requests, self._raw(requests), strict=True)
         ]
 
+    def score_afresh(self, requests: Sequence[ScoreRequest]) -> list[float | Exception]:
+        """As `score_each`, by no item states of earlier calls: these round by the batch that they were computed in.
+
+        If a request is wrong, each one is scored alone, and the wrong one's exception stands in the list.
+        """
+        self.forget()
+        try:
+            return self.score_each(requests)
+        except TagprError as error:
+            if len(requests) == 1:
+                return [error]
+            return [outcome for request in requests for outcome in self.score_afresh([request])]
+
     def raw(self, requests: Sequence[ScoreRequest]) -> list[float]:
         """Raw scores, in the order of `requests`. FloatingPointError if one is not finite."""
         scores = self._raw(requests)

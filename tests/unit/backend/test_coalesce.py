@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tagpr_rl.backend.scoring.coalesce import Coalescer
+from tagpr_rl.backend.scoring.coalesce import Coalescer, Gatherer, Turn
 
 
 def test_items_that_arrive_together_travel_together_and_come_back_in_order() -> None:
@@ -77,3 +77,51 @@ def test_a_call_that_loses_an_item_is_an_error_and_a_caller_may_give_up() -> Non
             await asyncio.gather(coalescer.submit(1), coalescer.submit(2))
 
     asyncio.run(run())
+
+
+def test_a_batch_is_one_call_in_the_order_of_its_numbers_once_all_are_there() -> None:
+    calls: list[list[str]] = []
+
+    async def upper(items: list[str]) -> Sequence[str]:
+        calls.append(items)
+        return [item.upper() for item in items]
+
+    async def run() -> list[str]:
+        gatherer = Gatherer(upper)
+        first = [asyncio.create_task(gatherer.submit(Turn("one", number, 3), "abc"[number])) for number in (2, 0)]
+        other = await asyncio.gather(*[gatherer.submit(Turn("two", number, 2), "xy"[number]) for number in (1, 0)])
+        assert not any(task.done() for task in first) and calls == [["x", "y"]]
+        last = await gatherer.submit(Turn("one", 1, 3), "b")
+        return [*other, last, *(await asyncio.gather(*first))]
+
+    assert asyncio.run(run()) == ["Y", "X", "B", "C", "A"]
+    assert calls == [["x", "y"], ["a", "b", "c"]]
+
+
+def test_an_error_of_a_batch_reaches_all_of_it() -> None:
+    async def fail(items: list[int]) -> Sequence[int]:
+        raise ValueError("bad batch")
+
+    async def run() -> list[object]:
+        gatherer = Gatherer(fail)
+        return await asyncio.gather(*(gatherer.submit(Turn("b", i, 2), i) for i in range(2)), return_exceptions=True)
+
+    assert [str(error) for error in asyncio.run(run())] == ["bad batch"] * 2
+
+
+def test_a_batch_does_not_wait_for_an_item_that_has_left() -> None:
+    async def same(items: list[str]) -> Sequence[str]:
+        return [f"{item} of {len(items)}" for item in items]
+
+    async def run() -> list[str]:
+        gatherer = Gatherer(same)
+        first = asyncio.create_task(gatherer.submit(Turn("one", 0, 3), "a"))
+        await asyncio.sleep(0)
+        gatherer.leave(Turn("one", 1, 3))
+        assert not first.done()
+        last = asyncio.create_task(gatherer.submit(Turn("one", 2, 3), "c"))
+        for number in range(2):
+            gatherer.leave(Turn("nobody comes", number, 2))
+        return await asyncio.wait_for(asyncio.gather(first, last), 1)
+
+    assert asyncio.run(run()) == ["a of 2", "c of 2"]

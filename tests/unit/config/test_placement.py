@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
 from tagpr_rl.config import load_recipe
+from tagpr_rl.config.placement import repeats
 from tagpr_rl.run.manifest import stage_config
 from tagpr_rl.types import TagprError
 
@@ -31,6 +33,7 @@ CUDA = ("platform.device=cuda", "platform.devices_per_node=8")
         (("placement.rollout_nodes=2",), "need placement.rollout=separate"),
         (("placement.rollout=separate", "lora.rank=8"), "set lora.merge=true"),
         (("placement.rollout=separate", "stages.guided.reuse_rollout_logprobs=false"), "set it true"),
+        (("placement.rollout=separate", "platform.deterministic=true"), "use placement.rollout=colocated"),
         (("placement.prmu=shared",), "placement.prmu=shared needs an accelerator"),
         (("training.attention=flash_attention_2",), "use auto, sdpa or eager"),
         (
@@ -71,3 +74,23 @@ def test_a_stage_is_made_again_for_another_adapter_or_a_separate_rollout_only() 
     assert stage_config(separate, "sft") == stage_config(plain, "sft")
     assert stage_config(separate, "guided") != stage_config(plain, "guided")
     assert stage_config(load_recipe(DEMO, where), "guided") == stage_config(cuda, "guided")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), True),
+        (("platform.deterministic=false",), False),
+        (("placement.rollout=separate",), False),
+        (CUDA, False),
+        ((*CUDA, "platform.deterministic=true"), True),
+    ],
+)
+def test_a_run_repeats_by_default_where_that_was_measured(overrides: tuple[str, ...], expected: bool) -> None:
+    """A prompt stays whole then. Only a GPU's training kernels must be asked for it."""
+    recipe = load_recipe(DEMO, overrides)
+    assert repeats(recipe.platform, recipe.placement) is expected
+    keys = grpo_overrides(recipe, "guided", StagePaths(*[Path("x")] * 4))
+    assert ("actor_rollout_ref.rollout.enable_chunked_prefill" in keys) is expected
+    engine = "actor_rollout_ref.actor.fsdp_config.full_determinism"
+    assert keys.get(engine, False) is (expected and recipe.platform.device == "cuda")
