@@ -69,7 +69,8 @@ class TagprAgentLoopWorker(_Worker):
             await super()._run_agent_loop(sampling_params, trajectory, **kwargs)
         except RolloutError as error:
             info = kwargs["extra_info"]
-            self.scorer.leave(kwargs.get(PLACES))
+            if PLACES in kwargs:
+                self.scorer.leave(kwargs[PLACES])
             failure = Failure(info["task"], info["record_id"], int(kwargs["session_id"]), str(error))
             await tq.async_kv_put(key=key, partition_id=partition, tag=failure.tag())
         except Exception as error:

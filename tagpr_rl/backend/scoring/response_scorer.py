@@ -120,9 +120,9 @@ class ResponseScorer:
         output = await self._check.submit(CheckRequest(response, info["task"], info["gold"], score, status))
         return output, ScoringTimes(sent_at, done_at, time.time(), reply.reason if reply else "")
 
-    def leave(self, turn: Turn | None) -> None:
+    def leave(self, turn: Turn) -> None:
         """The response of this turn will not come."""
-        if turn is not None and self._prmu is not None:
+        if self._prmu is not None:
             self._together.leave(turn)
 
     async def _prmu_score(self, info: Mapping[str, Any], response: str, turn: Turn | None) -> ScoreReply | None:
