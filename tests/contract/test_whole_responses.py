@@ -24,7 +24,8 @@ from tagpr_rl.backend.rollout.clients import (
     WholeResponseClient,
 )
 from tagpr_rl.backend.rollout.failures import RolloutError
-from tagpr_rl.backend.rollout.places import Place, Turn, placed, turn_of
+from tagpr_rl.backend.rollout.places import Place, placed, turn_of
+from tagpr_rl.backend.scoring.coalesce import Turn
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch]
 

@@ -18,7 +18,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import LogprobsLists
 
-from tagpr_rl.backend.rollout.places import Turn, turn_of
+from tagpr_rl.backend.rollout.places import turn_of
+from tagpr_rl.backend.scoring.coalesce import Turn
 
 
 @dataclass(slots=True)

@@ -10,7 +10,6 @@ import pytest
 
 from tagpr_rl.backend.rollout.places import (
     Place,
-    Turn,
     key_order,
     on_server,
     place_of,
@@ -19,6 +18,7 @@ from tagpr_rl.backend.rollout.places import (
     request_seed,
     turn_of,
 )
+from tagpr_rl.backend.scoring.coalesce import Turn
 
 
 def test_a_seed_is_the_first_four_bytes_of_a_sha256() -> None:
