@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tagpr_rl.backend.rollout.places import prompt_name
 from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
 from tagpr_rl.config import load_recipe
 
@@ -171,7 +173,7 @@ def test_verl_s_float32_advantages_of_equal_rewards_are_not_zero() -> None:
 
 
 class Queue:
-    """What the replay buffer asks of TransferQueue; prompts are answered at once, some alike."""
+    """What the replay buffer asks of TransferQueue; prompts are answered at once, some alike, the last one first."""
 
     def __init__(self) -> None:
         self.items: dict[str, dict[str, Any]] = {}
@@ -180,7 +182,7 @@ class Queue:
 
     def ask(self, count: int, alike: bool) -> None:
         for _ in range(count):
-            uid = f"u{self.asked}"
+            uid = prompt_name(1, self.asked)
             self.asked += 1
             self.items[uid] = {"is_prompt": True, "status": "finished", "global_steps": 1}
             for sample in (0, 1):
@@ -188,7 +190,7 @@ class Queue:
                 self.scores[f"{uid}_{sample}_0"] = 1.0 if alike else float(sample)
 
     def kv_list(self) -> dict[str, Any]:
-        return {"train": dict(self.items)}
+        return {"train": dict(reversed(self.items.items()))}
 
     def kv_clear(self, partition_id: str, keys: list[str]) -> None:
         for key in keys:
@@ -229,8 +231,61 @@ def test_resampling_asks_until_the_step_is_full_but_not_for_ever(
     batch, metrics = buffer.sample(global_steps=1, partition_id="train", batch_size=4)
     assert len({key.split("_")[0] for key in batch.keys}) == 4 and len(batch.keys) == 8
     assert metrics["training/filter_groups/evicted_samples"] == given_up
-    alike = [key for key in batch.keys if int(key.split("_")[0][1:]) < good_after]
+    alike = [key for key in batch.keys if int(key.split("_")[0].partition("-")[2]) < good_after]
     assert len(alike) == 2 * left
+    assert batch.keys == sorted(batch.keys)  # as they were asked for, with their tags
+
+
+def test_what_is_asked_for_next_does_not_hang_on_what_has_ended_by_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prompts of four are equal, and one still runs. A run that repeats drops none before all have ended."""
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.v1 import replay_buffer
+
+    from tagpr_rl.backend.trainer import replay_buffers
+
+    queue, looks, dropped = Queue(), [], []
+    for number in range(4):
+        queue.ask(1, alike=number < 2)
+    list_all = queue.kv_list
+
+    def kv_list() -> dict[str, Any]:
+        looks.append(len(dropped))
+        queue.items[prompt_name(1, 3)]["status"] = "running" if len(looks) < 4 else "finished"
+        return list_all()
+
+    queue.kv_list = kv_list  # type: ignore[method-assign]
+    monkeypatch.setattr(replay_buffer, "tq", queue)
+    monkeypatch.setattr(replay_buffers, "from_environment", lambda: SimpleNamespace(deterministic=True))
+    monkeypatch.setattr(replay_buffers, "POLL_SECONDS", 0.0)
+
+    def refill(count: int) -> None:
+        dropped.append(count)
+        queue.ask(count, alike=False)
+
+    buffer = replay_buffers.ResamplingReplayBuffer(
+        trainer_mode="sync", trainer_config=OmegaConf.create({}), max_off_policy_threshold=8,
+        max_off_policy_strategy="drop", refill_fn=refill,
+        sampler_kwargs=OmegaConf.create({"train_batch_size": 4, "limit": 9, "group_size": 2}),
+    )  # fmt: skip
+    batch, _ = buffer.sample(global_steps=1, partition_id="train", batch_size=4)
+    assert looks[:4] == [0, 0, 0, 0] and dropped == [4]  # verl asks for two a dropped group
+    assert [key.split("_")[0][-1] for key in batch.keys[::2]] == ["2", "3", "4", "5"]
+
+
+def test_prompts_have_names_in_the_order_in_which_a_step_asks_for_them() -> None:
+    from tensordict import TensorDict
+
+    from tagpr_rl.backend.trainer.trainers import OrderHooks
+
+    class Verl:
+        def _next_train_batch(self, count: int) -> Any:
+            return TensorDict({}, batch_size=[count])
+
+    trainer = type("Trainer", (OrderHooks, Verl), {})()
+    names = []
+    for trainer.global_steps, count in ((4, 2), (4, 1), (5, 2)):
+        names += list(trainer._next_train_batch(count)["uid"])
+    assert names == ["000004-000000", "000004-000001", "000004-000002", "000005-000000", "000005-000001"]
 
 
 def test_resampling_is_switched_on_by_its_key() -> None:
