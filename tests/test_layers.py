@@ -77,7 +77,7 @@ MAY_IMPORT_IN_BACKEND: dict[str, set[str]] = {
     "deepspeed": {"forward"},
     "scoring": {"session", "deepspeed", "tracking"},
     "platform_cpu": {"session", "forward"},
-    "rollout": {"session", "scoring", "platform_cpu"},
+    "rollout": {"session", "scoring", "platform_cpu", "forward"},
     "trainer": {"session", "scoring", "tracking", "rollout", "platform_cpu", "forward"},
 }
 AT_ROOT = {"__init__", "__main__", "types", "files", "documents"}

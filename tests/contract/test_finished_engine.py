@@ -1,4 +1,4 @@
-"""vLLM's engine with the scheduler that hands over finished responses: the same responses in far fewer outputs."""
+"""vLLM's engine with the project's scheduler and worker: the same responses in far fewer outputs, proven weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from tagpr_rl.backend.rollout.arrival import require
+from tagpr_rl.types import TagprError
+
 os.environ.setdefault("VERL_PLATFORM", "cpu")
 pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(300)]
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +23,8 @@ import json, sys
 from vllm import LLM, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.sampling_params import RequestOutputKind
+
+EXTENSION = "tagpr_rl.backend.rollout.vllm_worker.TagprWorkerExtension"
 
 def engine(**more):
     llm = LLM(sys.argv[1], skip_tokenizer_init=True, dtype="float32", enforce_eager=True, max_model_len=96, seed=0,
@@ -55,9 +60,28 @@ def sampled(llm, batch, order, unseeded=None):
         step()
     return [got[i] for i in range(12)]
 
+def hand_overs(llm):
+    # What the engine says after two hand-overs of the policy's weights, and after one of its own weights changed.
+    import asyncio, threading
+    from safetensors.torch import load_file
+    from tagpr_rl.backend.forward.checksum import with_checksum
+    from tagpr_rl.backend.rollout.weights import TimedWeightSender, socket_address
+
+    weights, proofs = load_file(sys.argv[1] + "/model.safetensors"), []
+    for factor in (1.0, 1.25):
+        sender = TimedWeightSender(socket_address(0, 0), bucket_size_mb=1, use_shm=True)
+        changed = with_checksum((name, weight * factor) for name, weight in weights.items())
+        thread = threading.Thread(target=lambda: asyncio.run(sender.async_send_weights(changed)))
+        thread.start()
+        llm.collective_rpc("update_weights_from_ipc", kwargs={"use_shm": True})
+        thread.join()
+        proofs += llm.collective_rpc("weights_proof")
+    llm.apply_model(lambda model: model.model.layers[1].mlp.gate_up_proj.weight.data[3, 5].add_(1e-3))
+    return proofs + llm.collective_rpc("weights_proof")
+
 prompts = [TokensPrompt(prompt_token_ids=[(7 * i + 3 * j) %% 250 + 1 for j in range(5 + i)]) for i in range(12)]
 result = {}
-for name, more in (("vllm", {}), ("ours", {"scheduler_cls": sys.argv[2]})):
+for name, more in (("vllm", {}), ("ours", {"scheduler_cls": sys.argv[2], "worker_extension_cls": EXTENSION})):
     llm, counts, scheduler = engine(**more)
     preempted = []
     preempt = scheduler._preempt_request
@@ -93,6 +117,7 @@ for name, more in (("vllm", {}), ("ours", {"scheduler_cls": sys.argv[2]})):
         result["reversed"] = sampled(llm, "b", numbers[::-1])
         result["one_unseeded"] = sampled(llm, "c", numbers, unseeded=11)
         result["gathered"] = len(scheduler._gathered)
+        result["proofs"] = hand_overs(llm)
     del llm
 llm, _, _ = engine(max_num_batched_tokens=16, max_num_seqs=8)  # 12 prompts of 5 to 16 tokens: some are split
 try:
@@ -158,3 +183,15 @@ def test_vllm_ignores_all_seeds_if_one_request_of_a_batch_has_none(engines: dict
 def test_vllm_still_cannot_split_a_seeded_prompt_on_the_cpu(engines: dict[str, Any]) -> None:
     """Why prompts are not split. If this fails, `enable_chunked_prefill` may be on again."""
     assert "CPU Generator does not use offset" in engines["split"]
+
+
+def test_the_engine_holds_what_the_policy_sent_and_a_changed_weight_shows(engines: dict[str, Any]) -> None:
+    """19 parameters of its own: 8 a layer with projections in one, embedding, norm, head."""
+    first, second, changed = engines["proofs"]
+    for proof in (first, second):
+        require(proof, 1)
+        assert proof["compared"] == 19 and proof["unknown"] == 0
+    assert first["sent"] != second["sent"] == changed["sent"] == changed["received"]
+    assert changed["differs"] == "model.layers.1.mlp.gate_up_proj.weight"
+    with pytest.raises(TagprError, match=f"checksum {changed['expected']} and has {changed['held']}"):
+        require(changed, 2)

@@ -24,6 +24,7 @@ from verl.workers.engine.fsdp.utils import unfuse_moe_params
 
 from tagpr_rl.backend.deepspeed.checkpoint import DeepSpeedCheckpointManager
 from tagpr_rl.backend.deepspeed.zero import import_deepspeed, training_weights, zero_config
+from tagpr_rl.backend.forward.checksum import with_checksum
 from tagpr_rl.backend.forward.loss_tokens import LossTokenEngine
 
 
@@ -187,12 +188,13 @@ class DeepSpeedEngine(LossTokenEngine):
         self.checkpoint_manager.load_checkpoint(local_path=local_path, hdfs_path=hdfs_path)
 
     def get_per_tensor_param(self, layered_summon: bool = False, base_sync_done: bool = False, **kwargs: Any) -> Any:
-        """(generator of (name, whole tensor), None): a tied tensor once; every rank must drain the generator."""
+        """(generator of (name, whole tensor) and their checksum, None): a tied tensor once; every rank must drain it."""
         model = self.module.module
         # One name at a time: the conversion takes a dict, and all weights at once would not fit under ZeRO 3.
         pairs = training_weights(model)
         renamed = (item for pair in pairs for item in convert_weight_keys(dict([pair]), model).items())
-        return unfuse_moe_params(renamed, self.model_config.hf_config.model_type), None
+        weights = unfuse_moe_params(renamed, self.model_config.hf_config.model_type)
+        return with_checksum(weights), None
 
     def get_per_tensor_param_shard(self, **kwargs: Any) -> Any:
         """Refused: the weights are not DTensors."""

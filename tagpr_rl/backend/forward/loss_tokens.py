@@ -16,6 +16,7 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from tagpr_rl.backend.forward.checksum import with_checksum
 from tagpr_rl.backend.forward.logprobs import token_logprobs
 
 
@@ -30,6 +31,11 @@ class LossTokenEngine(FSDPEngineWithLMHead):
 
     _positions: torch.Tensor | None = None
     """Indices `[N]` into the micro-batch's tokens whose next token is in the loss; None = verl's way."""
+
+    def get_per_tensor_param(self, **kwargs: Any) -> Any:
+        """The weights for rollout servers, whose last tensor is their checksum, and the adapter's settings."""
+        weights, peft_config = super().get_per_tensor_param(**kwargs)
+        return with_checksum(weights), peft_config
 
     def forward_step(self, micro_batch: Any, loss_function: Any, forward_only: bool) -> Any:
         """One forward pass of a micro-batch; see verl."""

@@ -44,6 +44,11 @@ class TagprHttpServer(vLLMHttpServer):
             return_exceptions=True,
         )
 
+    async def weights_proof(self) -> list[dict[str, Any]]:
+        """What each worker says of the last hand-over of weights (vllm_worker)."""
+        proofs: list[dict[str, Any]] = await self.engine.collective_rpc("weights_proof")
+        return proofs
+
 
 class TagprReplica(vLLMReplica):
     """A replica that launches `TagprHttpServer`."""

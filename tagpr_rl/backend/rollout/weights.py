@@ -1,4 +1,4 @@
-"""Weight transfer from actor to rollout: per-run sockets and time-outs.
+"""Weight transfer from actor to rollout: per-run sockets, time-outs, and proof of what arrived.
 
 Subclasses of verl 0.9.1's vllm_rollout.ServerAdapter and bucketed_weight_transfer classes. The actor side is put in
 place here and by `worker_hooks`, the rollout side by `vllm_worker`.
@@ -14,6 +14,7 @@ import zmq
 from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer as transfer
 from verl.workers.rollout.vllm_rollout import vllm_rollout
 
+from tagpr_rl.backend.rollout.arrival import require
 from tagpr_rl.backend.session.worker_settings import from_environment
 
 
@@ -60,3 +61,10 @@ class TagprServerAdapter(vllm_rollout.ServerAdapter):
         super().__init__(config, model_config, device_mesh, replica_rank)
         local_rank = self.rollout_rank % int(os.environ["RAY_LOCAL_WORLD_SIZE"])
         self.zmq_handle = socket_address(self.replica_rank, local_rank)
+
+    async def update_weights(self, weights: Any, global_steps: int | None = None, **kwargs: Any) -> None:
+        """verl's hand-over; TagprError if the server then holds other weights than the policy sent."""
+        await super().update_weights(weights, global_steps=global_steps, **kwargs)
+        if self._has_server:
+            for proof in await self.server_handle.weights_proof.remote():
+                require(proof, global_steps)
