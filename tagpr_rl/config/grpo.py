@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative, PathText
 from tagpr_rl.config.data import DataBlock
 from tagpr_rl.config.reward import RewardTerm, RewardWeights, list_mistake, prmu_terms
-from tagpr_rl.config.rules import AlertLimits, FilterBlock, StepLog, StopBlock, ValidationBlock
+from tagpr_rl.config.rules import AlertLimits, CurriculumBlock, FilterBlock, StepLog, StopBlock, ValidationBlock
 from tagpr_rl.config.stage import StageBase, TrainingStage
 from tagpr_rl.reward.advantages.step import split_terms
 from tagpr_rl.reward.components import Term
@@ -239,6 +239,9 @@ class GrpoStage(TrainingStage):
                 f"loss: gspo with clip_low {self.clip_low:g} and clip_high {self.clip_high:g} never clips: a "
                 "response's ratio stays near 1; its paper has 3e-4 and 4e-4"
             )
+        if self.curriculum is not None and (self.rollouts_from is not None or own.zero_variance == "resample"):
+            other = "rollouts_from" if self.rollouts_from is not None else "advantage.zero_variance: resample"
+            raise ValueError(f"curriculum and {other} both choose the questions of a step; keep one of them")
         if self.rollouts_from is not None and own.zero_variance == "resample":
             raise ValueError(
                 "rollouts_from gives each step its saved responses: there are none more for zero_variance: resample"
@@ -247,6 +250,8 @@ class GrpoStage(TrainingStage):
 
     filter: FilterBlock | None = None
     """Training questions of this stage; null = all."""
+    curriculum: CurriculumBlock | None = None
+    """The order of the questions; null = shuffled, each once before one comes again."""
     validation: ValidationBlock | None = None
     """Validate the policy on users who train nothing (data.validation_fraction); null = never."""
     stop: StopBlock | None = None

@@ -42,6 +42,14 @@ class FilterBlock(Closed):
         return self
 
 
+class CurriculumBlock(Closed):
+    """Ask questions more often whose groups differ in their reward. What is known of a question is the running variance
+    of its person's and task's groups. The order follows from seed and rewards; a resumed stage goes on with it."""
+
+    floor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    """Share of the questions that are drawn alike from all, so that each of them keeps a chance."""
+
+
 class PlateauBlock(Closed):
     """Stop when the mean of `metric` over `window` steps has not got better for `patience` steps."""
 

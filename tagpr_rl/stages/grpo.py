@@ -123,6 +123,8 @@ def carried(stage: GrpoStage) -> dict[str, str]:
     this project.
     """
     order = f"afresh: shuffled with seed {stage.seed}, from the first question"
+    if stage.curriculum is not None:
+        order = f"afresh: by the groups' variance, with seed {stage.seed}"
     if stage.rollouts_from is not None:
         order = f"the saved responses' own ({stage.rollouts_from})"
     reference = f"the weights of '{stage.init}', fixed" if stage.kl_coef > 0 else "none (kl_coef is 0)"

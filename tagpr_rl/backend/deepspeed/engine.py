@@ -188,7 +188,7 @@ class DeepSpeedEngine(LossTokenEngine):
         self.checkpoint_manager.load_checkpoint(local_path=local_path, hdfs_path=hdfs_path)
 
     def get_per_tensor_param(self, layered_summon: bool = False, base_sync_done: bool = False, **kwargs: Any) -> Any:
-        """(generator of (name, whole tensor) and their checksum, None): a tied tensor once; every rank must drain it."""
+        """(generator of (name, whole tensor) and the checksum, None): a tied tensor once; every rank must drain it."""
         model = self.module.module
         # One name at a time: the conversion takes a dict, and all weights at once would not fit under ZeRO 3.
         pairs = training_weights(model)

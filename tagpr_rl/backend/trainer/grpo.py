@@ -53,6 +53,7 @@ class GrpoDriver:
 
         from tagpr_rl.backend import platform_cpu
         from tagpr_rl.backend.rollout.clients import ServerManager
+        from tagpr_rl.backend.trainer.hooks.curriculum import rl_sampler
         from tagpr_rl.backend.trainer.trainers import TagprSeparateTrainer, TagprTrainer
 
         platform_cpu.assert_platform(device)
@@ -63,6 +64,7 @@ class GrpoDriver:
         for name, trainer in trainers.items():
             trainer_base.TRAINER_REGISTRY[name] = partial(trainer, start_scorers=later)
         trainer_base.LLMServerManager = ServerManager  # the trainer makes it by this name (trainer_base.py:372)
+        trainer_base.create_rl_sampler = rl_sampler  # likewise (trainer_base.py:749)
         trackers = TrackerFactory(tracking)
         trainer_base.Tracking = trackers
         runner = main_ppo.TaskRunnerV1.__ray_metadata__.modified_class()

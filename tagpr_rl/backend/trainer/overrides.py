@@ -68,6 +68,7 @@ def _data_keys(recipe: Recipe, stage: GrpoStage, paths: StagePaths) -> dict[str,
         "data.seed": stage.seed,
         "data.shuffle": stage.rollouts_from is None,  # saved rows stand in the order of their steps
         "data.dataloader_num_workers": 0,
+        **({"+data.curriculum.floor": stage.curriculum.floor} if stage.curriculum is not None else {}),
     }
 
 

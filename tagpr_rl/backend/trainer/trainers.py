@@ -15,6 +15,7 @@ from tagpr_rl.backend.rollout.clients import WholeResponseAsyncClient
 from tagpr_rl.backend.rollout.places import prompt_name
 from tagpr_rl.backend.trainer import balance
 from tagpr_rl.backend.trainer.hooks.checkpoint import CheckpointHooks
+from tagpr_rl.backend.trainer.hooks.curriculum import CurriculumHooks
 from tagpr_rl.backend.trainer.hooks.rewards import RewardHooks
 from tagpr_rl.backend.trainer.hooks.stop import StopHooks
 from tagpr_rl.backend.trainer.hooks.validation import ValidationHooks
@@ -59,11 +60,22 @@ class OrderHooks:
         return batch
 
 
-class TagprTrainer(ScorerHooks, OrderHooks, StopHooks, ValidationHooks, CheckpointHooks, RewardHooks, PPOTrainerSync):
+class TagprTrainer(
+    ScorerHooks,
+    OrderHooks,
+    StopHooks,
+    ValidationHooks,
+    CheckpointHooks,
+    CurriculumHooks,
+    RewardHooks,
+    PPOTrainerSync,
+):
     """verl's synchronous trainer with all hooks."""
 
 
-class TagprSeparateTrainer(ScorerHooks, OrderHooks, StopHooks, CheckpointHooks, RewardHooks, PPOTrainerSeparateAsync):
+class TagprSeparateTrainer(
+    ScorerHooks, OrderHooks, StopHooks, CheckpointHooks, CurriculumHooks, RewardHooks, PPOTrainerSeparateAsync
+):
     """verl's separate_async trainer with all hooks: rollout on devices of its own, with weights of earlier steps."""
 
     def get_llm_client(self) -> Any:
