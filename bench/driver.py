@@ -141,7 +141,7 @@ def measure(items: dict[str, dict[str, Any]], prompts: int) -> dict[str, float]:
 
     cpu = time.process_time()
     trainer, metrics = trainer_of(prompts), {}
-    batch = SimpleNamespace(keys=list(items), partition_id="train", tags=[{} for _ in items])
+    batch = SimpleNamespace(keys=list(items), partition_id="train", tags=[{"max_global_steps": 1} for _ in items])
     lengths = [len(item["response_mask"]) for item in items.values()]
     with timed("balance"):
         get_seqlen_balanced_partitions(lengths, 8, equal_size=True)

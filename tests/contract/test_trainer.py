@@ -305,7 +305,7 @@ def test_a_response_is_parsed_once_a_step(monkeypatch: pytest.MonkeyPatch, tmp_p
     trainer.replay_buffer.failures = [Failure("LaMP_2", "1", 2, "it is empty")]
     trainer.global_steps, trainer.tokenizer = 1, tokenizer
     trainer.logger = SimpleNamespace(table=lambda *table: tables.append(table))
-    batch = SimpleNamespace(keys=list(items), partition_id="train", tags=[{}] * 4)
+    batch = SimpleNamespace(keys=list(items), partition_id="train", tags=[{"max_global_steps": 0}] * 4)
     metrics: dict[str, Any] = {}
     trainer._compute_advantage(batch, metrics)
     trainer._compute_metrics(batch, metrics, {"step": 4.0, "gen": 1.0}, 1, 0)
