@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tagpr_rl.backend.session.supervisor import begin, is_done, value
+from tagpr_rl.backend.session.supervisor import LostPartError, begin, is_done, value
 from tagpr_rl.backend.tracking.settings import TrackingSettings
 from tagpr_rl.backend.tracking.tracker import warnings_file
 from tagpr_rl.backend.trainer.overrides import StagePaths, world_size
@@ -202,6 +202,8 @@ def wait_for(context: StageContext, task: Any, steps: int, describe: Callable[[d
     wait_with_progress(context.console, context.name, context.dir.metrics, steps, describe, done)
     try:
         value(task)  # raises what the stage raised
+    except LostPartError:
+        raise  # the pipeline adds the stage, the logs and the command that goes on
     except TagprError as error:
         raise plain_error(error) from error
     finally:
