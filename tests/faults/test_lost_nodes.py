@@ -25,7 +25,7 @@ import machines
 
 sys.path.pop(0)
 
-pytestmark = [pytest.mark.fault, pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.fault, pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(2400)]
 WHERE = "A node of a cluster"
 CPUS = 15
 RECIPE = {

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from fault_runs import ANSWER_S, GUIDED, Launched, Record, prepared, steps
 
-pytestmark = [pytest.mark.fault, pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.fault, pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(2400)]
 WHERE = "A process of a GRPO stage"
 KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 ENDS = {

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from fault_runs import ANSWER_S, GUIDED, Launched, Record, prepared, steps
 
-pytestmark = [pytest.mark.fault, pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.fault, pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(2400)]
 WHERE = "The machine"
 PORTS = (6379, 8265, 10001, 29500, 52365, 8000, 12345)
 """What Ray, torch and vLLM take where nobody says otherwise."""
