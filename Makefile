@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help preflight install install-gpu weights demo real real-folder test test-fast lint docs gpu-api lock clean
+.PHONY: help preflight install install-gpu weights demo real real-folder test test-fast test-faults lint docs gpu-api lock clean
 
 VENV ?= .venv
 RECIPE ?= recipes/demo.yaml
@@ -83,6 +83,10 @@ test: install  ## every test, two files at a time
 
 test-fast: install  ## the tests without torch and Ray that take no time
 	@$(PY) -m pytest -n 2 --dist loadfile -m "not torch and not stack and not slow" tests/unit tests/test_layers.py
+
+test-faults: install  ## take parts, disks, memory and nodes away from runs; writes the table of docs/guides/faults.md
+	@$(PY) -m pytest -m fault tests/faults
+	@$(PY) docs/generate.py
 
 lint: install  ## ruff and mypy
 	@$(VENV)/bin/ruff check .

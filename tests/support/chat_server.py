@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gzip
+import functools
 import json
 import re
+import struct
 import subprocess
 import sys
 import urllib.request
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +45,17 @@ def schedule(seed: int, number: int, faulty: float) -> tuple[str, int]:
     if kind in FINAL:
         times = FOREVER
     return kind, 1 if kind == "slow" else times  # a client's time-out is long: a busy machine must not reach it
+
+
+@functools.cache
+def bomb() -> bytes:
+    """1 GiB of spaces as gzip: one block of 1 MiB, 1,024 times. After a full flush a block needs none before it."""
+    megabyte = b" " * (1 << 20)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = packer.compress(megabyte) + packer.flush(zlib.Z_FULL_FLUSH)
+    check = functools.reduce(lambda value, _: zlib.crc32(megabyte, value), range(1024), 0)
+    header = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+    return header + block * 1024 + b"\x03\0" + struct.pack("<II", check, 1 << 30)
 
 
 class Server:
@@ -129,7 +142,7 @@ class Server:
         """A body without end, or one of 1 GiB in 1 MiB."""
         head = "HTTP/1.1 200 x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n"
         writer.write(f"{head}{'content-encoding: gzip' + chr(13) + chr(10) if compressed else ''}\r\n".encode())
-        data = gzip.compress(b" " * (1 << 30), 1) if compressed else b" " * (1 << 16)
+        data = bomb() if compressed else b" " * (1 << 16)
         try:
             while True:
                 writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")

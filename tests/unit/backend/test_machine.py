@@ -20,6 +20,7 @@ Usage = namedtuple("Usage", "total used free")
 GIB = 1 << 30
 
 
+@pytest.mark.slow
 def test_versions_against_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = tmp_path / "cpu.lock"
     monkeypatch.setattr(machine, "shipped", lambda _: lock)

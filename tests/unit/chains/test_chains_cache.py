@@ -60,6 +60,7 @@ def as_dict(request: ChatRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in ChatRequest.__slots__}
 
 
+@pytest.mark.slow
 @given(st.text(), st.sampled_from(ReplyStatus), st.integers(0, 9), st.integers(0, 9))
 def test_what_is_put_comes_back_if_it_is_of_use(
     tmp_path_factory: pytest.TempPathFactory, text: str, status: ReplyStatus, a: int, b: int
@@ -118,6 +119,7 @@ with AnswerCache(Path(sys.argv[1])) as cache:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_file(tmp_path: Path, root: Path) -> None:
     path = tmp_path / "new" / "a"
     command = [sys.executable, "-c", WRITER, str(path)]

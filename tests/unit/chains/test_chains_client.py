@@ -150,6 +150,7 @@ def test_nothing_committed_is_asked_again_after_twenty_kills(tmp_path: Path) -> 
     print(f"\n{twice} of {n + twice} answers were in flight at one of 20 kills and were asked for again: {in_flight}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [{"tokens": 3000}, {"money": 0.3}])
 def test_a_spent_budget_stops_cleanly_and_more_goes_on(tmp_path: Path, limit: dict[str, float]) -> None:
     """A reply is 2 + 15 tokens; the bound of one is 17 bytes + 2 * 32 + max_tokens 24 = 105."""
@@ -199,6 +200,7 @@ def test_time_outs(tmp_path: Path) -> None:
         assert counts == {"OK": 4, "FAILED": 46} and "total_s" in replies[-1].detail  # two rounds begin within 0.5 s
 
 
+@pytest.mark.slow
 def test_a_mistake_for_all_is_one_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = "sk-very-secret-0123456789"
     with serving(key=key, model="good-model") as url:

@@ -28,6 +28,7 @@ def generate(url: str, path: Path) -> list[Reply]:
         return OpenAIGenerator(EndpointBlock.model_validate(raw), cache, account="p").generate(REQUESTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("always, limit", [("endless", "16384 KiB"), ("bomb", "256 KiB")])
 def test_a_body_without_end_fills_no_memory(always: str, limit: str, tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

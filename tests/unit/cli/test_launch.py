@@ -55,6 +55,7 @@ def test_an_unknown_until_is_refused(tmp_path: Path, pipeline: list[Any], capsys
     assert pipeline == [] and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_fresh_deletes_a_run_and_refuses_any_other_folder(tmp_path: Path, pipeline: list[Any]) -> None:
     run = RunDir(tmp_path / "demo")
     write_json(run.resolved, {})
@@ -112,6 +113,7 @@ def test_report_of_an_unfinished_run_names_what_is_missing(tmp_path: Path, capsy
     assert "not run" in (tmp_path / "report.json").read_text()
 
 
+@pytest.mark.slow
 def test_walk_prints_nine_hops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out_folder = f"out={tmp_path}"  # in a checkout that holds a run of the demo, the walk would read that run's data
     assert go("walk", str(DEMO), "--record", "3", out_folder) == 0
@@ -131,6 +133,7 @@ def test_an_output_folder_below_a_file_is_explained(
     assert pipeline == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error, code, part",
     [
@@ -243,6 +246,7 @@ def test_plan_prints_every_stage_and_the_overrides(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_plan_and_dry_run_print_verl_keys_and_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert go("run", str(DEMO), f"out={tmp_path}", "--dry-run") == 0
     assert "data.train_batch_size" not in (plan := capsys.readouterr().out)

@@ -166,6 +166,7 @@ def write_users(folder: Path, splits: Sequence[str], users: int = 20) -> None:
             write_lamp(folder, task, split, [replace(record, user_id=record.id) for record in records])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [
@@ -181,6 +182,7 @@ def test_the_walk_s_records_are_the_data_stage_s(demo: Recipe, tmp_path: Path, d
     assert [r.task for r in made.train] == [task for task in recipe.data.tasks for r in made.train if r.task == task]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splits", [("dev",), ("train", "dev")])
 def test_the_same_for_official_files(demo: Recipe, tmp_path: Path, splits: tuple[str, ...]) -> None:
     write_users(tmp_path / "lamp", splits)
@@ -201,6 +203,7 @@ def test_the_same_for_the_real_files(demo: Recipe, tmp_path: Path, lamp_real: Pa
     assert made.train == written.train and made.held_out == written.held_out
 
 
+@pytest.mark.slow
 def test_data_of_another_recipe_is_not_walked(demo: Recipe, tmp_path: Path) -> None:
     run_data_stage(small_world(demo, tmp_path))
     assert "1  make_splits" in printed(small_world(demo, tmp_path, tasks=["LaMP_1"]), 0)
@@ -221,6 +224,7 @@ def test_a_forged_tag_in_a_profile_is_harmless(demo: Recipe, tmp_path: Path) -> 
     assert "robots at war" in text and "‹/think>" in text
 
 
+@pytest.mark.slow
 def test_a_live_model_s_responses_are_used(demo: Recipe) -> None:
     seen: list[Prompt] = []
 

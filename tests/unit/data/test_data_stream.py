@@ -229,6 +229,7 @@ def test_ten_thousand_damaged_records_are_read_or_refused(tmp_path: Path) -> Non
     assert n_refused > 6000
 
 
+@pytest.mark.slow
 def test_ten_thousand_damaged_texts_are_read_or_refused(tmp_path: Path) -> None:
     rng = random.Random(1)
     path = questions_path(tmp_path, "LaMP_2", "dev")

@@ -175,6 +175,7 @@ for step in range(at + 1, at + 500):
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_pointer_names_a_whole_checkpoint(root: Path) -> None:
     """Ten writers, killed at random moments one after another: each goes on where the last good save was."""
     rng, reached = random.Random(7), 0

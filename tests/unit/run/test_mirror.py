@@ -91,6 +91,7 @@ def interrupted(run: RunDir, r: Recipe, mirror: Mirror, *, at: int) -> None:
         assert not mirror.push_checkpoint(run, folder)  # nothing new
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere_from_its_url(base: str, tmp_path: Path) -> None:
     r = recipe(lambda raw: raw.update(mirror=base))
     here, mirror = RunDir(tmp_path / "here" / "r"), mirror_of(r)
