@@ -1,6 +1,6 @@
 """One GRPO step of this project (verl, vLLM, Ray) beside one of TRL's GRPOTrainer, as a ratio of medians.
 
-Run: python bench/trl.py --trl-python <interpreter with bench/requirements-trl.txt> [--sizes 32x8x256,8x4x64]
+Run: python bench/trl.py --trl-python <interpreter with bench/requirements-trl.txt> [--sizes 32x8x256,16x8x128,8x4x64]
 
 Both sides: the same tiny model with random weights, the same prompts in the same order, the rubric without PRMU as
 reward, exactly as many new tokens as the size says, fp32, the same number of threads, AdamW, one update per step over
@@ -279,7 +279,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl-python", type=Path, required=True, help="interpreter of an environment with TRL")
     parser.add_argument(
-        "--sizes", type=lambda text: [parse_size(part) for part in text.split(",")], default="32x8x256,8x4x64"
+        "--sizes", type=lambda text: [parse_size(part) for part in text.split(",")], default="32x8x256,16x8x128,8x4x64"
     )
     parser.add_argument("--steps", type=int, default=5, help="measured steps")
     parser.add_argument("--warmup", type=int, default=2)
