@@ -33,6 +33,8 @@ SHORT = (
     "data.world.train_users=30", "stages.sft.steps=30", "stages.base.steps=5", "stages.prmu.steps=5",
     "stages.guided.save_every=1", "log.wandb=disabled",
 )  # fmt: skip
+WITHIN_S = 5.0
+"""A part is taken at most so long after the step before has ended."""
 END_S = 300.0
 """How long a run may take to notice that a part is gone, on a machine with other work; 60 s on one without."""
 
@@ -84,7 +86,7 @@ def lose_parts(run: Path, steps: int, first: Sequence[str], log: Path, rng: rand
             if struck < done < steps:
                 struck = done
                 if rng.random() < 0.5:
-                    time.sleep(rng.uniform(0, 5))
+                    time.sleep(rng.uniform(0, WITHIN_S))
                     taken.append(f"step {done + 1}: {hit(process, rng)}")
                     print(taken[-1], flush=True)
                     deadline = time.monotonic() + END_S
@@ -140,7 +142,7 @@ def main() -> int:
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--longest", type=float, help="seconds from a start to a kill at most; None = half a whole run")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()  # overrides stand before or after options
     given.out.mkdir(parents=True, exist_ok=True)
     log, rng = given.out / "log.txt", random.Random(given.seed)
     if given.what == "parts":
