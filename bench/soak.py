@@ -1,6 +1,6 @@
 """Take parts of a run away at random moments, go on each time, and compare the weights with an undisturbed run's.
 
-    python bench/soak.py parts --out /data/soak [--steps 30] [--seed 0] [key=value ...]
+    python bench/soak.py parts --out /data/soak [--steps 30] [--seed 0] [--base RUN] [key=value ...]
     python bench/soak.py kills --out /data/soak [--kills 50] [--seed 0] [--recipe demo] [key=value ...]
 
 `parts`: a GRPO stage with a checkpoint after each step. In each step, with probability one half, one of the run's
@@ -29,10 +29,8 @@ from tagpr_rl.run import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ("hf/model.safetensors", "prmu/model.safetensors", "eval.json")
-SHORT = (
-    "data.world.train_users=30", "stages.sft.steps=30", "stages.base.steps=5", "stages.prmu.steps=5",
-    "stages.guided.save_every=1", "log.wandb=disabled",
-)  # fmt: skip
+SHORT = ("data.world.train_users=30", "stages.sft.steps=30", "stages.base.steps=5", "stages.prmu.steps=5")
+"""The smoke recipe's stages before GRPO, unless they are taken from another run."""
 WITHIN_S = 5.0
 """A part is taken at most so long after the step before has ended."""
 END_S = 300.0
@@ -140,16 +138,19 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--base", help="parts: a run of the smoke recipe, whose stages before GRPO are taken")
     parser.add_argument("--longest", type=float, help="seconds from a start to a kill at most; None = half a whole run")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_intermixed_args()  # overrides stand before or after options
     given.out.mkdir(parents=True, exist_ok=True)
     log, rng = given.out / "log.txt", random.Random(given.seed)
     if given.what == "parts":
-        recipe = ["run", "smoke", *SHORT, f"stages.guided.steps={given.steps}", *given.overrides]
-        recipe += [f"out={given.out}", "--until", "guided"]
-        expected, seconds = undisturbed([*recipe, "name=calm"], given.out / "calm", log)
-        taken = lose_parts(given.out / "hurt0", given.steps, [*recipe, "name=hurt0"], log, rng)
+        recipe = ["run", "smoke", *(() if given.base else SHORT), f"stages.guided.steps={given.steps}"]
+        recipe += ["stages.guided.save_every=1", *given.overrides, f"out={given.out}", "--until", "guided"]
+        before = ["--from", f"{given.base}:prmu"] if given.base else []
+        expected, seconds = undisturbed([*recipe, "name=calm", *before], given.out / "calm", log)
+        first = [*recipe, "name=hurt0", "--from", f"{given.out / 'calm'}:prmu"]
+        taken = lose_parts(given.out / "hurt0", given.steps, first, log, rng)
         runs = [given.out / "hurt0"]
     else:
         recipe = ["run", given.recipe, *given.overrides, f"out={given.out}"]
