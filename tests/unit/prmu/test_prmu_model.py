@@ -19,7 +19,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 from tagpr_rl.prmu.accuracy import own  # noqa: E402
 from tagpr_rl.prmu.inputs import NOTHING, ROWS, TEXT, USERS, Limits, TextEncoder, collate  # noqa: E402
-from tagpr_rl.prmu.model import PrmuModel, PrmuModelConfig, new_model  # noqa: E402
+from tagpr_rl.prmu.model import PrmuModel, PrmuModelConfig, gather_items, new_model  # noqa: E402
 from tagpr_rl.prmu.serving.requests import UNKNOWN_USER, ScoreRequest  # noqa: E402
 from tagpr_rl.prmu.serving.score import Scorer, micro_batches  # noqa: E402
 from tagpr_rl.prmu.training.step import pair_loss  # noqa: E402
@@ -184,6 +184,32 @@ def test_scores_do_not_depend_on_the_batch(scorer: Scorer) -> None:
         assert value == pytest.approx(together[i], abs=1e-5)
     assert len(small._cache) == 2
     assert scorer.raw(asks) == together  # from the cache
+
+
+def test_a_batch_scored_afresh_takes_no_item_states_from_earlier_ones(scorer: Scorer) -> None:
+    """These round by the batch in which they were computed. Here they are wrong, to be seen."""
+    mine = Scorer(scorer.path)
+    expected, raw = mine.score([ASK]), mine.raw([ASK])
+    for item, states in list(mine._cache._entries.items()):
+        mine._cache.put(item, torch.zeros_like(states))
+    assert abs(mine.raw([ASK])[0] - raw[0]) > 1e-3
+    assert mine.score_afresh([ASK]) == expected
+
+
+def test_the_gradient_of_items_that_users_share_is_the_same_every_time() -> None:
+    """torch adds up the gradient of `states[index]` with two threads in another order each time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    states = torch.randn(120, 24, 64, requires_grad=True)
+    mask, profile = torch.ones(120, 24, dtype=torch.bool), torch.randint(0, 120, (16, 16))
+    weight = torch.randn(16, 16 * 24, 64)
+    gradients = []
+    for _ in range(20):
+        states.grad = None
+        (gather_items(states, mask, profile)[0] * weight).sum().backward()
+        gradients.append(states.grad)
+    torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 
 
 def test_save_and_load_are_equal(scorer: Scorer, tmp_path: Path) -> None:
