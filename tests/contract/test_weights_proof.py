@@ -27,6 +27,9 @@ def test_the_sum_of_bits_by_hand() -> None:
     assert int(bit_sum(torch.tensor([1.0, 1.0], dtype=torch.bfloat16))) == 2 * 0x3F80
     largest = torch.tensor([2**63 - 1, 1])
     assert int(bit_sum(largest)) == -(2**63)  # modulo 2^64
+    pair = torch.tensor([[1.0, -0.0]])  # as one word, the second value above the first
+    assert int(bit_sum(pair, words=True)) == 0x3F800000 + (-(2**31) << 32)
+    assert int(bit_sum(torch.cat([torch.zeros(1), pair[0]])[1:], words=True)) == int(bit_sum(pair, words=True))
     matrix = torch.randn(5, 7)
     assert int(bit_sum(matrix.t())) == int(bit_sum(matrix)) != int(bit_sum(matrix.nextafter(torch.tensor(9.0))))
 
@@ -62,19 +65,26 @@ def test_a_server_that_holds_the_weights_passes(dtype: torch.dtype) -> None:
     proof = proof_of(sent(), loaded(sent()[:-1], dtype))
     require(proof, 3)
     assert proof["compared"] == 2 and proof["unknown"] == 1  # qkv and the embedding; the tied head has no parameter
-    assert proof["sent"] == proof["received"] == int(sum(bit_sum(tensor) for _, tensor in sent()[:-1]))
+    assert proof["sent"] == proof["received"] == int(sum(bit_sum(tensor, words=True) for _, tensor in sent()[:-1]))
 
 
 @pytest.mark.parametrize("name", ["h.0.qkv_proj.weight", "embed.weight"])
 def test_one_changed_weight_of_the_server_stops_the_stage_with_both_numbers(name: str) -> None:
     held = loaded(sent()[:-1], torch.float32)
-    right = int(bit_sum(held[name]))
+    right = int(bit_sum(held[name], words=True))
     held[name][1, 1] += 1e-3
     with pytest.raises(
         TagprError, match=rf"step 3: .*{name} should have the checksum {right} and has (-?\d+)"
     ) as error:
         require(proof_of(sent(), held), 3)
-    assert str(int(bit_sum(held[name]))) in str(error.value)
+    assert str(int(bit_sum(held[name], words=True))) in str(error.value)
+
+
+def test_a_parameter_that_lies_the_other_way_round_is_summed_value_by_value() -> None:
+    """As some models keep a weight transposed: its rows are not those that were sent."""
+    weights = list(with_checksum([("x.weight", torch.randn(4, 6))]))
+    held = {"x.weight": weights[0][1].t().contiguous()}
+    require(proof_of(weights, held), 1)
 
 
 def test_weights_that_change_or_get_lost_on_the_way_stop_the_stage() -> None:

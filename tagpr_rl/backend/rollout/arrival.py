@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tagpr_rl.backend.forward.checksum import CHECKSUM, bit_sum, read_checksum
+from tagpr_rl.backend.forward.checksum import CHECKSUM, bit_sum, has_words, read_checksum
 from tagpr_rl.types import TagprError
 
 ADAPTER = "the LoRA adapter"
@@ -23,6 +23,8 @@ class Arrival:
         self.received = 0
         self.expected: dict[str, int] = {}
         """Checksum that a parameter of the engine must have, by its name."""
+        self._in_words: set[str] = set()
+        """Parameters whose rows are those of the tensors sent, so that they are summed in words."""
         self.unknown = 0
         """Tensors that were not compared: the engine has no parameter of their name."""
 
@@ -32,7 +34,8 @@ class Arrival:
         for name, tensor in weights:
             if name == CHECKSUM:
                 self.sent = read_checksum(tensor)
-        self.received = _wrapped(self.received + _total(tensor for _, tensor in own))
+        sums = [bit_sum(tensor, words=has_words(tensor)) for _, tensor in own]
+        self.received = _wrapped(self.received + _added(sums))
         return own
 
     def expect(self, weights: Weights, parameters: Mapping[str, torch.Tensor], fused: Mapping[str, str]) -> None:
@@ -45,19 +48,24 @@ class Arrival:
             if place not in parameters:
                 self.unknown += 1
                 continue
-            value = int(bit_sum(tensor.to(parameters[place].dtype)))
+            made = tensor.to(parameters[place].dtype)
+            words = has_words(made) and made.shape[1:] == parameters[place].shape[1:]
+            if words:
+                self._in_words.add(place)
+            value = int(bit_sum(made, words=words))
             self.expected[place] = _wrapped(self.expected.get(place, 0) + value)
 
     def expect_adapter(self, weights: Weights, dtype: torch.dtype, scaling: float) -> None:
         """Note what the buffers of an adapter must hold; vLLM multiplies `lora_B` by the scaling as it loads it."""
         made = ((tensor.to(dtype) * scaling) if "lora_B" in name else tensor.to(dtype) for name, tensor in weights)
-        self.expected[ADAPTER] = _total(made)
+        self.expected[ADAPTER] = _added([bit_sum(tensor) for tensor in made])
 
     def proof(self, held: Mapping[str, Iterable[torch.Tensor]]) -> dict[str, Any]:
         """What `require` reads, as plain values; `held`: the engine's tensors of each expected name."""
         facts = {"sent": self.sent, "received": self.received, "unknown": self.unknown}
         for name, expected in self.expected.items():
-            if (actual := _total(held[name])) != expected:
+            words = name in self._in_words
+            if (actual := _added([bit_sum(tensor, words=words) for tensor in held[name]])) != expected:
                 return {**facts, "differs": name, "expected": expected, "held": actual}
         return {**facts, "compared": len(self.expected)}
 
@@ -85,8 +93,7 @@ def require(proof: Mapping[str, Any], step: int | None) -> None:
     )
 
 
-def _total(tensors: Iterable[torch.Tensor]) -> int:
-    sums = [bit_sum(tensor) for tensor in tensors]
+def _added(sums: Sequence[torch.Tensor]) -> int:
     return int(torch.stack(sums).sum()) if sums else 0
 
 
