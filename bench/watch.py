@@ -151,9 +151,7 @@ def in_browser(
     for step in range(first, first + arguments.steps):
         add_step(run, world, step, 16, 8, 4.0 * step)
         written = time.monotonic()
-        page.wait_for_function(
-            f"document.querySelector('.v-list')?.innerText.includes('step {step}\\n')", timeout=60_000, polling=50
-        )
+        page.wait_for_selector(f".v-list li:has-text('step {step}')", timeout=60_000)
         follows.append(time.monotonic() - written)
         time.sleep(max(0.0, arguments.step_s - (time.monotonic() - written)))
     used, elapsed = cpu_s(pid) - before, time.monotonic() - begun

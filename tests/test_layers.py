@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chains": {"types", "files", "config", "tags", "data", "prompts", "reward"},
     "prmu": {"types", "files", "run", "tags", "prompts", "eval"},
     "report": {"types", "files", "config", "run", "tags", "prompts", "reward", "eval"},
-    "serve": {"types", "config", "run", "data", "tags", "prompts", "chains", "report"},
+    "serve": {"types", "config", "run", "data", "tags", "prompts", "chains", "prmu", "report"},
     "plan": {"types", "config", "run"},
     "preflight": {
         *("types", "files", "config", "run", "tags", "data", "prompts", "reward", "model", "plan", "deploy"),

@@ -50,6 +50,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "sweep": "arms x seeds of one recipe, compared on the same questions",
         "study": "measure a finished run: its reward model, its faithfulness",
         "export": "write a finished stage's model as a Hugging Face folder",
+        "serve": "score responses over HTTP with a finished run's reward model",
     },
     "Cluster": {
         "cluster": "render files for a cluster, submit a run to Ray, look after its job",

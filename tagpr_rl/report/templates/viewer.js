@@ -190,14 +190,14 @@ class Viewer {
       return hits.length > 0;
     });
     if (order === "spread") this.found.sort((a, b) => b.high - b.low - (a.high - a.low));
-    if (order === "new") this.found.sort((a, b) => b.stage - a.stage || b.step - a.step || a.index - b.index);
+    if (order === "new") this.found.sort((a, b) => (a.step === null) - (b.step === null) || b.stage - a.stage || b.step - a.step || a.index - b.index);
     if (order === "low") this.found.sort((a, b) => a.high - b.high);
     fill(this.count, plural(responses, "response") + " in " + plural(this.found.length, "group") + " match.");
     this.renderSpread(histogram(rewards));
     const place = chosen ? this.found.indexOf(chosen) : -1;
     if (place >= 0) {
-      this.selected = place;
-      this.page = Math.floor(place / PAGE);
+      this.selected = place; // it stays open, wherever it is in the list now
+      this.page = Math.min(this.page, Math.floor((this.found.length - 1) / PAGE));
       this.renderList(true);
       return;
     }
@@ -253,7 +253,7 @@ class Viewer {
     });
     fill(this.list, rows);
     const chosen = this.selected === null ? null : this.found[this.selected];
-    if (chosen) {
+    if (chosen && this.list.children[this.selected - first]) {
       this.list.setAttribute("aria-activedescendant", "v-group-" + chosen.index);
       const node = this.list.children[this.selected - first];
       if (!still) this.list.scrollTop = Math.max(0, node.offsetTop - this.list.offsetTop - this.list.clientHeight / 2);

@@ -36,6 +36,7 @@ class GrowingTraces:
         self._files: dict[Path, tuple[str | None, Signature]] = {}
         self._marks: list[tuple[int, ...]] = []
         self._most = report.MOST_TRACES
+        self._whole: tuple[tuple[str, int], bytes] = ("", -1), b""
         self._load()
 
     @property
@@ -64,11 +65,16 @@ class GrowingTraces:
     def since(self, generation: str, mark: int) -> bytes:
         """JSON of what came after `mark` of `generation`; of everything if that is not the present one."""
         own, last = self.version
+        if generation != own and self._whole[0] == (own, last):
+            return self._whole[1]
         known = generation == own and 0 <= mark <= last
         starts = self._marks[mark] if known else (0, 0, 0, 0)
         data: dict[str, Any] = self.traces.as_json() | {"generation": own, "mark": last, "whole": not known}
         data |= {key: data[key][start:] for key, start in zip(_LISTS, starts, strict=True)}
-        return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        body = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        if not known:
+            self._whole = (own, last), body
+        return body
 
     def _load(self) -> None:
         self._files = self._signatures()

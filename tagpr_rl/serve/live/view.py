@@ -24,14 +24,17 @@ from tagpr_rl.types import TagprError
 
 LOOK_S = 1.0
 """Seconds between two looks at the files, however many browsers ask."""
-CURVES_SHARE = 0.01
+CURVES_SHARE = 0.005
 """Of the time, at most, goes into drawing the curves again."""
 RESULTS = ("manifest.json", "alerts.jsonl", "eval.json", "chains.json", "prmu.json", "data.json", "prompts.json")
 """Files of a stage that the page outside of curves and traces is made from."""
 
 
 class LiveRun:
-    """Reads a run's folder and never writes. Every method may be called from any thread."""
+    """Reads a run's folder and never writes. Every method may be called from any thread.
+
+    TagprError if a file is broken from the start.
+    """
 
     def __init__(self, run: RunDir, recipe: Recipe) -> None:
         self.run, self.recipe = run, recipe
@@ -45,10 +48,14 @@ class LiveRun:
         self._versions = {"page": 0, "curves": 0}
         self._report: Row = {}
         self._curves = ""
+        self._page: tuple[dict[str, int], str] = ({}, "")
         self._curves_wait = False
         self._progress: dict[str, Progress] = {}
         self._error = ""
         self.refresh()
+        if not self._report:
+            raise TagprError(self._error)
+        self.page()  # the first browser need not wait for it
 
     def refresh(self) -> None:
         """Look at the files, unless that was done less than LOOK_S ago. A broken file keeps what was shown."""
@@ -95,26 +102,27 @@ class LiveRun:
         """The whole page without the traces, which the browser asks for."""
         with self._lock:
             self.refresh()
-            source = script(LIVE_SCRIPTS)
-            return (
-                environment()
-                .get_template("report.html.j2")
-                .render(
-                    **sections_of(self.run, self.recipe, self._report, self.schema),
-                    curves=self.curves(),
-                    live=True,
-                    state=self.state(),
-                    traces=None,
-                    script=source,
-                    script_source=script_source(source),
+            if self._page[0] != self._versions:
+                source = script(LIVE_SCRIPTS)
+                text = (
+                    environment()
+                    .get_template("report.html.j2")
+                    .render(
+                        **sections_of(self.run, self.recipe, self._report, self.schema),
+                        curves=self._curves,
+                        live=True,
+                        state=self._versions,
+                        traces=None,
+                        script=source,
+                        script_source=script_source(source),
+                    )
                 )
-            )
+                self._page = dict(self._versions), text
+            return self._page[1]
 
     def curves(self) -> str:
         """The part of the page with the curves."""
         with self._lock:
-            if not self._curves:
-                self._draw()
             return self._curves
 
     def traces(self, generation: str, mark: int) -> bytes:
