@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,12 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from tagpr_rl.cli.arguments import RunName, StageName, full_install, out_folder, say
-from tagpr_rl.config import GrpoStage, Recipe
+from tagpr_rl.config import GrpoStage, Recipe, dump_recipe
 from tagpr_rl.files import write_json
 from tagpr_rl.monitor.view import Section, StageFacts, as_json, sections
 from tagpr_rl.report.cards.prmu_page import prmu_summary
 from tagpr_rl.reward.components import component_names
+from tagpr_rl.run.layout import stage_dir
 from tagpr_rl.run.open import open_run
+from tagpr_rl.run.trackers import step_offset, tracker_id
+from tagpr_rl.stages.common import results
 from tagpr_rl.tags.schema import default_schema, load_schema
 from tagpr_rl.types import TagprError
 
@@ -95,6 +99,43 @@ def wandb_view(
     url = _saved(request)
     write_json(record, {"url": url})
     say(url)
+
+
+@commands.command("wandb-files")
+def wandb_files(run: RunName) -> None:
+    """Write RUN once more for W&B, as one folder with every step once, and print the command that uploads it.
+
+    For runs that were killed and went on: what their processes recorded lacks some steps and has others twice. The
+    metrics of all stages, the recipe and the results are in it; sample tables and alerts are not.
+
+    Example: tagpr study wandb-files runs/demo
+    """
+    recipe, folder = open_run(run)
+    target = folder.root / "wandb_files"
+    shutil.rmtree(target, ignore_errors=True)
+    settings = {
+        "metrics_file": "", "wandb_mode": "offline", "wandb_dir": str(target.resolve()), "project": recipe.log.project,
+        "group": recipe.name, "stage": "", "run_id": tracker_id(folder),
+    }  # fmt: skip
+    stages = [
+        [name, step_offset(recipe, name), str(path.resolve())]
+        for name in recipe.stages
+        if (path := stage_dir(recipe, folder, name).metrics).is_file()
+    ]
+    if not stages:
+        raise TagprError(f"{folder.root} has no metrics yet; run its recipe first")
+    request = {
+        "settings": settings,
+        "config": dump_recipe(recipe),
+        "stages": stages,
+        "results": results(recipe, folder),
+    }
+    command = [sys.executable, "-m", "tagpr_rl.backend.tracking.wandb_files"]
+    process = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        lines = process.stderr.strip().splitlines() or ["no message"]
+        raise TagprError(f"W&B's package did not write the files: {lines[-1][:500]}")
+    say(f"wandb sync {process.stdout.strip().splitlines()[-1]}")
 
 
 def _read(path: Path) -> dict[str, Any]:
