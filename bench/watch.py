@@ -139,11 +139,11 @@ def in_browser(
         if browser is not None:
             browser.close()
         browser = launch()
-        begun = time.monotonic()
         tab = chromium.open_tab(browser, url)
+        begun = time.monotonic()
         tab.page.wait_for_selector("#viewer [role=status]", state="attached")
         tab.page.evaluate(chromium.DRAWN)
-        opened.append(time.monotonic() - begun)
+        opened.append(tab.open_s + time.monotonic() - begun)
     page = tab.page
     last = metrics.last(stage_dir(world.recipe, run, STAGE).metrics)
     first = (last or {"step": 0})["step"] + 1
