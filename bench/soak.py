@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ("hf/model.safetensors", "prmu/model.safetensors", "eval.json")
 SHORT = ("data.world.train_users=30", "stages.sft.steps=30", "stages.base.steps=5", "stages.prmu.steps=5")
 """The smoke recipe's stages before GRPO, unless they are taken from another run."""
+IDLE = ("ray::IDLE", "DashboardAgent", "RuntimeEnvAgent", "/dashboard/", "monitor.py", "resource_tracker")
+"""Processes whose loss a run does not feel: Ray's own helpers, and workers without work."""
 WITHIN_S = 5.0
 """A part is taken at most so long after the step before has ended."""
 END_S = 300.0
@@ -60,8 +62,9 @@ def undisturbed(command: Sequence[str], run: Path, log: Path) -> tuple[dict[str,
 
 
 def hit(process: subprocess.Popen[bytes], rng: random.Random) -> str:
-    """Kill or stop one of the processes below the command; which one."""
-    alive = [part for part in parts.look("", "no run", above=process.pid) if part.state not in "ZT"]
+    """Kill or stop one of the processes below the command that do its work; which one."""
+    below = parts.look("", "no run", above=process.pid)
+    alive = [part for part in below if part.state not in "ZT" and not any(word in part.title for word in IDLE)]
     if not alive:
         return "nobody was there"
     part, how = rng.choice(sorted(alive, key=lambda one: one.pid)), rng.choice((signal.SIGKILL, signal.SIGSTOP))
