@@ -105,8 +105,8 @@ def resume_from(context: StageContext, model: Path) -> checkpoints.Chosen:
         "world_size": prmu_processes(recipe.platform, stage) if isinstance(stage, PrmuStage) else world_size(recipe),
     }
     root = context.dir.checkpoints
-    # DeepSpeed saves the policy in its universal form, and FSDP2 saves PRMU with torch's distributed checkpoints.
-    elastic = stage.strategy == ("fsdp2" if isinstance(stage, PrmuStage) else "deepspeed")
+    # DeepSpeed's shards of PRMU alone are read by as many processes as wrote them.
+    elastic = not (isinstance(stage, PrmuStage) and stage.strategy == "deepspeed")
     identity = checkpoints.begin(root, facts, keep=stage.keep_checkpoints, any_world_size=elastic)
     chosen = checkpoints.choose(root, identity, partial(fact_changes, recipe, name))
     for note in chosen.notes:

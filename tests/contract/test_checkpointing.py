@@ -60,6 +60,9 @@ class Engine:
     def get_data_parallel_rank(self) -> int:
         return 0
 
+    def get_data_parallel_size(self) -> int:
+        return 1
+
     def save_checkpoint(self, local_path: str, **_: Any) -> None:
         import torch
 
@@ -104,6 +107,32 @@ def test_verls_handler_saves_whole_checkpoints_and_loads_the_newest(tmp_path: Pa
     with pytest.raises(TagprError, match="another process has resumed the stage"):
         saver.save_checkpoint(4)
     assert checkpoints.steps(root) == [2, 3]
+
+
+@pytest.mark.parametrize("saved, now", [(2, 1), (1, 2)])
+def test_the_data_go_on_at_the_same_place_for_another_number_of_processes(saved: int, now: int) -> None:
+    """Steps of 8 of 64 examples: three with `saved` processes, and the fourth with `now`, each example once."""
+    from torch.utils.data import DistributedSampler
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    from tagpr_rl.backend.trainer.hooks.checkpoint import data_state
+
+    def loader(world: int, rank: int) -> Any:
+        sampler = DistributedSampler(range(64), num_replicas=world, rank=rank, seed=3, drop_last=True)  # type: ignore
+        return StatefulDataLoader(list(range(64)), batch_size=8 // world, sampler=sampler, drop_last=True)
+
+    before, state = [], {}
+    for rank in range(saved):
+        loaded = loader(saved, rank)
+        batches = iter(loaded)
+        before += [int(i) for _ in range(3) for i in next(batches)]
+        state = state or loaded.state_dict()
+    after = []
+    for rank in range(now):
+        loaded = loader(now, rank)
+        loaded.load_state_dict(data_state(state, saved, now))
+        after += [int(i) for batch in loaded for i in batch]
+    assert sorted(before + after) == list(range(64)) and len(before) == 24
 
 
 def test_a_full_disk_is_one_clear_error_and_the_last_good_state_stays(tmp_path: Path, one_process: None) -> None:

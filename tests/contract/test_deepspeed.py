@@ -91,7 +91,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parity_jobs(model: str) -> dict[str, dict[str, Any]]:
     """fsdp2, then each ZeRO stage: whole, with a checkpoint written half way."""
-    jobs: dict[str, dict[str, Any]] = {"fsdp2": {"strategy": "fsdp2", "model": model}}
+    jobs: dict[str, dict[str, Any]] = {"fsdp2": {"strategy": "fsdp2", "model": model, "save_at": HALF}}
     for stage in STAGES:
         jobs[f"zero{stage}"] = {"model": model, "zero": {"zero_stage": stage}, "save_at": HALF}
     return jobs
@@ -127,6 +127,7 @@ def two(base: Path, models: dict[str, str], one: dict[str, Run]) -> dict[str, Ru
         **parity_jobs(tied),
         "resumed3": resumed(tied, here / "zero3_ckpt", 3),
         **{f"grown{stage}": resumed(tied, base / f"one/zero{stage}_ckpt", stage) for stage in (2, 3)},
+        "grown_fsdp2": {**resumed(tied, base / "one/fsdp2_ckpt", 1), "strategy": "fsdp2"},
         "refused": resumed(tied, base / "one/zero2_ckpt", 2, universal_checkpoints=False),
         "untied_fsdp2": {"strategy": "fsdp2", "model": untied},
         "untied_zero3": {"model": untied, "zero": {"zero_stage": 3}},
@@ -142,8 +143,10 @@ def two(base: Path, models: dict[str, str], one: dict[str, Run]) -> dict[str, Ru
 @pytest.fixture(scope="module")
 def back(base: Path, models: dict[str, str], two: dict[str, Run]) -> dict[str, Run]:
     """One process loads what two wrote."""
+    tied = models["tied"]
     return launch(base / "back", 1, {
-        f"shrunk{stage}": resumed(models["tied"], base / f"two/zero{stage}_ckpt", stage) for stage in (1, 3)
+        **{f"shrunk{stage}": resumed(tied, base / f"two/zero{stage}_ckpt", stage) for stage in (1, 3)},
+        "shrunk_fsdp2": {**resumed(tied, base / "two/fsdp2_ckpt", 1), "strategy": "fsdp2"},
     })  # fmt: skip
 
 
@@ -196,11 +199,12 @@ def test_a_resumed_run_of_two_processes(two: dict[str, Run]) -> None:
     assert distance(two["resumed3"].weights, two["zero3"].weights) == 0.0
 
 
-@pytest.mark.parametrize("name", ["grown2", "grown3", "shrunk1", "shrunk3"])
-def test_another_world_size_goes_on_from_a_universal_checkpoint(
+@pytest.mark.parametrize("name", ["grown2", "grown3", "grown_fsdp2", "shrunk1", "shrunk3", "shrunk_fsdp2"])
+def test_another_world_size_goes_on(
     name: str, one: dict[str, Run], two: dict[str, Run], back: dict[str, Run], base: Path
 ) -> None:
-    rest, whole = (two | back)[name], (one if name.startswith("grown") else two)[f"zero{name[-1]}"]
+    run = "fsdp2" if name.endswith("fsdp2") else f"zero{name[-1]}"
+    rest, whole = (two | back)[name], (one if name.startswith("grown") else two)[run]
     assert rest.error == ""
     assert furthest(rest.loss, whole.loss[HALF:]) < 1e-5
     assert rest.lr == whole.lr[HALF:]

@@ -18,6 +18,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from tagpr_rl.backend.forward.checksum import with_checksum
 from tagpr_rl.backend.forward.logprobs import token_logprobs
+from tagpr_rl.backend.forward.resharding import ReshardingCheckpointManager
 
 
 # verl looks for an engine of the device and its vendor first (engine/base.py:399), and registers its own without one.
@@ -28,6 +29,19 @@ class LossTokenEngine(FSDPEngineWithLMHead):
     Log-probabilities and entropies of the loss's tokens equal verl's but for rounding; those of all others are 0. The
     entropy has no gradient: no recipe key weighs it, and verl subtracts 0 times it from the loss (losses.py:124).
     """
+
+    def initialize(self) -> None:
+        """As verl's; checkpoints of another number of processes load, too."""
+        super().initialize()
+        own = self.checkpoint_manager
+        self.checkpoint_manager = ReshardingCheckpointManager(
+            model=own.model,
+            optimizer=own.optimizer,
+            lr_scheduler=own.lr_scheduler,
+            processing_class=own.processing_class,
+            checkpoint_config=self.checkpoint_config,
+            trust_remote_code=own.trust_remote_code,
+        )
 
     _positions: torch.Tensor | None = None
     """Indices `[N]` into the micro-batch's tokens whose next token is in the loss; None = verl's way."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from verl.utils.checkpoint import CheckpointHandler
 
@@ -90,6 +91,24 @@ class StagedCheckpointHandler(CheckpointHandler):
                 checkpoints.seal(folder, step, self._identity)
                 publish(self._root, step, self._identity)
         dist.barrier()
+
+    def _load_dataloader_state(self, checkpoint_path: str) -> None:
+        """verl's; from a checkpoint of another number of processes the data go on at the same place."""
+        saved, now = len(list(Path(checkpoint_path).glob("data_*.pt"))), self.engine.get_data_parallel_size()
+        if saved in (0, now):
+            super()._load_dataloader_state(checkpoint_path)
+            return
+        state = torch.load(Path(checkpoint_path) / "data_0.pt", weights_only=False)
+        self.train_dataloader.load_state_dict(data_state(state, saved, now))
+
+
+def data_state(state: Mapping[str, Any], saved: int, now: int) -> dict[str, Any]:
+    """The loader's state for `now` processes after the steps of one of `saved`. Their batches together are the step's
+    in either case, so a process has seen as many batches, of another size."""
+    sampler = state.get("_sampler_iter_state")
+    if sampler is None:
+        return dict(state)
+    return {**state, "_sampler_iter_state": {**sampler, "samples_yielded": sampler["samples_yielded"] * saved // now}}
 
 
 def publish(root: Path, step: int, identity: checkpoints.Identity, spared: Collection[int] = ()) -> None:
