@@ -12,7 +12,15 @@ from pydantic import Field, model_validator
 from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative, PathText
 from tagpr_rl.config.data import DataBlock
 from tagpr_rl.config.reward import RewardTerm, RewardWeights, list_mistake, prmu_terms
-from tagpr_rl.config.rules import AlertLimits, CurriculumBlock, FilterBlock, StepLog, StopBlock, ValidationBlock
+from tagpr_rl.config.rules import (
+    AlertLimits,
+    CurriculumBlock,
+    FilterBlock,
+    RolloutCorrection,
+    StepLog,
+    StopBlock,
+    ValidationBlock,
+)  # fmt: skip
 from tagpr_rl.config.stage import StageBase, TrainingStage
 from tagpr_rl.reward.advantages.step import split_terms
 from tagpr_rl.reward.components import Term
@@ -169,6 +177,9 @@ class GrpoStage(TrainingStage):
     reuse_rollout_logprobs: bool = True
     """Take old log-probabilities from the rollout (verl's bypass mode) and do not compute them again. In fp32 it
     changes nothing on-policy."""
+    rollout_correction: RolloutCorrection | None = None
+    """Weights for what rollout and update disagree in, if old log-probabilities are computed again
+    (reuse_rollout_logprobs: false); null = by token with bfloat16, and none with float32, where the two agree."""
     rollout_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
     """A response that the engine has not ended after this many seconds, its wait for a place included, is asked for
     again: twice, as after an error. Then it is left out of the step."""
@@ -193,6 +204,13 @@ class GrpoStage(TrainingStage):
         if self.reward is None:
             return (self.weights or RewardWeights()).terms()
         return tuple(term.term() for term in self.reward)
+
+    def correction(self, dtype: str) -> RolloutCorrection | None:
+        """The weights of the loss for a model that computes in `dtype`; None = none."""
+        chosen = self.rollout_correction
+        if chosen is None and not self.reuse_rollout_logprobs and dtype == "bfloat16":
+            chosen = RolloutCorrection()
+        return None if chosen is None or chosen.level == "off" else chosen
 
     @property
     def uses_prmu(self) -> bool:
@@ -277,6 +295,16 @@ class GrpoStage(TrainingStage):
         if (weighted := prmu_terms(self.terms)) and self.prmu is None:
             key = "weights.beta" if self.reward is None else f"the weight of {weighted[0].component} in reward"
             raise ValueError(f"{key} is above 0 but no `prmu` stage is named; name one or set the weight to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _correction_acts(self) -> GrpoStage:
+        block = self.rollout_correction
+        if self.reuse_rollout_logprobs and block is not None and block.level != "off":
+            raise ValueError(
+                "rollout_correction would be ignored: with reuse_rollout_logprobs: true the clipped ratio is "
+                "update / rollout already. Leave it out, or set reuse_rollout_logprobs: false"
+            )
         return self
 
     @model_validator(mode="after")

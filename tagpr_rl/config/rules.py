@@ -9,6 +9,16 @@ from pydantic import Field, model_validator
 from tagpr_rl.config.base import Closed, Count, Fraction, NonNegative, Once, Positive
 
 
+class RolloutCorrection(Closed):
+    """Weigh a token's loss by update / rollout probability, cut off above (truncated importance sampling)."""
+
+    level: Literal["token", "sequence", "off"] = "token"
+    """token: each token has its own ratio. sequence: all tokens of a response have the product of their ratios, which
+    is unbiased and varies more. off: no weights."""
+    threshold: Annotated[float, Field(gt=1.0)] = 2.0
+    """Larger weights count as this."""
+
+
 class MixedBlock(Closed):
     """Keep the questions that the stage's start policy answers neither always nor never."""
 

@@ -13,6 +13,7 @@ import pytest
 from tagpr_rl.backend.rollout.places import prompt_name
 from tagpr_rl.backend.trainer.overrides import StagePaths, grpo_overrides
 from tagpr_rl.config import load_recipe
+from tagpr_rl.types import TagprError
 
 os.environ.setdefault("VERL_PLATFORM", "cpu")
 pytestmark = [pytest.mark.stack, pytest.mark.torch]
@@ -146,6 +147,49 @@ def test_gspo_keeps_its_loss_with_and_without_the_rollouts_log_probabilities(reu
     assert config.algorithm.rollout_correction.bypass_mode is (reuse == "true")
     assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "gspo"
     assert "apply_bypass_mode" not in inspect.getsource(trainer_base)
+
+
+@pytest.mark.parametrize(
+    "level, expected", [("token", [[2.0, 0.5, 0.0], [1.5, 1.0, 1.0]]), ("sequence", [[2.0, 2.0, 0.0], [1.5, 1.5, 1.5]])]
+)
+def test_the_rollout_correction_weighs_a_token_s_loss(level: str, expected: list[list[float]]) -> None:
+    """Update / rollout: .4 / .1 = 4, cut at 2, .1 / .2 = .5, and a token that is masked; .6 / .4 = 1.5, and 1 twice.
+    The products are 2 (4 x .5) and 1.5. Old log-probabilities are the update's, so the loss is -weight * advantage."""
+    import torch
+    from verl import DataProto
+    from verl.trainer.ppo.core_algos import get_policy_loss_fn
+    from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
+    from verl.utils.config import omega_conf_to_dataclass
+
+    keys = ("reuse_rollout_logprobs=false", f"rollout_correction={{level: {level}, threshold: 2}}")
+    config = composed(*keys)
+    old = torch.tensor([[0.4, 0.1, 0.9], [0.6, 0.5, 0.5]]).log()
+    rollout = torch.tensor([[0.1, 0.2, 0.1], [0.4, 0.5, 0.5]]).log()
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    batch = DataProto.from_dict({"old_log_probs": old, "rollout_log_probs": rollout, "response_mask": mask})
+    batch, metrics = compute_rollout_correction_and_add_to_batch(batch, config.algorithm.rollout_correction)
+    weights = batch.batch["rollout_is_weights"]
+    assert weights.tolist() == [pytest.approx(row) for row in expected]
+    assert metrics["rollout_corr/rollout_is_max"] == 2.0
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    loss, _ = get_policy_loss_fn("vanilla")(
+        old_log_prob=old, log_prob=old, advantages=torch.ones(2, 3), response_mask=mask, loss_agg_mode="token-mean",
+        config=actor, rollout_is_weights=weights,
+    )  # fmt: skip
+    assert float(loss) == pytest.approx(-sum(map(sum, expected)) / 5)
+
+
+def test_the_rollout_correction_is_on_where_it_acts() -> None:
+    bypass, again = composed(), composed("reuse_rollout_logprobs=false")
+    assert bypass.algorithm.rollout_correction.rollout_is is None
+    assert again.algorithm.rollout_correction.rollout_is is None  # float32: rollout and update agree
+    recipe = load_recipe(ROOT / "recipes/lamp/qwen3_0.6b.yaml", ("stages.guided.reuse_rollout_logprobs=false",))
+    keys = grpo_overrides(recipe, "guided", PATHS)
+    assert keys["algorithm.rollout_correction.rollout_is"] == "token"
+    assert keys["algorithm.rollout_correction.rollout_is_threshold"] == 2.0
+    with pytest.raises(TagprError, match="rollout_correction would be ignored"):
+        composed("rollout_correction={level: token}")
+    composed("rollout_correction={level: off}")
 
 
 def test_verl_s_own_gdpo_gets_no_components_in_v1() -> None:

@@ -82,6 +82,11 @@ def test_rollout_and_actor_probabilities_agree_at_every_step(run: Path) -> None:
     assert len(actual) == 3
     assert max(row["training/rollout_probs_diff_max"] for row in actual) < 5e-6
     assert max(row["training/rollout_probs_diff_mean"] for row in actual) < 1e-6
+    # The weights of the rollout correction are the ratios of those probabilities; without it they are not logged.
+    for row in actual:
+        assert row["rollout_corr/rollout_is_min"] == pytest.approx(1, abs=1e-4)
+        assert row["rollout_corr/rollout_is_max"] == pytest.approx(1, abs=1e-4)
+    assert not any("rollout_corr/rollout_is_max" in row for row in rows(stage(run, "explore") / "metrics.jsonl"))
 
 
 def test_on_policy_updates_start_without_divergence(run: Path) -> None:

@@ -176,7 +176,7 @@ def _separate_keys(recipe: Recipe, stage: GrpoStage) -> dict[str, Any]:
 
 
 def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths) -> dict[str, Any]:
-    platform = recipe.platform
+    platform, correction = recipe.platform, stage.correction(recipe.model.dtype)
     cpu = platform.device == "cpu"
     keys: dict[str, Any] = {
         "algorithm.adv_estimator": "grpo",
@@ -184,6 +184,8 @@ def _trainer_keys(recipe: Recipe, name: str, stage: GrpoStage, paths: StagePaths
         != "none",  # hooks.rewards replaces the advantages all the same
         "algorithm.use_kl_in_reward": False,
         "algorithm.rollout_correction.bypass_mode": stage.reuse_rollout_logprobs,
+        "algorithm.rollout_correction.rollout_is": correction.level if correction else None,
+        **({"algorithm.rollout_correction.rollout_is_threshold": correction.threshold} if correction else {}),
         "trainer.device": platform.device,
         "trainer.use_v1": True,
         "trainer.v1.trainer_mode": "separate_async" if recipe.placement.rollout == "separate" else "sync",
