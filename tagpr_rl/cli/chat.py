@@ -54,7 +54,7 @@ def command(
     make = dataset.prompt_maker("reasoning", tokenizer)
     session = full_install("tagpr_rl.backend.session.ray_session").ray_session
     engine_class = full_install("tagpr_rl.backend.rollout.generate").Engine
-    with session(recipe), engine_class(recipe, weights) as engine:
+    with session(recipe), engine_class(recipe, weights, count=1) as engine:
 
         def answer(prompt: Prompt) -> str:
             text: str = engine([tokenizer.encode(tokenizer.render(prompt.messages))], temperature=0.0)[0]

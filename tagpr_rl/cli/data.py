@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 import typer
 
 from tagpr_rl.cli.arguments import Command, full_install, in_path, out_file, out_folder, say
+from tagpr_rl.config.data import PUBLISHED_QUESTIONS
 from tagpr_rl.data.check import check_folder
 from tagpr_rl.data.check import describe as describe_check
-from tagpr_rl.data.download import BASE, PUBLISHED, addresses, fetch
+from tagpr_rl.data.download import BASE, addresses, fetch
 from tagpr_rl.data.lamp import SPLITS, load_folder
 from tagpr_rl.data.split import at_most
 from tagpr_rl.data.tasks import TASKS, task_name
@@ -85,8 +86,8 @@ def download(
             for url, path in addresses(folder, task, split, setting, base):
                 file = fetch(url, path, task, split, say=say)
                 note = ""
-                if setting == "time" and task in PUBLISHED:
-                    published = PUBLISHED[task][SPLITS.index(split)]
+                if setting == "time" and task in PUBLISHED_QUESTIONS:
+                    published = PUBLISHED_QUESTIONS[task][SPLITS.index(split)]
                     note = "" if file.n_records == published else f" (published: {published})"
                 say(f"{file.how}: {file.path}, {file.n_bytes} bytes, {file.n_records} records{note}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,17 @@ from tagpr_rl.config.base import Closed, Count, Once, Seed, UserPath
 
 Users = Annotated[int, Field(ge=1, le=90_000)]
 TaskName = Literal["LaMP_1", "LaMP_2", "LaMP_2N", "LaMP_3", "LaMP_4", "LaMP_5", "LaMP_6", "LaMP_7"]
+
+
+PUBLISHED_QUESTIONS: Mapping[str, tuple[int, int, int]] = {
+    "LaMP_1": (6542, 1500, 1500),
+    "LaMP_2": (5073, 1410, 1557),
+    "LaMP_3": (20000, 2500, 2500),
+    "LaMP_4": (12500, 1500, 1800),
+    "LaMP_5": (14682, 1500, 1500),
+    "LaMP_7": (13437, 1498, 1500),
+}
+"""Task -> questions of the time split as published with the benchmark: (train, dev, test)."""
 
 
 class WorldBlock(Closed):

@@ -7,11 +7,15 @@ from urllib.parse import urlsplit
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from tagpr_rl.config.base import Closed, Count, NonNegative, PathText, Positive, worded
+from tagpr_rl.config.base import Closed, Count, Machines, NonNegative, PathText, Positive, worded
 
 VariableName = Annotated[
     str, worded(r"[A-Za-z_][A-Za-z0-9_]*", "a variable's name (and a key itself never stands here)", secret=True)
 ]
+LABEL_TOKENS = 48
+"""Upper bound of the tokens of one step's label, `{"i": 14, "tag": "a_long_name"}, `, with any tokenizer."""
+CHAT_ROOM = 1024
+"""Tokens for a teacher's instruction and a chain to label, beside the prompt of the recipe."""
 BY_NAME, BY_BLOCK = "<name>", "<block>"
 """Tags of the two ways to name a teacher; load.py leaves them out of its messages."""
 
@@ -75,13 +79,17 @@ class EndpointBlock(Closed):
     """true = the teacher is a model that an earlier run trained: it gets the record's own prompt, and its tags are
     removed; false = any other model, which gets the teacher's instruction."""
     concurrency: Count = 64
-    """openai: requests in flight. vllm: sequences in one batch of the engine."""
+    """openai: requests in flight. vllm: requests that each engine gets at a time, and the cache at once; the engine
+    works on 256 of them at most."""
     temperature: NonNegative = 0.7
     """Sampling temperature of the teacher and of a labeller's second pass; its first pass is greedy."""
     max_tokens: Count = 1024
     """Longest completion in tokens; a thinking model's thoughts count."""
     max_model_len: Count | None = None
     """vllm: prompt and completion together; null = data.prompt.max_tokens + 1024 + max_tokens."""
+    tensor_parallel: Machines | None = None
+    """vllm: devices of one engine; null = placement.tensor_parallel. There are as many engines as the run's devices
+    have room for."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
     """openai: further keys of the request, for example {chat_template_kwargs: {enable_thinking: false}}."""
     retries: RetryBlock = RetryBlock()
@@ -100,7 +108,11 @@ class EndpointBlock(Closed):
         if missing:
             raise ValueError(f"kind: {self.kind} needs {' and '.join(missing)}")
         remote = {"base_url", "api_key_env", "extra_body"}
-        foreign = {"vllm": remote, "self": {*remote, "model", "trained"}, "openai": {"max_model_len"}}
+        foreign = {
+            "vllm": remote,
+            "self": {*remote, "model", "trained"},
+            "openai": {"max_model_len", "tensor_parallel"},
+        }
         fields = type(self).model_fields
         unused = foreign.get(self.kind, set(fields) - {"kind"})
         extra = sorted(

@@ -13,7 +13,7 @@ from tagpr_rl.config.grpo import GrpoStage
 from tagpr_rl.config.model import VLLM_LORA_RANKS, LoraBlock
 from tagpr_rl.config.platform import PlatformBlock, TrainingBlock, attention
 from tagpr_rl.config.stage import StageBase, TrainingStage
-from tagpr_rl.config.stages import PrmuStage
+from tagpr_rl.config.stages import ChainsStage, PrmuStage
 
 
 class PrmuServing(Closed):
@@ -49,7 +49,8 @@ class PlacementBlock(Closed):
     rollout_devices_per_node: Machines = 1
     """Rollout devices of each of these machines (separate only)."""
     tensor_parallel: Machines = 1
-    """Devices of one vLLM engine, in rollouts and in evaluation."""
+    """Devices of one vLLM engine, in rollouts and in evaluation, which has an engine on every such group of the run's
+    devices."""
     warmup_batches: Annotated[float, Field(gt=0.0)] = 1.0
     """Batches that are generated ahead (separate only); 1 = one step off-policy."""
     prmu: Literal["cpu", "shared", "dedicated"] = "cpu"
@@ -65,6 +66,16 @@ def repeats(platform: PlatformBlock, placement: PlacementBlock) -> bool:
     if platform.deterministic is not None:
         return platform.deterministic
     return platform.device == "cpu" and placement.rollout == "colocated"
+OFFLINE_SHARE = 0.75
+"""Share of a GPU's memory for an engine that has the GPU for itself: an evaluation's, a teacher's."""
+
+
+def engine_count(platform: PlatformBlock, placement: PlacementBlock, tensor: int) -> int:
+    """Engines of `tensor` devices that have room on all devices of a run at once, each within a node."""
+    count = platform.nodes * (platform.devices_per_node // tensor)
+    if placement.rollout == "separate":
+        count += placement.rollout_nodes * (placement.rollout_devices_per_node // tensor)
+    return count
 
 
 def scorer_tokens(placement: PlacementBlock) -> int:
@@ -101,6 +112,10 @@ def placement_mistakes(
             f"placement.prmu={placement.prmu} needs an accelerator; with platform.device=cpu use cpu",
         ),
         (
+            cpu and platform.vllm_model_runner == "v2",
+            "platform.vllm_model_runner=v2 needs a GPU (Triton); with platform.device=cpu use auto or v1",
+        ),
+        (
             cpu and kernel == "flash_attention_2",
             "training.attention=flash_attention_2 needs a GPU; with platform.device=cpu use auto, sdpa or eager",
         ),
@@ -130,10 +145,26 @@ def placement_mistakes(
     for name, stage in stages.items():
         if isinstance(stage, TrainingStage) and stage.strategy == "deepspeed":
             mistakes += _deepspeed_mistakes(name, training, lora)
+        if isinstance(stage, ChainsStage):
+            mistakes += _teacher_mistakes(name, stage, platform)
         if placement.rollout == "separate" and isinstance(stage, GrpoStage) and not stage.reuse_rollout_logprobs:
             mistakes.append(
                 f"stages.{name}.reuse_rollout_logprobs=false: with placement.rollout=separate the old "
                 "log-probabilities are those of the weights that wrote the response; set it true"
+            )
+    return mistakes
+
+
+def _teacher_mistakes(name: str, stage: ChainsStage, platform: PlatformBlock) -> list[str]:
+    mistakes = []
+    for role, block in stage.blocks().items():
+        where, tensor = f"stages.{name}.{role}.tensor_parallel={block.tensor_parallel}", block.tensor_parallel or 1
+        if tensor > 1 and platform.device == "cpu":
+            mistakes.append(f"{where} needs GPUs; with platform.device=cpu use 1")
+        elif platform.devices_per_node % tensor:
+            mistakes.append(
+                f"{where} does not divide platform.devices_per_node={platform.devices_per_node}; an engine stays in "
+                "its node"
             )
     return mistakes
 

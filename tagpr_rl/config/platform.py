@@ -30,6 +30,9 @@ class PlatformBlock(Closed):
     """KV cache of the vLLM engine on the CPU, in MiB."""
     vllm_gpu_utilization: Fraction = 0.5
     """Share of a GPU's memory that a vLLM engine takes."""
+    vllm_model_runner: Literal["auto", "v1", "v2"] = "auto"
+    """vLLM's model runner; auto = what vLLM chooses for the model. vLLM 0.24.0 takes v2 for Qwen3 on a GPU; v2 needs
+    Triton, so a CPU has v1."""
     weight_bucket_mb: Count = 64
     """Buffer of the weight transfer to vLLM, in MiB; must hold the largest tensor."""
     zmq_timeout_s: Count = 120

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tagpr_rl.config.base import Count, Fraction, NonNegative, Once, PathText, UserPath
-from tagpr_rl.config.endpoints import LabellerChoice, TeacherChoice
+from tagpr_rl.config.endpoints import EndpointBlock, LabellerChoice, TeacherChoice
 from tagpr_rl.config.keep import KeepBlock
 from tagpr_rl.config.stage import StageBase, TrainingStage
 
@@ -44,6 +44,8 @@ class ChainsStage(StageBase):
     """Who tags the steps: scripted = by cue words; or the block of a language model of kind openai or vllm."""
     answers: UserPath | None = None
     """File of the answers that models gave, shared by runs; null = `<out>/answers.sqlite`."""
+    questions: Count | None = None
+    """Most training questions that chains are written for, evenly spread; null = all of them."""
     samples: Count = 1
     """Chains that the teacher writes for each question."""
     error_rate: Fraction = 0.0
@@ -65,6 +67,15 @@ class ChainsStage(StageBase):
         if not isinstance(self.labeller, str) and self.labeller.kind in ("heuristic", "grounded", "auto", "self"):
             raise ValueError(f"labeller.kind is {self.labeller.kind}; use scripted, openai or vllm")
         return self
+
+    def blocks(self) -> dict[str, EndpointBlock]:
+        """Role (teacher, labeller) -> its block, of those that are language models."""
+        roles = {"teacher": self.teacher, "labeller": self.labeller}
+        return {
+            role: block
+            for role, block in roles.items()
+            if isinstance(block, EndpointBlock) and block.kind in ("openai", "vllm", "self")
+        }
 
     @property
     def teacher_kind(self) -> str:

@@ -30,15 +30,6 @@ BLOCK = 1 << 16
 TIMEOUT_S = 60.0
 
 _FOLDERS = {"LaMP_2": "LaMP_2/new", "LaMP_2N": "LaMP_2"}
-# Questions of the time split as published with the benchmark: (train, dev, test).
-PUBLISHED = {
-    "LaMP_1": (6542, 1500, 1500),
-    "LaMP_2": (5073, 1410, 1557),
-    "LaMP_3": (20000, 2500, 2500),
-    "LaMP_4": (12500, 1500, 1800),
-    "LaMP_5": (14682, 1500, 1500),
-    "LaMP_7": (13437, 1498, 1500),
-}
 
 
 @dataclass(frozen=True, slots=True)

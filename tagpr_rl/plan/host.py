@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, TrainingStage, stage_limits
+from tagpr_rl.config import ChainsStage, GrpoStage, PrmuStage, Recipe, TrainingStage, stage_limits
 from tagpr_rl.config.placement import scorer_count
 from tagpr_rl.plan.memory import (
     Part,
@@ -16,7 +17,7 @@ from tagpr_rl.plan.memory import (
     scorer_part,
     zero_optimizer_bytes,
 )  # fmt: skip
-from tagpr_rl.plan.shapes import ModelShape
+from tagpr_rl.plan.shapes import ModelShape, shape_of
 
 LINE_BYTES, TOKEN_BYTES = 1024, 5
 """Of a saved response: the figures beside its text, and a token's text with JSON's escapes (an assumption)."""
@@ -113,6 +114,23 @@ def stage_disks(recipe: Recipe, names: Collection[str]) -> dict[str, StageDisk]:
     """Stage -> its disk, of the training stages among `names` whose model is known. TagprError as `policy_shape`."""
     disks = {name: _stage_disk(recipe, name) for name in recipe.stages if name in names}
     return {name: disk for name, disk in disks.items() if disk is not None}
+
+
+def downloads(recipe: Recipe) -> tuple[Part, ...]:
+    """Weights that the run fetches from the hub into its cache, each model once: bfloat16 files of models whose size is
+    known. A folder is fetched from nowhere. TagprError as `shape_of`."""
+    names = [str(recipe.model.path)] if recipe.model.path is not None else []
+    for stage in recipe.stages.values():
+        if isinstance(stage, PrmuStage) and stage.backbone is not None:
+            names.append(stage.backbone)
+        if isinstance(stage, ChainsStage):
+            names += [str(block.model) for block in stage.blocks().values() if block.kind == "vllm"]
+    shapes = {name: shape_of(name) for name in names if not Path(name).is_dir()}
+    return tuple(
+        Part(name, 2 * shape.parameters, f"2 B x {shape.parameters:,}")
+        for name, shape in shapes.items()
+        if shape is not None
+    )
 
 
 def disk_bytes(recipe: Recipe, names: Collection[str]) -> float:

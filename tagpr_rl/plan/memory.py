@@ -11,12 +11,8 @@ from tagpr_rl.plan.shapes import CHUNK_BYTES, CHUNK_ENTRIES, DEVICES, Device, Mo
 from tagpr_rl.types import TagprError
 
 GIB = 2**30
-MAX_SEQUENCES = 256
-"""Responses that one vLLM engine works on at a time (backend.trainer.overrides)."""
 RESERVE_GIB = 6.0
 """CUDA context, NCCL buffers and fragmentation (an assumption)."""
-ENGINE_EXTRA_GIB = 3.0
-"""Activations and CUDA graphs inside vLLM's share (an assumption)."""
 VERL_LOGIT_BYTES = 18
 """Per token and vocabulary entry of verl's own loss, which sequence parallelism uses (docs/log.md)."""
 PADDING = 2
@@ -242,40 +238,6 @@ def block_activation(shape: ModelShape, width: int) -> int:
     """
     hidden, queries, keys = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     return width * (4 * hidden + 5 * queries + keys + 4 * shape.ffn) + 4 * (2 * hidden + queries + keys)
-
-
-def engine_parts(recipe: Recipe, shape: ModelShape, memory: float | None) -> tuple[list[Part], int, tuple[str, ...]]:
-    """(vLLM's parts on one device with `memory` bytes, the sequences that fit at a time, problems)."""
-    tensor, length = recipe.placement.tensor_parallel, longest(recipe)
-    width = compute_bytes(recipe)
-    weights = width * shape.parameters / tensor
-    per_token = shape.kv_bytes(width) / min(tensor, shape.kv_heads)
-    if recipe.platform.device == "cpu":
-        cache = float(recipe.platform.vllm_memory_mb << 20)
-        rule = "platform.vllm_memory_mb"
-    elif memory is None:
-        cache = min(MAX_SEQUENCES, 64) * length * per_token
-        rule = f"64 sequences x {length:,} tokens x {per_token:,.0f} B (no device named)"
-    else:
-        share = recipe.platform.vllm_gpu_utilization
-        cache = share * memory - weights - ENGINE_EXTRA_GIB * GIB
-        rule = f"{share} of the device - weights - {ENGINE_EXTRA_GIB} GiB = {cache / per_token:,.0f} tokens"
-    fits = int(cache // (length * per_token))
-    problems = []
-    if fits < 1:
-        problems.append(
-            f"platform.vllm_memory_mb={recipe.platform.vllm_memory_mb} holds no sequence of {length} tokens; raise it"
-            if recipe.platform.device == "cpu"
-            else f"vLLM's weights take {weights / GIB:.1f} GiB of its share and leave no room for one sequence of "
-            f"{length} tokens; raise platform.vllm_gpu_utilization or placement.tensor_parallel"
-        )
-    parts = [
-        Part("engine weights", weights, f"{width} B x {shape.parameters:,} / tensor_parallel {tensor}"),
-        Part("engine KV cache", max(0.0, cache), rule),
-    ]
-    if recipe.platform.device != "cpu":
-        parts.append(Part("engine work space", ENGINE_EXTRA_GIB * GIB, "activations, CUDA graphs"))
-    return parts, max(1, min(fits, MAX_SEQUENCES)), tuple(problems)
 
 
 def scorer_part(recipe: Recipe, stage: GrpoStage) -> Part | None:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tagpr_rl.config import GrpoStage, PrmuStage, Recipe, SftStage, StageBase, stage_limits, upstream
-from tagpr_rl.plan.host import stage_disks
+from tagpr_rl.plan.host import downloads, stage_disks
 from tagpr_rl.plan.hours import DECODE_EFFICIENCY, MFU
 from tagpr_rl.plan.memory import GIB, RESERVE_GIB, Part, device_of, policy_shape
 from tagpr_rl.plan.stages import StageBudget, stage_budget
@@ -193,8 +193,8 @@ def print_budgets(recipe: Recipe, console: Console, *, formulas: bool) -> None:
         console.print(hours_table(budgets) if formulas else hours_line(budgets), highlight=False)
         console.print(
             f"hours assume MFU {MFU:g} in training and prefill, {DECODE_EFFICIENCY:g} of the bandwidth "
-            "in decoding, sequences as long as the limit, and nothing at once; start-up, saving and "
-            "evaluation are not counted",
+            "in decoding, sequences as long as the limit, and nothing at once; start-up and saving are not "
+            "counted",
             highlight=False,
         )
     elif recipe.platform.device == "cuda":
@@ -235,6 +235,9 @@ def node_table(recipe: Recipe, budgets: Mapping[str, StageBudget], *, formulas: 
         for what, total, parts in rows:
             shown = "\n".join(f"{part.name} {_gib(part.bytes)}: {escape(part.formula)}" for part in parts)
             table.add_row(name, what, _gib(total), shown if formulas else _largest(parts))
+    if fetched := downloads(recipe):
+        shown = ", ".join(f"{part.name} {_gib(part.bytes)}: {part.formula}" for part in fetched)
+        table.add_row("all", "disk of the hub's cache", _gib(sum(part.bytes for part in fetched)), escape(shown))
     for column in table.columns:
         column.overflow = "fold"
     return table

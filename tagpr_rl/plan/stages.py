@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tagpr_rl.config import EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage
+from tagpr_rl.config import ChainsStage, EvaluateStage, GrpoStage, PrmuStage, Recipe, SftStage
 from tagpr_rl.config.placement import prmu_processes, scorer_count
+from tagpr_rl.plan.asking import chains_work, evaluation_work, model_shape
+from tagpr_rl.plan.engines import engine_parts, rollout_engine
 from tagpr_rl.plan.host import other_host, training_host
 from tagpr_rl.plan.hours import Times, grpo_time, prmu_time, train_time
 from tagpr_rl.plan.memory import (
@@ -15,7 +17,6 @@ from tagpr_rl.plan.memory import (
     Part,
     Phase,
     device_of,
-    engine_parts,
     longest,
     policy_shape,
     prmu_phases,
@@ -38,12 +39,15 @@ REMEDIES = {
     "training.gradient_checkpointing=true",
     "logits": "lower training.max_tokens_per_device or the stage's micro_batch_size",
     "engine": "lower platform.vllm_gpu_utilization, raise placement.tensor_parallel, or set training.offload_*",
+    "teacher": "raise teacher.tensor_parallel, or name a smaller model",
+    "labeller": "raise labeller.tensor_parallel, or name a smaller model",
     "prmu": "set placement.prmu=dedicated, or name a smaller prmu `backbone`",
     "prmu weights": "name a smaller `backbone` for the prmu stage",
     "whole prmu": "name a smaller `backbone` for the prmu stage",
     "prmu activations": "lower the prmu stage's micro_batch_size",
 }
 HOST_REMEDIES = {
+    "a tensor": "use nodes with more memory",
     "loading": "use nodes with more memory; only FSDP2 with an output layer of its own loads in one process alone",
     "offloaded weights": "use more nodes, or switch offloading off",
     "offloaded optimizer": "use more nodes, or switch offloading off",
@@ -85,6 +89,8 @@ def stage_budget(recipe: Recipe, name: str) -> StageBudget | None:
         rule = f"4 B x {backbone.parameters:,} x {count} process(es)"
         host = other_host(recipe, phases, Part("loading", 4 * backbone.parameters * count, rule))
         return _judged(recipe, name, phases, host, prmu_time(recipe, stage, backbone, device), device, ())
+    if isinstance(stage, ChainsStage):
+        return _chains(recipe, name, stage, device)
     if shape is None:
         return None
     if isinstance(stage, SftStage):
@@ -95,18 +101,29 @@ def stage_budget(recipe: Recipe, name: str) -> StageBudget | None:
     if isinstance(stage, GrpoStage):
         return _grpo(recipe, name, stage, shape, device)
     if isinstance(stage, EvaluateStage):
-        memory = device.memory_gib * GIB if device else None
-        engine, _, wrong = engine_parts(recipe, shape, memory)
-        phases, workers = (Phase("generate", tuple(engine)),), recipe.placement.tensor_parallel
+        work, workers = evaluation_work(recipe, stage, shape, device), recipe.platform.devices_per_node
         read = Part("a tensor", 4 * shape.largest * workers, f"{workers} x the largest of 4 B x {shape.largest:,}")
-        return _judged(recipe, name, phases, other_host(recipe, phases, read), (), device, wrong)
+        host = other_host(recipe, work.phases, read)
+        return _judged(recipe, name, work.phases, host, work.times, device, work.problems)
     return None
+
+
+def _chains(recipe: Recipe, name: str, stage: ChainsStage, device: Device | None) -> StageBudget | None:
+    """A chains stage with language models in this run; None without."""
+    work, workers = chains_work(recipe, stage, device), recipe.platform.devices_per_node
+    if not work.phases:
+        return None
+    shapes = [model_shape(recipe, stage, block) for block in stage.blocks().values()]
+    largest = max(shape.largest for shape in shapes if shape is not None)
+    read = Part("a tensor", 4 * largest * workers, f"{workers} x the largest of 4 B x {largest:,}")
+    host = other_host(recipe, work.phases, read)
+    return _judged(recipe, name, work.phases, host, work.times, device, work.problems)
 
 
 def _grpo(recipe: Recipe, name: str, stage: GrpoStage, shape: ModelShape, device: Device | None) -> StageBudget:
     memory = device.memory_gib * GIB if device else None
     parts = training_parts(recipe, shape, stage)
-    engine, fits, wrong = engine_parts(recipe, shape, memory)
+    engine, fits, wrong = engine_parts(recipe, rollout_engine(recipe, shape), memory)
     bucket, largest = recipe.platform.weight_bucket_mb, 4 * shape.largest
     if recipe.platform.device == "cpu" and largest > bucket << 20:
         wrong = (
@@ -166,7 +183,8 @@ def host_shortage(budget: StageBudget, where: str) -> str:
 def _too_big(phase: Phase, where: str, remedies: Mapping[str, str]) -> str:
     sums: dict[str, float] = {}
     for part in phase.parts:
-        key = "engine" if part.name.startswith("engine") else part.name
+        who = part.name.partition(" ")[0]
+        key = who if who in ("engine", "teacher", "labeller") else part.name
         sums[key] = sums.get(key, 0.0) + part.bytes / GIB
     worst = max(sums, key=lambda key: sums[key])
     return (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_rl.config import PrmuStage
+from tagpr_rl.config.endpoints import CHAT_ROOM
 from tagpr_rl.config.environment import proxy_hint
 from tagpr_rl.files import is_hub_name
 from tagpr_rl.model.gguf_header import read_header
@@ -57,8 +58,9 @@ def named(plan: PlannedRun) -> Iterator[Model]:
         yield Model("data.retrieval.encoder", str(recipe.data.retrieval.encoder), 0)
     for where, block in plan.endpoints():
         if block.kind == "vllm":
-            room = block.max_model_len or recipe.data.prompt.max_tokens + 1024 + block.max_tokens
-            yield Model(f"{where}.model", str(block.model), room, generates=True, tensor_parallel=parallel)
+            room = block.max_model_len or recipe.data.prompt.max_tokens + CHAT_ROOM + block.max_tokens
+            own = block.tensor_parallel or parallel
+            yield Model(f"{where}.model", str(block.model), room, generates=True, tensor_parallel=own)
 
 
 def models(plan: PlannedRun) -> Iterator[Finding]:

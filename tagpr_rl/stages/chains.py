@@ -24,6 +24,7 @@ from tagpr_rl.chains.storage import REJECTED, write_rejected
 from tagpr_rl.config import ChainsStage, EndpointBlock, Recipe
 from tagpr_rl.data.tasks import TASKS
 from tagpr_rl.files import write_json, write_parquet
+from tagpr_rl.prompts.dataset import evenly
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.stages.context import LazyRay, StageContext, StageResult
 from tagpr_rl.types import LampRecord, TagprError
@@ -41,13 +42,23 @@ def run(context: StageContext) -> StageResult:
 def language_models(
     recipe: Recipe, stage: ChainsStage, start_ray: Callable[[], Any], console: Console | None = None
 ) -> Generators:
-    """The models that the stage asks; one of kind vllm starts in the run's Ray session."""
+    """The models that the stage asks; one of kind vllm starts in the run's Ray session.
+
+    It takes all devices. Of a teacher and a labeller that differ one ends when the other starts.
+    """
+    engines: list[Engine] = []
+
+    def end_others() -> None:
+        for engine in engines:
+            engine.close()
 
     def make_engine(block: EndpointBlock, cache: AnswerCache, account: str) -> Engine:
         from tagpr_rl.backend.rollout.offline import OfflineGenerator
 
         start_ray()
-        return OfflineGenerator(recipe, block, cache, account=account, console=console)
+        engine = OfflineGenerator(recipe, block, cache, account=account, console=console, before_start=end_others)
+        engines.append(engine)
+        return engine
 
     return Generators(recipe, stage, make_engine=make_engine, console=console)
 
@@ -73,7 +84,8 @@ def _run(context: StageContext, stage: ChainsStage, models: Generators) -> Stage
     teacher = MeteredTeacher(teacher_for(recipe, models=models, schema=schema, stage=stage))
     labeller = MeteredLabeller(labeller_for(stage, models))
     rules = keep_rules(recipe, stage)
-    questions = with_empty_profiles(records, stage.empty_profile_fraction, stage.seed)
+    asked = evenly(records, stage.questions)
+    questions = with_empty_profiles(asked, stage.empty_profile_fraction, stage.seed)
     chains = build_chains(
         questions,
         [make(record) for record in questions],
@@ -83,9 +95,7 @@ def _run(context: StageContext, stage: ChainsStage, models: Generators) -> Stage
         rules,
         samples=stage.samples,
         seed=stage.seed,
-        empty_prompts={
-            r.id: make_foreign(replace(r, profile=())) for r in records if TASKS[r.task].kind == "generation"
-        },
+        empty_prompts={r.id: make_foreign(replace(r, profile=())) for r in asked if TASKS[r.task].kind == "generation"},
         swap=ProfileSwap(ProfilePool(records, stage.seed), dataset.retriever(foreign=True), make_foreign),
     )
     require_budget(context.name, stage, teacher, labeller)

@@ -179,16 +179,42 @@ def check_reasoning(url: str) -> None:
     assert re.match(rf"<({'|'.join(SCHEMA.names)})>\S", free.reasoning) and free.content is None
 
 
+def model_runner(generator: Any) -> tuple[str | None, bool]:
+    """In an engine's process: the variable, and whether vLLM took its second model runner."""
+    return os.environ.get("VLLM_USE_V2_MODEL_RUNNER"), generator.llm.llm_engine.vllm_config.use_v2_model_runner
+
+
 def test_the_offline_engine(tiny: Path, tmp_path: Path) -> None:
+    """Two engines, on two devices: a teacher's answers, and an evaluation's beside those of one engine."""
+    import ray
+
+    from tagpr_rl.backend.rollout.generate import Engine
     from tagpr_rl.backend.rollout.offline import OfflineGenerator, fingerprint
     from tagpr_rl.backend.session.ray_session import ray_session
 
     block = {"kind": "vllm", "model": str(tiny), "concurrency": 8, "max_model_len": 1024, "budget": {"tokens": 20_000}}
     chains = {"kind": "chains", "teacher": block}
     stages = {"data": {"kind": "data"}, "model": {"kind": "model"}, "chains": chains}
-    recipe = recipe_from_dict({"name": "r", "out": str(tmp_path), "stages": stages}, source="r")
+    raw = {
+        "name": "r",
+        "out": str(tmp_path),
+        "stages": stages,
+        "platform": {"devices_per_node": 2, "vllm_model_runner": "v1"},
+    }
+    recipe = recipe_from_dict(raw, source="r")
     offline = EndpointBlock.model_validate(block)
     with ray_session(recipe), AnswerCache(tmp_path / "a") as cache:
+        greedy = [[1 + i % 40, 2, 3 + i % 7] for i in range(21)]  # an odd number, and prompts that stand there twice
+        with Engine(recipe, tiny, count=1) as one:
+            expected = one.responses(greedy, temperature=0.0)
+        with Engine(recipe, tiny) as two:
+            asked = [actor.__ray_call__.remote(model_runner) for actor in two._engines._actors]
+            assert ray.get(asked) == [("0", False)] * 2
+            assert two.responses(greedy, temperature=0.0) == expected and len(set(expected)) > 10
+            assert two.responses([], temperature=0.0) == []
+            assert two.responses(greedy[:1], temperature=0.0) == expected[:1]
+            # Samples of one prompt on engines that cannot be seeded by request (CPU): each engine has its own seed.
+            assert len(set(two([greedy[0]] * 8, temperature=1.0))) > 4
         generator = OfflineGenerator(recipe, offline, cache, account="p")
         try:
             replies = check(generator)

@@ -1,4 +1,4 @@
-"""Generation outside the training loop: evaluation, model teachers, `walk --live`. vLLM in a Ray actor."""
+"""Generation outside the training loop: evaluation, PRMU's policy samples, `walk --live`, `chat`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
+from tagpr_rl.backend.rollout.engines import Engines
 from tagpr_rl.backend.rollout.places import request_seed
-from tagpr_rl.backend.session.supervisor import result
 from tagpr_rl.config import GrpoStage, Recipe, SftStage, prompt_style
+from tagpr_rl.config.placement import OFFLINE_SHARE, engine_count
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.run.layout import RunDir, stage_dir
 from tagpr_rl.run.manifest import read_manifest
@@ -23,77 +22,9 @@ UNSPLIT_PROMPTS = {"enable_chunked_prefill": False}
 torch's CPU generator cannot do (gpu_model_runner.py:3750 in 0.27.1)."""
 
 
-@ray.remote(num_cpus=1, num_gpus=1)
-class Generator:
-    """One vLLM engine; weights can be exchanged without starting another."""
-
-    def __init__(self, folder: str, engine: dict[str, Any], device: str) -> None:
-        from tagpr_rl.backend import platform_cpu
-
-        if device == "cpu":
-            import os
-
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            os.environ["TORCH_COMPILE_DISABLE"] = "1"
-            platform_cpu.alias_vllm_distribution()
-        from vllm import LLM
-
-        self.folder = folder
-        self.llm = LLM(model=folder, **engine)
-
-    def load(self, folder: str) -> None:
-        """Switch to the weights of another folder of the same architecture and tokenizer."""
-        if folder == self.folder:
-            return
-        counts = self.llm.collective_rpc("load_folder", args=(folder,))
-        assert all(count > 0 for count in counts), f"no weights found in {folder}"
-        self.llm.reset_prefix_cache()
-        self.folder = folder
-
-    def generate(
-        self, prompts: list[list[int]], sampling: dict[str, Any], seeds: list[int] | None
-    ) -> list[tuple[list[int], bool]]:
-        """(token ids, whether the token limit cut them) per prompt (token ids). `seeds`: of each; None = greedy."""
-        from vllm import SamplingParams
-        from vllm.inputs import TokensPrompt
-
-        inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
-        params = [SamplingParams(**sampling, seed=seeds[i] if seeds else None) for i in range(len(prompts))]
-        outputs = self.llm.generate(inputs, params, use_tqdm=False)
-        stops = {str(output.outputs[0].finish_reason) for output in outputs} - {"stop", "length"}
-        if stops:
-            raise RuntimeError(
-                f"the engine ended responses for the reason {', '.join(sorted(stops))}; they are not whole"
-            )
-        completions = [output.outputs[0] for output in outputs]
-        return [(list(out.token_ids), out.finish_reason == "length") for out in completions]
-
-    def answer(self, prompts: list[list[int]], samplings: list[dict[str, Any]]) -> list[tuple[list[int], str]]:
-        """(token ids, finish reason) per prompt, each with its own settings, a JSON schema among them
-        (`json_schema`). The reason is "refused: ..." if vLLM rejects a prompt or its schema."""
-        from vllm import SamplingParams
-        from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import StructuredOutputsParams
-
-        def params(sampling: dict[str, Any]) -> Any:
-            schema = sampling.pop("json_schema", None)
-            return SamplingParams(
-                **sampling, structured_outputs=StructuredOutputsParams(json=schema) if schema is not None else None
-            )
-
-        inputs = [TokensPrompt(prompt_token_ids=ids) for ids in prompts]
-        try:
-            outputs = self.llm.generate(inputs, [params(dict(s)) for s in samplings], use_tqdm=False)
-        except ValueError as error:  # vLLM refuses the whole batch for one request's sake
-            if len(prompts) == 1:
-                return [([], f"refused: {error}")]
-            return [self.answer([ids], [s])[0] for ids, s in zip(prompts, samplings, strict=True)]
-        completions = [output.outputs[0] for output in outputs]
-        return [(list(out.token_ids), str(out.finish_reason)) for out in completions]
-
-
-def engine_options(recipe: Recipe, response_tokens: int | None = None) -> dict[str, Any]:
-    """vLLM engine arguments for evaluation, from the recipe. `response_tokens`: see `Engine`."""
+def engine_options(recipe: Recipe, response_tokens: int | None = None, tensor: int | None = None) -> dict[str, Any]:
+    """vLLM engine arguments for evaluation, from the recipe. `response_tokens`: see `Engine`; `tensor`: devices of an
+    engine, None = placement.tensor_parallel."""
     prompt, platform = recipe.data.prompt, recipe.platform
     length = prompt.max_tokens + (response_tokens or prompt.max_response_tokens)
     options: dict[str, Any] = {
@@ -112,8 +43,11 @@ def engine_options(recipe: Recipe, response_tokens: int | None = None) -> dict[s
             **UNSPLIT_PROMPTS,
         }
     else:
-        options["gpu_memory_utilization"] = platform.vllm_gpu_utilization
-        options["tensor_parallel_size"] = recipe.placement.tensor_parallel
+        options["gpu_memory_utilization"] = OFFLINE_SHARE
+        options["tensor_parallel_size"] = tensor or recipe.placement.tensor_parallel
+        if options["tensor_parallel_size"] > 1:
+            # In an actor with a placement group vLLM would start workers by Ray (config/parallel.py), outside of it.
+            options["distributed_executor_backend"] = "mp"
     return options
 
 
@@ -126,26 +60,35 @@ def response_room(recipe: Recipe, folder: Path) -> int:
 
 
 class Engine:
-    """A `generate(prompts) -> texts` on a Ray actor; a context manager that frees the device.
+    """A `generate(prompts) -> texts` on engines in Ray actors; a context manager that frees their devices.
 
-    `response_tokens`: room for one response; None = data.prompt.max_response_tokens.
+    `response_tokens`: room for one response; None = data.prompt.max_response_tokens. `count`: engines; None = all that
+    the run's devices have room for.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, response_tokens: int | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, response_tokens: int | None = None, *, count: int | None = None
+    ) -> None:
         self.recipe = recipe
         self._text = ChatTokenizer(folder, schema=schema_from(recipe.schema_file)).text
-        actor = Generator.options(num_gpus=recipe.placement.tensor_parallel)  # type: ignore[attr-defined]
-        self.actor = actor.remote(str(folder), engine_options(recipe, response_tokens), recipe.platform.device)
+        tensor = recipe.placement.tensor_parallel
+        self._engines = Engines(
+            str(folder),
+            engine_options(recipe, response_tokens),
+            device=recipe.platform.device,
+            count=count or engine_count(recipe.platform, recipe.placement, tensor),
+            tensor=tensor,
+        )
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        ray.kill(self.actor, no_restart=True)
+        self._engines.close()
 
     def use(self, folder: Path) -> None:
         """Generate with the weights of `folder` from now on."""
-        result(self.actor.load.remote(str(folder)))
+        self._engines.load(str(folder))
 
     def __call__(self, prompts: Sequence[list[int]], *, temperature: float, seed: int = 0) -> list[str]:
         """Texts for prompts given as token ids; greedy when temperature is 0, else by `seed` and a prompt's number."""
@@ -161,7 +104,7 @@ class Engine:
             "detokenize": False,
         }
         seeds = [request_seed(seed, [number]) for number in range(len(prompts))] if temperature > 0 else None
-        answers = result(self.actor.generate.remote(list(prompts), sampling, seeds))
+        answers = self._engines.generate(prompts, sampling, seeds)
         return [(self._text(prompt, ids), cut) for prompt, (ids, cut) in zip(prompts, answers, strict=True)]
 
 
@@ -190,5 +133,5 @@ class LiveModel:
         size, temperature = (grpo.group_size, grpo.temperature) if grpo is not None else (4, 1.0)
         tokenizer = ChatTokenizer(self.folder)
         ids = tokenizer.encode(tokenizer.render(prompt.messages))
-        with ray_session(self.recipe), Engine(self.recipe, self.folder) as engine:
+        with ray_session(self.recipe), Engine(self.recipe, self.folder, count=1) as engine:
             return engine([ids] * size, temperature=temperature)

@@ -3,42 +3,51 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 
-from tagpr_rl.backend.rollout import generate
-from tagpr_rl.backend.session.supervisor import result
+from tagpr_rl.backend.rollout.engines import Engines
+from tagpr_rl.backend.rollout.generate import engine_options
 from tagpr_rl.chains.client.answers import AnswerCache, Questions
 from tagpr_rl.chains.client.body import UnfinishedError, judge
 from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
 from tagpr_rl.chains.client.spend import Ledger, Spend
 from tagpr_rl.chains.client.usage import ReplyProgress
 from tagpr_rl.config import EndpointBlock, Recipe
+from tagpr_rl.config.endpoints import CHAT_ROOM
+from tagpr_rl.config.placement import engine_count
 from tagpr_rl.files import content_sha256
 from tagpr_rl.prompts.tokens import ChatTokenizer
 from tagpr_rl.tags.schema import schema_from
 from tagpr_rl.types import TagprError
 
-ROOM = 1024
-"""Tokens for the teacher's instruction and a chain to label, beside the prompt of the recipe."""
-
 
 class OfflineGenerator:
-    """One model in one vLLM engine. The engine starts at the first question that is not in the cache."""
+    """One model in vLLM engines on all devices. They start at the first question that is not in the cache."""
 
     def __init__(
-        self, recipe: Recipe, block: EndpointBlock, cache: AnswerCache, *, account: str, console: Console | None = None
+        self,
+        recipe: Recipe,
+        block: EndpointBlock,
+        cache: AnswerCache,
+        *,
+        account: str,
+        console: Console | None = None,
+        before_start: Callable[[], None] = lambda: None,
     ) -> None:
-        """Needs a Ray session from the first `generate` on. `account` as in OpenAIGenerator."""
+        """Needs a Ray session from the first `generate` on. `account` as in OpenAIGenerator; `before_start` frees the
+        devices if another model holds them."""
         assert block.kind == "vllm" and block.model
         self.recipe, self.block, self.cache, self.account, self.console = recipe, block, cache, account, console
         self.model: str = block.model
         self._marks = fingerprint(Path(self.model))
-        self._actor: Any = None
+        self._tensor = block.tensor_parallel or recipe.placement.tensor_parallel
+        self._count = engine_count(recipe.platform, recipe.placement, self._tensor)
+        self._before_start = before_start
+        self._engines: Engines | None = None
         self._limit = 0
 
     @property
@@ -48,9 +57,9 @@ class OfflineGenerator:
 
     def close(self) -> None:
         """Free the device."""
-        if self._actor is not None:
-            ray.kill(self._actor, no_restart=True)
-            self._actor = None
+        if self._engines is not None:
+            self._engines.close()
+            self._engines = None
 
     def generate(self, requests: Sequence[ChatRequest]) -> list[Reply]:
         """One reply per request, in order, committed batch by batch. A request too long for the model is REFUSED."""
@@ -64,7 +73,7 @@ class OfflineGenerator:
         with ReplyProgress(self.name, len(questions.open), self.console) as progress:
             waiting = list(questions.open.items())
             while waiting:
-                batch, spend = self._batch(waiting[: self.block.concurrency], ledger)
+                batch, spend = self._batch(waiting[: self.block.concurrency * self._count], ledger)
                 if not batch:
                     break
                 charged = [(key, reply) for key, reply in batch.items() if reply.status != ReplyStatus.REFUSED]
@@ -77,8 +86,9 @@ class OfflineGenerator:
         return questions.replies({key: answers.get(key, rest) for key in questions.open})
 
     def _start(self) -> None:
-        if self._actor is not None:
+        if self._engines is not None:
             return
+        self._before_start()
         from transformers import AutoConfig
 
         try:
@@ -89,15 +99,14 @@ class OfflineGenerator:
         wanted = self.block.max_model_len
         if wanted is not None and wanted > longest:
             raise TagprError(f"max_model_len is {wanted}, but {self.model} has {longest} positions; lower it")
-        self._limit = wanted or min(self.recipe.data.prompt.max_tokens + ROOM + self.block.max_tokens, longest)
-        options = generate.engine_options(self.recipe) | {
+        self._limit = wanted or min(self.recipe.data.prompt.max_tokens + CHAT_ROOM + self.block.max_tokens, longest)
+        options = engine_options(self.recipe, tensor=self._tensor) | {
             "max_model_len": self._limit,
             "max_num_seqs": min(256, self.block.concurrency),
         }
         del options["worker_extension_cls"]  # its weights are never exchanged
-        actor: Any = generate.Generator
-        actor = actor.options(num_gpus=self.recipe.placement.tensor_parallel)
-        self._actor = actor.remote(self.model, options, self.recipe.platform.device)
+        device = self.recipe.platform.device
+        self._engines = Engines(self.model, options, device=device, count=self._count, tensor=self._tensor)
 
     def _batch(
         self, questions: Sequence[tuple[bytes, ChatRequest]], ledger: Ledger
@@ -121,7 +130,8 @@ class OfflineGenerator:
         spend = Spend()
         if encoded:
             prompts = [ids for ids, _ in encoded.values()]
-            outputs = result(self._actor.answer.remote(prompts, samplings))
+            assert self._engines is not None
+            outputs = self._engines.answer(prompts, samplings)
             for (key, (ids, most)), (reply, reason) in zip(encoded.items(), outputs, strict=True):
                 done[key] = _reply(self.tokenizer.text(ids, reply), len(ids), len(reply), reason)
                 used = len(ids), len(reply)

@@ -62,6 +62,8 @@ def environment(recipe: Recipe, settings: WorkerSettings) -> dict[str, str]:
         "TRANSFER_QUEUE_ENABLE": "1",
         "PYTHONWARNINGS": "ignore::UserWarning:verl.workers.engine",  # engines that nobody asked for
     }
+    if recipe.platform.vllm_model_runner != "auto":
+        variables["VLLM_USE_V2_MODEL_RUNNER"] = {"v1": "0", "v2": "1"}[recipe.platform.vllm_model_runner]
     if recipe.platform.device == "cpu":
         variables |= {
             "VERL_PLATFORM": "cpu",

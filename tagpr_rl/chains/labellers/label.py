@@ -10,12 +10,10 @@ from typing import Any, Final, Protocol
 from tagpr_rl.chains.client.chat import Generator, Reply
 from tagpr_rl.chains.client.leftovers import without_thought
 from tagpr_rl.chains.teachers.interface import Sampling, ask
+from tagpr_rl.config.endpoints import LABEL_TOKENS
 from tagpr_rl.prompts.prompt import clean
 from tagpr_rl.tags.schema import TagSchema, TagSpec
 from tagpr_rl.types import TagprError
-
-LABEL_TOKENS = 48
-"""Upper bound of the tokens of one step's label, `{"i": 14, "tag": "a_long_name"}, `, with any tokenizer."""
 
 
 class Labeller(Protocol):

@@ -35,6 +35,7 @@ CUDA = ("platform.device=cuda", "platform.devices_per_node=8")
         (("placement.rollout=separate", "stages.guided.reuse_rollout_logprobs=false"), "set it true"),
         (("placement.rollout=separate", "platform.deterministic=true"), "use placement.rollout=colocated"),
         (("placement.prmu=shared",), "placement.prmu=shared needs an accelerator"),
+        (("platform.vllm_model_runner=v2",), "use auto or v1"),
         (("training.attention=flash_attention_2",), "use auto, sdpa or eager"),
         (
             (*CUDA, "training.attention=sdpa", "training.sequence_parallel=2"),

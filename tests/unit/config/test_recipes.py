@@ -50,7 +50,7 @@ def test_plan_s_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["plan", path, f"out={tmp_path}", "--verl"]) == 0
     shown = capsys.readouterr().out
     assert "8,190,735,360 parameters" in shown and "actor_rollout_ref.rollout.name='vllm'" in shown
-    assert main(["plan", path, f"out={tmp_path}", "platform.devices_per_node=1"]) == 2
+    assert main(["plan", path, f"out={tmp_path}", "platform.devices_per_node=2"]) == 2
     reported = capsys.readouterr()
     assert "the plan has" in reported.err and "optimizer" in reported.err
     assert "8,190,735,360 parameters" in reported.out  # the plan itself is printed all the same

@@ -226,9 +226,9 @@ def test_host_memory_of_32b() -> None:
     assert full is not None and [phase.bytes for phase in full.host] == [whole, 0, 0, whole]
     # Two engines of four devices keep their bf16 weights on the host while they sleep: 2 x 65.5 GB.
     assert lora is not None and [phase.bytes for phase in lora.host] == [whole, whole, 0, 2 * whole]
-    # An evaluation's four workers each hold the output layer in fp32 while they change weights.
+    # The eight workers of a node, two engines of four, each hold the output layer in fp32 while they change weights.
     evaluate = stage_budget(recipe("qwen3_32b"), "eval")
-    assert evaluate is not None and evaluate.host_bytes == 4 * 4 * 151_936 * 5120
+    assert evaluate is not None and evaluate.host_bytes == 8 * 4 * 151_936 * 5120
     tied = stage_budget(recipe("qwen3_1.7b", "platform.devices_per_node=8"), "sft")
     assert tied is not None and host_part(tied, "load", "loading") == 8 * 4 * 1_720_574_976
 

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.torch]
 import torch  # noqa: E402
 from support.placement import SIZES, Described, Simulation, saved_bytes, tensors  # noqa: E402
 
-from tagpr_rl.config import GrpoStage, Recipe, SftStage, load_recipe  # noqa: E402
+from tagpr_rl.config import ChainsStage, GrpoStage, Recipe, SftStage, load_recipe  # noqa: E402
 from tagpr_rl.deploy.need import need  # noqa: E402
 from tagpr_rl.plan import show as planning  # noqa: E402
 from tagpr_rl.plan.memory import (  # noqa: E402
@@ -39,6 +39,9 @@ def fits_the_nodes(path: Path, nodes: int, devices: int) -> bool:
     """Whether the recipe's groups divide the devices, by its own numbers."""
     own = load_recipe(path)
     engine = own.placement.rollout == "separate" or devices % own.placement.tensor_parallel == 0
+    chains = own.stages["chains"]
+    assert isinstance(chains, ChainsStage)
+    engine &= all(devices % (block.tensor_parallel or 1) == 0 for block in chains.blocks().values())
     return engine and nodes * devices % (own.training.fsdp_size or 1) == 0
 
 
