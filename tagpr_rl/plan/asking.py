@@ -98,7 +98,9 @@ def model_shape(recipe: Recipe, stage: ChainsStage, block: EndpointBlock) -> Mod
 
 def chains_work(recipe: Recipe, stage: ChainsStage, device: Device | None) -> Work:
     """Engines and time of a chains stage, of the models in this run whose shape is known."""
-    phases, times, problems = [], [], []
+    phases: list[Phase] = []
+    times: list[tuple[str, float, str]] = []
+    problems: list[str] = []
     asked = teacher_requests(recipe, stage)
     for role, block in stage.blocks().items():
         shape = model_shape(recipe, stage, block)

@@ -33,7 +33,7 @@ class LossTokenEngine(FSDPEngineWithLMHead):
     def initialize(self) -> None:
         """As verl's; checkpoints of another number of processes load, too."""
         super().initialize()
-        own = self.checkpoint_manager
+        own: Any = self.checkpoint_manager  # type: ignore[has-type]
         self.checkpoint_manager = ReshardingCheckpointManager(
             model=own.model,
             optimizer=own.optimizer,
