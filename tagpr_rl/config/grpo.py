@@ -178,8 +178,8 @@ class GrpoStage(TrainingStage):
     """Take old log-probabilities from the rollout (verl's bypass mode) and do not compute them again. In fp32 it
     changes nothing on-policy."""
     rollout_correction: RolloutCorrection | None = None
-    """Weights for what rollout and update disagree in, if old log-probabilities are computed again
-    (reuse_rollout_logprobs: false); null = by token with bfloat16, and none with float32, where the two agree."""
+    """Weights for what rollout and update disagree in, with reuse_rollout_logprobs: false; null = by token with
+    bfloat16, and none with float32, where the two agree."""
     rollout_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
     """A response that the engine has not ended after this many seconds, its wait for a place included, is asked for
     again: twice, as after an error. Then it is left out of the step."""
@@ -299,11 +299,10 @@ class GrpoStage(TrainingStage):
 
     @model_validator(mode="after")
     def _correction_acts(self) -> GrpoStage:
-        block = self.rollout_correction
-        if self.reuse_rollout_logprobs and block is not None and block.level != "off":
+        if self.reuse_rollout_logprobs and self.correction("") is not None:
             raise ValueError(
-                "rollout_correction would be ignored: with reuse_rollout_logprobs: true the clipped ratio is "
-                "update / rollout already. Leave it out, or set reuse_rollout_logprobs: false"
+                "rollout_correction would be ignored: with reuse_rollout_logprobs: true the clipped ratio is update / "
+                "rollout already. Leave it out, or set reuse_rollout_logprobs: false"
             )
         return self
 

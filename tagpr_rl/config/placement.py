@@ -66,6 +66,8 @@ def repeats(platform: PlatformBlock, placement: PlacementBlock) -> bool:
     if platform.deterministic is not None:
         return platform.deterministic
     return platform.device == "cpu" and placement.rollout == "colocated"
+
+
 OFFLINE_SHARE = 0.75
 """Share of a GPU's memory for an engine that has the GPU for itself: an evaluation's, a teacher's."""
 
