@@ -1,10 +1,10 @@
-"""What a GRPO stage is rewarded for: the list of terms, and its short form."""
+"""What a GRPO stage is rewarded for: the list of terms, its short form, and how a reward becomes an advantage."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from tagpr_rl.config.base import Closed, NonNegative, worded
 from tagpr_rl.reward.components import (
@@ -89,3 +89,35 @@ def list_mistake(terms: tuple[RewardTerm, ...]) -> str:
 def prmu_terms(terms: tuple[Term, ...]) -> list[Term]:
     """The weighted terms that need PRMU's score."""
     return [term for term in terms if term.weight > 0 and any(map(needs_prmu, term.factors))]
+
+
+class AdvantageBlock(Closed):
+    """How a response's reward becomes the advantage of its tokens (reward.update)."""
+
+    normalise: Literal["group_std", "none", "per_component"] = "group_std"
+    """group_std: (R - mean) / std of the group (GRPO). none: R - mean (Dr. GRPO). per_component: each term is
+    normalised by its own group, weighted and summed, and the sum is divided by the batch's deviation (GDPO)."""
+    zero_variance: Literal["keep", "drop", "resample"] = "keep"
+    """What happens to groups in which every advantage is 0. keep: their tokens count in the loss's mean. drop: they do
+    not count, and are logged as `algo/dropped_groups_total`. resample: other prompts replace them, as in DAPO, until
+    the step is full (needs placement.rollout: colocated)."""
+    resample_limit: float = Field(default=2.0, gt=0.0)
+    """With resample: groups that a step may replace, as a multiple of prompts_per_step; later equal groups are kept."""
+    credit: Literal["response", "step"] = "response"
+    """response: the whole reward is paid on all tokens. step: a tagged step's soundness and repetition are paid on that
+    step's tokens, and the rest on all tokens."""
+    step_weight: NonNegative = 0.2
+    """With credit: step, the weight of the normalised step rewards beside the response's normalised reward."""
+
+    def rules(self) -> dict[str, Any]:
+        """Fields of reward.update.AdvantageRules, all but the terms."""
+        return self.model_dump(exclude={"resample_limit"})
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> AdvantageBlock:
+        if self.credit == "step" and self.normalise == "per_component":
+            raise ValueError(
+                "credit: step splits the reward by step, normalise: per_component by component; "
+                "set normalise: group_std or none"
+            )
+        return self
