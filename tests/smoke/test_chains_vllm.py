@@ -242,3 +242,44 @@ def test_the_offline_engine(tiny: Path, tmp_path: Path) -> None:
     weights[-1] ^= 1
     (other / "model.safetensors").write_bytes(weights)
     assert fingerprint(other) != fingerprint(tiny), "other weights are another model"
+
+
+def test_models_that_differ_take_turns_on_the_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each model's engines take all devices: those of the other end before they start. Equal blocks share engines."""
+    from tagpr_rl.backend.rollout import offline
+    from tagpr_rl.config import ChainsStage
+    from tagpr_rl.stages.chains import language_models
+
+    events: list[str] = []
+
+    class Fake:
+        def __init__(self, recipe: Any, block: EndpointBlock, *_: Any, before_start: Any, **__: Any) -> None:
+            self.name, self.before_start, self.started = str(block.model), before_start, False
+
+        def generate(self, requests: Any) -> list[Reply]:
+            if not self.started:
+                self.before_start()
+                self.started = True
+                events.append(f"{self.name} starts")
+            return []
+
+        def close(self) -> None:
+            if self.started:
+                events.append(f"{self.name} ends")
+            self.started = False
+
+    monkeypatch.setattr(offline, "OfflineGenerator", Fake)
+    stages = {"data": {"kind": "data"}, "model": {"kind": "model"}, "chains": {"kind": "chains"}}
+    recipe = recipe_from_dict({"name": "r", "out": str(tmp_path), "stages": stages}, source="r")
+    one, other = (EndpointBlock(kind="vllm", model=name) for name in ("teacher", "labeller"))
+    with language_models(recipe, ChainsStage(), lambda: None) as models:
+        for block, role in (
+            (one, "teacher"),
+            (other, "labeller"),
+            (other, "labeller"),
+            (one, "teacher"),
+            (one, "labeller"),
+        ):
+            models.generator_for(block, role).generate([])
+    turns = ["teacher starts", "teacher ends", "labeller starts", "labeller ends", "teacher starts", "teacher ends"]
+    assert events == turns
