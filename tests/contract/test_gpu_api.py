@@ -98,11 +98,11 @@ def test_every_use_fits_the_locked_versions(root: Path, table: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected"),
     [
-        ("rollout/engines.py", "prompt_token_ids=ids", "prompt_ids=ids", "has no argument 'prompt_ids'"),
-        ("rollout/engines.py", "use_tqdm=False", "progress=False", "has no argument 'progress'"),
+        ("rollout/generate.py", "prompt_token_ids=ids", "prompt_ids=ids", "has no argument 'prompt_ids'"),
+        ("rollout/generate.py", "use_tqdm=False", "progress=False", "has no argument 'progress'"),
         ("rollout/generate.py", '"max_num_seqs"', '"max_sequences"', "has no argument 'max_sequences'"),
         ("rollout/generate.py", '"detokenize": False', '"detokenise": False', "has no argument 'detokenise'"),
-        ("rollout/engines.py", "out.finish_reason", "out.end_reason", "CompletionOutput.end_reason is not in"),
+        ("rollout/generate.py", "out.finish_reason", "out.end_reason", "CompletionOutput.end_reason is not in"),
         ("rollout/server.py", "FINAL_ONLY", "LAST_ONLY", "RequestOutputKind.LAST_ONLY is not in the table"),
         ("rollout/vllm_worker.py", "config.model_config, device)", "config.model_config)", "needs 'target_device'"),
         ("rollout/vllm_worker.py", "def load_folder", "def sleep", "vLLM's worker has a sleep of its own"),

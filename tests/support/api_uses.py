@@ -14,10 +14,10 @@ PACKAGES = ("vllm", "transformers", "torch")
 """The packages whose version differs between requirements/cpu.lock and gpu.lock, and that the project calls."""
 
 OBJECTS: dict[tuple[str, str], str | tuple[str, ...]] = {
-    ("backend/rollout/engines.py", "self.llm"): "vllm.LLM",
-    ("backend/rollout/engines.py", "output"): "vllm.outputs.RequestOutput",
-    ("backend/rollout/engines.py", "output.outputs[0]"): "vllm.outputs.CompletionOutput",
-    ("backend/rollout/engines.py", "out"): "vllm.outputs.CompletionOutput",
+    ("backend/rollout/generate.py", "self.llm"): "vllm.LLM",
+    ("backend/rollout/generate.py", "output"): "vllm.outputs.RequestOutput",
+    ("backend/rollout/generate.py", "output.outputs[0]"): "vllm.outputs.CompletionOutput",
+    ("backend/rollout/generate.py", "out"): "vllm.outputs.CompletionOutput",
     ("backend/rollout/generate.py", "AutoConfig.from_pretrained(folder)"): "transformers.PretrainedConfig",
     ("backend/rollout/vllm_worker.py", "current_platform"): "vllm.platforms.interface.Platform",
     ("backend/rollout/vllm_worker.py", "self"): "vllm.v1.worker.gpu_worker.Worker",

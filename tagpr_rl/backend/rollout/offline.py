@@ -9,8 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tagpr_rl.backend.rollout.engines import Engines
-from tagpr_rl.backend.rollout.generate import engine_options
+from tagpr_rl.backend.rollout.generate import Engines, engine_options
 from tagpr_rl.chains.client.answers import AnswerCache, Questions
 from tagpr_rl.chains.client.body import UnfinishedError, judge
 from tagpr_rl.chains.client.chat import ChatRequest, Reply, ReplyStatus
