@@ -94,7 +94,7 @@ def require(proof: Mapping[str, Any], step: int | None) -> None:
 
 
 def _added(sums: Sequence[torch.Tensor]) -> int:
-    return int(torch.stack(sums).sum()) if sums else 0
+    return int(torch.stack(list(sums)).sum()) if sums else 0
 
 
 def _wrapped(value: int) -> int:
