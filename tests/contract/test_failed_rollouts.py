@@ -28,14 +28,16 @@ BROKEN = SimpleNamespace(stop_reason="error", token_ids=[7], log_probs=[-0.5], e
 
 
 class Queue:
-    """TransferQueue's tags of one partition; a put merges."""
+    """Tags of one partition. A put reads, merges and writes back, as TransferQueue's: two at one time lose a tag."""
 
     def __init__(self) -> None:
         self.tags: dict[str, dict[str, Any]] = {}
 
     async def async_kv_put(self, *, key: str, partition_id: str, tag: dict[str, Any]) -> None:
         assert partition_id == "train"
-        self.tags.setdefault(key, {}).update(tag)
+        old = dict(self.tags.get(key, {}))
+        await asyncio.sleep(0)
+        self.tags[key] = old | tag
 
     def kv_list(self, partition_id: str | None = None) -> dict[str, Any]:
         return {"train": {key: dict(tag) for key, tag in self.tags.items()}}
@@ -61,6 +63,7 @@ def batch_of(monkeypatch: pytest.MonkeyPatch, buffer: str, served: dict[str, Any
     limits = SimpleNamespace(reward_kwargs=SimpleNamespace(rollout_timeout_s=30.0))
     client = WholeResponseClient(SimpleNamespace(reward=limits))
     worker = object.__new__(agent_loop.TagprAgentLoopWorker)
+    worker.notes = asyncio.Lock()
     worker.config = SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=SimpleNamespace(n=GROUP)))
 
     async def generate(self: Any, request_id: str, **kwargs: Any) -> Any:

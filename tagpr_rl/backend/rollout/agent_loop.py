@@ -7,6 +7,7 @@ Asking them from here saves that hop. This module is named in `rollout.agent.age
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,7 @@ class TagprAgentLoopWorker(_Worker):
         self.scorer = ResponseScorer(settings.tag_checker, list(settings.prmu), float(settings.prmu_timeout_s))
         self.text = ResponseText(self.tokenizer, schema_from(settings.schema_file))
         self.step_tokens = StepTokens(self.tokenizer, self.text) if settings.advantage.credit == "step" else None
+        self.notes = asyncio.Lock()
 
     async def generate_sequences(self, batch: Any) -> None:
         """Start the agent loops of this worker's prompts (AgentLoopWorkerTQ.generate_sequences)."""
@@ -72,10 +74,15 @@ class TagprAgentLoopWorker(_Worker):
             if PLACES in kwargs:
                 self.scorer.leave(kwargs[PLACES])
             failure = Failure(info["task"], info["record_id"], int(kwargs["session_id"]), str(error))
-            await tq.async_kv_put(key=key, partition_id=partition, tag=failure.tag())
+            await self._note(key, partition, failure.tag())
         except Exception as error:
-            await tq.async_kv_put(key=key, partition_id=partition, tag=error_tag(error))
+            await self._note(key, partition, error_tag(error))
             raise
+
+    async def _note(self, prompt: str, partition: str, tag: dict[str, Any]) -> None:
+        """Add to a prompt's tags, one after another: TransferQueue reads them, merges and writes them back."""
+        async with self.notes:
+            await tq.async_kv_put(key=prompt, partition_id=partition, tag=tag)
 
     def _place(self, validate: bool, kwargs: Mapping[str, Any]) -> tuple[Place, int | None, Turn]:
         """A response's place, its seed (None: validation is greedy), and its turn among those scored together."""

@@ -53,10 +53,12 @@ class FailureCount:
             return
         chosen, self.failures = set(uids), []
         present = sum(key.split("_")[0] in chosen for key in rows)
-        if present == len(uids) * int(self.sampler_kwargs["group_size"]):
+        wanted = len(uids) * int(self.sampler_kwargs["group_size"])
+        if present == wanted:
             return
         tags = (tq.kv_list(partition_id) or {}).get(partition_id, {})
         self.failures = failures_of(tags.get(uid, {}) for uid in uids)
+        assert present + len(self.failures) == wanted, (present, self.failures, wanted)
         if not present:
             reasons = most_common(failure.reason for failure in self.failures)
             raise TagprError(f"none of the {len(self.failures)} responses of a batch could be generated: {reasons}")
