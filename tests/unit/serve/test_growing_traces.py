@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from made_report import GOOD, jsonl, make_recipe, make_run
 
+from tagpr_rl.chains.evidence import item_evidence
 from tagpr_rl.report.page import traces as page
 from tagpr_rl.run.layout import RunDir
 from tagpr_rl.serve.live import traces as module
-from tagpr_rl.serve.live.links import step_links
+from tagpr_rl.serve.live.links import items_of, step_links
 from tagpr_rl.serve.live.traces import GrowingTraces
 from tagpr_rl.tags.schema import default_schema
 
@@ -131,3 +132,12 @@ def test_evidence_points_to_items(run: RunDir) -> None:
     assert step_links(traces, 0) == [[[0, ["4", "strong"]]], [], [[0, ["4", "strong"]]]]
     with pytest.raises(IndexError):
         step_links(traces, -1)
+
+
+def test_a_word_of_the_question_is_no_evidence() -> None:
+    """soup, was and strong are in the question; strong counts with its label alone, and a label counts by itself."""
+    items = items_of("LaMP_3", ['4 is the score for "game was strong"', '2 is the score for "soup was plain"'])
+    steps = ["the soup was strong", "4 for strong", "2 alone"]
+    found = item_evidence(steps, "LaMP_3", "soup was strong", items, frozenset())
+    assert found == [{}, {0: {"4", "strong"}}, {1: {"2"}}]
+    assert item_evidence(steps, "LaMP_3", "soup was strong", items, frozenset({"2"}))[2] == {}
