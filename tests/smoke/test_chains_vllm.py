@@ -179,11 +179,6 @@ def check_reasoning(url: str) -> None:
     assert re.match(rf"<({'|'.join(SCHEMA.names)})>\S", free.reasoning) and free.content is None
 
 
-def model_runner(generator: Any) -> tuple[str | None, bool]:
-    """In an engine's process: the variable, and whether vLLM took its second model runner."""
-    return os.environ.get("VLLM_USE_V2_MODEL_RUNNER"), generator.llm.llm_engine.vllm_config.use_v2_model_runner
-
-
 def test_the_offline_engine(tiny: Path, tmp_path: Path) -> None:
     """Two engines, on two devices: a teacher's answers, and an evaluation's beside those of one engine."""
     import ray
@@ -191,6 +186,10 @@ def test_the_offline_engine(tiny: Path, tmp_path: Path) -> None:
     from tagpr_rl.backend.rollout.generate import Engine
     from tagpr_rl.backend.rollout.offline import OfflineGenerator, fingerprint
     from tagpr_rl.backend.session.ray_session import ray_session
+
+    def model_runner(generator: Any) -> tuple[str | None, bool]:  # in here, so that it travels by value
+        """In an engine's process: the variable, and whether vLLM took its second model runner."""
+        return os.environ.get("VLLM_USE_V2_MODEL_RUNNER"), generator.llm.llm_engine.vllm_config.use_v2_model_runner
 
     block = {"kind": "vllm", "model": str(tiny), "concurrency": 8, "max_model_len": 1024, "budget": {"tokens": 20_000}}
     chains = {"kind": "chains", "teacher": block}
