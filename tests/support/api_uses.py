@@ -27,6 +27,10 @@ OBJECTS: dict[tuple[str, str], str | tuple[str, ...]] = {
         "vllm.v1.worker.gpu.model_runner.GPUModelRunner",
     ),
     ("backend/rollout/vllm_worker.py", "self.model_runner.vllm_config"): "vllm.config.VllmConfig",
+    (
+        "backend/rollout/vllm_worker.py",
+        "self.model_runner.lora_manager._adapter_manager",
+    ): "vllm.lora.model_manager.LoRAModelManager",
     ("backend/serving/reasoning_parser.py", "self"): "vllm.reasoning.ReasoningParser",
 }
 """(file, expression) -> its class, or its possible classes: what the syntax does not tell."""
