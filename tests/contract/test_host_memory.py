@@ -92,7 +92,8 @@ def facts(folder: Path) -> list[dict[str, Any]]:
 def test_a_base_that_is_frozen_is_gathered_by_nobody(model: Path, runs: Path) -> None:
     """With an adapter, the engine reads the base from its folder, and the actor sends the adapter alone."""
     for rank in facts(runs / "lora"):
-        assert len(rank["sent"]) == 8 * 7 * 2 and all("lora_" in name for name in rank["sent"])
+        sent = set(rank["sent"]) - {"tagpr.checksum"}
+        assert len(sent) == 8 * 7 * 2 and all("lora_" in name for name in sent)
         assert rank["peaks"]["hand over"] < weight_bytes(model) / 8
 
 

@@ -28,6 +28,7 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.utils.losses import sft_loss
 
 from tagpr_rl.backend.deepspeed.engine import DeepSpeedEngineConfig
+from tagpr_rl.backend.forward.checksum import CHECKSUM
 from tagpr_rl.types import TagprError
 
 BATCH = 8
@@ -209,8 +210,9 @@ def run(job: dict[str, Any]) -> None:
         if not job.get("forward_only"):
             names = []
             for name, tensor in engine.get_per_tensor_param()[0]:
-                names.append(name)
-                weights[name] = tensor.detach().clone()
+                if name != CHECKSUM:
+                    names.append(name)
+                    weights[name] = tensor.detach().clone()
             actual["names"] = names
     except (TagprError, ValueError) as error:
         actual["error"] = str(error)
