@@ -89,9 +89,8 @@ test: install  ## every test, two files at a time
 test-fast: install  ## the tests without torch and Ray that take no time
 	@$(PY) -m pytest -n 2 --dist loadfile -m "not torch and not stack and not slow" tests/unit tests/test_layers.py
 
-test-faults: install  ## take parts, disks, memory and nodes away from runs; writes the table of docs/guides/faults.md
+test-faults: install  ## take one process after another away from runs, in an hour; writes tests/faults/outcomes.json
 	@$(PY) -m pytest -m fault tests/faults
-	@$(PY) docs/generate.py
 
 lint: install  ## ruff and mypy
 	@$(VENV)/bin/ruff check .

@@ -90,14 +90,9 @@ def _ip(*arguments: str) -> None:
 
 
 class RayNodes:
-    """A Ray cluster with a token and a dashboard: one node on each machine, `devices` logical devices per node.
+    """A Ray cluster with a token and a dashboard: one node on each machine, `devices` logical devices per node."""
 
-    `head_devices`: those of the head, if it has fewer.
-    """
-
-    def __init__(
-        self, folder: Path, net: Namespaces, cpus: int, devices: int = 1, head_devices: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, net: Namespaces, cpus: int, devices: int = 1) -> None:
         self.folder, self.net = folder, net
         self.head = net.addresses[net.names[0]]
         self.address = f"http://{self.head}:8265"
@@ -108,31 +103,23 @@ class RayNodes:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
         self.environment.pop("PYTHONPATH", None)  # a job's own copy of the code is what counts
-        self.cpus, self.devices = cpus, devices
-        self.head_devices = devices if head_devices is None else head_devices
+        self.size = (f"--num-cpus={cpus}", f"--num-gpus={devices}", "--object-store-memory=100000000")
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> RayNodes:
         try:
-            for name in self.net.names:
-                self.start(name)
+            as_head = (f"--node-ip-address={self.head}", "--port=6379", f"--dashboard-host={self.head}")
+            self._start(self.net.names[0], "--head", *as_head, f"--temp-dir={self.folder / 'ray'}")
+            self._wait_for_dashboard(120.0)
+            for name in self.net.names[1:]:
+                self._start(name, f"--address={self.head}:6379")
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def start(self, name: str) -> None:
-        """Start the node on that machine; the first machine has the head, whose dashboard is waited for."""
-        if name != self.net.names[0]:
-            self._start(name, self.devices, f"--address={self.head}:6379")
-            return
-        as_head = (f"--node-ip-address={self.head}", "--port=6379", f"--dashboard-host={self.head}")
-        self._start(name, self.head_devices, "--head", *as_head, f"--temp-dir={self.folder / 'ray'}")
-        self._wait_for_dashboard(120.0)
-
-    def _start(self, name: str, devices: int, *arguments: str) -> None:
-        size = (f"--num-cpus={self.cpus}", f"--num-gpus={devices}", "--object-store-memory=100000000")
-        start = ("ray", "start", "--block", "--disable-usage-stats", *size, *arguments)
+    def _start(self, name: str, *arguments: str) -> None:
+        start = ("ray", "start", "--block", "--disable-usage-stats", *self.size, *arguments)
         # In a shared folder, each node's download of a job's working directory would replace the one that another
         # node's driver runs in (ray 2.60 _private/runtime_env/packaging.py:936).
         command = self.net.command(name, *start, own=self.folder / "ray")

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from generate_cli import NOTE, cell, cli_page
-from generate_faults import faults_page
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -349,7 +348,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/recipe.md": recipe_page,
     "reference/metrics.md": metrics_page,
     "reference/files.md": files_page,
-    "guides/faults.md": faults_page,
     "images/layers.svg": layers_picture,
 }
 PARTS: dict[tuple[str, str], Callable[[], str]] = {

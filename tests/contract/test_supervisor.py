@@ -113,7 +113,7 @@ def test_a_real_session_ends_with_the_part_s_name(tmp_path: Path) -> None:
     An actor that goes with its ended stage's placement group is not lost.
     """
     for fault, name in (
-        ("stop", "Silent.wait"),
+        ("stop", "is stopped by a signal"),
         ("kill", "still waits for it"),
         ("ask", "has died. Its last lines"),
         ("head", "gcs_server"),

@@ -1,4 +1,4 @@
-"""The table of faults: each test that takes something away from a run adds a row, `make test-faults` writes them."""
+"""Outcomes of faults: each test that takes something away from a run adds a row to outcomes.json."""
 
 from __future__ import annotations
 

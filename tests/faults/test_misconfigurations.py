@@ -541,7 +541,12 @@ def test_a_gpu_recipe_names_the_device_that_is_not_there(monkeypatch: pytest.Mon
     "overrides, key, words",
     [
         ("data.prompt.max_tokens=50000 training.max_tokens_per_device=60000", "model.path", "40960 positions"),
-        ("placement.tensor_parallel=3 platform.devices_per_node=3", "placement.tensor_parallel", "32 attention heads"),
+        (
+            "placement.tensor_parallel=3 platform.devices_per_node=3 stages.chains.teacher.tensor_parallel=3 "
+            "stages.chains.labeller.tensor_parallel=3",
+            "placement.tensor_parallel",
+            "32 attention heads",
+        ),
         ("platform.vllm_gpu_utilization=0.01", "platform.vllm_gpu_utilization", "no room"),
         ("training.attention=flash_attention_2", "", "flash_attn is not installed"),
         ("placement.prmu=dedicated stages.guided.weights.beta=0", "placement.prmu", "idle"),

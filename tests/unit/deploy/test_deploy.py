@@ -41,6 +41,7 @@ def test_a_rollout_and_a_scorer_of_their_own_need_devices_of_their_own() -> None
     policy = ("platform.device=cuda", "platform.nodes=2", "platform.devices_per_node=4")
     rollout = ("placement.rollout=separate", "placement.rollout_nodes=1", "placement.rollout_devices_per_node=3")
     on_policy = "stages.guided.reuse_rollout_logprobs=true"
+    policy = (*policy, "stages.guided.rollout_correction=null")  # it has no use beside them
     made = recipe(*policy, *rollout, on_policy, "placement.prmu=dedicated", "placement.prmu_devices=0.5")
     # 12 CPUs for each part of 4, 9 for the 3, 3 for the half (it is scheduled like a whole one), 12 for the run
     assert need(made) == Need(parts=(4, 4, 3, 0.5), cpus=12 + 12 + 9 + 3 + 12)
