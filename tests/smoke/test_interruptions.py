@@ -13,25 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fault_runs import SHORT
 
 pytestmark = [pytest.mark.stack, pytest.mark.torch, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = """
-name: short
-data:
-  prompt: {max_tokens: 512, max_response_tokens: 96}
-  world: {train_users: 30, held_out_users: 12, time_users: 4}
-log: {wandb: offline}
-stages:
-  data: {kind: data}
-  model: {kind: model}
-  prompts: {kind: prompts}
-  chains: {kind: chains}
-  sft: {kind: sft, init: model, steps: 30, lr: 3e-3, save_every: 10}
-  prmu: {kind: prmu, init: sft, steps: 5, batch_size: 8}
+RECIPE = f"""{SHORT}
   guided:
-    {kind: grpo, init: sft, prmu: prmu, steps: 4, prompts_per_step: 8, group_size: 4, save_every: 1,
-     reuse_rollout_logprobs: false}
+    {{kind: grpo, init: sft, prmu: prmu, steps: 4, prompts_per_step: 8, group_size: 4, save_every: 1,
+     reuse_rollout_logprobs: false}}
 """
 
 

@@ -14,13 +14,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDED = "070_guided"
-RECIPE = """
+SHORT = """
 name: short
 data:
   prompt: {max_tokens: 512, max_response_tokens: 96}
   world: {train_users: 30, held_out_users: 12, time_users: 4}
 log: {wandb: offline}
-placement: {prmu_serving: {restarts: 3, health_s: 4}}
 stages:
   data: {kind: data}
   model: {kind: model}
@@ -28,8 +27,12 @@ stages:
   chains: {kind: chains}
   sft: {kind: sft, init: model, steps: 30, lr: 3e-3, save_every: 10}
   prmu: {kind: prmu, init: sft, steps: 5, batch_size: 8}
+"""
+"""A recipe's beginning: a guided stage of the test's own follows."""
+RECIPE = f"""{SHORT}
   guided:
-    {kind: grpo, init: sft, prmu: prmu, steps: 80, prompts_per_step: 8, group_size: 4, save_every: 1}
+    {{kind: grpo, init: sft, prmu: prmu, steps: 80, prompts_per_step: 8, group_size: 4, save_every: 1}}
+placement: {{prmu_serving: {{restarts: 3, health_s: 4}}}}
 """
 """80 steps of about a second: each fault takes some, and the last of them end the stage."""
 Record = Callable[[str, str, str, float], None]
